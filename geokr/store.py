@@ -1,0 +1,205 @@
+"""The disk contract of a block store: one Zarr group a scene, one chunk a tile, one shard a block.
+
+The only module that creates Zarr arrays. A block is a run of tile rows and columns; its pixels are
+one shard, its statuses one chunk, so a block is written once, by one task, without coordination.
+`status` is written last: a block whose status is not 0 is done.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BloscCodec
+
+from geokr.index import TILES as TILES
+
+SCHEMA = 1
+"""Version of the layout on disk. A reader refuses a newer one."""
+
+LABELS = "labels"
+
+TILE_STATUS = ("not_built", "accepted", "void", "dark", "flat", "cloud")
+"""Why a tile was rejected. Position is code; append only."""
+LABEL_STATUS = ("not_built", "labelled", "unknown")
+"""`unknown`: the product covers no part of the tile with a class of the legend."""
+ACCEPTED = TILE_STATUS.index("accepted")
+
+
+class StoreError(ValueError):
+    """The store on disk is not what the caller wants to write or read."""
+
+
+def join(dataset: str | Path, *parts: str) -> str:
+    """A path or URL inside the data set. `dataset` may be a local directory or `s3://...`."""
+    return "/".join([str(dataset).rstrip("/"), *parts])
+
+
+def label_store(label_set: str) -> str:
+    """Name of a label set's store inside the data set; `label_set` is `<product>_<year>`."""
+    return f"{LABELS}/{label_set}.zarr"
+
+
+def _flags(names: tuple[str, ...]) -> dict[str, Any]:
+    # The CF conventions' way to name the codes of an array.
+    return {"flag_values": list(range(len(names))), "flag_meanings": " ".join(names)}
+
+
+def create_tiles(
+    root: str,
+    scene: str,
+    *,
+    shape: tuple[int, int],
+    bands: int,
+    tile: int,
+    block: int,
+    dtype: str,
+    attributes: Mapping[str, Any],
+) -> None:
+    """Make a scene's group with `image` (row, col, band, y, x) and `status` (row, col), or check it.
+
+    A group that is there already is left as it is if its attributes and shape are the wanted ones.
+    A rejected tile stays at the fill value 0, which a shard stores for free.
+    Raises StoreError where the scene was built with other settings, naming what differs.
+    """
+    rows, cols = shape
+    if not _new_group(root, scene, (rows, cols, bands, tile, tile), "image", attributes):
+        return
+    group = zarr.open_group(root, path=scene, mode="r+")
+    group.create_array(
+        "image",
+        shape=(rows, cols, bands, tile, tile),
+        chunks=(1, 1, bands, tile, tile),
+        shards=(block, block, bands, tile, tile),
+        dtype=dtype,
+        fill_value=0,
+        dimension_names=["row", "col", "band", "y", "x"],
+        # The fastest of those measured, and the smallest: see docs/decisions.md.
+        compressors=BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"),
+    )
+    _create_status(group, shape, block, TILE_STATUS)
+
+
+def create_labels(
+    root: str,
+    scene: str,
+    *,
+    shape: tuple[int, int],
+    classes: tuple[str, ...],
+    block: int,
+    attributes: Mapping[str, Any],
+) -> None:
+    """Make a scene's group with `fraction` (row, col, class), `known` and `status` (row, col), or check it.
+
+    fraction: float32, sums to 1 over classes, or all 0 where nothing is known. known: float32, the
+    share of the tile's area that the product covers with a class of the legend.
+    Raises StoreError as `create_tiles` does.
+    """
+    wanted = {**attributes, "classes": list(classes)}
+    if not _new_group(root, scene, (*shape, len(classes)), "fraction", wanted):
+        return
+    group = zarr.open_group(root, path=scene, mode="r+")
+    group.create_array(
+        "fraction",
+        shape=(*shape, len(classes)),
+        chunks=(block, block, len(classes)),
+        dtype="float32",
+        fill_value=0.0,
+        dimension_names=["row", "col", "class"],
+    )
+    group.create_array(
+        "known",
+        shape=shape,
+        chunks=(block, block),
+        dtype="float32",
+        fill_value=0.0,
+        dimension_names=["row", "col"],
+    )
+    _create_status(group, shape, block, LABEL_STATUS)
+
+
+def _create_status(group: zarr.Group, shape: tuple[int, int], block: int, names: tuple[str, ...]) -> None:
+    group.create_array(
+        "status",
+        shape=shape,
+        chunks=(block, block),
+        dtype="uint8",
+        fill_value=0,
+        dimension_names=["row", "col"],
+        attributes=_flags(names),
+    )
+
+
+def _new_group(root: str, scene: str, shape: tuple[int, ...], array: str, attributes: Mapping[str, Any]) -> bool:
+    """Whether the scene's arrays must be created. Raises StoreError where they exist and differ."""
+    zarr.open_group(root, mode="a")
+    group = zarr.open_group(root, path=scene, mode="a")
+    if "status" not in group:  # the last one made: without it, an earlier run was killed at this point
+        for name in list(group.array_keys()):
+            del group[name]
+        group.attrs.put(dict(attributes))
+        return True
+    found = dict(group.attrs)
+    differing = sorted(key for key in found.keys() | attributes.keys() if found.get(key) != attributes.get(key))
+    existing = group[array]
+    if existing.shape != shape:
+        differing.append(f"shape of {array} ({existing.shape}, now {shape})")
+    if differing:
+        raise StoreError(
+            f"{root}/{scene} was built with other settings ({', '.join(differing)}); "
+            "build into another data set, or delete this one"
+        )
+    return False
+
+
+def open_scene(root: str, scene: str, mode: str = "r") -> zarr.Group:
+    """One scene's group. Raises StoreError naming the path where there is none."""
+    try:
+        return zarr.open_group(root, path=scene, mode=mode, use_consolidated=False)  # type: ignore[arg-type]
+    except FileNotFoundError as error:
+        raise StoreError(f"{root}/{scene}: no such scene in the store") from error
+
+
+def scenes(root: str) -> list[str]:
+    """Names of the scenes in a store, sorted. Empty where the store does not exist."""
+    try:
+        return sorted(zarr.open_group(root, mode="r", use_consolidated=False).group_keys())
+    except FileNotFoundError:
+        return []
+
+
+def write_block(
+    group: zarr.Group,
+    rows: slice,
+    cols: slice,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    status: npt.NDArray[np.uint8],
+) -> None:
+    """Write a whole block: its arrays first, `status` (row, col) last, which marks the block as done."""
+    if not status.all():
+        raise StoreError("a block's status must be non-zero everywhere: 0 means not built")
+    for name, values in arrays.items():
+        group[name][rows, cols] = values  # type: ignore[index]
+    group["status"][rows, cols] = status  # type: ignore[index]
+
+
+def status(group: zarr.Group) -> npt.NDArray[np.uint8]:
+    """(row, col) uint8: see TILE_STATUS and LABEL_STATUS."""
+    return np.asarray(group["status"][:])  # type: ignore[index]
+
+
+def consolidate(root: str) -> None:
+    """Gather the store's metadata into its root, so that opening it reads one file."""
+    import warnings
+
+    with warnings.catch_warnings():
+        # Consolidated metadata is an extension of Zarr v3; xarray and zarr-python read it.
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(root)
+
+
+def count(statuses: npt.NDArray[np.uint8], names: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """How many tiles have each status, in the order of the codes."""
+    yield from zip(names, np.bincount(statuses.ravel(), minlength=len(names)).tolist(), strict=True)

@@ -1,0 +1,147 @@
+"""Build a pre-training data set: scenes and land-cover maps in, sharded tiles, labels and an index out.
+
+    python -m pipeline.build_levir_kr --scenes DIR... --landcover DIR... --out DATASET
+
+A run that was stopped, by Ctrl-C or worse, goes on where it was when the same command is given again.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from geokr.landcover import LandCoverError, find
+from geokr.store import StoreError
+from pipeline import quarantine, stages
+from pipeline.catalog import CATALOG, Entry, Refusal, deliveries, flat_terrain, read_catalog, read_delivery
+from pipeline.config import BuildConfig, ConfigError, read_config
+from pipeline.grid import peak_bytes
+from pipeline.radiometry import Stretch
+from pipeline.report import summary_table
+from pipeline.run import ClusterError, cluster
+
+STAGES = ("catalog", "tiles", "labels", "index")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.build_levir_kr",
+        description="Turn satellite scenes and land-cover maps into tiles with label distributions, in sharded Zarr.",
+        epilog="Settings come from --params and, over it, from the command line. A stopped run is resumed by the "
+        "same command. Exit status: 0 done; 2 a setting or path is at fault; 3 with --strict, something was "
+        "refused; 130 stopped by Ctrl-C.",
+    )
+    add = parser.add_argument
+    add("--scenes", nargs="+", metavar="DIR", help="directories (or files) with scenes: folders, .tar.gz, GeoTIFF")
+    add("--landcover", nargs="+", metavar="DIR", help="directories (or files) with land-cover sheets")
+    add("--dem", metavar="FILE", help="heights above the ellipsoid; without it the ground is taken as flat")
+    add("--out", metavar="DATASET", help="directory of the data set")
+    add("--params", metavar="FILE.yaml", help="settings, in a section `build`")
+    add("--tile", type=int, metavar="PX", help="side of a tile (256)")
+    add("--stride", type=int, metavar="PX", help="distance of neighbouring tiles (200)")
+    add("--labels", metavar="NAME", help="label set of the index, <product>_<year>, where there are several")
+    add("--only", choices=STAGES, help="run this stage alone")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, metavar="N", help="processes on this machine (one a core)")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786")
+    add("--dry-run", action="store_true", help="print scenes, grids, blocks, bytes and memory; touch nothing")
+    add("--strict", action="store_true", help="exit with 3 if anything was refused")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit status."""
+    options = arguments().parse_args(argv)
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    given = {key: getattr(options, key) for key in ("scenes", "landcover", "dem", "out", "tile", "stride", "labels")}
+    try:
+        config = read_config(options.params, {key: value for key, value in given.items() if value is not None})
+        if options.workers is not None and options.workers < 1:
+            raise ConfigError(f"--workers must be at least 1, got {options.workers}")
+        check_inputs(config)
+        if options.dry_run:
+            print("\n".join(plan(config)))
+            return 0
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+        with logging_redirect_tqdm():
+            build(config, options)
+    except (ConfigError, ClusterError, LandCoverError, StoreError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    refused = quarantine.read(Path(config.out))
+    if refused:
+        print(f"{len(refused)} refused: see {Path(config.out) / quarantine.FILE}", file=sys.stderr)
+    return 3 if refused and options.strict else 0
+
+
+def check_inputs(config: BuildConfig) -> None:
+    """Raise a sentence about any path that is not there, before any work."""
+    for path in (*config.scenes, *config.landcover, *([config.dem] if config.dem else [])):
+        if not Path(path).exists():
+            raise ConfigError(f"{path}: no such file or directory")
+    stages.label_set(config, find(config.landcover))
+
+
+def build(config: BuildConfig, options: argparse.Namespace) -> None:
+    """Run the stages on one cluster, or the one that was asked for."""
+    wanted = (options.only,) if options.only else STAGES
+    with cluster(options.workers, options.scheduler) as client:
+        print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
+        if "catalog" in wanted:
+            entries = stages.catalog(config, client)
+        else:
+            path = Path(config.out) / CATALOG
+            if not path.is_file():
+                raise ConfigError(f"{path}: no such file; run the stage catalog first")
+            entries = read_catalog(path)
+        if "tiles" in wanted:
+            stages.tiles(config, entries, client)
+        if "labels" in wanted:
+            stages.labels(config, entries, client)
+        if "index" in wanted:
+            print("\n".join(summary_table(stages.make_index(config, entries, client))))
+
+
+def plan(config: BuildConfig) -> list[str]:
+    """What a build would do, from headers alone: scenes, grids, blocks, bytes and peak memory, a line each."""
+    lines, total, memory, most = [], 0, 0, 0
+    found: dict[str, Any] = {}
+    for delivery in deliveries(config.scenes):
+        for scene in read_delivery(delivery):
+            if isinstance(scene, Refusal):
+                lines.append(f"refused   {scene.detail}")
+            elif scene.id not in found:
+                found[scene.id] = Entry(scene, flat_terrain(scene.model), Stretch(0, 1), 0.0)
+    for name, entry in sorted(found.items()):
+        grid = stages.grid_of(entry, config)
+        if grid is None:
+            lines.append(f"too small {name}: no tile of {config.tile} px at {entry.scene.gsd:g} m fits into it")
+            continue
+        rows, cols = grid.blocks
+        tiles = grid.rows * grid.cols
+        size = tiles * len(entry.scene.bands) * grid.tile**2
+        total, most = total + tiles, most + size
+        itemsize = 1 if entry.scene.dtype == "uint8" else 2
+        memory = max(memory, peak_bytes(grid.block, grid.tile, grid.stride, len(entry.scene.bands), itemsize))
+        lines.append(
+            f"scene     {name}: {entry.scene.width} x {entry.scene.height} px, {entry.scene.gsd:g} m, "
+            f"{grid.geobox.crs}, {grid.rows} x {grid.cols} tiles in {rows * cols} blocks, at most {size / 1e6:.0f} MB"
+        )
+    for cover in find(config.landcover):
+        lines.append(f"landcover {cover.name}: {len(cover.sheets)} sheets, classes {', '.join(cover.legend.classes)}")
+    lines.append(
+        f"in all    {len(found)} scenes, {total} tiles, at most {most / 1e6:.0f} MB of pixels before compression, "
+        f"peak memory of a worker {memory / 1e6:.0f} MB beside the {300} MB of its libraries"
+    )
+    return lines
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

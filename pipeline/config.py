@@ -1,0 +1,109 @@
+"""The settings of a build: one strict model, from a parameter file and the command line."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """Refuses keys it does not know, and never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RuleConfig(Strict):
+    """Thresholds of rejection: see pipeline.quality.Rules, whose defaults these repeat by name."""
+
+    dark_level: Annotated[int, Field(ge=1, le=255)] = 20
+    dark_share: Share = 0.1
+    flat_range: Share = 0.05
+    cloud_level: Annotated[int, Field(ge=0, le=254)] = 230
+    cloud_share: Share = 0.5
+
+
+class SplitConfig(Strict):
+    """How places are divided."""
+
+    shares: dict[str, Share] = {"train": 0.9, "val": 0.1}
+    """Split -> share of the cells; sums to 1."""
+    cell: Annotated[float, Field(gt=0)] = 25_000.0
+    """Side of a cell, m. Must be several times a tile, or few tiles lie in one cell only."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="after")
+    def _whole(self) -> "SplitConfig":
+        if abs(sum(self.shares.values()) - 1) > 1e-9:
+            raise ValueError(f"the shares of the splits must sum to 1, got {self.shares}")
+        return self
+
+
+class BuildConfig(Strict):
+    """Everything that decides what a data set holds."""
+
+    scenes: Annotated[list[str], Field(min_length=1)]
+    """Directories or files with scenes."""
+    landcover: Annotated[list[str], Field(min_length=1)]
+    """Directories or files with land-cover sheets."""
+    out: str
+    """The data set's directory."""
+    dem: str | None = None
+    """Heights above the ellipsoid: any raster that GDAL opens."""
+    tile: Annotated[int, Field(ge=8, le=4096)] = 256
+    """Side of a tile, px."""
+    stride: Annotated[int, Field(ge=1)] = 200
+    """Distance of neighbouring tiles, px."""
+    block: Annotated[int, Field(ge=1, le=256)] = 16
+    """Side of a block, tiles: the unit of work, of memory and of a shard."""
+    stretch: tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]] = (1.0, 99.0)
+    """Percentiles of a scene that become 0 and 255."""
+    rules: RuleConfig = RuleConfig()
+    labels: str | None = None
+    """Label set of the index, `<product>_<year>`; may be left out where the land cover holds only one."""
+    min_known: Share = 0.5
+    """A tile of which the land cover knows less than this share is left out of the index."""
+    split: SplitConfig = SplitConfig()
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "BuildConfig":
+        if self.stride > self.tile:
+            raise ValueError(f"stride must be in 1..{self.tile} px (the tile), got {self.stride}")
+        if self.stretch[0] >= self.stretch[1]:
+            raise ValueError(f"the stretch must run from a lower to a higher percentile, got {self.stretch}")
+        return self
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: one sentence."""
+
+
+def read_config(params: str | Path | None, overrides: dict[str, Any]) -> BuildConfig:
+    """Settings from the `build` section of a YAML file, and over them those given on the command line.
+
+    Raises ConfigError with a sentence that names the file and the setting at fault.
+    """
+    values: dict[str, Any] = {}
+    if params is not None:
+        try:
+            loaded = yaml.safe_load(Path(params).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{params}: cannot be read as YAML: {error}") from error
+        if not isinstance(loaded, dict) or not isinstance(loaded.get("build"), dict):
+            raise ConfigError(f"{params}: there is no section `build`")
+        values = loaded["build"]
+    values = values | overrides
+    try:
+        return BuildConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        source = f"{params}: " if params is not None else ""
+        if first["type"] == "missing":
+            raise ConfigError(f"{source}{where} is missing; give it as --{where} or in a parameter file") from error
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{source}{where} is not a setting of a build") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{source}{where}: {message}" if where else f"{source}{message}") from error

@@ -1,0 +1,199 @@
+"""Gaofen deliveries: file names, product XML and RPB files. Text in, value out.
+
+What the real files look like is written down in docs/gaofen.md; the traps that the code avoids are noted here.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from xml.etree.ElementTree import ParseError
+
+import defusedxml.ElementTree
+from defusedxml import DefusedXmlException
+
+from pipeline.sensor import RPC
+
+NAME = re.compile(
+    r"(?P<satellite>GF\d[A-D]?)_(?P<sensor>[A-Z]+\d?)_"
+    r"(?P<ew>[EW])(?P<lon>\d{1,3}(?:\.\d+)?)_(?P<ns>[NS])(?P<lat>\d{1,2}(?:\.\d+)?)_"
+    r"(?P<date>\d{8})_(?P<level>L\d[A-Z])(?P<product>\d+)(?:-(?P<part>[A-Z]+\d?|\d))?$"
+)
+"""The name of a delivery or, with `part`, of one image in it."""
+
+BEIJING = timezone(timedelta(hours=8))
+
+PMS_BANDS = {"1": "blue", "2": "green", "3": "red", "4": "nir", "5": "pan"}
+GF6_WFV_BANDS = {
+    "1": "blue", "2": "green", "3": "red", "4": "nir",
+    "5": "red_edge_1", "6": "red_edge_2", "7": "coastal", "8": "yellow",
+}  # fmt: skip
+"""Number in the XML's `Bands` -> name. GF-6 WFV is the one sensor of the family with eight."""
+
+GSD = {
+    ("GF1", "PMS"): 8.0, ("GF1", "WFV"): 16.0, ("GF1B", "PMS"): 8.0, ("GF1C", "PMS"): 8.0, ("GF1D", "PMS"): 8.0,
+    ("GF2", "PMS"): 3.24, ("GF6", "PMS"): 8.0, ("GF6", "WFV"): 16.0,
+}  # fmt: skip
+"""Multispectral ground sampling distance, m, where the XML leaves `ImageGSD` empty; panchromatic is a quarter."""
+
+
+class GaofenError(ValueError):
+    """A name, XML or RPB that cannot be read: a sentence without the file's name, which the caller knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """What a file name says."""
+
+    satellite: str
+    sensor: str
+    lon: float
+    lat: float
+    """Rounded centre of the scene, degrees, east and north positive."""
+    date: str
+    """Day of acquisition, `YYYYMMDD`."""
+    level: str
+    product: str
+    """Number of the product; 2147483647 stands for any number too large for 32 bits."""
+    part: str
+    """`MSS1`, `PAN1`, `MUX`, `PAN`, or a digit for GF-6 WFV; empty for the images without suffix."""
+
+
+def parse_name(stem: str) -> Name:
+    """The parts of a file name without its suffix. Raises GaofenError where it is not a Gaofen name."""
+    found = NAME.match(stem)
+    if not found:
+        raise GaofenError("not the name of a Gaofen image")
+    part = found.groupdict()
+    return Name(
+        satellite=part["satellite"],
+        sensor=part["sensor"],
+        lon=float(part["lon"]) * (1 if part["ew"] == "E" else -1),
+        lat=float(part["lat"]) * (1 if part["ns"] == "N" else -1),
+        date=part["date"],
+        level=part["level"],
+        product=part["product"],
+        part=part["part"] or "",
+    )
+
+
+def parse_xml(text: bytes) -> dict[str, str]:
+    """Every element of a product XML that holds text, by its tag; a tag used twice gets `_2`, `_3` ...
+
+    Raises GaofenError for an empty file, broken XML, entities or a document type.
+    """
+    if not text.strip():
+        raise GaofenError("the file is empty")
+    try:
+        root = defusedxml.ElementTree.fromstring(text, forbid_dtd=True)
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
+        raise GaofenError(f"not a product XML: {error}") from error
+    fields: dict[str, str] = {}
+    for element in root.iter():
+        value = (element.text or "").strip()
+        if not value:
+            continue
+        key, n = str(element.tag), 1
+        while key in fields:
+            n += 1
+            key = f"{element.tag}_{n}"
+        fields[key] = value
+    if not fields:
+        raise GaofenError("the XML holds no values")
+    return fields
+
+
+def acquired(fields: Mapping[str, str]) -> datetime | None:
+    """Time of acquisition, UTC, or None where the XML has none that can be read.
+
+    Start, centre and end are Beijing time while ReceiveTime is UTC: one scene changes its date.
+    """
+    for key, zone in (("CenterTime", BEIJING), ("StartTime", BEIJING), ("ReceiveTime", UTC)):
+        try:
+            return datetime.fromisoformat(fields[key]).replace(tzinfo=zone).astimezone(UTC)
+        except (KeyError, ValueError, OverflowError):
+            continue
+    return None
+
+
+def gsd(name: Name, fields: Mapping[str, str]) -> float:
+    """Ground sampling distance, m: the XML's, otherwise the sensor's. Raises GaofenError where neither is known."""
+    try:
+        value = float(fields["ImageGSD"])
+        if 0 < value < 10_000:
+            return value
+    except (KeyError, ValueError):
+        pass
+    value = GSD.get((name.satellite, name.sensor.rstrip("0123456789")), 0.0)
+    if not value:
+        raise GaofenError(f"ImageGSD is missing, and the GSD of {name.satellite} {name.sensor} is not known")
+    return value / 4 if name.part.startswith("PAN") else value
+
+
+def bands(name: Name, fields: Mapping[str, str], count: int) -> tuple[str, ...]:
+    """Names of the `count` bands in the file's order, from the XML's list of numbers or the usual order."""
+    table = GF6_WFV_BANDS if (name.satellite, name.sensor) == ("GF6", "WFV") else PMS_BANDS
+    numbers = [number.strip() for number in fields.get("Bands", "").split(",")]
+    if len(numbers) == count and all(number in table for number in numbers) and len(set(numbers)) == count:
+        return tuple(table[number] for number in numbers)
+    if name.part.startswith("PAN") and count == 1:
+        return ("pan",)
+    if count == 4:
+        return ("blue", "green", "red", "nir")
+    return tuple(f"band_{k}" for k in range(1, count + 1))
+
+
+_RPB_NUMBER = re.compile(r"(?P<key>\w+)\s*=\s*(?P<value>[^\s;(]+)\s*;?")
+_RPB_LIST = re.compile(r"(?P<key>\w+)\s*=\s*\((?P<values>[^()]*)\)")
+
+
+def parse_rpb(text: str) -> RPC:
+    """The camera in an RPB file. Some files lack the semicolons; the ids in them are placeholders.
+
+    Raises GaofenError naming the field at fault.
+    """
+    if not text.strip():
+        raise GaofenError("the file is empty")
+    lists = {match["key"]: match["values"] for match in _RPB_LIST.finditer(text)}
+    numbers = {match["key"]: match["value"] for match in _RPB_NUMBER.finditer(text)}
+
+    def number(key: str) -> float:
+        if key not in numbers:
+            raise GaofenError(f"{key} is missing")
+        try:
+            return float(numbers[key])
+        except ValueError as error:
+            raise GaofenError(f"{key} is {numbers[key]!r}, expected a number") from error
+
+    def coefficients(key: str) -> tuple[float, ...]:
+        if key not in lists:
+            raise GaofenError(f"{key} is missing")
+        try:
+            values = tuple(float(value) for value in lists[key].replace(",", " ").split())
+        except ValueError as error:
+            raise GaofenError(f"{key} holds something that is not a number") from error
+        if len(values) != 20:
+            raise GaofenError(f"{key} has {len(values)} coefficients, expected 20")
+        return values
+
+    try:
+        return RPC(
+            line_off=number("lineOffset"),
+            samp_off=number("sampOffset"),
+            lat_off=number("latOffset"),
+            lon_off=number("longOffset"),
+            height_off=number("heightOffset"),
+            line_scale=number("lineScale"),
+            samp_scale=number("sampScale"),
+            lat_scale=number("latScale"),
+            lon_scale=number("longScale"),
+            height_scale=number("heightScale"),
+            line_num=coefficients("lineNumCoef"),
+            line_den=coefficients("lineDenCoef"),
+            samp_num=coefficients("sampNumCoef"),
+            samp_den=coefficients("sampDenCoef"),
+        )
+    except GaofenError:
+        raise
+    except ValueError as error:
+        raise GaofenError(str(error)) from error

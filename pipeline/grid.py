@@ -1,0 +1,126 @@
+"""The UTM lattice of tiles over a scene, and the blocks in which it is built. Arithmetic only."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from pipeline.sensor import Floats, transformer
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A run of tile rows and columns: the unit of work, of memory, of writing and of resume."""
+
+    rows: slice
+    cols: slice
+    geobox: GeoBox
+    """The pixels that the block's tiles cover together."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileGrid:
+    """Overlapping square tiles over a scene, on the lattice that all scenes of a UTM zone share.
+
+    Tile (r, c) covers the `tile` x `tile` pixels of `geobox` from pixel (r * stride, c * stride) on. Origins
+    are multiples of stride x gsd, so two scenes of one place at one GSD have tiles with the same origins.
+    """
+
+    geobox: GeoBox
+    """Every pixel of every tile; its CRS is a UTM zone, its resolution the scene's GSD."""
+    tile: int
+    """Side of a tile, px."""
+    stride: int
+    """Distance of neighbouring tiles, px."""
+    block: int
+    """Side of a block, tiles."""
+
+    def __post_init__(self) -> None:
+        if self.tile < 1:
+            raise ValueError(f"tile must be at least 1 px, got {self.tile}")
+        if not 0 < self.stride <= self.tile:
+            raise ValueError(f"stride must be in 1..{self.tile} px, got {self.stride}")
+        if self.block < 1:
+            raise ValueError(f"block must be at least 1 tile, got {self.block}")
+        for size in self.geobox.shape:
+            if size < self.tile or (size - self.tile) % self.stride:
+                raise ValueError(f"{size} px is not a whole number of tiles of {self.tile} px every {self.stride} px")
+
+    @property
+    def rows(self) -> int:
+        return (self.geobox.shape[0] - self.tile) // self.stride + 1
+
+    @property
+    def cols(self) -> int:
+        return (self.geobox.shape[1] - self.tile) // self.stride + 1
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Rows and columns of blocks."""
+        return math.ceil(self.rows / self.block), math.ceil(self.cols / self.block)
+
+    def at(self, i: int, j: int) -> Block:
+        """Block (i, j). Blocks at the lower and right border may hold fewer tiles."""
+        rows = slice(i * self.block, min((i + 1) * self.block, self.rows))
+        cols = slice(j * self.block, min((j + 1) * self.block, self.cols))
+        if not (0 <= i and rows.start < self.rows and 0 <= j and cols.start < self.cols):
+            raise IndexError(f"block ({i}, {j}) is outside the grid of {self.blocks} blocks")
+        y, x = rows.start * self.stride, cols.start * self.stride
+        height = (rows.stop - rows.start - 1) * self.stride + self.tile
+        width = (cols.stop - cols.start - 1) * self.stride + self.tile
+        return Block(rows, cols, self.geobox[y : y + height, x : x + width])
+
+    def __iter__(self) -> Iterator[Block]:
+        """All blocks, row by row."""
+        rows, cols = self.blocks
+        return (self.at(i, j) for i in range(rows) for j in range(cols))
+
+    def corners(self, rows: slice, cols: slice) -> Floats:
+        """Corners of tiles in the grid's CRS: (row, col, corner, xy) float64, m; clockwise from the upper left."""
+        r, c = np.meshgrid(np.arange(rows.start, rows.stop), np.arange(cols.start, cols.stop), indexing="ij")
+        offsets = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * self.tile
+        x = c[..., None] * self.stride + offsets[:, 0]
+        y = r[..., None] * self.stride + offsets[:, 1]
+        transform: Affine = self.geobox.transform
+        return np.stack([transform.c + transform.a * x, transform.f + transform.e * y], axis=-1)
+
+
+def utm(lon: float, lat: float) -> str:
+    """The UTM zone of a place, `EPSG:326zz` in the north and `EPSG:327zz` in the south."""
+    zone = int(((lon + 180.0) % 360.0) // 6.0) + 1
+    return f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"
+
+
+def scene_grid(footprint: shapely.Polygon, gsd: float, tile: int, stride: int, block: int) -> TileGrid | None:
+    """The grid of a scene: every tile that fits into the bounds of its footprint, or None where none does.
+
+    footprint: longitude and latitude, degrees. gsd: side of a pixel, m. The zone is that of the centroid.
+    """
+    centre = footprint.centroid
+    crs = utm(centre.x, centre.y)
+    ring = shapely.get_coordinates(footprint.exterior)
+    x, y = transformer("EPSG:4326", crs).transform(ring[:, 0], ring[:, 1])
+    step, side = stride * gsd, tile * gsd
+    left, right = math.ceil(x.min() / step), math.floor((x.max() - side) / step)
+    top, bottom = math.floor(y.max() / step), math.ceil((y.min() + side) / step)
+    rows, cols = top - bottom + 1, right - left + 1
+    if rows < 1 or cols < 1:
+        return None
+    shape = ((rows - 1) * stride + tile, (cols - 1) * stride + tile)
+    return TileGrid(GeoBox(shape, Affine(gsd, 0, left * step, 0, -gsd, top * step), crs), tile, stride, block)
+
+
+def peak_bytes(block: int, tile: int, stride: int, bands: int, itemsize: int) -> int:
+    """Peak memory of building one block, bytes: what a plan promises.
+
+    Source window and resampled pixels in the file's type (the window up to twice the block, for a scene
+    that lies askew), the two float32 coordinate maps and the mask, the stretched block, the cut tiles and
+    their encoded copy.
+    """
+    pixels = ((block - 1) * stride + tile) ** 2
+    tiles = block * block * tile * tile
+    return pixels * (3 * bands * itemsize + 2 * 4 + 2 + bands) + 2 * tiles * bands

@@ -1,0 +1,79 @@
+"""One scene's rows of the index: its accepted tiles, where they lie, and what the land cover says of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from geokr import store
+from pipeline.grid import TileGrid
+from pipeline.scene import Scene
+from pipeline.sensor import Floats, transformer
+
+
+@dataclass(frozen=True, slots=True)
+class RowJob:
+    """All that listing one scene's tiles takes."""
+
+    dataset: str
+    scene: Scene
+    grid: TileGrid
+    labels: str
+    """The label set."""
+    min_known: float
+
+
+@dataclass(frozen=True, slots=True)
+class SceneRows:
+    """The tiles of one scene."""
+
+    statuses: dict[str, int]
+    """Tiles by status; `not_built` is 0 for a whole scene."""
+    unknown: int
+    """Accepted tiles left out because the land cover knows too little of them."""
+    columns: dict[str, npt.NDArray[Any]]
+    """(n,) each: the columns of the index, in its order, without split and geometry."""
+    corners: Floats
+    """(n, 4, 2) float64: corners of the footprints, longitude and latitude in degrees."""
+
+
+def scene_rows(job: RowJob) -> SceneRows:
+    """List one scene's tiles. Raises StoreError where the scene is not in the stores or is not whole."""
+    scene, grid = job.scene, job.grid
+    tiles = store.open_scene(store.join(job.dataset, store.TILES), scene.id)
+    labels = store.open_scene(store.join(job.dataset, store.label_store(job.labels)), scene.id)
+    status = store.status(tiles)
+    statuses = dict(store.count(status, store.TILE_STATUS))
+    for group, found in ((tiles, status), (labels, store.status(labels))):
+        if not found.all():
+            raise store.StoreError(f"{group.store_path}: {int((found == 0).sum())} tiles of this scene are not built")
+    known = np.asarray(labels["known"][:])
+    accepted = status == store.ACCEPTED
+    row, col = np.nonzero(accepted & (known >= job.min_known) & (known > 0))
+    fraction = np.asarray(labels["fraction"][:])[row, col]
+    corners = grid.corners(slice(0, grid.rows), slice(0, grid.cols))[row, col]
+    lon, lat = transformer(str(grid.geobox.crs), "EPSG:4326").transform(corners[..., 0], corners[..., 1])
+    n = len(row)
+    acquired = np.datetime64("NaT") if scene.acquired is None else np.datetime64(scene.acquired.replace(tzinfo=None))
+    columns: dict[str, npt.NDArray[Any]] = {
+        "tile": np.array([f"{scene.id}_r{r:03d}_c{c:03d}" for r, c in zip(row, col, strict=True)], dtype=object),
+        "scene": np.full(n, scene.id, dtype=object),
+        "row": row.astype(np.int32),
+        "col": col.astype(np.int32),
+        "satellite": np.full(n, scene.satellite, dtype=object),
+        "sensor": np.full(n, scene.sensor, dtype=object),
+        "acquired": np.full(n, acquired, dtype="datetime64[us]"),
+        "gsd": np.full(n, scene.gsd, dtype=np.float32),
+        "known": known[row, col],
+    }
+    for k, name in enumerate(labels.attrs["classes"]):  # type: ignore[arg-type, call-overload]
+        columns[str(name)] = fraction[:, k]
+    unknown = int(accepted.sum()) - n
+    return SceneRows(statuses, unknown, columns, np.stack([lon, lat], axis=-1))
+
+
+def footprints(corners: Floats) -> npt.NDArray[np.object_]:
+    """(n,) polygons from (n, 4, 2) corners."""
+    return np.asarray(shapely.polygons(corners))

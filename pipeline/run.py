@@ -1,0 +1,106 @@
+"""Work as a stream: the same functions on a Dask cluster or in a plain loop. The only importer of Dask."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+
+import cv2
+import zarr
+from dask.distributed import Client, LocalCluster, as_completed
+
+from geokr.landcover import LandCoverError
+from geokr.store import StoreError
+from pipeline.scene import SceneError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+BAD_INPUT = (SceneError, LandCoverError, StoreError, OSError)
+"""What a task may end in without stopping the others."""
+
+AHEAD = 3
+"""Tasks in flight a thread: enough that none waits, few enough that the scheduler's memory does not grow."""
+
+
+class ClusterError(RuntimeError):
+    """No scheduler answers."""
+
+
+@contextmanager
+def cluster(workers: int | None = None, scheduler: str | None = None) -> Iterator[Client]:
+    """A Dask client: of the scheduler at an address, otherwise of a cluster of processes on this machine.
+
+    workers: processes, one for each core unless given. The dashboard of a local cluster is bound to localhost.
+    Raises ClusterError with a sentence where the scheduler does not answer.
+    """
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="10s")
+        except (OSError, ValueError) as error:
+            raise ClusterError(f"{scheduler}: no Dask scheduler answers there: {error}") from error
+        with client:
+            yield client
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch,
+        LocalCluster(
+            n_workers=workers or len(os.sched_getaffinity(0)),
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:8787",
+            local_directory=scratch,
+            silence_logs=logging.ERROR,
+        ) as local,
+        Client(local) as client,
+    ):
+        yield client
+
+
+def single_threaded() -> None:
+    """Hold the libraries of this process to one thread each: the workers are the parallelism."""
+    cv2.setNumThreads(1)
+    zarr.config.set({"async.concurrency": 4, "threading.max_workers": 2})
+
+
+def attempt(function: Callable[[Job], Result], job: Job) -> Result | Exception:
+    """A job's result, or the error that its input caused. A fault of the program is raised."""
+    single_threaded()
+    try:
+        return function(job)
+    except BAD_INPUT as error:
+        return error
+
+
+def stream(
+    function: Callable[[Job], Result], jobs: Iterable[tuple[str, Job]], client: Client | None
+) -> Iterator[tuple[Job, Result | Exception]]:
+    """Run a function over named jobs, and yield each job with its result or error as it ends, in any order.
+
+    jobs: (name, job); the name is what the dashboard shows. A bounded number is in flight, and jobs are drawn
+    as places fall free. Without a client it is a plain loop, in order.
+    """
+    if client is None:
+        for _, job in jobs:
+            yield job, attempt(function, job)
+        return
+    waiting = iter(jobs)
+    running = {}
+
+    def submit(name: str, job: Job) -> object:
+        # Not pure: a run that goes on after a failure must not be handed the failure again.
+        future = client.submit(attempt, function, job, key=f"{name}-{os.urandom(4).hex()}", pure=False)
+        running[future.key] = job
+        return future
+
+    limit = max(1, AHEAD * sum(client.nthreads().values()))
+    completed = as_completed([submit(name, job) for name, job in islice(waiting, limit)])
+    for future in completed:
+        job = running.pop(future.key)
+        error = future.exception() if future.status == "error" else None
+        yield job, error if isinstance(error, Exception) else future.result()
+        for name, following in islice(waiting, 1):
+            completed.add(submit(name, following))
