@@ -44,7 +44,7 @@ class TrainConfig:
     ema: float = 0.999
     """The share of itself that the teacher keeps at an update."""
     ema_periods: tuple[int, ...] = ()
-    """For objective reference alone: between which steps its teacher is updated, at 16 tiles a step (see teacher.py)."""
+    """For objective reference alone: the periods of its teacher's updates, in steps of 16 tiles (see teacher.py)."""
 
     image_size: int = 224
     """Side of the image that the encoder sees, px."""
@@ -225,9 +225,18 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
         if item is int and not isinstance(parts, list | tuple):
             parts = [parts]
         if isinstance(parts, list | tuple):
-            return tuple(_typed(yaml.safe_load(p) if item is int and isinstance(p, str) else p, item, where) for p in parts)
-    names = {tuple[str, ...]: "a list of names", tuple[int, ...]: "a list of whole numbers", int: "a whole number"}
-    names |= {float: "a number", bool: "true or false", str: "a name", bool | str: "true, false, auto or a path"}
+            return tuple(
+                _typed(yaml.safe_load(p) if item is int and isinstance(p, str) else p, item, where) for p in parts
+            )
+    names: dict[Any, str] = {
+        tuple[str, ...]: "a list of names",
+        tuple[int, ...]: "a list of whole numbers",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a name",
+        bool | str: "true, false, auto or a path",
+    }
     raise ValueError(f"{where} must be {names[wanted]}, got {value!r}")
 
 

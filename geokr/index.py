@@ -1,6 +1,7 @@
 """The tile index (GeoParquet), and splits by place."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ TILES = "tiles.zarr"
 
 EARTH_RADIUS = 6371007.181
 """Radius of the sphere with the area of WGS84, m."""
-TRUE_SCALE = np.cos(np.deg2rad(30.0))
+TRUE_SCALE = math.cos(math.radians(30.0))
 """Standard parallel of the cells' projection, as in EASE-Grid 2.0: cells are square at 30 degrees."""
 
 
 def columns_around(cell: float) -> int:
     """How many cells go round the globe. A whole number, so that the cells meet at the antimeridian."""
-    return max(1, round(2 * np.pi * EARTH_RADIUS * TRUE_SCALE / cell))
+    return max(1, round(2 * math.pi * EARTH_RADIUS * TRUE_SCALE / cell))
 
 
 def cell_ranges(lonlat: npt.NDArray[np.float64], cell: float) -> npt.NDArray[np.int64]:
@@ -71,6 +72,8 @@ def split_by_place(
         raise ValueError(f"the shares of the splits must sum to 1, got {dict(shares)}")
     if cell <= 0:
         raise ValueError(f"the side of a cell must be positive, got {cell} m")
+    if not np.isfinite(lonlat).all():
+        raise ValueError("a corner of a footprint is not a finite number")
     names = np.array([*shares, None], dtype=object)
     edges = np.cumsum(list(shares.values()))[:-1]
     ranges = cell_ranges(lonlat, cell)
@@ -83,17 +86,21 @@ def split_by_place(
             inside = (column <= ranges[:, 1]) & (row <= ranges[:, 3])
             here = np.searchsorted(edges, cell_draws(column % columns_around(cell), row, seed), side="right")
             choice = np.where(inside, np.where((choice == -2) | (choice == here), here, -1), choice)
-    return names[choice]
+    return np.asarray(names[choice])
 
 
-def write_index(dataset: str | Path, columns: Mapping[str, Any], footprints: Any) -> None:
+def write_index(dataset: str | Path, columns: Mapping[str, npt.NDArray[Any]], footprints: Any) -> None:
     """Write `index.parquet`: one row a tile, footprints as the geometry column, EPSG:4326.
 
-    columns: name -> (n,) values. footprints: (n,) shapely polygons in longitude and latitude.
+    columns: name -> (n,) values; object stands for text, or None. footprints: (n,) shapely polygons in longitude
+    and latitude.
     """
-    import geopandas  # training reads the index without it
+    import geopandas  # training reads the index without them
+    import pandas
 
-    frame = geopandas.GeoDataFrame(dict(columns), geometry=footprints, crs="EPSG:4326")
+    texts = {name: pandas.array(values, dtype="string") for name, values in columns.items() if values.dtype == object}
+    # Without a dtype, a column of no rows, or of None alone, would have no type.
+    frame = geopandas.GeoDataFrame({**columns, **texts}, geometry=footprints, crs="EPSG:4326")
     frame.to_parquet(f"{dataset}/{INDEX}", index=False, compression="zstd", schema_version="1.1.0")
 
 

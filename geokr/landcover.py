@@ -19,12 +19,17 @@ import shapely
 from exactextract import exact_extract
 from exactextract.raster import NumPyRasterSource
 from pyproj import CRS, Transformer
+from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from geokr.legend import KNOWLEDGE, Legend, read_legend, read_toml
 
 Floats = npt.NDArray[np.float64]
+
+OUTSIDE = -1
+"""Stands for a cell outside the raster; no code of a product."""
+POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 
 
 class LandCoverError(ValueError):
@@ -46,7 +51,8 @@ class Sheet:
     """Where the sheet counts: west, south, east, north in degrees; None for all that its pixels cover.
     Neighbouring sheets may overlap beyond it, and disagree there."""
     outline: shapely.Polygon
-    """Where the sheet counts, as a polygon in longitude and latitude, for finding the sheets of a place."""
+    """Where the sheet counts, as a polygon in longitude and latitude, for finding the sheets of a place. Without
+    an extent it is a little too large. It may go on past 180 degrees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,38 +83,52 @@ def transformer(source: str, target: str) -> Transformer:
     return Transformer.from_crs(source, target, always_xy=True)
 
 
+@lru_cache(maxsize=64)
+def is_geographic(crs: str) -> bool:
+    """Whether coordinates are longitude and latitude in degrees."""
+    return bool(CRS(crs).is_geographic)
+
+
 def find(paths: Iterable[str | Path], knowledge: Path = KNOWLEDGE) -> list[LandCover]:
     """Products found under directories (or named files), sorted by name; other files are passed over.
 
-    Raises LandCoverError where a path does not exist, a sheet cannot be used, or nothing is recognised.
+    Raises LandCoverError where a path does not exist, a sheet cannot be used or is there twice, or nothing is
+    recognised.
     """
     descriptions = [(path, read_toml(path)) for path in sorted(knowledge.glob("*.toml")) if path.stem != "classes"]
     files: list[Path] = []
-    paths = [Path(path) for path in paths]
-    for path in paths:
-        if not path.exists():
-            raise LandCoverError(f"{path}: no such file or directory")
-        files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    found: dict[str, list[Sheet]] = {}
+    places = [Path(path) for path in paths]
+    for place in places:
+        if not place.exists():
+            raise LandCoverError(f"{place}: no such file or directory")
+        files += sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    found: dict[str, dict[str, Sheet]] = {}
     legends: dict[str, Legend] = {}
-    for file in files:
+    for file in {file.resolve(): file for file in files}.values():
         for path, description in descriptions:
             match = re.search(description["sheets"]["name"], file.name, re.IGNORECASE)
             if match:
                 name = f"{description['name']}_{match['year']}"
-                legends[name] = read_legend(path)
-                found.setdefault(name, []).append(read_sheet(file, description["sheets"], match.groupdict()))
+                if name not in legends:
+                    legends[name] = read_legend(path, knowledge / "classes.toml")
+                sheets = found.setdefault(name, {})
+                if (key := file.name.lower()) in sheets:  # its area would count twice
+                    raise LandCoverError(f"{file}: the sheet is there already, as {sheets[key].path}")
+                sheets[key] = read_sheet(file, description["sheets"], match.groupdict())
                 break
     if not found:
         known = ", ".join(description["name"] for _, description in descriptions)
-        raise LandCoverError(f"{', '.join(map(str, paths))}: no land-cover sheet is recognised here; known are {known}")
-    return [LandCover(name, legends[name], tuple(sheets)) for name, sheets in sorted(found.items())]
+        raise LandCoverError(
+            f"{', '.join(map(str, places))}: no land-cover sheet is recognised here; known are {known}"
+        )
+    return [LandCover(name, legends[name], tuple(sheets.values())) for name, sheets in sorted(found.items())]
 
 
 def read_sheet(path: Path, rules: dict[str, Any], parts: dict[str, str]) -> Sheet:
     """A sheet from its raster's header, its product's rules and the parts of its name.
 
-    Raises LandCoverError where the raster cannot be opened, has no CRS, is rotated, or denies its name.
+    Raises LandCoverError where the raster cannot be opened, has no CRS or one that is not of the Earth, is
+    rotated, or denies its name.
     """
     try:
         with rasterio.open(path) as source:
@@ -122,13 +142,18 @@ def read_sheet(path: Path, rules: dict[str, Any], parts: dict[str, str]) -> Shee
         raise LandCoverError(f"{path}: a sheet must be north-up, its transform is {tuple(transform)[:6]}")
     left, top = transform.c, transform.f
     right, bottom = left + transform.a * width, top + transform.e * height
-    bounds = shapely.segmentize(shapely.box(left, bottom, right, top), max(right - left, top - bottom) / 16)
-    outline = shapely.Polygon(project(shapely.get_coordinates(bounds), crs, "EPSG:4326"))
-    extent = None
+    bounds = np.array([[(left, top), (right, top), (right, bottom), (left, bottom)]])
+    tolerance = 1e-5
+    try:
+        outline = shapely.Polygon(rings(bounds, crs, "EPSG:4326", tolerance)[0])
+    except (ProjError, ValueError) as error:
+        raise LandCoverError(f"{path}: its bounds in its CRS are no place on Earth: {error}") from error
     if rules["extent"] == "utm_sheet":
         extent = utm_sheet(path, outline, parts)
-        outline = shapely.box(*extent)
-    return Sheet(str(path), crs, tuple(transform)[:6], width, height, extent, outline)
+        return Sheet(str(path), crs, tuple(transform)[:6], width, height, extent, shapely.box(*extent))
+    # The outline's edges are straight between its points: without a margin, places at the border would be lost.
+    outline = outline.buffer(tolerance * outline.length)
+    return Sheet(str(path), crs, tuple(transform)[:6], width, height, None, outline)
 
 
 def utm_sheet(path: Path, outline: shapely.Polygon, parts: dict[str, str]) -> tuple[float, float, float, float]:
@@ -141,132 +166,163 @@ def utm_sheet(path: Path, outline: shapely.Polygon, parts: dict[str, str]) -> tu
     north = south + 5.0
     hemisphere = "n" if south >= 0 else "s"
     if parts["hemisphere"].lower() != hemisphere or float(parts["latitude"]) not in (abs(south), abs(north)):
-        raise LandCoverError(f"{path}: its pixels lie between latitudes {south:g} and {north:g}, its name says otherwise")
+        raise LandCoverError(
+            f"{path}: its pixels lie between latitudes {south:g} and {north:g}, its name says otherwise"
+        )
     west = -180.0 + 6.0 * (int(parts["zone"]) - 1)
     east = west + (6.0 if max(abs(south), abs(north)) <= 60.0 else 12.0)
-    middle = west + (outline.centroid.x - west) % 360.0
+    middle = outline.centroid.x + 360.0 * round(((west + east) / 2 - outline.centroid.x) / 360.0)
     if not west - 1 <= middle <= east + 1:
-        raise LandCoverError(f"{path}: its pixels lie at longitude {outline.centroid.x:.1f}, not in zone {parts['zone']}")
+        raise LandCoverError(
+            f"{path}: its pixels lie at longitude {outline.centroid.x:.1f}, not in zone {parts['zone']}"
+        )
     return west, south, east, north
 
 
 def project(points: Floats, source: str, target: str) -> Floats:
-    """(n, 2) float64 points from one CRS to another, x before y."""
-    return np.column_stack(transformer(source, target).transform(points[:, 0], points[:, 1]))
+    """(..., 2) float64 points from one CRS to another, x before y. Longitudes are those nearest to the old ones."""
+    if source == target:
+        return points
+    x, y = transformer(source, target).transform(points[..., 0], points[..., 1])
+    if is_geographic(source) and is_geographic(target):
+        x = x + 360.0 * np.round((points[..., 0] - x) / 360.0)
+    return np.stack([x, y], axis=-1)
 
 
 def class_shares(corners: Floats, crs: str, cover: LandCover) -> Shares:
     """Class shares of quadrilateral footprints, as areas of intersection.
 
-    corners: (n, 4, 2) float64 in `crs`, in order around the footprint; its edges are straight there. Areas are
-    measured in the plane of each sheet's CRS, on the sphere for a geographic one, and each as a share of the
-    whole footprint's area in the same measure. A sheet counts within its nominal extent alone.
+    corners: (n, 4, 2) float64 in `crs`, in order around the footprint; its edges are straight there. A sheet
+    counts within its nominal extent alone. Areas within a sheet are measured in the plane of its CRS; on a
+    geographic one, as the part of each cell in that plane times the cell's area on the sphere. The parts of a
+    footprint in several nominal extents weigh by their areas on the sphere.
     Raises LandCoverError naming a sheet that cannot be read.
     """
-    n, classes = len(corners), len(cover.legend.classes)
-    areas = np.zeros((n, classes))
+    areas = np.zeros((len(corners), len(cover.legend.classes)))
     unlisted: frozenset[int] = frozenset()
-    ring = densify(corners, crs, "EPSG:4326")
-    quads = shapely.polygons(project(ring.reshape(-1, 2), crs, "EPSG:4326").reshape(ring.shape))
-    for sheet in cover.sheets:
-        touching = np.flatnonzero(shapely.intersects(quads, sheet.outline))
-        if len(touching) == 0:
-            continue
-        # One footprint may leave the sheet's extent; the whole footprint is what its area is a share of.
-        whole = in_sheet(corners[touching], crs, sheet)
-        parts = whole
-        if sheet.extent is not None:
-            inside = shapely.contains_properly(sheet.outline, quads[touching])
-            parts = whole.copy()
-            parts[~inside] = clip(quads[touching[~inside]], sheet)
-        shares, codes = sheet_shares(parts, measured(whole, sheet), sheet, cover.legend)
-        areas[touching] += shares
-        unlisted |= cover.legend.unlisted(codes)
+    outlines = rings(corners, crs, "EPSG:4326")
+    for turn in (-360.0, 0.0, 360.0):  # at the antimeridian, a place has two longitudes
+        quads = np.asarray(shapely.polygons(outlines + np.array([turn, 0.0])))
+        for sheet in cover.sheets:
+            touching = np.flatnonzero(shapely.intersects(quads, sheet.outline))
+            if len(touching) == 0:
+                continue
+            parts = in_sheet(corners[touching], crs, sheet, outlines[touching, 0, 0] + turn)
+            weight = np.ones(len(touching))
+            if sheet.extent is not None:
+                leaving = ~shapely.contains_properly(sheet.outline, quads[touching])
+                parts[leaving], weight[leaving] = clip(quads[touching[leaving]], sheet)
+            shares, codes = sheet_shares(parts, sheet, cover.legend)
+            areas[touching] += shares * weight[:, None]
+            unlisted |= cover.legend.unlisted(codes)
     known = areas.sum(axis=1)
     fraction = np.divide(areas, known[:, None], out=np.zeros_like(areas), where=known[:, None] > 0)
     return Shares(fraction, np.minimum(known, 1.0), unlisted)
 
 
-def densify(corners: Floats, source: str, target: str, tolerance: float = 1e-7) -> Floats:
-    """Footprints with points added to their edges until these bend with the CRS: (n, 4 * k, 2) float64 in `source`.
+def rings(corners: Floats, source: str, target: str, tolerance: float = 1e-7) -> Floats:
+    """Footprints in another CRS, with points added to their edges until these bend as they must: (n, 4 * k, 2).
 
     An edge's middle misses the straight line between its projected ends by some share of the edge's length;
-    k parts lower that by k squared, to the tolerance.
+    k parts lower that by k squared, to the tolerance. Longitudes do not jump along a footprint: they go on
+    past 180 degrees. Raises ValueError where a point has no place in the target.
     """
-    if CRS(source) == CRS(target):
+    if len(corners) == 0 or CRS(source) == CRS(target):
         return corners
-    following = np.roll(corners, -1, axis=1)
-    ends = project(corners.reshape(-1, 2), source, target).reshape(corners.shape)
-    middles = project(((corners + following) / 2).reshape(-1, 2), source, target).reshape(corners.shape)
-    miss = np.linalg.norm(middles - (ends + np.roll(ends, -1, axis=1)) / 2, axis=2)
-    length = np.linalg.norm(ends - np.roll(ends, -1, axis=1), axis=2)
-    k = int(np.clip(np.ceil(np.sqrt((miss / length).max(initial=0.0) / tolerance)), 1, 256))
-    steps = np.arange(k)[None, None, :, None] / k
-    points = corners[:, :, None] * (1 - steps) + following[:, :, None] * steps
+    halved = bent(cut_edges(corners, 2), source, target)
+    ends, middles = halved[:, 0::2], halved[:, 1::2]
+    following = np.roll(ends, -1, axis=1)
+    miss = np.linalg.norm(middles - (ends + following) / 2, axis=2)
+    length = np.linalg.norm(following - ends, axis=2)
+    k = int(np.clip(np.ceil(np.sqrt((miss / length).max() / tolerance)), 1, 256))
+    return bent(cut_edges(corners, k), source, target)
+
+
+def cut_edges(corners: Floats, k: int) -> Floats:
+    """Footprints with each edge cut into k equal parts: (n, 4 * k, 2)."""
+    steps = np.arange(k)[:, None] / k
+    points = corners[:, :, None] * (1 - steps) + np.roll(corners, -1, axis=1)[:, :, None] * steps
     return points.reshape(len(corners), -1, 2)
 
 
-def in_sheet(corners: Floats, crs: str, sheet: Sheet) -> npt.NDArray[np.object_]:
-    """Footprints as polygons in a sheet's CRS."""
-    ring = densify(corners, crs, sheet.crs)
-    points = project(ring.reshape(-1, 2), crs, sheet.crs).reshape(ring.shape)
+def bent(points: Floats, source: str, target: str) -> Floats:
+    """Rings in another CRS, without jumps of longitude. Raises ValueError where a point has no place there."""
+    result = project(points, source, target)
+    if not np.isfinite(result).all():
+        raise ValueError(f"a point has no place in {target}")
+    if is_geographic(target) and not is_geographic(source):
+        result[..., 0] = np.unwrap(result[..., 0], period=360.0, axis=1)
+    return result
+
+
+def in_sheet(corners: Floats, crs: str, sheet: Sheet, longitudes: Floats) -> npt.NDArray[np.object_]:
+    """Footprints as polygons in a sheet's CRS. longitudes: of the first corners; tells which turn a geographic CRS
+    is to count."""
+    points = rings(corners, crs, sheet.crs)
+    if is_geographic(sheet.crs):
+        turns = np.round((longitudes - points[:, 0, 0]) / 360.0)
+        points = points + np.stack([360.0 * turns, np.zeros(len(points))], axis=-1)[:, None]
     return np.asarray(shapely.polygons(points))
 
 
-def clip(quads: npt.NDArray[np.object_], sheet: Sheet) -> npt.NDArray[np.object_]:
-    """Footprints (longitude, latitude) cut to a sheet's nominal extent, in the sheet's CRS."""
-    cut = shapely.intersection(quads, sheet.outline)
-    # The cut follows a parallel or meridian, which bends in the sheet's CRS.
-    size = np.sqrt(np.maximum(shapely.area(quads), 1e-18))
-    cut = shapely.segmentize(cut, size / 64)
-    return np.asarray(shapely.transform(cut, lambda points: project(points, "EPSG:4326", sheet.crs)))
+def clip(quads: npt.NDArray[np.object_], sheet: Sheet) -> tuple[npt.NDArray[np.object_], Floats]:
+    """Footprints (longitude, latitude) cut to a sheet's nominal extent, in the sheet's CRS; the area left of each."""
+    step = np.sqrt(shapely.area(quads)) / 64
+    quads = shapely.segmentize(quads, step)
+    cut = np.asarray(shapely.intersection(quads, sheet.outline))
+    for i in np.flatnonzero(~np.isin(shapely.get_type_id(cut), POLYGONAL)):  # a footprint that touches leaves points
+        cut[i] = shapely.MultiPolygon([part for part in shapely.get_parts(cut[i]) if part.geom_type == "Polygon"])
+    cut = shapely.segmentize(cut, step)  # it follows a parallel or meridian, which bends in the sheet's CRS
+    left = shapely.area(equal_area(cut)) / shapely.area(equal_area(quads))
+    return np.asarray(shapely.transform(cut, lambda points: project(points, "EPSG:4326", sheet.crs))), left
 
 
-def measured(polygons: npt.NDArray[np.object_], sheet: Sheet) -> Floats:
-    """Area of each polygon in the measure that `sheet_shares` uses: cells of a projected sheet, m2 of a geographic."""
-    if not CRS(sheet.crs).is_geographic:
-        return np.asarray(shapely.area(polygons)) / abs(sheet.transform[0] * sheet.transform[4])
-    # exactextract's sphere; on it x and the sine of the latitude are an equal-area plane.
-    radius = 6378137.0
+def equal_area(polygons: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
+    """Polygons in longitude and latitude, in the plane of longitude and the sine of latitude: a sphere's areas."""
 
     def flat(points: Floats) -> Floats:
-        return np.column_stack([np.deg2rad(points[:, 0]), np.sin(np.deg2rad(points[:, 1]))]) * radius
+        return np.column_stack([np.deg2rad(points[:, 0]), np.sin(np.deg2rad(points[:, 1]))])
 
-    return np.asarray(shapely.area(shapely.transform(polygons, flat)))
+    return np.asarray(shapely.transform(polygons, flat))
 
 
 def sheet_shares(
-    polygons: npt.NDArray[np.object_], whole: Floats, sheet: Sheet, legend: Legend
+    polygons: npt.NDArray[np.object_], sheet: Sheet, legend: Legend
 ) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Area of each class under polygons (in the sheet's CRS), as shares of `whole`: (n, class), and the codes met."""
+    """Area share of each class in polygons (in the sheet's CRS): (n, class), and the codes met."""
     shares = np.zeros((len(polygons), len(legend.classes)))
     used = np.flatnonzero(~shapely.is_empty(polygons))
     if len(used) == 0:
         return shares, np.array([], np.int64)
+    cells, bounds = read_cells(sheet, shapely.total_bounds(polygons[used]))
+    raster = NumPyRasterSource(cells, *bounds, srs_wkt=CRS(sheet.crs).to_wkt())
+    frame = geopandas.GeoDataFrame(geometry=polygons[used], crs=sheet.crs)
+    weighted = "(coverage_weight=area_spherical_m2)" if is_geographic(sheet.crs) else ""
+    table = exact_extract(raster, frame, ["unique", f"frac{weighted}"], output="pandas")
+    row = np.repeat(used, [len(codes) for codes in table["unique"]])
+    codes = np.concatenate(table["unique"].to_list()).astype(np.int64)
+    np.add.at(shares, row, legend.shares(codes) * np.concatenate(table["frac"].to_list())[:, None])
+    return shares, np.setdiff1d(codes, [OUTSIDE])
+
+
+def read_cells(sheet: Sheet, bounds: Floats) -> tuple[npt.NDArray[Any], tuple[float, float, float, float]]:
+    """The window of a sheet's grid that covers bounds (left, bottom, right, top), and the window's own bounds.
+
+    Cells beyond the raster are OUTSIDE. Raises LandCoverError where the sheet cannot be read.
+    """
     a, _, left, _, e, top = sheet.transform
-    x0, y0, x1, y1 = shapely.total_bounds(polygons[used])
-    c0, c1 = max(0, int((x0 - left) // a)), min(sheet.width, int((x1 - left) // a) + 1)
-    r0, r1 = max(0, int((y1 - top) // e)), min(sheet.height, int((y0 - top) // e) + 1)
-    if c1 <= c0 or r1 <= r0:
-        return shares, np.array([], np.int64)
+    c0, c1 = int((bounds[0] - left) // a), int((bounds[2] - left) // a) + 1
+    r0, r1 = int((bounds[3] - top) // e), int((bounds[1] - top) // e) + 1
+    c, r = np.clip([c0, c1], 0, sheet.width), np.clip([r0, r1], 0, sheet.height)
     try:
         with rasterio.open(sheet.path) as source:
-            cells = source.read(1, window=Window(c0, r0, c1 - c0, r1 - r0))
+            cells = np.full((r1 - r0, c1 - c0), OUTSIDE, np.promote_types(source.dtypes[0], np.int16))
+            if c[0] < c[1] and r[0] < r[1]:
+                window = Window(c[0], r[0], c[1] - c[0], r[1] - r[0])
+                cells[r[0] - r0 : r[1] - r0, c[0] - c0 : c[1] - c0] = source.read(1, window=window)
     except RasterioIOError as error:
         raise LandCoverError(f"{sheet.path}: cannot be read: {error}") from error
-    wkt = CRS(sheet.crs).to_wkt()
-    raster = NumPyRasterSource(
-        cells, xmin=left + a * c0, ymin=top + e * r1, xmax=left + a * c1, ymax=top + e * r0, srs_wkt=wkt
-    )
-    frame = geopandas.GeoDataFrame(geometry=polygons[used], crs=sheet.crs)
-    area = "(coverage_weight=area_spherical_m2)" if CRS(sheet.crs).is_geographic else ""
-    table = exact_extract(raster, frame, ["unique", f"frac{area}", f"count{area}"], output="pandas")
-    sizes = [len(codes) for codes in table["unique"]]
-    codes = np.concatenate(table["unique"].to_list()).astype(np.int64)
-    row = np.repeat(used, sizes)
-    amount = np.concatenate(table["frac"].to_list()) * np.repeat(table["count"].to_numpy(), sizes)
-    np.add.at(shares, row, legend.shares(codes) * (amount / whole[row])[:, None])
-    return shares, np.unique(codes)
+    return cells, (left + a * c0, top + e * r1, left + a * c1, top + e * r0)
 
 
 def summary(covers: Sequence[LandCover]) -> list[str]:

@@ -38,7 +38,7 @@ class Legend:
         if len(self.colours) != len(self.classes):
             raise ValueError(f"{self.name}: {len(self.colours)} colours for {len(self.classes)} classes")
         for code, shares in self.codes.items():
-            if len(shares) != len(self.classes) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
+            if not (len(shares) == len(self.classes) and min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-9):
                 raise ValueError(f"{self.name}: code {code} has shares {shares}, expected them to sum to 1")
         if both := self.ignored & set(self.codes):
             raise ValueError(f"{self.name}: codes {sorted(both)} are both ignored and mapped")
@@ -68,32 +68,33 @@ def read_toml(path: Path) -> dict[str, Any]:
 def read_legend(path: Path, classes_file: Path = KNOWLEDGE / "classes.toml") -> Legend:
     """The legend of the product described in `path`.
 
-    Raises ValueError with one sentence naming the file and the fault: a code listed twice, a class
-    outside the taxonomy, shares that do not sum to 1.
+    Raises ValueError with one sentence naming the file and the fault: a key that is missing, a code listed
+    twice, a class outside the taxonomy, shares that do not sum to 1.
     """
-    taxonomy = read_toml(classes_file)["classes"]
-    classes = tuple(row["name"] for row in taxonomy)
-    product = read_toml(path)
+    taxonomy, product = read_toml(classes_file), read_toml(path)
+    try:
+        classes = tuple(row["name"] for row in taxonomy["classes"])
+        colours = tuple(row["colour"] for row in taxonomy["classes"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{classes_file}: expected `classes`, each with `name` and `colour`: {error}") from error
     codes: dict[int, tuple[float, ...]] = {}
     ignored: set[int] = set()
-    for row in product["codes"]:
-        code, target = int(row["code"]), row["to"]
-        if code in codes or code in ignored:
-            raise ValueError(f"{path}: code {code} is listed twice")
-        if target == IGNORE:
-            ignored.add(code)
-            continue
-        parts = {target: 1.0} if isinstance(target, str) else target
-        if unknown := set(parts) - set(classes):
-            raise ValueError(f"{path}: code {code} goes to {sorted(unknown)}, expected one of {list(classes)}")
-        codes[code] = tuple(float(parts.get(name, 0.0)) for name in classes)
     try:
-        return Legend(
-            name=product["name"],
-            classes=classes,
-            colours=tuple(row["colour"] for row in taxonomy),
-            codes=codes,
-            ignored=frozenset(ignored),
-        )
-    except ValueError as error:
+        for row in product["codes"]:
+            code, target = row["code"], row["to"]
+            if type(code) is not int:
+                raise ValueError(f"code {code!r} is not a whole number")
+            if code in codes or code in ignored:
+                raise ValueError(f"code {code} is listed twice")
+            if target == IGNORE:
+                ignored.add(code)
+                continue
+            parts = {target: 1.0} if isinstance(target, str) else target
+            if unknown := set(parts) - set(classes):
+                raise ValueError(f"code {code} goes to {sorted(unknown)}, expected one of {list(classes)}")
+            codes[code] = tuple(float(parts.get(name, 0.0)) for name in classes)
+        return Legend(product["name"], classes, colours, codes, frozenset(ignored))
+    except KeyError as error:
+        raise ValueError(f"{path}: {error} is missing") from error
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error

@@ -5,6 +5,7 @@ one shard, its statuses one chunk, so a block is written once, by one task, with
 `status` is written last: a block whose status is not 0 is done.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec
+from zarr.core.sync import sync
 
 from geokr.index import TILES as TILES
 
@@ -60,20 +62,23 @@ def create_tiles(
 ) -> None:
     """Make a scene's group with `image` (row, col, band, y, x) and `status` (row, col), or check it.
 
-    A group that is there already is left as it is if its attributes and shape are the wanted ones.
+    A group that is there already is left as it is if its attributes and its arrays' layout are the wanted ones.
     A rejected tile stays at the fill value 0, which a shard stores for free.
     Raises StoreError where the scene was built with other settings, naming what differs.
     """
-    rows, cols = shape
-    if not _new_group(root, scene, (rows, cols, bands, tile, tile), "image", attributes):
+    pixels = (bands, tile, tile)
+    layout: dict[str, Any] = {
+        "shape": (*shape, *pixels),
+        "chunks": (1, 1, *pixels),
+        "shards": (block, block, *pixels),
+        "dtype": dtype,
+    }
+    if not _new_group(root, scene, attributes, "image", layout):
         return
     group = zarr.open_group(root, path=scene, mode="r+")
     group.create_array(
         "image",
-        shape=(rows, cols, bands, tile, tile),
-        chunks=(1, 1, bands, tile, tile),
-        shards=(block, block, bands, tile, tile),
-        dtype=dtype,
+        **layout,
         fill_value=0,
         dimension_names=["row", "col", "band", "y", "x"],
         # The fastest of those measured, and the smallest: see docs/decisions.md.
@@ -97,15 +102,14 @@ def create_labels(
     share of the tile's area that the product covers with a class of the legend.
     Raises StoreError as `create_tiles` does.
     """
-    wanted = {**attributes, "classes": list(classes)}
-    if not _new_group(root, scene, (*shape, len(classes)), "fraction", wanted):
+    k = len(classes)
+    layout: dict[str, Any] = {"shape": (*shape, k), "chunks": (block, block, k), "dtype": "float32"}
+    if not _new_group(root, scene, {**attributes, "classes": list(classes)}, "fraction", layout):
         return
     group = zarr.open_group(root, path=scene, mode="r+")
     group.create_array(
         "fraction",
-        shape=(*shape, len(classes)),
-        chunks=(block, block, len(classes)),
-        dtype="float32",
+        **layout,
         fill_value=0.0,
         dimension_names=["row", "col", "class"],
     )
@@ -132,20 +136,24 @@ def _create_status(group: zarr.Group, shape: tuple[int, int], block: int, names:
     )
 
 
-def _new_group(root: str, scene: str, shape: tuple[int, ...], array: str, attributes: Mapping[str, Any]) -> bool:
-    """Whether the scene's arrays must be created. Raises StoreError where they exist and differ."""
+def _new_group(root: str, scene: str, attributes: Mapping[str, Any], array: str, layout: Mapping[str, Any]) -> bool:
+    """Whether the scene's arrays must be created. Raises StoreError where they exist and differ.
+
+    layout: what `array`, the scene's main one, is created with.
+    """
+    wanted: dict[str, Any] = json.loads(json.dumps(dict(attributes)))  # as they will be read
     zarr.open_group(root, mode="a")
     group = zarr.open_group(root, path=scene, mode="a")
     if "status" not in group:  # the last one made: without it, an earlier run was killed at this point
         for name in list(group.array_keys()):
             del group[name]
-        group.attrs.put(dict(attributes))
+        group.attrs.put(wanted)
         return True
     found = dict(group.attrs)
-    differing = sorted(key for key in found.keys() | attributes.keys() if found.get(key) != attributes.get(key))
-    existing = group[array]
-    if existing.shape != shape:
-        differing.append(f"shape of {array} ({existing.shape}, now {shape})")
+    differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    for key, now in layout.items():
+        if (was := getattr(group[array], key)) != now:
+            differing.append(f"{key} of {array} ({was}, now {now})")
     if differing:
         raise StoreError(
             f"{root}/{scene} was built with other settings ({', '.join(differing)}); "
@@ -177,12 +185,26 @@ def write_block(
     arrays: Mapping[str, npt.NDArray[Any]],
     status: npt.NDArray[np.uint8],
 ) -> None:
-    """Write a whole block: its arrays first, `status` (row, col) last, which marks the block as done."""
+    """Write a whole block: its arrays first, `status` (row, col) last, which marks the block as done.
+
+    Raises StoreError where a status is 0 or a shape is not the block's, and nothing is written then.
+    """
     if not status.all():
         raise StoreError("a block's status must be non-zero everywhere: 0 means not built")
-    for name, values in arrays.items():
-        group[name][rows, cols] = values  # type: ignore[index]
-    group["status"][rows, cols] = status  # type: ignore[index]
+    size = (rows.stop - rows.start, cols.stop - cols.start)
+    for name, values in (*arrays.items(), ("status", status)):
+        wanted = (*size, *group[name].shape[2:])  # type: ignore[union-attr]
+        if values.shape != wanted:  # zarr-python would cut it to size
+            raise StoreError(f"{name} of a block has shape {values.shape}, expected {wanted}")
+    for name, values in [*arrays.items(), ("status", status)]:
+        array = group[name]
+        assert isinstance(array, zarr.Array)
+        # At the grid's border a block is smaller than its shard, and Zarr would read what is there, to keep the
+        # rest of it: the remains of a killed run, perhaps.
+        side = (array.shards or array.chunks)[0]
+        place = (rows.start // side, cols.start // side, *(0,) * (values.ndim - 2))
+        sync((array.store_path / array.metadata.encode_chunk_key(place)).delete())
+        array[rows, cols] = values
 
 
 def status(group: zarr.Group) -> npt.NDArray[np.uint8]:

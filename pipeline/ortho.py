@@ -34,7 +34,12 @@ STEPS = (16, 8, 4, 2)
 @contextmanager
 def open_image(path: str) -> Iterator[Any]:
     """An image opened by rasterio, without the siblings and tags that GDAL would add of its own accord."""
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_CACHEMAX=64), warnings.catch_warnings():
+    options = {
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+        "GDAL_CACHEMAX": 64,
+        "CPL_VSIL_GZIP_WRITE_PROPERTIES": "NO",  # or a file appears beside each archive
+    }
+    with rasterio.Env(**options), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path) as source:
             yield source

@@ -31,7 +31,9 @@ def summary_table(summary: dict[str, Any]) -> list[str]:
 
 def run_table(metrics: dict[str, Any], run: Path) -> list[str]:
     """Lines for a person from a training run's metrics.json."""
-    lines = [f"{key:<18}{value:.4f}" if isinstance(value, float) else f"{key:<18}{value}" for key, value in metrics.items()]
+    lines = [
+        f"{key:<18}{value:.4f}" if isinstance(value, float) else f"{key:<18}{value}" for key, value in metrics.items()
+    ]
     return [*lines, f"encoder           {run / 'encoder.safetensors'}"]
 
 

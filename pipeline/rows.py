@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import shapely
+import shapely.affinity
 
 from geokr import store
 from pipeline.grid import TileGrid
@@ -49,10 +50,10 @@ def scene_rows(job: RowJob) -> SceneRows:
     for group, found in ((tiles, status), (labels, store.status(labels))):
         if not found.all():
             raise store.StoreError(f"{group.store_path}: {int((found == 0).sum())} tiles of this scene are not built")
-    known = np.asarray(labels["known"][:])
+    known = np.asarray(labels["known"][:])  # type: ignore[index]
     accepted = status == store.ACCEPTED
     row, col = np.nonzero(accepted & (known >= job.min_known) & (known > 0))
-    fraction = np.asarray(labels["fraction"][:])[row, col]
+    fraction = np.asarray(labels["fraction"][:])[row, col]  # type: ignore[index]
     corners = grid.corners(slice(0, grid.rows), slice(0, grid.cols))[row, col]
     lon, lat = transformer(str(grid.geobox.crs), "EPSG:4326").transform(corners[..., 0], corners[..., 1])
     n = len(row)
@@ -68,12 +69,18 @@ def scene_rows(job: RowJob) -> SceneRows:
         "gsd": np.full(n, scene.gsd, dtype=np.float32),
         "known": known[row, col],
     }
-    for k, name in enumerate(labels.attrs["classes"]):  # type: ignore[arg-type, call-overload]
+    for k, name in enumerate(labels.attrs["classes"]):  # type: ignore[arg-type]
         columns[str(name)] = fraction[:, k]
     unknown = int(accepted.sum()) - n
     return SceneRows(statuses, unknown, columns, np.stack([lon, lat], axis=-1))
 
 
 def footprints(corners: Floats) -> npt.NDArray[np.object_]:
-    """(n,) polygons from (n, 4, 2) corners."""
-    return np.asarray(shapely.polygons(corners))
+    """(n,) polygons from (n, 4, 2) corners; one across the antimeridian is cut in two there (RFC 7946, 3.1.9)."""
+    lon, lat = np.unwrap(corners[..., 0], period=360.0, axis=1), corners[..., 1]
+    polygons = np.asarray(shapely.polygons(np.stack([lon, lat], axis=-1)))
+    for i in np.flatnonzero((lon.min(axis=1) < -180.0) | (lon.max(axis=1) > 180.0)):
+        turned = [shapely.affinity.translate(polygons[i], turn) for turn in (-360.0, 0.0, 360.0)]
+        parts = shapely.intersection(turned, shapely.box(-180.0, -90.0, 180.0, 90.0))
+        polygons[i] = shapely.MultiPolygon([part for part in parts if part.area > 0])
+    return polygons

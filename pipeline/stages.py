@@ -355,7 +355,9 @@ def make_index(config: BuildConfig, entries: list[Entry], client: Client | None)
             "between_splits": int((columns["split"] == None).sum()),  # noqa: E711 - elementwise
         },
         "class_shares": {
-            split: dict(zip(legend.classes, shares[columns["split"] == split].mean(axis=0).round(6).tolist(), strict=True))
+            split: dict(
+                zip(legend.classes, shares[columns["split"] == split].mean(axis=0).round(6).tolist(), strict=True)
+            )
             for split in config.split.shares
             if (columns["split"] == split).any()
         },

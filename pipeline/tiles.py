@@ -71,8 +71,9 @@ def cut(
     grey = mean_of_bands(pixels)
     for r in range(rows):
         for c in range(cols):
-            y, x = slice(r * grid.stride, r * grid.stride + grid.tile), slice(
-                c * grid.stride, c * grid.stride + grid.tile
+            y, x = (
+                slice(r * grid.stride, r * grid.stride + grid.tile),
+                slice(c * grid.stride, c * grid.stride + grid.tile),
             )
             if not valid[y, x].all():
                 continue

@@ -61,7 +61,7 @@ class Camera:
         sin, cos = np.sin(np.radians(self.heading)), np.cos(np.radians(self.heading))
         roll, pitch = np.tan(np.radians(self.roll)), np.tan(np.radians(self.pitch))
         below = self.altitude - height
-        # Seen from the track below the platform, which passes the centre of the image a look to its right.
+        # From the platform, at the moment of the central line; it flies to the right of what it looks at on its left.
         left = (n - self.north) * sin - (e - self.east) * cos + (self.altitude - self.up) * roll
         forward = (e - self.east) * sin + (n - self.north) * cos + (self.altitude - self.up) * pitch
         # focal * tan(atan(left / below) - roll)
@@ -130,11 +130,8 @@ def render(camera: Camera, surface: Surface, pixels: Pixels, supersample: int = 
         centre = place[:, 1:-1, 1:-1]
         across = (place[:, 1:-1, 2:] - place[:, 1:-1, :-2]) / 2
         along = (place[:, 2:, 1:-1] - place[:, :-2, 1:-1]) / 2
-        total = 0.0
-        for v in offsets:
-            for u in offsets:
-                total = total + pixels(*(centre + u * across + v * along))
-        strips.append(np.asarray(total) / supersample**2)
+        samples = [pixels(*(centre + u * across + v * along)) for v in offsets for u in offsets]
+        strips.append(np.mean(samples, axis=0))
     return np.concatenate(strips, axis=1)
 
 
@@ -152,7 +149,7 @@ def fit_rpc(camera: Camera, low: float, high: float) -> RPC:
     lon_scale, lat_scale, height_scale = np.ptp(lon) / 2, np.ptp(lat) / 2, (high - low) / 2
     x, y, z = (v.ravel() for v in np.meshgrid(*(np.linspace(-1, 1, k) for k in (13, 13, 7))))
     col, row = camera.image(lon_off + x * lon_scale, lat_off + y * lat_scale, height_off + z * height_scale)
-    # The image's own centre and size, 0.1 beyond it on each side; the RPC's pixel 0 has its centre at 0.
+    # Half the image and the tenth beyond it; the first pixel's centre is at 0 to an RPC.
     samp_off, line_off = camera.width / 2 - 0.5, camera.height / 2 - 0.5
     samp_scale, line_scale = camera.width * 0.6, camera.height * 0.6
     terms = rpc_terms(x, y, z)
@@ -190,5 +187,5 @@ def fit_ratio(terms: Floats, value: Floats) -> tuple[tuple[float, ...], tuple[fl
         # einsum adds up in one order whatever the number of threads, which a BLAS does not promise.
         normal = np.einsum("ki,kj->ij", a, a) + 1e-9 * np.eye(a.shape[1])
         found = np.linalg.solve(normal, np.einsum("ki,k->i", a, b))
-        weight = 1.0 / (1.0 + terms[:, 1:] @ found[20:])
+        weight = 1.0 / (1.0 + np.einsum("ki,i->k", terms[:, 1:], found[20:]))
     return tuple(map(float, found[:20])), (1.0, *map(float, found[20:]))

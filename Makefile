@@ -1,0 +1,56 @@
+# A fresh clone needs Python 3.11 or newer with venv, and the network once; each target sets up what it needs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+STAMP := $(VENV)/.installed
+# Where torch's wheel brings CUDA.
+CUDA := platform_system == "Linux" and platform_machine == "x86_64"
+
+# The stages of dvc.yaml run `python`: this one.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# On a busy machine, threads that wait by spinning cost more than they save.
+export OMP_WAIT_POLICY := passive
+
+.PHONY: help env demo test check bench lock clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' Makefile
+
+env: $(STAMP)  ## install the locked versions into .venv
+
+demo: env  ## build the sample data set and pre-train on it
+	$(VENV)/bin/dvc repro
+	$(VENV)/bin/python -m pipeline.report data/sample/dataset runs/sample
+
+test: env  ## run the tests
+	$(VENV)/bin/python -m pytest -n 2 -q
+
+check: env  ## lint, format and type check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+bench: env  ## compare the speed with peers
+	$(VENV)/bin/python -m benchmarks
+
+lock:  ## write requirements.lock anew from the ranges in pyproject.toml
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/pip install --quiet --progress-bar off '.[train,dev]' 'setuptools>=77'
+	build/lock/bin/pip freeze --all --exclude pip --exclude geokr > build/freeze
+	sed -n '/^#/p' requirements.lock > build/requirements.lock
+	LC_ALL=C sort -f build/freeze | sed -E '/^nvidia-ml-py=/!s/^(cuda-|nvidia-|triton=).*/& ; $(CUDA)/' >> build/requirements.lock
+	mv build/requirements.lock requirements.lock
+	rm -rf build/lock
+
+clean:  ## remove the sample's outputs and the tools' caches; .venv stays
+	rm -rf data/sample runs/sample build .dvc/tmp .mypy_cache .pytest_cache .ruff_cache
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		f"{sys.executable} is Python {sys.version.split()[0]}; GeoKR needs 3.11 or newer: make PYTHON=...")'
+	@echo "Installing into $(VENV): some minutes, 6.5 GB"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --progress-bar off -r requirements.lock
+	@$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,135 @@
+"""Views of tiles: cropped, turned and recoloured on the device, each tile in its own way.
+
+Randomness has no state: what is drawn depends on the seed that is passed and on a tile's place in the
+batch. It is drawn on the CPU, so a GPU sees the same views.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from geokr.config import TrainConfig
+
+RGB = ("red", "green", "blue")
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey: ITU-R BT.601."""
+
+
+def seed_of(*parts: int) -> int:
+    """One seed out of several numbers, such that near ones give unlike streams."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+def augment(
+    image: torch.Tensor, bands: Sequence[str], config: TrainConfig, seed: int, part: tuple[int, int] = (0, 1)
+) -> torch.Tensor:
+    """A random view of each tile: (n, band, size, size) float32 in 0..1, on the device of `image`.
+
+    image: (n, band, y, x) uint8. part: rank and world; draws are made for the tiles of all ranks, so that
+    a tile's view does not depend on how many share the work.
+    """
+    rank, world = part
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(len(image) * world, 11, generator=generator)[rank * len(image) : (rank + 1) * len(image)]
+    order = torch.randperm(4, generator=generator).tolist()
+    geometry, colour = draws[:, :7], draws[:, 7:]
+    pixels = image.float() / 255
+    pixels = _warp(pixels, placement(geometry, config.crop, config.turn).to(image.device), config.image_size)
+    return recolour(pixels, bands, config, colour.to(image.device), order)
+
+
+def plain(image: torch.Tensor, size: int) -> torch.Tensor:
+    """The whole tile without change but resizing: (n, band, size, size) float32 in 0..1, from uint8."""
+    pixels = image.float() / 255
+    if pixels.shape[-2:] == (size, size):
+        return pixels
+    return F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+
+
+def placement(draws: torch.Tensor, crop: float, turn: float) -> torch.Tensor:
+    """Where each view lies in its tile: (n, 2, 3) affine maps from view to tile, (x, y, 1) in -1..1.
+
+    draws: (n, 7) uniform in 0..1. A view is a square of `crop` to 1 of the tile's area, mirrored in x and in y
+    with probability 1/2 each, and with probability `turn` turned by 0, 90, 180 or 270 degrees, alike likely.
+    """
+    mirror = 1.0 - 2.0 * (draws[:, :2] < 0.5)  # (n, 2)
+    quarters = torch.where(draws[:, 2] < turn, (draws[:, 3] * 4).floor(), torch.zeros(())).long()
+    cos = torch.tensor([1.0, 0.0, -1.0, 0.0])[quarters]
+    sin = torch.tensor([0.0, 1.0, 0.0, -1.0])[quarters]
+    side = (crop + (1.0 - crop) * draws[:, 4]).sqrt()  # (n,), as a share of the tile's
+    linear = torch.stack([cos, -sin, sin, cos], dim=1).reshape(-1, 2, 2) * mirror[:, None, :] * side[:, None, None]
+    centre = (2.0 * draws[:, 5:7] - 1.0) * (1.0 - side)[:, None]
+    return torch.cat([linear, centre[:, :, None]], dim=2)
+
+
+def _warp(pixels: torch.Tensor, theta: torch.Tensor, size: int) -> torch.Tensor:
+    shrink = pixels.shape[-1] // size
+    if shrink >= 2:  # the sampling below looks at four pixels, so a strong reduction would alias
+        pixels = F.avg_pool2d(pixels, shrink)
+    grid = F.affine_grid(theta, [*pixels.shape[:2], size, size], align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def recolour(
+    pixels: torch.Tensor, bands: Sequence[str], config: TrainConfig, draws: torch.Tensor, order: Sequence[int]
+) -> torch.Tensor:
+    """Jitter of brightness, contrast, saturation and hue, as in torchvision's ColorJitter, one amount a tile.
+
+    pixels: (n, band, y, x) float in 0..1. draws: (n, 4) uniform in 0..1. order: of the four changes. Brightness
+    and contrast change all bands alike, saturation and hue red, green and blue alone, where all three are there.
+    """
+    rgb = [bands.index(band) for band in RGB] if set(RGB) <= set(bands) else []
+    spread = (config.brightness, config.contrast, config.saturation, config.hue)
+    amount = [((2.0 * draws[:, i] - 1.0) * spread[i])[:, None, None, None] for i in range(4)]  # 4 of (n, 1, 1, 1)
+    for change in order:
+        if spread[change] == 0:
+            continue
+        match change:
+            case 0:
+                pixels = pixels * (1.0 + amount[0])
+            case 1:
+                mean = _grey(pixels, rgb).mean(dim=(2, 3), keepdim=True)
+                pixels = mean + (pixels - mean) * (1.0 + amount[1])
+            case 2 if rgb:
+                grey = _grey(pixels, rgb)
+                pixels = _replaced(pixels, rgb, grey + (pixels[:, rgb] - grey) * (1.0 + amount[2]))
+            case 3 if rgb:
+                pixels = _replaced(pixels, rgb, _turn_hue(pixels[:, rgb], amount[3]))
+        pixels = pixels.clamp(0.0, 1.0)
+    return pixels
+
+
+def _grey(pixels: torch.Tensor, rgb: list[int]) -> torch.Tensor:
+    """(n, 1, y, x): luma, or the mean of all bands where a colour is missing."""
+    if not rgb:
+        return pixels.mean(dim=1, keepdim=True)
+    weights = pixels.new_tensor(LUMA)[:, None, None]
+    return (pixels[:, rgb] * weights).sum(dim=1, keepdim=True)
+
+
+def _replaced(pixels: torch.Tensor, rgb: list[int], colour: torch.Tensor) -> torch.Tensor:
+    if len(rgb) == pixels.shape[1] and rgb == sorted(rgb):
+        return colour
+    changed = pixels.clone()
+    changed[:, rgb] = colour
+    return changed
+
+
+def _turn_hue(colour: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
+    """Colours with their hue turned by a share of the circle. colour: (n, 3, y, x); amount: (n, 1, 1, 1).
+
+    By way of HSV, without branches: channel k is v - c * max(0, min(h', 4 - h', 1)), h' = (k + h / 60) mod 6.
+    """
+    red, green, blue = colour.unbind(dim=1)
+    value, which = colour.max(dim=1)
+    chroma = value - colour.amin(dim=1)
+    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    sextant = torch.where(
+        which == 0, (green - blue) / safe, torch.where(which == 1, (blue - red) / safe + 2, (red - green) / safe + 4)
+    )
+    hue = sextant[:, None] + 6.0 * amount
+    offset = colour.new_tensor([5.0, 3.0, 1.0])[:, None, None]
+    place = (offset + hue) % 6.0
+    return value[:, None] - chroma[:, None] * torch.minimum(place, 4.0 - place).clamp(0.0, 1.0)

@@ -1,0 +1,88 @@
+"""A run's state on disk: written whole or not at all, and all that it takes to go on."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+VERSION = 1
+"""Version of the file. Another one is refused."""
+
+LAST = "last.pt"
+BEST = "best.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The state after a step. Randomness is not part of it: every draw is a function of seed and step."""
+
+    step: int
+    """Steps done."""
+    total: int
+    """Steps that the run has."""
+    config: dict[str, Any]
+    """TrainConfig as a dictionary."""
+    dataset: str
+    classes: tuple[str, ...]
+    """In the order of the head's outputs."""
+    tiles: dict[str, int]
+    """Split -> tiles read in it."""
+    mean: list[float]
+    """Of each band over the training tiles, pixels in 0..1; what the network's input was normalised with."""
+    std: list[float]
+    mean_share: list[float]
+    """Mean label of the training tiles, one number a class."""
+    start: str
+    """Where the encoder started."""
+    student: dict[str, torch.Tensor]
+    teacher: dict[str, torch.Tensor] | None
+    """None for objective supervised."""
+    optimiser: dict[str, Any]
+    window: torch.Tensor
+    """Sums of the losses since the last line of the log."""
+    best: dict[str, float] | None
+    """The validation with the lowest KL so far: {"step": ..., "kl": ...}."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` once it is whole and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")  # one name, so that what a kill leaves is written over
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint in one piece: a kill at any moment leaves the one before or the new one."""
+    state = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+    with replacing(path) as file:
+        torch.save({"version": VERSION, **state}, file)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint to the CPU. Tensors and plain values alone: a file cannot run code.
+
+    Raises ValueError naming the file where it is no checkpoint of this version.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such checkpoint") from error
+    except Exception as error:  # zipfile's, pickle's and torch's own have no common family
+        raise ValueError(f"{path}: not a checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
+    version = state.pop("version", None) if isinstance(state, dict) else None
+    if version != VERSION:
+        raise ValueError(f"{path}: a checkpoint of version {version}, this program reads version {VERSION}")
+    return Checkpoint(**state)

@@ -1,0 +1,76 @@
+"""Where a run computes, and what its processes tell each other when torchrun starts several."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which of how many processes this one is, and where it computes."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+
+@contextmanager
+def taking_place(device: str = "auto") -> Iterator[Place]:
+    """This process's place among those that torchrun started, or alone. device: see TrainConfig.
+
+    Raises ValueError where there is no such device.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if device == "auto":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    if world > 1:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Place(rank, world, chosen)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+
+
+def over_ranks(values: torch.Tensor, place: Place) -> torch.Tensor:
+    """The sum of a tensor over all processes."""
+    values = values.clone()
+    if place.world > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def highest(number: int, place: Place) -> int:
+    """The highest of the numbers that the processes hold."""
+    if place.world == 1:
+        return number
+    numbers = torch.tensor(number, device=place.device)
+    dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+    return int(numbers)
+
+
+@torch.no_grad()
+def average_buffers(models: Sequence[nn.Module], place: Place) -> None:
+    """Average the batch-norm statistics of `models` over processes, so that all hold the same networks."""
+    buffers = [buffer for model in models for buffer in model.buffers() if buffer.is_floating_point()]
+    if place.world == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    dist.all_reduce(flat)
+    parts = torch.split(flat / place.world, [buffer.numel() for buffer in buffers])
+    for buffer, part in zip(buffers, parts, strict=True):
+        buffer.copy_(part.view_as(buffer))

@@ -1,0 +1,248 @@
+"""Pre-train an encoder on a data set: `python -m geokr.train --data DATASET --out RUN [key=value ...]`.
+
+The same command again goes on from where RUN stopped. `torchrun --nproc-per-node N -m geokr.train ...`
+shares the work between N processes. RUN then holds last.pt and best.pt (checkpoints), log.jsonl,
+tensorboard/, plots/loss.csv, encoder.safetensors (for timm) and, written last, metrics.json.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from geokr.checkpoint import BEST, LAST, Checkpoint, load, replacing, save
+from geokr.config import PRESETS, TrainConfig, configure, differences
+from geokr.export import ENCODER, export
+from geokr.journal import Journal
+from geokr.learner import Learner, begin, learn, snapshot, validate
+from geokr.loader import Batch, TileLoader
+from geokr.processes import Place, highest, over_ranks, taking_place
+
+METRICS = "metrics.json"
+LOG_EVERY = 10
+"""Steps between lines of the log. Each makes the host wait for the device."""
+
+
+def train(dataset: str, run: Path, config: TrainConfig, place: Place) -> int:
+    """Pre-train until the end, or until a signal. Returns the exit status: 0, or 128 plus the signal.
+
+    Raises ValueError with one sentence where the data set, or an earlier run in `run`, does not fit.
+    """
+    last = checkpoint_of(run, config)
+    if last is not None and last.step == last.total and (run / METRICS).exists():
+        say(place, f"{run}: finished after {last.total} steps; delete it to begin again")
+        return 0
+    training, held_out = loaders(dataset, config, place)
+    epoch = len(training)
+    try:
+        learner = begin(config, place, training, held_out, last)
+    except ValueError as error:
+        if last is None:
+            raise
+        raise ValueError(f"{run / LAST}: {error}; {ways_on(run)}") from error
+    origin = f"from {learner.start}" if last is None else f"going on after step {learner.step}"
+    say(
+        place, f"{training.tiles} training tiles, {held_out.tiles} held out; {config.model} on {place.device}, {origin}"
+    )
+
+    with ExitStack() as stack:
+        journal = Journal(run, config.loggers, learner.step) if place.rank == 0 else None
+        if journal is not None:
+            stack.callback(journal.close)
+        bar = stack.enter_context(progress(learner))
+        stop = stack.enter_context(signals())
+        stream = batches(training, learner.step, learner.total)
+        since, waited, tiles = time.perf_counter(), 0.0, 0
+        result = None
+        while learner.step < learner.total:
+            asked = time.perf_counter()
+            batch = next(stream)
+            waited += time.perf_counter() - asked
+            learn(learner, batch)
+            bar.update()
+            tiles += config.batch
+
+            ends, logs = learner.step == learner.total, learner.step % LOG_EVERY == 0
+            if logs or ends:
+                took = time.perf_counter() - since
+                note_losses(learner, journal, bar, {"tiles_per_s": tiles / took, "waiting": waited / took})
+                since, waited, tiles = time.perf_counter(), 0.0, 0
+            paused = time.perf_counter()
+            # Processes stop together, and agree on it only now and then, since that makes them wait.
+            stopping = highest(stop[0] if stop else 0, place) if logs or place.world == 1 else 0
+            result = (
+                judge(learner, run, journal) if ends or learner.step % (config.validate_every or epoch) == 0 else None
+            )
+            if place.rank == 0 and (result or stopping or learner.step % config.checkpoint_every == 0):
+                save(run / LAST, snapshot(learner))
+            if stopping and not ends:
+                bar.close()
+                say(place, f"{run}: stopped after step {learner.step}; the same command goes on from there")
+                return 128 + stopping
+            since += time.perf_counter() - paused
+        # Without a result, an earlier process ended between its last step and here.
+        result = result or judge(learner, run, journal)
+
+    if place.rank == 0:
+        finish(learner, run, result)
+    than = f"{result['kl_of_mean']:.4f} for the mean label of the training tiles"
+    say(place, f"{run}: {learner.total} steps; held-out KL {result['kl']:.4f} nats, {than}; see {run / ENCODER}")
+    return 0
+
+
+def checkpoint_of(run: Path, config: TrainConfig) -> Checkpoint | None:
+    """The last checkpoint of a run. Raises ValueError where the run has other settings, saying which."""
+    if not (run / LAST).exists():
+        return None
+    last = load(run / LAST)
+    if differing := differences(last.config, dataclasses.asdict(config)):
+        raise ValueError(f"{run / LAST} is of a run with other settings ({'; '.join(differing)}); {ways_on(run)}")
+    return last
+
+
+def ways_on(run: Path) -> str:
+    return f"go back to those, give another --out, or delete {run} to begin again"
+
+
+def loaders(dataset: str, config: TrainConfig, place: Place) -> tuple[TileLoader, TileLoader]:
+    """Training tiles, shuffled, and held-out tiles in order."""
+    if config.batch % place.world:
+        raise ValueError(f"batch must be a multiple of the {place.world} processes, got {config.batch}")
+    common: dict[str, Any] = {
+        "bands": config.bands,
+        "batch": config.batch // place.world,
+        "classes": config.classes,
+        "min_known": config.min_known,
+        "rank": place.rank,
+        "world": place.world,
+        "prefetch": config.prefetch,
+    }
+    return (
+        TileLoader(dataset, "train", seed=config.seed, **common),
+        TileLoader(dataset, "val", shuffle=False, **common),
+    )
+
+
+def batches(training: TileLoader, step: int, total: int) -> Iterator[Batch]:
+    """The batches of steps `step` to `total`, epoch after epoch."""
+    while step < total:
+        epoch, start = divmod(step, len(training))
+        for batch in training.epoch(epoch, start):
+            yield batch
+            step += 1
+
+
+def note_losses(learner: Learner, journal: Journal | None, bar: Any, speed: dict[str, float]) -> None:
+    """Log the means since the last line. speed: tiles_per_s, and waiting, the share of time spent waiting for tiles."""
+    steps = (learner.step - 1) % LOG_EVERY + 1
+    sums = over_ranks(learner.window, learner.place) / learner.place.world
+    loss, kl, disagreement = (sums / steps).tolist()
+    learner.window.zero_()
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss is {loss} at step {learner.step}: try a lower lr, or amp=fp32")
+    bar.set_postfix_str(f"loss {loss:.4f}, {speed['tiles_per_s']:.0f} tiles/s", refresh=False)
+    if journal is not None:
+        losses = {"loss": loss, "kl": kl, "disagreement": disagreement}
+        rate = learner.optimiser.param_groups[0]["lr"]
+        journal.write(learner.step, "train", {**losses, "lr": rate, **speed})
+
+
+def judge(learner: Learner, run: Path, journal: Journal | None) -> dict[str, float]:
+    """Validate, log it, and keep the state if it is the best so far."""
+    result = validate(learner)
+    better = learner.best is None or result["kl"] < learner.best["kl"]
+    if better:
+        learner.best = {"step": learner.step, "kl": result["kl"]}
+    if journal is not None:
+        journal.write(learner.step, "val", result)
+        journal.draw()
+        if better:
+            save(run / BEST, snapshot(learner))
+    return result
+
+
+def finish(learner: Learner, run: Path, result: dict[str, float]) -> None:
+    """Write the encoder, and last of all the metrics: they mark the run as finished."""
+    export(snapshot(learner), run / ENCODER)
+    best = learner.best or {}
+    metrics = {
+        "val_kl": round(result["kl"], 6),
+        "val_kl_mean_baseline": round(result["kl_of_mean"], 6),
+        "val_top1": round(result["top1"], 6),
+        "val_mae": round(result["mae"], 6),
+        "best_val_kl": round(best["kl"], 6),
+        "best_step": best["step"],
+        "steps": learner.total,
+        "tiles": learner.training.tiles,
+        "val_tiles": learner.held_out.tiles,
+    }
+    with replacing(run / METRICS) as file:
+        file.write((json.dumps(metrics, indent=2) + "\n").encode())
+
+
+def progress(learner: Learner) -> Any:
+    """A progress bar in steps; a line every half minute where nobody watches."""
+    return tqdm(
+        total=learner.total,
+        initial=learner.step,
+        unit="step",
+        mininterval=0.1 if sys.stderr.isatty() else 30.0,
+        disable=learner.place.rank > 0,
+    )
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """A list to which Ctrl-C and SIGTERM add themselves; the second one ends the process as ever."""
+    caught: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _: object) -> None:
+        caught.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def say(place: Place, line: str) -> None:
+    if place.rank == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m geokr.train",
+        description="Pre-train an encoder on a data set. The same command again goes on from where it stopped.",
+    )
+    parser.add_argument("--data", required=True, metavar="DATASET", help="data set with index.parquet and tiles.zarr")
+    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="directory of the run")
+    parser.add_argument("--preset", default="geokr", help=f"{' or '.join(PRESETS)} (default: geokr)")
+    parser.add_argument("--params", type=Path, metavar="FILE.yaml", help="settings, in its section `train:`")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that win over those of the file")
+    chosen = parser.parse_intermixed_args(arguments)
+    try:
+        config = configure(chosen.preset, chosen.params, chosen.settings)
+        with taking_place(config.device) as place:
+            return train(chosen.data, chosen.out, config, place)
+    except (ValueError, OSError) as error:
+        print(f"geokr.train: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""What is wrong with the input is said in one sentence, and stops nothing else."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import geopandas
+import pytest
+import rasterio
+
+from geokr import store
+from pipeline.build_levir_kr import main
+from tests.build.conftest import Built
+
+
+@pytest.fixture
+def spoiled(built: Built, tmp_path: Path) -> Path:
+    """The scenes, with five more that cannot be used among them."""
+    scenes = tmp_path / "scenes"
+    shutil.copytree(built.directory / "scenes", scenes)
+    good = next(path for path in scenes.iterdir() if path.is_dir())
+    image = next(good.glob("*.tiff"))
+
+    def another(product: str) -> Path:
+        new = scenes / good.name.replace(good.name[-10:], product)
+        shutil.copytree(good, new)
+        for file in new.iterdir():
+            file.rename(new / file.name.replace(good.name[-10:], product))
+        return new / image.name.replace(good.name[-10:], product)
+
+    truncated = another("0000000001")
+    truncated.write_bytes(truncated.read_bytes()[: truncated.stat().st_size // 2])
+    another("0000000002").with_suffix(".rpb").unlink()
+    broken = another("0000000003").with_suffix(".rpb")
+    broken.write_text(broken.read_text().replace("sampDenCoef", "sampDenCoeff"))
+    another("0000000004").with_suffix(".xml").write_text("")
+    (scenes / "photo.tif").write_bytes(image.read_bytes())
+    return scenes
+
+
+def test_scenes_that_cannot_be_used_are_quarantined_and_the_others_go_on(
+    built: Built, spoiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "dataset"
+    arguments = [*built.arguments, "--out", str(out), "--workers", "2"]
+    arguments[arguments.index("--scenes") + 1] = str(spoiled)
+    assert main(arguments) == 0
+    assert "5 refused" in capsys.readouterr().err
+    entries = {e["scene"][-15:]: e for e in map(json.loads, (out / "quarantine.jsonl").read_text().splitlines())}
+    assert {"scene", "stage", "reason", "detail"} == set.intersection(*(set(entry) for entry in entries.values()))
+    faults = {
+        "0000000001-MSS1": "cannot be read to its end",
+        "0000000002-MSS1": "there is no RPB beside it",
+        "0000000003-MSS1": "sampDenCoef is missing",
+        "0000000004-MSS1": "the file is empty",
+        "photo": "no georeference",
+    }
+    assert set(entries) == set(faults)
+    for scene, fault in faults.items():
+        assert fault in entries[scene]["detail"]
+        assert scene in entries[scene]["detail"]  # the file is named
+        assert "\n" not in entries[scene]["detail"]
+    assert set(geopandas.read_parquet(out / "index.parquet")["scene"]) == {shot.image for shot in built.shots}
+    assert main([*arguments, "--strict"]) == 3
+
+
+def test_no_land_cover_under_a_scene_leaves_its_tiles_out_of_the_index(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The northern sheet alone: what lies south of 25 N is built, and known to 0."""
+    out, cover = tmp_path / "dataset", tmp_path / "landcover"
+    cover.mkdir()
+    shutil.copy(built.directory / "landcover" / "n48_25_2020lc030.tif", cover)
+    arguments = [*built.arguments, "--out", str(out), "--workers", "2"]
+    arguments[arguments.index("--landcover") + 1] = str(cover)
+    assert main(arguments) == 0
+    index = geopandas.read_parquet(out / "index.parquet")
+    whole = geopandas.read_parquet(built.dataset / "index.parquet")
+    summary = json.loads((out / "dataset.json").read_text())
+    assert 0 < len(index) < len(whole)
+    assert summary["counts"]["unknown"] == len(whole) - len(index)
+    assert f"{len(whole) - len(index)} left out for want of land cover" in capsys.readouterr().out
+    assert set(index["tile"]) == set(whole["tile"]) - set(whole["tile"][whole.geometry.bounds["maxy"] < 25]) - {
+        tile for tile in whole["tile"][whole.geometry.bounds["miny"] < 25] if tile not in set(index["tile"])
+    }
+    labels = store.open_scene(str(out / store.label_store("globeland30_2020")), whole["scene"][0])
+    south = whole[(whole["scene"] == whole["scene"][0]) & (whole.geometry.bounds["maxy"] < 25)].iloc[0]
+    assert labels["known"][south["row"], south["col"]] == 0
+    assert not labels["fraction"][south["row"], south["col"]].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--scenes": "/no/such/place"}, "/no/such/place: no such file or directory"),
+        ({"--landcover": "/no/such/map"}, "/no/such/map: no such file or directory"),
+        ({"--dem": "/no/such/dem.tif"}, "/no/such/dem.tif: no such file or directory"),
+        ({"--stride": "65"}, "stride must be in 1..64 px"),
+        ({"--tile": "0"}, "tile"),
+        ({"--labels": "corine_2018"}, "corine_2018"),
+        ({"--out": "/dev/null/dataset"}, "/dev/null"),
+        ({"--params": "/no/such/params.yaml"}, "/no/such/params.yaml"),
+        ({"--scheduler": "tcp://127.0.0.1:9"}, "no Dask scheduler answers"),
+    ],
+)
+def test_a_setting_at_fault_stops_at_once_with_one_sentence(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], message: str
+) -> None:
+    values = dict(zip(built.arguments[::2], built.arguments[1::2], strict=True)) | {"--out": str(tmp_path / "dataset")}
+    assert main([part for pair in (values | change).items() for part in pair]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ")
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "dataset" / "tiles.zarr").exists()
+
+
+def test_an_unknown_parameter_is_named(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text("build: {tile: 64, strid: 48}\n")
+    values = dict(zip(built.arguments[::2], built.arguments[1::2], strict=True)) | {"--params": str(params)}
+    assert main([*(part for pair in values.items() for part in pair), "--out", str(tmp_path / "dataset")]) == 2
+    assert "strid is not a setting of a build" in capsys.readouterr().err
+
+
+def test_a_directory_without_scenes_says_so(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments = [*built.arguments, "--out", str(tmp_path / "dataset"), "--workers", "1"]
+    arguments[arguments.index("--scenes") + 1] = str(tmp_path / "empty")
+    assert main(arguments) == 2
+    assert "no TIFF and no archive" in capsys.readouterr().err
+
+
+def test_a_scene_lost_between_catalog_and_tiles_is_quarantined(built: Built, tmp_path: Path) -> None:
+    scenes, out = tmp_path / "scenes", tmp_path / "dataset"
+    shutil.copytree(built.directory / "scenes", scenes)
+    arguments = [*built.arguments, "--out", str(out), "--workers", "1"]
+    arguments[arguments.index("--scenes") + 1] = str(scenes)
+    assert main([*arguments, "--only", "catalog"]) == 0
+    lost = next(path for path in scenes.iterdir() if path.is_dir())
+    shutil.rmtree(lost)
+    for stage in ("tiles", "labels", "index"):
+        assert main([*arguments, "--only", stage]) == 0
+    entries = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert {(entry["scene"].startswith(lost.name), entry["stage"]) for entry in entries} == {
+        (True, "tiles"),
+        (True, "index"),
+    }
+    assert len(set(geopandas.read_parquet(out / "index.parquet")["scene"])) == 2
+
+
+def test_help_explains_itself() -> None:
+    for module in ("pipeline.build_levir_kr", "pipeline.sample", "pipeline.report", "geokr.train", "geokr.export"):
+        done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+        assert "--help" in done.stdout
+
+
+def test_rasterio_is_the_reader_of_archives(built: Built) -> None:
+    """Nothing is unpacked: the archived scene's image is a member that GDAL reads in place."""
+    archived = next(entry.scene for entry in built.entries if entry.scene.image.startswith("/vsitar/"))
+    with rasterio.open(archived.image) as source:
+        assert source.width == archived.width
+    assert {path.suffix for path in (built.directory / "scenes").rglob("*") if path.is_file()} == {
+        ".gz", ".rpb", ".tiff", ".xml",
+    }  # fmt: skip

@@ -1,0 +1,127 @@
+"""However a build is run, stopped or resumed, the same bytes come of it."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from geokr import store
+from pipeline import stages
+from pipeline.build_levir_kr import main
+from pipeline.config import read_config
+from tests.build.conftest import Built
+
+
+def contents(dataset: Path) -> dict[str, str]:
+    """Digest of every file of the stores and tables; dataset.json and the catalog name the directory built from."""
+    return {
+        str(path.relative_to(dataset)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(dataset.rglob("*"))
+        if path.is_file() and path.name != "dataset.json"
+    }
+
+
+@pytest.mark.parametrize("workers", ["1", "loop"])
+def test_one_worker_two_workers_and_a_plain_loop_write_the_same_bytes(
+    built: Built, tmp_path: Path, workers: str
+) -> None:
+    out = tmp_path / "dataset"
+    if workers == "loop":
+        config = built.config.model_copy(update={"out": str(out)})
+        out.mkdir()
+        entries = stages.catalog(config, None)
+        stages.tiles(config, entries, None)
+        stages.labels(config, entries, None)
+        stages.make_index(config, entries, None)
+    else:
+        assert main([*built.arguments, "--out", str(out), "--workers", workers]) == 0
+    for scene in store.scenes(str(built.dataset / store.TILES)):
+        for name, array in ((store.TILES, "image"), (store.TILES, "status")):
+            first, second = (
+                zarr.open_array(str(d / name), path=f"{scene}/{array}", mode="r")[:] for d in (built.dataset, out)
+            )
+            assert np.array_equal(first, second)
+            assert first.any()
+    assert contents(out) == contents(built.dataset)
+
+
+def test_a_second_run_writes_nothing(built: Built) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (built.dataset / store.TILES).rglob("c/**/*") if path.is_file()}
+    digests = contents(built.dataset)
+    assert main([*built.arguments, "--out", str(built.dataset), "--workers", "1"]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert contents(built.dataset) == digests
+
+
+def test_blocks_that_are_not_done_are_built_anew(built: Built, tmp_path: Path) -> None:
+    """A killed run leaves shards without statuses, halves of shards, and scenes without anything."""
+    out = tmp_path / "dataset"
+    shutil.copytree(built.dataset, out)
+    first, second, third = store.scenes(str(out / store.TILES))
+    (out / store.TILES / first / "status" / "c" / "0" / "0").unlink()
+    shard = out / store.TILES / second / "image" / "c" / "1" / "1" / "0" / "0" / "0"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    (out / store.TILES / second / "status" / "c" / "1" / "1").unlink()
+    shutil.rmtree(out / store.TILES / third)
+    for array in ("known", "status"):
+        shutil.rmtree(out / store.label_store("globeland30_2020") / third / array)
+    (out / "index.parquet").unlink()
+    assert main([*built.arguments, "--out", str(out), "--workers", "1"]) == 0
+    assert contents(out) == contents(built.dataset)
+
+
+def test_ctrl_c_stops_cleanly_and_a_second_run_goes_on(built: Built, tmp_path: Path) -> None:
+    out = tmp_path / "dataset"
+    command = [sys.executable, "-m", "pipeline.build_levir_kr", *built.arguments, "--out", str(out), "--workers", "1"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    done: set[Path] = set()
+    until = time.monotonic() + 120
+    while not done and process.poll() is None and time.monotonic() < until:
+        done = set(out.glob(f"{store.TILES}/*/status/c/*/*"))
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the command and to its workers
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "the same command goes on from here" in said
+    assert "Traceback" not in said
+    assert not (out / "index.parquet").exists()
+    written = {path: path.stat().st_mtime_ns for path in done}
+    assert main([*built.arguments, "--out", str(out), "--workers", "1"]) == 0
+    assert written == {path: path.stat().st_mtime_ns for path in done}
+    assert contents(out) == contents(built.dataset)
+
+
+def test_other_settings_are_refused_not_mixed(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    digests = contents(built.dataset)
+    arguments = [*built.arguments, "--out", str(built.dataset), "--workers", "1"]
+    arguments[arguments.index("--stride") + 1] = "32"
+    assert main(arguments) == 2
+    assert "was built with other settings" in capsys.readouterr().err
+    assert contents(built.dataset) == digests
+
+
+def test_a_dry_run_touches_nothing_and_promises_what_comes(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(built.directory.rglob("*"))
+    assert main([*built.arguments, "--out", str(tmp_path / "new"), "--dry-run"]) == 0
+    assert not (tmp_path / "new").exists()
+    assert sorted(built.directory.rglob("*")) == before
+    printed = capsys.readouterr().out
+    config = read_config(built.directory / "params.yaml", built.config.model_dump(exclude_unset=True))
+    for entry in built.entries:
+        grid = stages.grid_of(entry, config)
+        assert grid is not None
+        assert f"{entry.scene.id}: {entry.scene.width} x {entry.scene.height} px, {entry.scene.gsd:g} m" in printed
+    assert "globeland30_2020: 2 sheets" in printed
+    assert "peak memory of a worker" in printed

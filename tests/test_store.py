@@ -1,0 +1,475 @@
+"""The disk contract of a block store: what lies where, what is written last, and what a kill leaves behind."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tensorstore
+import xarray
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.storage import LocalStore
+
+from geokr import store
+
+ATTRIBUTES = {
+    "proj:code": "EPSG:32648",
+    "spatial:transform": [2.0, 0.0, 440_000.0, 0.0, -2.0, 2_765_000.0],
+    "tile": 16,
+    "bands": ["blue", "nir"],
+    "acquired": None,
+    "gsd": 2.1,
+    "rules": {"dark": 20, "cloud": 0.5},
+}
+TILES: dict[str, Any] = {
+    "shape": (5, 7),
+    "bands": 2,
+    "tile": 16,
+    "block": 4,
+    "dtype": "uint8",
+    "attributes": ATTRIBUTES,
+}
+LABELS: dict[str, Any] = {
+    "shape": (5, 7),
+    "classes": ("wet", "dry", "icy"),
+    "block": 4,
+    "attributes": ATTRIBUTES,
+}
+STATUS = "status"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    return store.join(tmp_path, store.TILES)
+
+
+def metadata(root: str, *parts: str) -> dict[str, Any]:
+    """What a group or array says of itself on disk."""
+    found: dict[str, Any] = json.loads(Path(store.join(root, *parts, "zarr.json")).read_text())
+    return found
+
+
+def files(root: str) -> dict[str, bytes]:
+    """Every file of a store."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+
+
+def blocks(shape: tuple[int, int], block: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of every block; those at the border may be smaller."""
+    for r in range(0, shape[0], block):
+        for c in range(0, shape[1], block):
+            yield slice(r, min(r + block, shape[0])), slice(c, min(c + block, shape[1]))
+
+
+def pixels(seed: int, shape: tuple[int, ...], dtype: str = "uint8") -> npt.NDArray[Any]:
+    """Values that no compression makes smaller."""
+    return np.random.default_rng(seed).integers(1, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+# --- layout
+
+
+def test_a_chunk_is_a_tile_and_a_shard_is_a_block(root: str) -> None:
+    store.create_tiles(root, "scene", **TILES)
+    image, status = metadata(root, "scene", "image"), metadata(root, "scene", STATUS)
+    assert {image["zarr_format"], status["zarr_format"]} == {3}
+    assert image["shape"] == [5, 7, 2, 16, 16]
+    assert image["data_type"] == "uint8"
+    assert image["fill_value"] == 0
+    assert image["dimension_names"] == ["row", "col", "band", "y", "x"]
+    assert image["chunk_grid"]["configuration"]["chunk_shape"] == [4, 4, 2, 16, 16]
+    (sharding,) = image["codecs"]
+    assert sharding["name"] == "sharding_indexed"
+    assert sharding["configuration"]["chunk_shape"] == [1, 1, 2, 16, 16]
+    blosc = sharding["configuration"]["codecs"][-1]
+    assert {key: blosc["configuration"][key] for key in ("cname", "clevel", "shuffle")} == {
+        "cname": "zstd",
+        "clevel": 1,
+        "shuffle": "bitshuffle",
+    }
+    assert status["shape"] == [5, 7]
+    assert status["data_type"] == "uint8"
+    assert status["dimension_names"] == ["row", "col"]
+    assert status["chunk_grid"]["configuration"]["chunk_shape"] == [4, 4]
+
+
+def test_a_chunk_of_labels_is_a_block(root: str) -> None:
+    store.create_labels(root, "scene", **LABELS)
+    for name, shape, chunk, names in (
+        ("fraction", [5, 7, 3], [4, 4, 3], ["row", "col", "class"]),
+        ("known", [5, 7], [4, 4], ["row", "col"]),
+        (STATUS, [5, 7], [4, 4], ["row", "col"]),
+    ):
+        found = metadata(root, "scene", name)
+        assert found["shape"] == shape
+        assert found["chunk_grid"]["configuration"]["chunk_shape"] == chunk
+        assert found["dimension_names"] == names
+        assert found["data_type"] == ("uint8" if name == STATUS else "float32")
+    assert metadata(root, "scene")["attributes"] == {**ATTRIBUTES, "classes": ["wet", "dry", "icy"]}
+
+
+def test_a_status_names_its_codes_as_the_cf_conventions_do(root: str) -> None:
+    store.create_tiles(root, "tiles", **TILES)
+    store.create_labels(root, "labels", **LABELS)
+    for scene, names in (("tiles", store.TILE_STATUS), ("labels", store.LABEL_STATUS)):
+        attributes = metadata(root, scene, STATUS)["attributes"]
+        assert attributes == {"flag_values": list(range(len(names))), "flag_meanings": " ".join(names)}
+        assert names[0] == "not_built"
+        assert not any(" " in name for name in names)
+    assert store.TILE_STATUS[store.ACCEPTED] == "accepted"
+
+
+def test_a_scene_carries_its_attributes(root: str) -> None:
+    store.create_tiles(root, "scene", **TILES)
+    assert metadata(root, "scene")["attributes"] == ATTRIBUTES
+    assert dict(store.open_scene(root, "scene").attrs) == ATTRIBUTES
+
+
+def test_the_root_holds_all_metadata_once_consolidated(root: str) -> None:
+    for scene in ("a", "b"):
+        store.create_tiles(root, scene, **TILES)
+    store.consolidate(root)
+    held = metadata(root)["consolidated_metadata"]["metadata"]
+    assert set(held) == {"a", "a/image", "a/status", "b", "b/image", "b/status"}
+    store.create_tiles(root, "c", **TILES)
+    assert store.scenes(root) == ["a", "b", "c"]  # as on disk, not as the root remembers
+    store.consolidate(root)
+    assert "c/image" in metadata(root)["consolidated_metadata"]["metadata"]
+
+
+def test_places_in_a_data_set_are_joined_for_paths_and_urls() -> None:
+    assert store.join(Path("a") / "b", "c", "d") == "a/b/c/d"
+    assert store.join("s3://bucket/a/", "tiles.zarr") == "s3://bucket/a/tiles.zarr"
+    assert store.label_store("worldcover_2021") == "labels/worldcover_2021.zarr"
+
+
+# --- write, then read
+
+
+@given(
+    shape=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    block=st.integers(1, 4),
+    bands=st.integers(1, 3),
+    dtype=st.sampled_from(["uint8", "uint16"]),
+    seed=st.integers(0, 99),
+    order=st.randoms(use_true_random=False),
+)
+@settings(max_examples=15)
+def test_what_is_read_is_what_was_written_block_by_block_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory,
+    shape: tuple[int, int],
+    block: int,
+    bands: int,
+    dtype: str,
+    seed: int,
+    order: Any,
+) -> None:
+    root = store.join(tmp_path_factory.mktemp("store"), store.TILES)
+    store.create_tiles(root, "scene", shape=shape, bands=bands, tile=4, block=block, dtype=dtype, attributes={})
+    status = np.random.default_rng(seed).integers(1, len(store.TILE_STATUS), shape, np.uint8)
+    image = pixels(seed, (*shape, bands, 4, 4), dtype)
+    image[status != store.ACCEPTED] = 0
+    places = list(blocks(shape, block))
+    order.shuffle(places)
+    for rows, cols in places:
+        group = store.open_scene(root, "scene", "r+")
+        store.write_block(group, rows, cols, {"image": image[rows, cols]}, status[rows, cols])
+    group = store.open_scene(root, "scene")
+    assert np.array_equal(group["image"][:], image)
+    assert np.array_equal(store.status(group), status)
+    held = np.bincount(status.ravel(), minlength=len(store.TILE_STATUS)).tolist()
+    assert list(store.count(status, store.TILE_STATUS)) == list(zip(store.TILE_STATUS, held, strict=True))
+
+
+def written(root: str) -> npt.NDArray[Any]:
+    """A whole scene on disk, consolidated; its pixels."""
+    image = pixels(1, (5, 7, 2, 16, 16))
+    store.create_tiles(root, "scene", **TILES)
+    group = store.open_scene(root, "scene", "r+")
+    for rows, cols in blocks((5, 7), 4):
+        ones = np.ones((rows.stop - rows.start, cols.stop - cols.start), np.uint8)
+        store.write_block(group, rows, cols, {"image": image[rows, cols]}, ones)
+    store.consolidate(root)
+    return image
+
+
+def test_xarray_opens_a_store_as_a_tree(root: str) -> None:
+    image = written(root)
+    with xarray.open_datatree(root, engine="zarr") as tree:
+        scene = tree["scene"]
+        assert scene["image"].dims == ("row", "col", "band", "y", "x")
+        assert scene["image"].dtype == np.uint8
+        assert np.array_equal(scene["image"].values, image)
+        assert scene["status"].attrs["flag_meanings"].split() == list(store.TILE_STATUS)
+        assert scene.attrs == ATTRIBUTES
+
+
+def test_tensorstore_reads_a_shard_tile_by_tile(root: str) -> None:
+    image = written(root)
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": store.join(root, "scene", "image")}}
+    array = tensorstore.open(spec, read=True).result()
+    assert array.chunk_layout.read_chunk.shape == (1, 1, 2, 16, 16)
+    assert array.chunk_layout.write_chunk.shape == (4, 4, 2, 16, 16)
+    assert np.array_equal(array.read().result(), image)
+    assert np.array_equal(array[4, 6].read().result(), image[4, 6])
+
+
+# --- what a shard takes
+
+
+def test_a_block_is_one_file_and_its_border_needs_no_filling(root: str) -> None:
+    image = written(root)
+    sizes = {name: len(data) for name, data in files(root).items() if "/image/c/" in name}
+    assert set(sizes) == {f"scene/image/c/{i}/{j}/0/0/0" for i in (0, 1) for j in (0, 1)}
+    tile = image[0, 0].nbytes
+    for name, tiles in (("0/0", 16), ("0/1", 12), ("1/0", 4), ("1/1", 3)):
+        assert tiles * tile <= sizes[f"scene/image/c/{name}/0/0/0"] < tiles * (tile + 64) + 1024
+
+
+def test_a_rejected_tile_takes_no_space(root: str) -> None:
+    accepted = np.zeros((4, 4), bool)
+    accepted[[0, 2, 3], [1, 3, 0]] = True
+    sizes = []
+    for scene, keep in (("some", accepted), ("all", ~(accepted & False)), ("none", accepted & False)):
+        image = pixels(2, (4, 4, 2, 16, 16))
+        image[~keep] = 0
+        store.create_tiles(root, scene, **{**TILES, "shape": (4, 4)})
+        group = store.open_scene(root, scene, "r+")
+        store.write_block(group, slice(0, 4), slice(0, 4), {"image": image}, np.where(keep, 1, 2).astype(np.uint8))
+        sizes.append(sum(len(data) for name, data in files(root).items() if name.startswith(f"{scene}/image/c/")))
+    some, whole, none = sizes
+    index = 16 * 16 + 4  # offset and length of each tile, and a checksum
+    assert none == 0
+    assert (some - index) * 16 == pytest.approx((whole - index) * 3, rel=1e-3)
+
+
+# --- status comes last
+
+
+def stored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys in the order in which they reach the disk, from now on."""
+    keys: list[str] = []
+    put = LocalStore.set
+
+    async def watched(self: LocalStore, key: str, value: Any) -> None:
+        await put(self, key, value)
+        keys.append(key)
+
+    monkeypatch.setattr(LocalStore, "set", watched)
+    return keys
+
+
+def test_a_blocks_status_reaches_the_disk_after_all_else(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.create_labels(root, "scene", **LABELS)
+    group = store.open_scene(root, "scene", "r+")
+    keys = stored(monkeypatch)
+    arrays = {"known": np.ones((4, 4), np.float32), "fraction": np.ones((4, 4, 3), np.float32)}
+    store.write_block(group, slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8))
+    assert keys[-1] == "scene/status/c/0/0"
+    assert sorted(keys[:-1]) == ["scene/fraction/c/0/0/0", "scene/known/c/0/0"]
+
+
+@pytest.mark.parametrize("create", [store.create_tiles, store.create_labels])
+def test_a_scenes_status_is_made_after_all_else(root: str, monkeypatch: pytest.MonkeyPatch, create: Any) -> None:
+    keys = stored(monkeypatch)
+    create(root, "scene", **(TILES if create is store.create_tiles else LABELS))
+    assert keys[-1] == "scene/status/zarr.json"
+    assert len(keys) > 2
+
+
+@pytest.mark.parametrize("full", ["fraction", "known"])
+def test_a_block_that_fails_is_not_marked_as_done(root: str, monkeypatch: pytest.MonkeyPatch, full: str) -> None:
+    store.create_labels(root, "scene", **LABELS)
+    group = store.open_scene(root, "scene", "r+")
+    put = LocalStore.set
+
+    async def failing(self: LocalStore, key: str, value: Any) -> None:
+        if f"/{full}/" in key:
+            raise OSError("no space left on device")
+        await put(self, key, value)
+
+    monkeypatch.setattr(LocalStore, "set", failing)
+    arrays = {"fraction": np.ones((4, 4, 3), np.float32), "known": np.ones((4, 4), np.float32)}
+    with pytest.raises(OSError, match="no space"):
+        store.write_block(group, slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8))
+    assert not store.status(group).any()
+
+
+@pytest.mark.parametrize("name", ["fraction", "known", STATUS])
+@pytest.mark.parametrize("shape", [(9, 9), (3, 4), (1, 1)])
+def test_an_array_that_is_not_of_the_blocks_shape_is_refused_untouched(
+    root: str, name: str, shape: tuple[int, int]
+) -> None:
+    store.create_labels(root, "scene", **LABELS)
+    before = files(root)
+    arrays = {"fraction": np.ones((4, 4, 3), np.float32), "known": np.ones((4, 4), np.float32)}
+    wrong = {**arrays, STATUS: np.ones((4, 4), np.uint8)}
+    wrong[name] = np.ones((*shape, *wrong[name].shape[2:]), wrong[name].dtype)
+    status = wrong.pop(STATUS)
+    with pytest.raises(store.StoreError, match=f"{name} of a block has shape"):
+        store.write_block(store.open_scene(root, "scene", "r+"), slice(0, 4), slice(0, 4), wrong, status)
+    assert files(root) == before
+
+
+def test_a_block_with_a_status_of_zero_is_refused_untouched(root: str) -> None:
+    store.create_tiles(root, "scene", **TILES)
+    before = files(root)
+    status = np.ones((4, 4), np.uint8)
+    status[1, 2] = 0
+    with pytest.raises(store.StoreError, match="non-zero"):
+        store.write_block(
+            store.open_scene(root, "scene", "r+"),
+            slice(0, 4),
+            slice(0, 4),
+            {"image": pixels(3, (4, 4, 2, 16, 16))},
+            status,
+        )
+    assert files(root) == before
+
+
+def test_a_block_written_again_gives_the_same_bytes(root: str) -> None:
+    written(root)
+    before = files(root)
+    image = pixels(1, (5, 7, 2, 16, 16))
+    group = store.open_scene(root, "scene", "r+")
+    for rows, cols in reversed(list(blocks((5, 7), 4))):
+        ones = np.ones((rows.stop - rows.start, cols.stop - cols.start), np.uint8)
+        store.write_block(group, rows, cols, {"image": image[rows, cols]}, ones)
+    assert files(root) == before
+
+
+# --- opened again
+
+
+def test_a_scene_opened_again_with_equal_settings_is_left_alone(root: str) -> None:
+    written(root)
+    store.create_labels(root, "labels", **LABELS)
+    before = files(root)
+    store.create_tiles(root, "scene", **TILES)
+    store.create_tiles(root, "scene", **{**TILES, "attributes": dict(reversed(ATTRIBUTES.items()))})
+    store.create_tiles(root, "scene", **{**TILES, "attributes": {**ATTRIBUTES, "bands": ("blue", "nir")}})
+    store.create_labels(root, "labels", **LABELS)
+    assert files(root) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"attributes": {**ATTRIBUTES, "gsd": 2.0}}, ["gsd"]),
+        ({"attributes": {**ATTRIBUTES, "rules": {"dark": 21, "cloud": 0.5}}}, ["rules"]),
+        ({"attributes": {**ATTRIBUTES, "tile": 32, "dem": "dem.tif"}}, ["dem", "tile"]),
+        ({"attributes": {key: value for key, value in ATTRIBUTES.items() if key != "bands"}}, ["bands"]),
+        ({"shape": (5, 8)}, ["shape of image"]),
+        ({"bands": 3}, ["shape of image", "chunks of image", "shards of image"]),
+        ({"block": 2}, ["shards of image"]),  # other shards: two tasks would write one
+        ({"dtype": "uint16"}, ["dtype of image"]),
+    ],
+)
+def test_a_scene_opened_again_with_other_settings_is_refused_by_their_names(
+    root: str, change: dict[str, Any], named: list[str]
+) -> None:
+    store.create_tiles(root, "scene", **TILES)
+    before = files(root)
+    with pytest.raises(store.StoreError, match="other settings") as caught:
+        store.create_tiles(root, "scene", **{**TILES, **change})
+    message = str(caught.value)
+    assert message.startswith(f"{root}/scene was built with other settings (")
+    assert "\n" not in message
+    assert all(name in message for name in named)
+    assert not any(f"{key}," in message or f"{key})" in message for key in set(ATTRIBUTES) - set(named))
+    assert files(root) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"classes": ("dry", "wet", "icy")}, "classes"),
+        ({"shape": (4, 7)}, "shape of fraction"),
+        ({"block": 8}, "chunks of fraction"),
+        ({"attributes": {**ATTRIBUTES, "product": "nlcd_2019"}}, "product"),
+    ],
+)
+def test_labels_opened_again_with_other_settings_are_refused_by_their_names(
+    root: str, change: dict[str, Any], named: str
+) -> None:
+    store.create_labels(root, "scene", **LABELS)
+    with pytest.raises(store.StoreError, match=named):
+        store.create_labels(root, "scene", **{**LABELS, **change})
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("create", [store.create_tiles, store.create_labels])
+def test_a_scene_whose_making_was_killed_at_any_write_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, create: Any
+) -> None:
+    settings = TILES if create is store.create_tiles else LABELS
+    fresh = str(tmp_path / "fresh.zarr")
+    create(fresh, "scene", **settings)
+    put = LocalStore.set
+    for writes in range(20):
+        root, left = str(tmp_path / f"{writes}.zarr"), writes
+
+        async def limited(self: LocalStore, key: str, value: Any) -> None:
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            await put(self, key, value)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStore, "set", limited)
+            try:
+                create(root, "scene", **settings)
+            except Killed:
+                pass
+            else:
+                break
+        # Another run, with other settings: nothing of the half-made scene may show through.
+        create(root, "scene", **settings)
+        assert files(root) == files(fresh)
+    assert writes > 3
+    assert files(root) == files(fresh)
+
+
+def test_a_half_made_scene_takes_new_settings(root: str) -> None:
+    store.create_tiles(root, "scene", **{**TILES, "attributes": {"old": 1}, "shape": (9, 9), "dtype": "uint16"})
+    shutil.rmtree(Path(root) / "scene" / STATUS)
+    store.create_tiles(root, "scene", **TILES)
+    assert metadata(root, "scene")["attributes"] == ATTRIBUTES
+    assert store.open_scene(root, "scene")["image"].shape == (5, 7, 2, 16, 16)
+    assert store.open_scene(root, "scene")["image"].dtype == np.uint8
+
+
+# --- what is not there
+
+
+def test_a_scene_that_is_not_there_is_named(root: str) -> None:
+    with pytest.raises(store.StoreError, match=f"{root}/scene: no such scene"):
+        store.open_scene(root, "scene")
+    store.create_tiles(root, "scene", **TILES)
+    for mode in ("r", "r+"):
+        with pytest.raises(store.StoreError, match=f"{root}/other: no such scene"):
+            store.open_scene(root, "other", mode)
+    assert store.scenes(root) == ["scene"]
+
+
+def test_a_store_that_is_not_there_has_no_scenes(root: str) -> None:
+    assert store.scenes(root) == []
+    assert not Path(root).exists()
+
+
+def test_scenes_opened_to_read_cannot_be_written(root: str) -> None:
+    store.create_tiles(root, "scene", **TILES)
+    group = store.open_scene(root, "scene")
+    assert isinstance(group, zarr.Group)
+    with pytest.raises(ValueError, match="read"):
+        group[STATUS][0, 0] = 1
