@@ -31,8 +31,8 @@ def cell_ranges(lonlat: npt.NDArray[np.float64], cell: float) -> npt.NDArray[np.
     """Equal-area cells that each footprint touches: (n, 4) int64 first column, last column, first row, last row.
 
     lonlat: (n, corner, 2) float64, degrees. cell: side of a cell, m. Cells lie on Lambert's cylindrical
-    equal-area projection (Snyder 1987, p. 76). A footprint counts as its bounding box there, widened by a
-    thousandth, since its edges bend a little between the corners; across the antimeridian, columns go on
+    equal-area projection (Snyder 1987, p. 76). A footprint counts as its bounding box there, widened by
+    one part in 200, since its edges bend a little between the corners; across the antimeridian, columns go on
     past 180 degrees.
     """
     lon = np.unwrap(lonlat[..., 0], period=360.0, axis=1)
@@ -41,7 +41,7 @@ def cell_ranges(lonlat: npt.NDArray[np.float64], cell: float) -> npt.NDArray[np.
     ranges = []
     for values in (across, up):
         low, high = values.min(axis=1), values.max(axis=1)
-        margin = (high - low) * 1e-3
+        margin = (high - low) * 5e-3
         ranges += [np.floor(low - margin), np.floor(high + margin)]
     return np.stack(ranges, axis=1).astype(np.int64)
 

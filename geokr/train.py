@@ -22,12 +22,14 @@ from tqdm import tqdm
 from geokr.checkpoint import BEST, LAST, Checkpoint, load, replacing, save
 from geokr.config import PRESETS, TrainConfig, configure, differences
 from geokr.export import ENCODER, export
-from geokr.journal import Journal
+from geokr.journal import CURVE, Journal
 from geokr.learner import Learner, begin, learn, snapshot, validate
 from geokr.loader import Batch, TileLoader
 from geokr.processes import Place, highest, over_ranks, taking_place
 
 METRICS = "metrics.json"
+RESULTS = (METRICS, ENCODER, CURVE)
+"""What a finished run holds. One that lacks some of it repeats the end alone."""
 LOG_EVERY = 10
 """Steps between lines of the log. Each makes the host wait for the device."""
 
@@ -38,7 +40,7 @@ def train(dataset: str, run: Path, config: TrainConfig, place: Place) -> int:
     Raises ValueError with one sentence where the data set, or an earlier run in `run`, does not fit.
     """
     last = checkpoint_of(run, config)
-    if last is not None and last.step == last.total and (run / METRICS).exists():
+    if last is not None and last.step == last.total and all((run / name).exists() for name in RESULTS):
         say(place, f"{run}: finished after {last.total} steps; delete it to begin again")
         return 0
     training, held_out = loaders(dataset, config, place)

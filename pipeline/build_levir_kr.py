@@ -17,8 +17,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from geokr.landcover import LandCoverError, find
 from geokr.store import StoreError
 from pipeline import quarantine, stages
-from pipeline.catalog import CATALOG, Entry, Refusal, deliveries, flat_terrain, read_catalog, read_delivery
+from pipeline.catalog import CATALOG, Entry, read_catalog
 from pipeline.config import BuildConfig, ConfigError, read_config
+from pipeline.delivery import Refusal, deliveries, flat_terrain, read_delivery
 from pipeline.grid import peak_bytes
 from pipeline.radiometry import Stretch
 from pipeline.report import summary_table

@@ -52,11 +52,11 @@ class TileGrid:
 
     @property
     def rows(self) -> int:
-        return (self.geobox.shape[0] - self.tile) // self.stride + 1
+        return int(self.geobox.shape[0] - self.tile) // self.stride + 1
 
     @property
     def cols(self) -> int:
-        return (self.geobox.shape[1] - self.tile) // self.stride + 1
+        return int(self.geobox.shape[1] - self.tile) // self.stride + 1
 
     @property
     def blocks(self) -> tuple[int, int]:

@@ -1,5 +1,6 @@
-"""One scene's rows of the index: its accepted tiles, where they lie, and what the land cover says of them."""
+"""The rows of the index: accepted tiles, where they lie, what the land cover says of them, their splits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ import shapely
 import shapely.affinity
 
 from geokr import store
+from geokr.index import split_by_place
+from pipeline.config import SplitConfig
 from pipeline.grid import TileGrid
 from pipeline.scene import Scene
 from pipeline.sensor import Floats, transformer
@@ -73,6 +76,48 @@ def scene_rows(job: RowJob) -> SceneRows:
         columns[str(name)] = fraction[:, k]
     unknown = int(accepted.sum()) - n
     return SceneRows(statuses, unknown, columns, np.stack([lon, lat], axis=-1))
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The tiles of all scenes, with their splits."""
+
+    columns: dict[str, npt.NDArray[Any]]
+    """(n,) each: the columns of the index, without geometry."""
+    corners: Floats
+    """(n, 4, 2) float64: corners of the footprints, longitude and latitude in degrees."""
+    statuses: dict[str, int]
+    unknown: int
+    splits: tuple[str, ...]
+
+    def counts(self) -> dict[str, Any]:
+        """How many tiles there are of each kind."""
+        split = self.columns["split"]
+        return {
+            "tiles": self.statuses,
+            "unknown": self.unknown,
+            "index": len(split),
+            "splits": {name: int((split == name).sum()) for name in self.splits},
+            "between_splits": sum(value is None for value in split),
+        }
+
+    def class_shares(self, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Mean share of each class in each split that holds a tile."""
+        shares = {}
+        for name in self.splits:
+            here = self.columns["split"] == name
+            if here.any():
+                shares[name] = {c: round(float(self.columns[c][here].mean(dtype=np.float64)), 6) for c in classes}
+        return shares
+
+
+def assemble(parts: Sequence[SceneRows], split: SplitConfig) -> Table:
+    """One table from the rows of at least one scene, in the order given."""
+    corners = np.concatenate([part.corners for part in parts])
+    columns = {key: np.concatenate([part.columns[key] for part in parts]) for key in parts[0].columns}
+    columns["split"] = split_by_place(corners, split.shares, split.cell, split.seed)
+    statuses = {key: sum(part.statuses[key] for part in parts) for key in parts[0].statuses}
+    return Table(columns, corners, statuses, sum(part.unknown for part in parts), tuple(split.shares))
 
 
 def footprints(corners: Floats) -> npt.NDArray[np.object_]:

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import cv2
 import zarr
-from dask.distributed import Client, LocalCluster, as_completed
+from dask.distributed import Client as Client
+from dask.distributed import LocalCluster, as_completed
 
 from geokr.landcover import LandCoverError
 from geokr.store import StoreError

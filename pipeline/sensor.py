@@ -145,8 +145,8 @@ SensorModel = RPC | Georeferenced
 
 def model_from_json(value: dict[str, Any]) -> SensorModel:
     """The inverse of `to_json`."""
-    parts = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items() if name != "kind"}
-    match value["kind"]:
+    parts: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+    match parts.pop("kind"):
         case "rpc":
             return RPC(**parts)
         case "georeferenced":

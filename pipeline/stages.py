@@ -4,37 +4,25 @@ import hashlib
 import json
 import logging
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import shapely
 from tqdm import tqdm
 
 from geokr import index, store
 from geokr.landcover import LandCover, find
 from pipeline import quarantine
-from pipeline.catalog import (
-    CATALOG,
-    Delivery,
-    Entry,
-    Refusal,
-    deliveries,
-    read_catalog,
-    read_delivery,
-    survey,
-    unchanged,
-    write_catalog,
-)
+from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
+from pipeline.delivery import Refusal, deliveries
 from pipeline.grid import TileGrid, scene_grid
 from pipeline.labels import LabelJob, build_labels
 from pipeline.quality import Rules
-from pipeline.rows import RowJob, SceneRows, footprints, scene_rows
+from pipeline.rows import RowJob, SceneRows, assemble, footprints, scene_rows
 from pipeline.run import Client, stream
-from pipeline.scene import SceneError
 from pipeline.tiles import TileJob, build_tiles
 
 log = logging.getLogger(__name__)
@@ -47,32 +35,6 @@ def progress(name: str, total: int | None, unit: str) -> "tqdm[Any]":
     """A bar on a terminal; without one, a line a minute."""
     terminal = sys.stderr.isatty()
     return tqdm(total=total, desc=name, unit=unit, mininterval=0.5 if terminal else 60.0, smoothing=0.05)
-
-
-# ---------------------------------------------------------------------------------------------------- catalog
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogJob:
-    """One delivery to read and survey."""
-
-    delivery: Delivery
-    dem: str | None
-    stretch: tuple[float, float]
-
-
-def read_and_survey(job: CatalogJob) -> list[Entry | Refusal]:
-    """The scenes of one delivery, surveyed; what cannot be used is a Refusal."""
-    found: list[Entry | Refusal] = []
-    for scene in read_delivery(job.delivery):
-        if isinstance(scene, Refusal):
-            found.append(scene)
-            continue
-        try:
-            found.append(survey(scene, job.dem, *job.stretch))
-        except SceneError as error:
-            found.append(Refusal(scene.id, "unusable", str(error)))
-    return found
 
 
 def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
@@ -141,9 +103,6 @@ def tell_ground(entry: Entry) -> None:
             100 * entry.dem_coverage,
             terrain.height,
         )
-
-
-# ------------------------------------------------------------------------------------------------------ tiles
 
 
 def grid_of(entry: Entry, config: BuildConfig) -> TileGrid | None:
@@ -226,7 +185,7 @@ def missing(root: str, scene: str, grid: TileGrid) -> list[tuple[int, int]]:
 def size(job: TileJob | LabelJob) -> int:
     """Tiles of a job's block."""
     block = job.grid.at(job.i, job.j)
-    return (block.rows.stop - block.rows.start) * (block.cols.stop - block.cols.start)
+    return int(block.rows.stop - block.rows.start) * int(block.cols.stop - block.cols.start)
 
 
 def failure(scene: str, error: Exception) -> dict[str, str]:
@@ -239,9 +198,6 @@ def finish(stage: str, config: BuildConfig, refused: dict[str, dict[str, str]]) 
     for refusal in refused.values():
         log.warning("refused: %s", refusal["detail"])
     quarantine.replace(Path(config.out), stage, list(refused.values()))
-
-
-# ----------------------------------------------------------------------------------------------------- labels
 
 
 def labels(config: BuildConfig, entries: list[Entry], client: Client | None) -> None:
@@ -275,7 +231,7 @@ def labels(config: BuildConfig, entries: list[Entry], client: Client | None) -> 
                     "tile": grid.tile,
                     "stride": grid.stride,
                     "product": cover.name,
-                    "sheets": [Path(sheet.path).name for sheet in sheets],
+                    "sheets": {Path(sheet.path).name: Path(sheet.path).stat().st_size for sheet in sheets},
                 },
             )
             here = replace(cover, sheets=sheets)
@@ -306,11 +262,9 @@ def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
     return config.labels
 
 
-# ------------------------------------------------------------------------------------------------------ index
-
-
 def make_index(config: BuildConfig, entries: list[Entry], client: Client | None) -> dict[str, Any]:
     """List the accepted, labelled tiles with their splits; write index.parquet and dataset.json. Returns the latter."""
+    out = Path(config.out)
     covers = find(config.landcover)
     name = label_set(config, covers)
     legend = next(cover.legend for cover in covers if cover.name == name)
@@ -331,40 +285,21 @@ def make_index(config: BuildConfig, entries: list[Entry], client: Client | None)
                 found.append((job.scene.id, rows))
     finish("index", config, refused)
     if not found:
-        raise ConfigError(f"no scene was built to the end; {Path(config.out) / quarantine.FILE} says why")
-    parts = [rows for _, rows in sorted(found, key=lambda item: item[0])]
-    corners = np.concatenate([part.corners for part in parts])
-    columns = {key: np.concatenate([part.columns[key] for part in parts]) for key in parts[0].columns}
-    columns["split"] = index.split_by_place(corners, config.split.shares, config.split.cell, config.split.seed)
-    index.write_index(config.out, columns, footprints(corners))
-    shares = np.stack([columns[c] for c in legend.classes], axis=1) if len(corners) else np.zeros((0, 1))
-    status = {key: sum(part.statuses[key] for part in parts) for key in parts[0].statuses}
+        raise ConfigError(f"no scene was built to the end; {out / quarantine.FILE} says why")
+    table = assemble([rows for _, rows in sorted(found, key=lambda item: item[0])], config.split)
+    index.write_index(out, table.columns, footprints(table.corners))
     summary = {
         "schema": store.SCHEMA,
         "classes": list(legend.classes),
         "colours": list(legend.colours),
         "labels": name,
         "label_sets": [cover.name for cover in covers],
-        "counts": {
-            "scenes": len(parts),
-            "quarantined": len(quarantine.read(Path(config.out))),
-            "tiles": status,
-            "unknown": sum(part.unknown for part in parts),
-            "index": len(corners),
-            "splits": {key: int((columns["split"] == key).sum()) for key in config.split.shares},
-            "between_splits": int((columns["split"] == None).sum()),  # noqa: E711 - elementwise
-        },
-        "class_shares": {
-            split: dict(
-                zip(legend.classes, shares[columns["split"] == split].mean(axis=0).round(6).tolist(), strict=True)
-            )
-            for split in config.split.shares
-            if (columns["split"] == split).any()
-        },
+        "counts": {"scenes": len(found), "quarantined": len(quarantine.read(out)), **table.counts()},
+        "class_shares": table.class_shares(legend.classes),
         "settings": config.model_dump(mode="json", exclude={"out"}),
-        "sha256": {file: digest(Path(config.out) / file) for file in (CATALOG, index.INDEX)},
+        "sha256": {file: digest(out / file) for file in (CATALOG, index.INDEX)},
     }
-    quarantine.write_whole(Path(config.out) / index.DATASET, json.dumps(summary, indent=2) + "\n")
+    quarantine.write_whole(out / index.DATASET, json.dumps(summary, indent=2) + "\n")
     return summary
 
 

@@ -433,7 +433,7 @@ def test_a_scene_whose_making_was_killed_at_any_write_is_made_anew(
                 pass
             else:
                 break
-        # Another run, with other settings: nothing of the half-made scene may show through.
+        # The next run: nothing of the half-made scene shows through.
         create(root, "scene", **settings)
         assert files(root) == files(fresh)
     assert writes > 3

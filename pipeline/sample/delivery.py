@@ -1,6 +1,6 @@
 """An L1A delivery in the Gaofen form, as the sample world needs it: names, product XML, RPB, TIFF and archive.
 
-`pipeline.gaofen` and `pipeline.catalog` read what this writes.
+`pipeline.gaofen` and `pipeline.delivery` read what this writes.
 """
 
 import gzip

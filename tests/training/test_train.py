@@ -119,13 +119,13 @@ def test_a_kill_between_checkpoints_loses_only_the_steps_since(
     assert (run / "plots/loss.csv").read_bytes() == (tmp_path / "whole/plots/loss.csv").read_bytes()
 
 
-def test_a_kill_before_the_metrics_only_repeats_the_end(coloured: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["metrics.json", "encoder.safetensors", "plots/loss.csv"])
+def test_a_run_without_one_of_its_results_repeats_the_end(coloured: Path, tmp_path: Path, lost: str) -> None:
     assert command(coloured, tmp_path, "steps=2") == 0
-    before = (tmp_path / "metrics.json").read_bytes()
-    for name in ("metrics.json", "encoder.safetensors"):
-        (tmp_path / name).unlink()
+    before = (tmp_path / lost).read_bytes()
+    (tmp_path / lost).unlink()
     assert command(coloured, tmp_path, "steps=2") == 0
-    assert (tmp_path / "metrics.json").read_bytes() == before
+    assert (tmp_path / lost).read_bytes() == before
 
 
 def test_a_finished_run_says_so(coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
