@@ -5,6 +5,7 @@ batch. It is drawn on the CPU, so a GPU sees the same views.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +36,8 @@ def augment(
     draws = torch.rand(len(image) * world, 11, generator=generator)[rank * len(image) : (rank + 1) * len(image)]
     order = torch.randperm(4, generator=generator).tolist()
     geometry, colour = draws[:, :7], draws[:, 7:]
-    pixels = image.float() / 255
-    pixels = _warp(pixels, placement(geometry, config.crop, config.turn).to(image.device), config.image_size)
+    theta = placement(geometry, config.crop, config.turn).to(image.device)
+    pixels = _warp(image.float(), theta, config.image_size) / 255
     return recolour(pixels, bands, config, colour.to(image.device), order)
 
 
@@ -80,7 +81,9 @@ def recolour(
     pixels: (n, band, y, x) float in 0..1. draws: (n, 4) uniform in 0..1. order: of the four changes. Brightness
     and contrast change all bands alike, saturation and hue red, green and blue alone, where all three are there.
     """
-    rgb = [bands.index(band) for band in RGB] if set(RGB) <= set(bands) else []
+    rgb: Any = [bands.index(band) for band in RGB] if set(RGB) <= set(bands) else None
+    if rgb == list(range(len(bands))):
+        rgb = slice(None)  # indexing with it makes no copy
     spread = (config.brightness, config.contrast, config.saturation, config.hue)
     amount = [((2.0 * draws[:, i] - 1.0) * spread[i])[:, None, None, None] for i in range(4)]  # 4 of (n, 1, 1, 1)
     for change in order:
@@ -91,26 +94,26 @@ def recolour(
                 pixels = pixels * (1.0 + amount[0])
             case 1:
                 mean = _grey(pixels, rgb).mean(dim=(2, 3), keepdim=True)
-                pixels = mean + (pixels - mean) * (1.0 + amount[1])
-            case 2 if rgb:
+                pixels = torch.lerp(mean, pixels, 1.0 + amount[1])
+            case 2 if rgb is not None:
                 grey = _grey(pixels, rgb)
-                pixels = _replaced(pixels, rgb, grey + (pixels[:, rgb] - grey) * (1.0 + amount[2]))
-            case 3 if rgb:
+                pixels = _replaced(pixels, rgb, torch.lerp(grey, pixels[:, rgb], 1.0 + amount[2]))
+            case 3 if rgb is not None:
                 pixels = _replaced(pixels, rgb, _turn_hue(pixels[:, rgb], amount[3]))
-        pixels = pixels.clamp(0.0, 1.0)
+        pixels = pixels.clamp_(0.0, 1.0)
     return pixels
 
 
-def _grey(pixels: torch.Tensor, rgb: list[int]) -> torch.Tensor:
+def _grey(pixels: torch.Tensor, rgb: Any) -> torch.Tensor:
     """(n, 1, y, x): luma, or the mean of all bands where a colour is missing."""
-    if not rgb:
+    if rgb is None:
         return pixels.mean(dim=1, keepdim=True)
-    weights = pixels.new_tensor(LUMA)[:, None, None]
-    return (pixels[:, rgb] * weights).sum(dim=1, keepdim=True)
+    red, green, blue = pixels[:, rgb].unbind(dim=1)
+    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
 
 
-def _replaced(pixels: torch.Tensor, rgb: list[int], colour: torch.Tensor) -> torch.Tensor:
-    if len(rgb) == pixels.shape[1] and rgb == sorted(rgb):
+def _replaced(pixels: torch.Tensor, rgb: Any, colour: torch.Tensor) -> torch.Tensor:
+    if isinstance(rgb, slice):
         return colour
     changed = pixels.clone()
     changed[:, rgb] = colour

@@ -27,15 +27,11 @@ class Checkpoint:
     config: dict[str, Any]
     """TrainConfig as a dictionary."""
     dataset: str
-    classes: tuple[str, ...]
-    """In the order of the head's outputs."""
-    tiles: dict[str, int]
-    """Split -> tiles read in it."""
+    facts: dict[str, Any]
+    """Facts of the data set as a dictionary: see learner.py."""
     mean: list[float]
-    """Of each band over the training tiles, pixels in 0..1; what the network's input was normalised with."""
+    """Of each band, pixels in 0..1: what the network's input was normalised with."""
     std: list[float]
-    mean_share: list[float]
-    """Mean label of the training tiles, one number a class."""
     start: str
     """Where the encoder started."""
     student: dict[str, torch.Tensor]

@@ -35,7 +35,7 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
         "bands": json.dumps(checkpoint.config["bands"]),
         "mean": json.dumps(checkpoint.mean),
         "std": json.dumps(checkpoint.std),
-        "classes": json.dumps(checkpoint.classes),
+        "classes": json.dumps(checkpoint.facts["classes"]),
         "dataset": checkpoint.dataset,
         "objective": str(checkpoint.config["objective"]),
         "start": checkpoint.start,

@@ -51,10 +51,10 @@ class Journal:
             self._dvclive.sync()
 
     def draw(self) -> None:
-        """Write the loss curve: CSV with columns step, split and kl, KL(A || p) in nats."""
+        """Write the loss curve: CSV with columns step, split and loss, here KL(A || p) in nats for either split."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(["step", "split", "kl"])
+        table.writerow(["step", "split", "loss"])
         points = {(row["step"], row["split"]): row["kl"] for row in self._rows}
         table.writerows([step, split, kl] for (step, split), kl in points.items())
         with replacing(self.run / CURVE) as file:

@@ -21,6 +21,28 @@ STUDENT_VIEW, TEACHER_VIEW, DROPOUT, INITIAL = range(4)
 """Streams of random numbers: every draw is a function of the seed, the step and one of these."""
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a run knows of its tiles. A checkpoint keeps it, so that a run does not go on with other tiles."""
+
+    training_tiles: int
+    held_out_tiles: int
+    classes: tuple[str, ...]
+    """In the order of the head's outputs."""
+    mean_label: tuple[float, ...]
+    """Mean share of each class over the training tiles."""
+    mean_pixel: tuple[float, ...]
+    """Of each band, over a sample of the training tiles, in 0..1."""
+    spread: tuple[float, ...]
+    """Standard deviation about it."""
+
+
+def facts_of(training: TileLoader, held_out: TileLoader) -> Facts:
+    mean, spread = training.statistics()
+    label = training.share.mean(axis=0, dtype="float64").tolist()
+    return Facts(training.tiles, held_out.tiles, training.classes, tuple(label), tuple(mean), tuple(spread))
+
+
 @dataclass(slots=True)
 class Learner:
     """All that a step changes, and what it needs to know."""
@@ -29,6 +51,7 @@ class Learner:
     place: Place
     training: TileLoader
     held_out: TileLoader
+    facts: Facts
     student: Classifier
     parallel: nn.Module
     """The student, or the student inside DistributedDataParallel: what a training step calls."""
@@ -69,11 +92,16 @@ class Learner:
 
 
 def begin(
-    config: TrainConfig, place: Place, training: TileLoader, held_out: TileLoader, last: Checkpoint | None
+    config: TrainConfig,
+    place: Place,
+    training: TileLoader,
+    held_out: TileLoader,
+    facts: Facts,
+    last: Checkpoint | None = None,
 ) -> Learner:
     """A learner before its first step, or where a checkpoint left it.
 
-    Raises ValueError where the weights to start from cannot be had, or the checkpoint saw other tiles.
+    Raises ValueError where the weights to start from cannot be had.
     """
     torch.manual_seed(seed_of(config.seed, 0, INITIAL))
     pretrained = config.pretrained if last is None else False  # the checkpoint's weights come in their stead
@@ -93,18 +121,16 @@ def begin(
         teacher.train(config.objective == "reference")
     if config.compile:
         student.compile()
-    if last is not None:
-        mean, std = last.mean, last.std
-    elif config.objective == "reference":  # the published code does not normalise
+    mean, std = list(facts.mean_pixel), list(facts.spread)
+    if config.objective == "reference":  # the published code does not normalise
         mean, std = [0.0] * len(config.bands), [1.0] * len(config.bands)
-    else:
-        mean, std = training.statistics()
     total = config.length(len(training))
     learner = Learner(
         config=config,
         place=place,
         training=training,
         held_out=held_out,
+        facts=facts,
         student=student,
         parallel=parallel,
         teacher=teacher,
@@ -181,8 +207,9 @@ def validate(learner: Learner) -> dict[str, float]:
     model = learner.student if learner.teacher is None else learner.teacher
     device = learner.place.device
     # One tile of equal shares is added to the training tiles, lest a class that they lack makes KL infinite.
-    mean = torch.tensor(mean_share(learner.training), dtype=torch.float64, device=device)
-    mean = (mean * learner.training.tiles + 1.0 / len(mean)) / (learner.training.tiles + 1)
+    tiles = learner.facts.training_tiles
+    mean = torch.tensor(learner.facts.mean_label, dtype=torch.float64, device=device)
+    mean = (mean * tiles + 1.0 / len(mean)) / (tiles + 1)
     before = model.training
     model.eval()
     sums = torch.zeros(5, dtype=torch.float64, device=device)
@@ -192,14 +219,8 @@ def validate(learner: Learner) -> dict[str, float]:
             logits = model(learner.normalised(image))
         sums += scores(logits, batch.share.to(device), mean)
     model.train(before)
-    *totals, tiles = over_ranks(sums, learner.place).tolist()
-    return {name: total / tiles for name, total in zip(("kl", "kl_of_mean", "top1", "mae"), totals, strict=True)}
-
-
-def mean_share(training: TileLoader) -> list[float]:
-    """Mean label of the training tiles: one number a class."""
-    means: list[float] = training.share.mean(axis=0, dtype="float64").tolist()
-    return means
+    *totals, count = over_ranks(sums, learner.place).tolist()
+    return {name: total / count for name, total in zip(("kl", "kl_of_mean", "top1", "mae"), totals, strict=True)}
 
 
 def snapshot(learner: Learner) -> Checkpoint:
@@ -209,11 +230,9 @@ def snapshot(learner: Learner) -> Checkpoint:
         total=learner.total,
         config=dataclasses.asdict(learner.config),
         dataset=learner.training.dataset,
-        classes=learner.training.classes,
-        tiles={"train": learner.training.tiles, "val": learner.held_out.tiles},
+        facts=dataclasses.asdict(learner.facts),
         mean=learner.mean,
         std=learner.std,
-        mean_share=mean_share(learner.training),
         start=learner.start,
         student=learner.student.state_dict(),
         teacher=None if learner.teacher is None else learner.teacher.state_dict(),
@@ -224,11 +243,6 @@ def snapshot(learner: Learner) -> Checkpoint:
 
 
 def _restore(learner: Learner, last: Checkpoint) -> None:
-    now = {"train": learner.training.tiles, "val": learner.held_out.tiles}
-    if last.tiles != now:
-        raise ValueError(f"it saw {last.tiles} tiles, and the data set has {now} now")
-    if last.classes != learner.training.classes or last.mean_share != mean_share(learner.training):
-        raise ValueError("it saw other labels than the data set has now")
     learner.student.load_state_dict(last.student)
     if learner.teacher is not None and last.teacher is not None:
         learner.teacher.load_state_dict(last.teacher)

@@ -256,5 +256,15 @@ def _open_scenes(
                 f"{root}/{scene}: tiles of {array.shape[3:]} px in {array.dtype.name}, "
                 f"expected {expected[0]} px in uint8 as in the other scenes"
             )
-        arrays[scene] = array[:, :, order[scene]]
+        arrays[scene] = _pick(array, order[scene])
     return arrays, lacking
+
+
+def _pick(array: Any, bands: list[int]) -> Any:
+    """An image's bands, by position. Evenly spaced ones as a slice: tensorstore copies a list 2.5 times as slowly."""
+    step = bands[1] - bands[0] if len(bands) > 1 else 1
+    if bands != [bands[0] + step * i for i in range(len(bands))]:
+        return array[:, :, bands]
+    end = bands[-1] + (1 if step > 0 else -1)  # -1 is not the last one in tensorstore: it comes before the first
+    picked = array[:, :, bands[0] : end : step]
+    return picked[ts.d["band"].translate_to[0]]

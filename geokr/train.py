@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from geokr.checkpoint import BEST, LAST, Checkpoint, load, replacing, save
 from geokr.config import PRESETS, TrainConfig, configure, differences
 from geokr.export import ENCODER, export
 from geokr.journal import CURVE, Journal
-from geokr.learner import Learner, begin, learn, snapshot, validate
+from geokr.learner import Facts, Learner, begin, facts_of, learn, snapshot, validate
 from geokr.loader import Batch, TileLoader
 from geokr.processes import Place, highest, over_ranks, taking_place
 
@@ -34,23 +35,19 @@ LOG_EVERY = 10
 """Steps between lines of the log. Each makes the host wait for the device."""
 
 
-def train(dataset: str, run: Path, config: TrainConfig, place: Place) -> int:
+def train(dataset: str, run: Path, config: TrainConfig, place: Place, restart: bool = False) -> int:
     """Pre-train until the end, or until a signal. Returns the exit status: 0, or 128 plus the signal.
 
-    Raises ValueError with one sentence where the data set, or an earlier run in `run`, does not fit.
+    restart: where `run` holds a run of other settings or tiles, move it aside and begin.
+    Raises ValueError with one sentence where the data set, or without `restart` an earlier run, does not fit.
     """
-    last = checkpoint_of(run, config)
+    training, held_out = loaders(dataset, config, place)
+    facts, epoch = facts_of(training, held_out), len(training)
+    last = earlier(run, config, facts, place, restart)
     if last is not None and last.step == last.total and all((run / name).exists() for name in RESULTS):
         say(place, f"{run}: finished after {last.total} steps; delete it to begin again")
         return 0
-    training, held_out = loaders(dataset, config, place)
-    epoch = len(training)
-    try:
-        learner = begin(config, place, training, held_out, last)
-    except ValueError as error:
-        if last is None:
-            raise
-        raise ValueError(f"{run / LAST}: {error}; {ways_on(run)}") from error
+    learner = begin(config, place, training, held_out, facts, last)
     origin = f"from {learner.start}" if last is None else f"going on after step {learner.step}"
     say(
         place, f"{training.tiles} training tiles, {held_out.tiles} held out; {config.model} on {place.device}, {origin}"
@@ -101,18 +98,33 @@ def train(dataset: str, run: Path, config: TrainConfig, place: Place) -> int:
     return 0
 
 
-def checkpoint_of(run: Path, config: TrainConfig) -> Checkpoint | None:
-    """The last checkpoint of a run. Raises ValueError where the run has other settings, saying which."""
+def earlier(run: Path, config: TrainConfig, facts: Facts, place: Place, restart: bool) -> Checkpoint | None:
+    """The last checkpoint in `run`, if there is one of these settings and tiles.
+
+    One of others is moved aside with its whole run, or refused with a ValueError that says what differs.
+    """
     if not (run / LAST).exists():
         return None
     last = load(run / LAST)
-    if differing := differences(last.config, dataclasses.asdict(config)):
-        raise ValueError(f"{run / LAST} is of a run with other settings ({'; '.join(differing)}); {ways_on(run)}")
-    return last
-
-
-def ways_on(run: Path) -> str:
-    return f"go back to those, give another --out, or delete {run} to begin again"
+    highest(0, place)  # all processes have read it before one of them moves it
+    changed = differences(last.config, dataclasses.asdict(config))
+    # Numbers of many digits would not help; a file keeps tuples, but not those in a list.
+    changed += [
+        f"other {name.replace('_', ' ')}"
+        for name, value in dataclasses.asdict(facts).items()
+        if value != last.facts[name]
+    ]
+    if not changed:
+        return last
+    what = f"{run / LAST} is of a run with other settings or tiles ({'; '.join(changed)})"
+    if not restart:
+        raise ValueError(f"{what}: go back to those, give another --out, delete {run}, or add --restart-if-changed")
+    if place.rank == 0:
+        aside = next(path for n in count(1) if not (path := run.with_name(f"{run.name}.{n}")).exists())
+        run.rename(aside)
+        say(place, f"{what}: moved to {aside}, beginning again")
+    highest(0, place)
+    return None
 
 
 def loaders(dataset: str, config: TrainConfig, place: Place) -> tuple[TileLoader, TileLoader]:
@@ -184,8 +196,8 @@ def finish(learner: Learner, run: Path, result: dict[str, float]) -> None:
         "best_val_kl": round(best["kl"], 6),
         "best_step": best["step"],
         "steps": learner.total,
-        "tiles": learner.training.tiles,
-        "val_tiles": learner.held_out.tiles,
+        "tiles": learner.facts.training_tiles,
+        "val_tiles": learner.facts.held_out_tiles,
     }
     with replacing(run / METRICS) as file:
         file.write((json.dumps(metrics, indent=2) + "\n").encode())
@@ -235,12 +247,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="directory of the run")
     parser.add_argument("--preset", default="geokr", help=f"{' or '.join(PRESETS)} (default: geokr)")
     parser.add_argument("--params", type=Path, metavar="FILE.yaml", help="settings, in its section `train:`")
+    parser.add_argument(
+        "--restart-if-changed", action="store_true", help="move a run of other settings or tiles aside, and begin again"
+    )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that win over those of the file")
     chosen = parser.parse_intermixed_args(arguments)
     try:
         config = configure(chosen.preset, chosen.params, chosen.settings)
         with taking_place(config.device) as place:
-            return train(chosen.data, chosen.out, config, place)
+            return train(chosen.data, chosen.out, config, place, chosen.restart_if_changed)
     except (ValueError, OSError) as error:
         print(f"geokr.train: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

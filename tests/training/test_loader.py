@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,11 @@ def test_a_tile_comes_with_its_own_pixels_and_label(addressed: Path) -> None:
     assert seen == 56  # of 57: the last does not fill a batch
 
 
-def test_bands_come_by_name_in_the_order_asked_for(addressed: Path) -> None:
-    first = next(iter(TileLoader(addressed, "train", bands=("nir", "green"), batch=4)))
+@pytest.mark.parametrize("order", [order for n in (1, 2, 3, 4) for order in permutations(range(4), n)])
+def test_bands_come_by_name_in_the_order_asked_for(addressed: Path, order: tuple[int, ...]) -> None:
+    first = next(iter(TileLoader(addressed, "train", bands=[ALL_BANDS[i] for i in order], batch=4)))
     whole = next(iter(TileLoader(addressed, "train", bands=ALL_BANDS, batch=4)))
-    assert torch.equal(first.image, whole.image[:, [3, 1]])
+    assert torch.equal(first.image, whole.image[:, list(order)])
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
