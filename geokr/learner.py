@@ -63,7 +63,7 @@ class Learner:
     start: str
     """Where the encoder started."""
     window: torch.Tensor
-    """(3,) float64: sums of loss, KL(A || p) and KL(p || q) since the last line of the log."""
+    """(4,) float64: sums of loss, KL(A || p), KL(p || q) and 1 over the steps since the last line of the log."""
     total: int
     """Steps that the run has."""
     updates: frozenset[int]
@@ -138,7 +138,7 @@ def begin(
         mean=mean,
         std=std,
         start=start,
-        window=torch.zeros(3, dtype=torch.float64, device=place.device),
+        window=torch.zeros(4, dtype=torch.float64, device=place.device),
         total=total,
         updates=reference_updates(config.ema_periods, config.batch, total) if config.ema_periods else frozenset(),
     )
@@ -193,7 +193,7 @@ def learn(learner: Learner, batch: Batch) -> None:
         average(teacher, learner.student, keep_at(step + 1, config.ema), buffers=True)
     elif teacher is not None and step + 1 in learner.updates:
         average(teacher, learner.student, config.ema, buffers=False)
-    learner.window += torch.stack([loss, kl, apart]).detach()
+    learner.window += torch.stack([loss, kl, apart, torch.ones_like(loss)]).detach()
     learner.step += 1
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -60,34 +61,31 @@ def train(dataset: str, run: Path, config: TrainConfig, place: Place, restart: b
         bar = stack.enter_context(progress(learner))
         stop = stack.enter_context(signals())
         stream = batches(training, learner.step, learner.total)
-        since, waited, tiles = time.perf_counter(), 0.0, 0
+        clock = Clock()
         result = None
         while learner.step < learner.total:
             asked = time.perf_counter()
             batch = next(stream)
-            waited += time.perf_counter() - asked
+            clock.waited += time.perf_counter() - asked
+            clock.tiles += config.batch
             learn(learner, batch)
             bar.update()
-            tiles += config.batch
 
             ends, logs = learner.step == learner.total, learner.step % LOG_EVERY == 0
-            if logs or ends:
-                took = time.perf_counter() - since
-                note_losses(learner, journal, bar, {"tiles_per_s": tiles / took, "waiting": waited / took})
-                since, waited, tiles = time.perf_counter(), 0.0, 0
-            paused = time.perf_counter()
+            validates = ends or learner.step % (config.validate_every or epoch) == 0
+            if logs or validates:
+                note_losses(learner, journal, bar, clock)
+            result = judge(learner, run, journal) if validates else None
             # Processes stop together, and agree on it only now and then, since that makes them wait.
             stopping = highest(stop[0] if stop else 0, place) if logs or place.world == 1 else 0
-            result = (
-                judge(learner, run, journal) if ends or learner.step % (config.validate_every or epoch) == 0 else None
-            )
-            if place.rank == 0 and (result or stopping or learner.step % config.checkpoint_every == 0):
+            if place.rank == 0 and (validates or stopping or learner.step % config.checkpoint_every == 0):
                 save(run / LAST, snapshot(learner))
             if stopping and not ends:
                 bar.close()
                 say(place, f"{run}: stopped after step {learner.step}; the same command goes on from there")
                 return 128 + stopping
-            since += time.perf_counter() - paused
+            if logs or validates:
+                clock = Clock()
         # Without a result, an earlier process ended between its last step and here.
         result = result or judge(learner, run, journal)
 
@@ -108,7 +106,6 @@ def earlier(run: Path, config: TrainConfig, facts: Facts, place: Place, restart:
     last = load(run / LAST)
     highest(0, place)  # all processes have read it before one of them moves it
     changed = differences(last.config, dataclasses.asdict(config))
-    # Numbers of many digits would not help; a file keeps tuples, but not those in a list.
     changed += [
         f"other {name.replace('_', ' ')}"
         for name, value in dataclasses.asdict(facts).items()
@@ -155,18 +152,29 @@ def batches(training: TileLoader, step: int, total: int) -> Iterator[Batch]:
             step += 1
 
 
-def note_losses(learner: Learner, journal: Journal | None, bar: Any, speed: dict[str, float]) -> None:
-    """Log the means since the last line. speed: tiles_per_s, and waiting, the share of time spent waiting for tiles."""
-    steps = (learner.step - 1) % LOG_EVERY + 1
-    sums = over_ranks(learner.window, learner.place) / learner.place.world
-    loss, kl, disagreement = (sums / steps).tolist()
+@dataclass(slots=True)
+class Clock:
+    """Time since the last line of the log."""
+
+    since: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    """Of it, spent waiting for tiles, s."""
+    tiles: int = 0
+
+
+def note_losses(learner: Learner, journal: Journal | None, bar: Any, clock: Clock) -> None:
+    """Log the means since the last line, with tiles a second and the share of the time spent waiting for tiles."""
+    sums = over_ranks(learner.window, learner.place).tolist()
+    loss, kl, disagreement = (value / sums[3] for value in sums[:3])
     learner.window.zero_()
+    took = time.perf_counter() - clock.since  # read after the sums, for which the host waited until all was computed
     if not math.isfinite(loss):
         raise ValueError(f"the loss is {loss} at step {learner.step}: try a lower lr, or amp=fp32")
-    bar.set_postfix_str(f"loss {loss:.4f}, {speed['tiles_per_s']:.0f} tiles/s", refresh=False)
+    bar.set_postfix_str(f"loss {loss:.4f}, {clock.tiles / took:.0f} tiles/s", refresh=False)
     if journal is not None:
         losses = {"loss": loss, "kl": kl, "disagreement": disagreement}
         rate = learner.optimiser.param_groups[0]["lr"]
+        speed = {"tiles_per_s": clock.tiles / took, "waiting": clock.waited / took}
         journal.write(learner.step, "train", {**losses, "lr": rate, **speed})
 
 
@@ -205,11 +213,13 @@ def finish(learner: Learner, run: Path, result: dict[str, float]) -> None:
 
 def progress(learner: Learner) -> Any:
     """A progress bar in steps; a line every half minute where nobody watches."""
+    interval = 0.1 if sys.stderr.isatty() else 30.0  # s
     return tqdm(
         total=learner.total,
         initial=learner.step,
         unit="step",
-        mininterval=0.1 if sys.stderr.isatty() else 30.0,
+        mininterval=interval,
+        maxinterval=max(10.0, interval),
         disable=learner.place.rank > 0,
     )
 

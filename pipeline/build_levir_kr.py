@@ -6,9 +6,12 @@ A run that was stopped, by Ctrl-C or worse, goes on where it was when the same c
 """
 
 import argparse
+import json
 import logging
 import sys
+import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from pipeline.config import BuildConfig, ConfigError, read_config
 from pipeline.delivery import Refusal, deliveries, flat_terrain, read_delivery
 from pipeline.grid import peak_bytes
 from pipeline.radiometry import Stretch
-from pipeline.report import summary_table
+from pipeline.report import LOG, summary_table
 from pipeline.run import ClusterError, cluster
 
 STAGES = ("catalog", "tiles", "labels", "index")
@@ -91,23 +94,40 @@ def check_inputs(config: BuildConfig) -> None:
 
 
 def build(config: BuildConfig, options: argparse.Namespace) -> None:
-    """Run the stages on one cluster, or the one that was asked for."""
-    wanted = (options.only,) if options.only else STAGES
+    """Run the stages on one cluster, or the one that was asked for, and note each in the data set's log."""
+    out = Path(config.out)
+    entries: list[Entry] | None = None
     with cluster(options.workers, options.scheduler) as client:
         print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
-        if "catalog" in wanted:
-            entries = stages.catalog(config, client)
-        else:
-            path = Path(config.out) / CATALOG
-            if not path.is_file():
-                raise ConfigError(f"{path}: no such file; run the stage catalog first")
-            entries = read_catalog(path)
-        if "tiles" in wanted:
-            stages.tiles(config, entries, client)
-        if "labels" in wanted:
-            stages.labels(config, entries, client)
-        if "index" in wanted:
-            print("\n".join(summary_table(stages.make_index(config, entries, client))))
+        for stage in (options.only,) if options.only else STAGES:
+            began = time.monotonic()
+            if stage == "catalog":
+                entries = stages.catalog(config, client)
+            elif entries is None:
+                entries = earlier_catalog(out)
+            match stage:
+                case "tiles":
+                    stages.tiles(config, entries, client)
+                case "labels":
+                    stages.labels(config, entries, client)
+                case "index":
+                    print("\n".join(summary_table(stages.make_index(config, entries, client))))
+            line = {
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "stage": stage,
+                "seconds": round(time.monotonic() - began, 1),
+                "threads": sum(client.nthreads().values()),
+                "dashboard": client.dashboard_link,
+            }
+            with (out / LOG).open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+
+
+def earlier_catalog(out: Path) -> list[Entry]:
+    """The entries that an earlier run of the first stage wrote."""
+    if not (out / CATALOG).is_file():
+        raise ConfigError(f"{out / CATALOG}: no such file; run the stage catalog first")
+    return read_catalog(out / CATALOG)
 
 
 def plan(config: BuildConfig) -> list[str]:

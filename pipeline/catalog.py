@@ -117,15 +117,21 @@ def unchanged(path: Path, provenance: str) -> dict[str, list[Entry]]:
 
     None where there is no catalog, or one of other settings or software.
     """
-    if not path.is_file() or set(geopandas.read_parquet(path)["provenance"]) != {provenance}:
+    if not path.is_file() or set(geopandas.read_parquet(path).get("provenance", ())) != {provenance}:
         return {}
     written = path.stat().st_mtime
     known: dict[str, list[Entry]] = {}
     for entry in read_catalog(path):
         files = [Path(file) for file in (entry.scene.delivery, *entry.scene.files) if not file.startswith("/vsi")]
-        if all(file.is_file() and file.stat().st_mtime < written for file in files):
+        if all(file.is_file() and last_change(file) < written for file in files):
             known.setdefault(entry.scene.delivery, []).append(entry)
     return known
+
+
+def last_change(file: Path) -> float:
+    """When a file was written or put in its place, s since the epoch; unpacking keeps the first, not the second."""
+    found = file.stat()
+    return max(found.st_mtime, found.st_ctime)
 
 
 def read_catalog(path: Path) -> list[Entry]:

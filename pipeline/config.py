@@ -7,6 +7,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
+LARGEST_BLOCK = 16_384
+"""Longest side of a block, px: what it draws on, up to twice as long, must be less than OpenCV's 32,767 px."""
 
 
 class Strict(BaseModel):
@@ -71,6 +73,8 @@ class BuildConfig(Strict):
     def _sensible(self) -> "BuildConfig":
         if self.stride > self.tile:
             raise ValueError(f"stride must be in 1..{self.tile} px (the tile), got {self.stride}")
+        if (side := (self.block - 1) * self.stride + self.tile) > LARGEST_BLOCK:
+            raise ValueError(f"{self.block} x {self.block} tiles make a block of {side} px, more than {LARGEST_BLOCK}")
         if self.stretch[0] >= self.stretch[1]:
             raise ValueError(f"the stretch must run from a lower to a higher percentile, got {self.stretch}")
         return self
@@ -90,7 +94,7 @@ def read_config(params: str | Path | None, overrides: dict[str, Any]) -> BuildCo
         try:
             loaded = yaml.safe_load(Path(params).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{params}: cannot be read as YAML: {error}") from error
+            raise ConfigError(f"{params}: cannot be read as YAML: {' '.join(str(error).split())}") from error
         if not isinstance(loaded, dict) or not isinstance(loaded.get("build"), dict):
             raise ConfigError(f"{params}: there is no section `build`")
         values = loaded["build"]

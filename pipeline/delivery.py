@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import shapely
+from affine import Affine
+from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioIOError
 
 from pipeline import gaofen
@@ -27,6 +29,10 @@ MAX_MEMBERS = 10_000
 """An archive with more members than this is no delivery."""
 MAX_METADATA = 4 << 20
 """An XML or RPB with more bytes than this is none."""
+
+
+WIDEST = 20.0
+"""An image of more degrees of a great circle than this, some 2,200 km, is no scene."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +57,19 @@ class Delivery:
 
 
 def deliveries(paths: Iterable[str | Path]) -> Iterator[Delivery]:
-    """Images and archives under directories, in the order of their paths; files may be named too.
+    """Images and archives under directories, in the order of their paths, each once; files may be named too.
 
     Raises FileNotFoundError for a path that does not exist.
     """
+    seen: set[Path] = set()
     for path in sorted(Path(path) for path in paths):
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or directory")
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         for file in files:
+            if file in seen:  # one of the paths leads into another
+                continue
+            seen.add(file)
             name = file.name.lower()
             if name.endswith(SUFFIXES):
                 yield Delivery(str(file), archive=False)
@@ -83,6 +93,8 @@ def read_delivery(delivery: Delivery) -> list[Scene | Refusal]:
             found.append(read_scene(name, files, delivery))
         except SceneError as error:
             found.append(Refusal(PurePosixPath(name).stem, "unusable", str(error)))
+        except ValueError as error:  # a value of the file that no scene can have
+            found.append(Refusal(PurePosixPath(name).stem, "unusable", f"{name}: {error}"))
     return found
 
 
@@ -129,7 +141,10 @@ def read_scene(name: str, files: dict[str, bytes | None], delivery: Delivery) ->
     try:
         with open_image(image) as file:
             header = Header(
-                file.width, file.height, file.count, file.dtypes, file.crs, file.transform, file.nodata,
+                file.width, file.height, file.count, file.dtypes,
+                # A CRS alone places nothing: without a transform, GDAL makes one up that does nothing.
+                None if file.transform == Affine.identity() else file.crs,
+                file.transform, file.nodata,
                 tuple(description or "" for description in file.descriptions), file.tags(),
             )  # fmt: skip
     except RasterioIOError as error:
@@ -166,6 +181,7 @@ class Header:
     count: int
     dtypes: tuple[str, ...]
     crs: Any
+    """None where the image does not lie on a map."""
     transform: Any
     nodata: float | None
     descriptions: tuple[str, ...]
@@ -283,10 +299,15 @@ def outline(model: SensorModel, width: int, height: int, terrain: Terrain, image
         for _ in range(0 if terrain.dem is None else 5):  # the height depends on the place, the place on the height
             heights = terrain.heights(lon, lat)
             lon, lat = model.ground(col, row, heights)
+    except ProjError as error:
+        raise SceneError(f"{image}: its coordinate system does not lead to longitude and latitude: {error}") from error
     except ValueError as error:
         raise SceneError(f"{image}: {error}") from error
     if not (np.isfinite(lon).all() and np.isfinite(lat).all() and np.abs(lat).max() <= 90):
         raise SceneError(f"{image}: its georeference leads to no place on Earth")
+    lon = lon[0] + (lon - lon[0] + 180.0) % 360.0 - 180.0  # in one piece where it crosses the antimeridian
+    if max(np.ptp(lon) * np.cos(np.radians(lat.mean())), np.ptp(lat)) > WIDEST:
+        raise SceneError(f"{image}: it spans {np.ptp(lon):.0f} x {np.ptp(lat):.0f} degrees, too much for a UTM zone")
     footprint = shapely.Polygon(np.column_stack([lon, lat]))
     if not footprint.is_valid or footprint.area == 0:
         raise SceneError(f"{image}: its outline on the ground crosses itself or is empty")

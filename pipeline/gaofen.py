@@ -4,6 +4,7 @@ What the real files look like is written down in docs/gaofen.md; the traps that 
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
@@ -17,7 +18,8 @@ from pipeline.sensor import RPC
 NAME = re.compile(
     r"(?P<satellite>GF\d[A-D]?)_(?P<sensor>[A-Z]+\d?)_"
     r"(?P<ew>[EW])(?P<lon>\d{1,3}(?:\.\d+)?)_(?P<ns>[NS])(?P<lat>\d{1,2}(?:\.\d+)?)_"
-    r"(?P<date>\d{8})_(?P<level>L\d[A-Z])(?P<product>\d+)(?:-(?P<part>[A-Z]+\d?|\d))?$"
+    r"(?P<date>\d{8})_(?P<level>L\d[A-Z])(?P<product>\d+)(?:-(?P<part>[A-Z]+\d?|\d))?",
+    re.ASCII,
 )
 """The name of a delivery or, with `part`, of one image in it."""
 
@@ -61,7 +63,7 @@ class Name:
 
 def parse_name(stem: str) -> Name:
     """The parts of a file name without its suffix. Raises GaofenError where it is not a Gaofen name."""
-    found = NAME.match(stem)
+    found = NAME.fullmatch(stem)
     if not found:
         raise GaofenError("not the name of a Gaofen image")
     part = found.groupdict()
@@ -89,14 +91,15 @@ def parse_xml(text: bytes) -> dict[str, str]:
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise GaofenError(f"not a product XML: {error}") from error
     fields: dict[str, str] = {}
+    seen: Counter[str] = Counter()
     for element in root.iter():
         value = (element.text or "").strip()
         if not value:
             continue
-        key, n = str(element.tag), 1
+        key = tag = str(element.tag)
         while key in fields:
-            n += 1
-            key = f"{element.tag}_{n}"
+            seen[tag] += 1
+            key = f"{tag}_{seen[tag] + 1}"
         fields[key] = value
     if not fields:
         raise GaofenError("the XML holds no values")
@@ -110,7 +113,8 @@ def acquired(fields: Mapping[str, str]) -> datetime | None:
     """
     for key, zone in (("CenterTime", BEIJING), ("StartTime", BEIJING), ("ReceiveTime", UTC)):
         try:
-            return datetime.fromisoformat(fields[key]).replace(tzinfo=zone).astimezone(UTC)
+            time = datetime.fromisoformat(fields[key])
+            return (time if time.tzinfo else time.replace(tzinfo=zone)).astimezone(UTC)
         except (KeyError, ValueError, OverflowError):
             continue
     return None
@@ -120,7 +124,7 @@ def gsd(name: Name, fields: Mapping[str, str]) -> float:
     """Ground sampling distance, m: the XML's, otherwise the sensor's. Raises GaofenError where neither is known."""
     try:
         value = float(fields["ImageGSD"])
-        if 0 < value < 10_000:
+        if 0.1 <= value <= 10_000:
             return value
     except (KeyError, ValueError):
         pass
@@ -143,8 +147,9 @@ def bands(name: Name, fields: Mapping[str, str], count: int) -> tuple[str, ...]:
     return tuple(f"band_{k}" for k in range(1, count + 1))
 
 
-_RPB_NUMBER = re.compile(r"(?P<key>\w+)\s*=\s*(?P<value>[^\s;(]+)\s*;?")
-_RPB_LIST = re.compile(r"(?P<key>\w+)\s*=\s*\((?P<values>[^()]*)\)")
+# A key starts where a word does: tried at each of its letters, a file of one long word would take hours.
+_RPB_NUMBER = re.compile(r"(?<!\w)(?P<key>\w+)\s*=\s*(?P<value>[^\s;(]+)\s*;?")
+_RPB_LIST = re.compile(r"(?<!\w)(?P<key>\w+)\s*=\s*\((?P<values>[^()]*)\)")
 
 
 def parse_rpb(text: str) -> RPC:

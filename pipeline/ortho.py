@@ -29,6 +29,8 @@ TOLERANCE = 0.05
 """Largest interpolation error of the lattice that is accepted, px of the image."""
 STEPS = (16, 8, 4, 2)
 """Distances of lattice nodes that are tried, destination px."""
+LONGEST = 32_766
+"""The longest side of an image that OpenCV resamples, px."""
 
 
 @contextmanager
@@ -114,7 +116,8 @@ def resample(
     ]
     pixels = groups[0] if len(groups) == 1 else np.concatenate(groups, axis=2)
     if valid is not None and not valid.all():
-        good &= cv2.remap(valid.astype(np.uint8) * 255, x, y, cv2.INTER_LINEAR) == 255
+        # In 16 bits, so that no weight that could change a pixel is rounded away.
+        good &= cv2.remap((~valid).astype(np.uint16) * np.uint16(65535), x, y, cv2.INTER_LINEAR) == 0
     return pixels, good
 
 
@@ -130,12 +133,18 @@ def orthorectify(geobox: GeoBox, scene: Scene, terrain: Terrain) -> tuple[Pixels
     if window is None:
         return np.zeros((*shape, len(scene.bands)), scene.dtype), np.zeros(shape, np.bool_), mesh
     c0, r0, width, height = window
+    if max(width, height) > LONGEST:
+        raise SceneError(
+            f"{scene.image}: a block of {shape[1]} x {shape[0]} px at {scene.gsd:g} m draws on {width} x {height} px "
+            f"of it, more than {LONGEST}; give a smaller block, or is the ground sampling distance wrong?"
+        )
     try:
         with open_image(scene.image) as file:
             bands = file.read(window=Window(c0, r0, width, height))
     except RasterioIOError as error:
         raise SceneError(f"{scene.image}: cannot be read: {error}") from error
-    source = np.moveaxis(bands, 0, -1)
+    source = np.ascontiguousarray(np.moveaxis(bands, 0, -1))
+    del bands  # a block's memory is promised: see pipeline.grid.peak_bytes
     valid = None if scene.nodata is None else (source != scene.nodata).all(axis=2)
     x = mesh.dense(mesh.col, c0 + 0.5, shape)
     y = mesh.dense(mesh.row, r0 + 0.5, shape)
@@ -145,8 +154,10 @@ def orthorectify(geobox: GeoBox, scene: Scene, terrain: Terrain) -> tuple[Pixels
 
 def source_window(mesh: Lattice, width: int, height: int) -> tuple[int, int, int, int] | None:
     """The part of an image that a lattice draws on: first column, first row, width, height; None where none."""
-    if not (np.isfinite(mesh.col).any() and np.isfinite(mesh.row).any()):
+    known = np.isfinite(mesh.col) & np.isfinite(mesh.row)
+    if not known.any():
         return None
-    c0, c1 = max(0, math.floor(np.nanmin(mesh.col)) - 2), min(width, math.ceil(np.nanmax(mesh.col)) + 2)
-    r0, r1 = max(0, math.floor(np.nanmin(mesh.row)) - 2), min(height, math.ceil(np.nanmax(mesh.row)) + 2)
+    col, row = mesh.col[known], mesh.row[known]
+    c0, c1 = max(0, math.floor(col.min()) - 2), min(width, math.ceil(col.max()) + 2)
+    r0, r1 = max(0, math.floor(row.min()) - 2), min(height, math.ceil(row.max()) + 2)
     return (c0, r0, c1 - c0, r1 - r0) if c1 > c0 and r1 > r0 else None

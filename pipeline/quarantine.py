@@ -26,5 +26,6 @@ def replace(dataset: Path, stage: str, entries: list[dict[str, str]]) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Write a small file at once: a reader sees the old or the new one."""
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
+    # A file's name may be no UTF-8; JSON reads what stands for its bytes then.
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)

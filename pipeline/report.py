@@ -14,6 +14,9 @@ import numpy.typing as npt
 from geokr import store
 from geokr.index import INDEX, read_summary
 
+LOG = "build.jsonl"
+"""One line a stage that ran: when, how long, on how many threads, and where its dashboard was."""
+
 
 def summary_table(summary: dict[str, Any]) -> list[str]:
     """Lines for a person from dataset.json."""
@@ -41,6 +44,13 @@ def run_table(metrics: dict[str, Any], run: Path) -> list[str]:
         ("encoder", f"{run / 'encoder.safetensors'}, after {metrics['steps']} steps on {metrics['tiles']} tiles"),
     ]
     return [f"{name:<18}{text}" for name, text in rows]
+
+
+def dashboard(dataset: Path) -> list[str]:
+    """A line with the address that the dashboard had while the data set was built; none where no log says."""
+    path = dataset / LOG
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [f"{'dashboard was':<18}{json.loads(lines[-1])['dashboard']}"] if lines else []
 
 
 def picture(dataset: Path, path: Path, tiles: int = 6) -> None:
@@ -99,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines = summary_table(read_summary(options.dataset))
         if options.run is not None:
             lines += run_table(json.loads((options.run / "metrics.json").read_text(encoding="utf-8")), options.run)
+        lines += dashboard(options.dataset)
         if options.picture is not None:
             picture(options.dataset, options.picture)
             lines.append(f"{'picture':<18}{options.picture}")

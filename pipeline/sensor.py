@@ -69,17 +69,20 @@ class RPC:
             raise ValueError(f"latitude {self.lat_off}, longitude {self.lon_off} is no place on Earth")
 
     def image(self, lon: Floats, lat: Floats, height: Floats) -> tuple[Floats, Floats]:
-        """Ground to image: (col, row) float64 of the inputs' common shape."""
+        """Ground to image: (col, row) float64 of the inputs' common shape, not finite where the model has no answer."""
         lon, lat, height = np.broadcast_arrays(lon, lat, height)
-        x = ((lon - self.lon_off + 180.0) % 360.0 - 180.0) / self.lon_scale
-        terms = rpc_terms(x, (lat - self.lat_off) / self.lat_scale, (height - self.height_off) / self.height_scale)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            x = ((lon - self.lon_off + 180.0) % 360.0 - 180.0) / self.lon_scale
+            terms = rpc_terms(x, (lat - self.lat_off) / self.lat_scale, (height - self.height_off) / self.height_scale)
             samp = (terms @ np.array(self.samp_num)) / (terms @ np.array(self.samp_den))
             line = (terms @ np.array(self.line_num)) / (terms @ np.array(self.line_den))
-        return (samp * self.samp_scale + self.samp_off + 0.5, line * self.line_scale + self.line_off + 0.5)
+            return samp * self.samp_scale + self.samp_off + 0.5, line * self.line_scale + self.line_off + 0.5
 
     def ground(self, col: Floats, row: Floats, height: Floats) -> tuple[Floats, Floats]:
-        """Image to ground at known heights: (lon, lat) float64, by Newton's method to 1e-9 of the scene's size."""
+        """Image to ground at known heights: (lon, lat) float64, by Newton's method to 1e-9 of the scene's size.
+
+        Raises ValueError where that does not lead to a place.
+        """
         col, row, height = np.broadcast_arrays(col, row, height)
         lon, lat = np.full(col.shape, self.lon_off), np.full(col.shape, self.lat_off)
         step_lon, step_lat = self.lon_scale * 1e-4, self.lat_scale * 1e-4
@@ -87,12 +90,12 @@ class RPC:
             c0, r0 = self.image(lon, lat, height)
             c1, r1 = self.image(lon + step_lon, lat, height)
             c2, r2 = self.image(lon, lat + step_lat, height)
-            a, b, c, d = c1 - c0, c2 - c0, r1 - r0, r2 - r0
-            with np.errstate(divide="ignore", invalid="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                a, b, c, d = c1 - c0, c2 - c0, r1 - r0, r2 - r0
                 determinant = a * d - b * c
                 move_lon = (d * (col - c0) - b * (row - r0)) / determinant
                 move_lat = (a * (row - r0) - c * (col - c0)) / determinant
-            lon, lat = lon + move_lon * step_lon, lat + move_lat * step_lat
+                lon, lat = lon + move_lon * step_lon, lat + move_lat * step_lat
             if max(np.abs(move_lon).max(), np.abs(move_lat).max()) < 1e-5:
                 return lon, lat
         raise ValueError("the RPC has no ground point for a pixel of the image")
@@ -125,10 +128,11 @@ class Georeferenced:
             raise ValueError(f"the transform {self.transform} has no inverse")
 
     def image(self, lon: Floats, lat: Floats, height: Floats) -> tuple[Floats, Floats]:
-        """Ground to image: (col, row) float64."""
+        """Ground to image: (col, row) float64, not finite where the CRS ends."""
         x, y = transformer("EPSG:4326", self.crs).transform(lon, lat)
         inverse = ~Affine(*self.transform)
-        return inverse.a * x + inverse.b * y + inverse.c, inverse.d * x + inverse.e * y + inverse.f
+        with np.errstate(invalid="ignore"):
+            return inverse.a * x + inverse.b * y + inverse.c, inverse.d * x + inverse.e * y + inverse.f
 
     def ground(self, col: Floats, row: Floats, height: Floats) -> tuple[Floats, Floats]:
         """Image to ground: (lon, lat) float64."""

@@ -6,6 +6,7 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
+from pipeline.scene import SceneError
 from pipeline.sensor import Floats, transformer
 
 
@@ -19,13 +20,19 @@ class Terrain:
     """Height where there is no DEM, or where it has a hole or ends, m."""
 
     def heights(self, lon: Floats, lat: Floats) -> Floats:
-        """Height at each point, float64, of the inputs' shape; bilinear between the centres of DEM cells."""
+        """Height at each point, float64, of the inputs' shape; bilinear between the centres of DEM cells.
+
+        Raises SceneError naming the DEM where it does not lie on a map.
+        """
         if self.dem is None:
             return np.full(np.shape(lon), self.height)
         with rasterio.open(self.dem) as source:
+            if source.crs is None:
+                raise SceneError(f"{self.dem}: the heights have no coordinate system")
             x, y = transformer("EPSG:4326", source.crs.to_wkt()).transform(lon, lat)
             inverse = ~source.transform
-            col, row = inverse.a * x + inverse.b * y + inverse.c, inverse.d * x + inverse.e * y + inverse.f
+            with np.errstate(invalid="ignore"):  # not finite where the DEM's CRS ends
+                col, row = inverse.a * x + inverse.b * y + inverse.c, inverse.d * x + inverse.e * y + inverse.f
             inside = (col >= 0) & (col <= source.width) & (row >= 0) & (row <= source.height)
             if not inside.any():
                 return np.full(np.shape(lon), self.height)

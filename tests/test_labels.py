@@ -305,13 +305,14 @@ def test_a_footprint_is_the_polygon_of_its_corners() -> None:
     assert np.array_equal(shapely.get_coordinates(polygon)[:4], corners[0])
 
 
+@pytest.mark.parametrize("first", range(4))
 @pytest.mark.parametrize("zone", [60, 1])
-def test_a_footprint_across_the_antimeridian_is_cut_in_two(zone: int) -> None:
+def test_a_footprint_across_the_antimeridian_is_cut_in_two(zone: int, first: int) -> None:
     crs = f"EPSG:326{zone:02d}"
     x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(180.0, 66.0)
     corners = np.array([(-3000, 1000), (1000, 1000), (1000, -3000), (-3000, -3000)]) + np.array([x, y])
     lonlat = np.stack(Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*corners.T), axis=-1)
-    (footprint,) = footprints(lonlat[None])
+    (footprint,) = footprints(np.roll(lonlat, first, axis=0)[None])
     assert footprint.geom_type == "MultiPolygon"
     assert footprint.bounds[::2] == (-180.0, 180.0)
     eastern, western = sorted(footprint.geoms, key=lambda part: part.bounds[0], reverse=True)

@@ -266,7 +266,7 @@ def test_unlisted_codes_are_told_and_count_as_unknown(tmp_path: Path) -> None:
     assert shares.unlisted == {77}  # 78 lies outside the footprint, 0 is ignored, beyond the raster is no code
     assert shares.known[0] == pytest.approx(0.5, abs=COVERAGE)
     assert shares.fraction[0, cover.legend.classes.index("forest")] == pytest.approx(1.0, abs=1e-12)
-    beyond = class_shares(raster.corners([square + [2.0, 0.0]]), "EPSG:32648", cover)
+    beyond = class_shares(raster.corners([square + np.array((2.0, 0.0))]), "EPSG:32648", cover)
     assert beyond.unlisted == {78}
     assert beyond.known[0] == pytest.approx(0.25, abs=COVERAGE)
 
@@ -294,11 +294,10 @@ def test_places_at_the_bent_border_of_a_wide_sheet_are_found(tmp_path: Path) -> 
     # 4,800 km of Albers: the upper border, straight in the sheet, bulges by kilometres in longitude and latitude.
     raster = Raster(np.full((300, 480), 41, np.uint8), -2_400_000.0, 3_200_000.0, 10_000.0, "EPSG:5070")
     (cover,) = find([raster.write(tmp_path / "nlcd_2019.tif")])
-    x = np.arange(0.1, 480.0, 3.7)
-    quads = np.stack(
-        [np.stack([x + dx, np.full_like(x, y)], axis=-1) for dx, y in ((0, 0), (0.1, 0), (0.1, 0.1), (0, 0.1))]
-    )
-    corners = raster.corners(quads.transpose(1, 0, 2))
+    x, side = np.arange(0.1, 479.0, 3.7), 0.001  # 10 m
+    square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)]) * side
+    quads = np.stack([x, np.zeros_like(x)], axis=-1)[:, None] + square
+    corners = raster.corners(quads)
     assert class_shares(corners, "EPSG:5070", cover).known == pytest.approx(np.ones(len(x)), abs=COVERAGE)
 
 
@@ -440,7 +439,7 @@ def test_a_footprint_that_only_touches_a_sheet_takes_nothing_from_it(
 
 def test_a_footprint_that_enters_a_sheet_and_touches_it_as_well_counts_as_what_enters(corner: Corner) -> None:
     cover, sheets = corner
-    dart = np.array([(0.01, -0.01), (0.02, 0.01), (0.03, 0.0), (0.02, 0.005)]) + np.array((108.0, 25.0))
+    dart = np.array([(0.01, -0.04), (0.05, 0.04), (0.09, 0.0), (0.05, 0.02)]) + np.array((108.0, 25.0))
     agree(dart[None], LONLAT, cover, [by_sheets(dart, LONLAT, sheets, cover.legend)], BENDING)
 
 

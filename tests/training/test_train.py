@@ -17,7 +17,7 @@ import torch
 from geokr import train
 from geokr.checkpoint import BEST, LAST, load
 from geokr.config import configure
-from geokr.learner import begin, learn
+from geokr.learner import begin, facts_of, learn
 from geokr.loader import TileLoader
 from geokr.processes import Place
 
@@ -137,40 +137,54 @@ def test_a_finished_run_says_so(coloured: Path, tmp_path: Path, capsys: pytest.C
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
 
 
+def grey(build, root: Path, level: int, tiles: int = 16) -> Path:
+    """Tiles without any contrast."""
+    image = np.full((4, tiles, 4, 32, 32), level, np.uint8)
+    share = np.full((4, tiles, 3), 1 / 3, np.float32)
+    return build(root, {"only": image}, {"only": share}, split=lambda scene, row, col: "train" if col else "val")
+
+
 def test_what_does_not_fit_is_refused_in_one_sentence(
-    coloured: Path, build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
-    assert command(coloured, run, "steps=1") == 0
-    (run / "metrics.json").unlink()
+    run, dataset = tmp_path / "run", grey(build, tmp_path / "dataset", 90)
+    assert command(dataset, run, "steps=1") == 0
     capsys.readouterr()
 
     def refused(dataset: Path, *settings: str) -> str:
         assert command(dataset, run, *settings) == 2
         message = capsys.readouterr().err
         assert message.count("\n") == 1
-        return message
+        return message.removeprefix("geokr.train: ")
 
-    assert refused(coloured, "steps=1", "lr=0.5") == (
-        f"geokr.train: {run}/last.pt is of a run with other settings (lr 0.001, now 0.5); "
-        f"go back to those, give another --out, or delete {run} to begin again\n"
-    )
-    share = np.full((4, 16, 3), 1 / 3, np.float32)
-    image = np.ones((4, 16, 4, 32, 32), np.uint8)
-    other = build(tmp_path / "other", {"only": image}, {"only": share}, split=lambda s, r, c: "train" if c else "val")
-    assert "last.pt: it saw {'train': 192, 'val': 64} tiles, and the data set has {'train': 60, 'val': 4}" in refused(
-        other, "steps=1"
-    )
-    assert "there is no setting stepz; steps?" in refused(coloured, "stepz=1")
-    assert "device cuda:99 cannot be used" in refused(coloured, "steps=1", "device=cuda:99")
+    other = f"{run}/last.pt is of a run with other settings or tiles"
+    ways = f"go back to those, give another --out, delete {run}, or add --restart-if-changed\n"
+    assert refused(dataset, "steps=1", "lr=0.5") == f"{other} (lr 0.001, now 0.5): {ways}"
+    more = grey(build, tmp_path / "more", 90, tiles=17)
+    assert refused(more, "steps=1") == f"{other} (other training tiles): {ways}"
+    brighter = grey(build, tmp_path / "brighter", 91)
+    assert refused(brighter, "steps=1") == f"{other} (other mean pixel): {ways}"
+    assert "there is no setting stepz; steps?" in refused(dataset, "stepz=1")
+    assert "device cuda:99 cannot be used" in refused(dataset, "steps=1", "device=cuda:99")
     assert f"{tmp_path}/nowhere/dataset.json: no such file" in refused(tmp_path / "nowhere", "steps=1")
+
+
+def test_a_run_of_other_settings_is_moved_aside_if_asked(coloured: Path, tmp_path: Path) -> None:
+    run, fresh = tmp_path / "run", tmp_path / "fresh"
+    for steps in (2, 3, 4):
+        assert command(coloured, run, f"steps={steps}", "--restart-if-changed") == 0
+    assert [load(path / LAST).total for path in (run, tmp_path / "run.1", tmp_path / "run.2")] == [4, 2, 3]
+    assert command(coloured, fresh, "steps=4") == 0
+    assert same_state(run / LAST, fresh / LAST)
+    assert command(coloured, run, "steps=4", "--restart-if-changed") == 0  # the same: not moved
+    assert not (tmp_path / "run.3").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run(
     coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(coloured, tmp_path, "steps=40", "optimiser=sgd", "lr=1e30", "warm_up=0") == 2
-    assert "the loss is nan at step 10: try a lower lr" in capsys.readouterr().err
+    assert "the loss is nan at step 6: try a lower lr" in capsys.readouterr().err
 
 
 def test_the_teacher_of_each_preset(coloured: Path) -> None:
@@ -179,13 +193,18 @@ def test_the_teacher_of_each_preset(coloured: Path) -> None:
         config = configure(preset, None, [*SMALL, "classes=[]", "pretrained=false", "steps=40"])
         training = TileLoader(coloured, "train", batch=32)
         held_out = TileLoader(coloured, "val", batch=32, shuffle=False)
-        learner = begin(config, ALONE, training, held_out, None)
+        learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
         student, teacher = learner.student, learner.teacher
         assert teacher is not None
         assert teacher.training == (preset == "reference")
         assert torch.equal(student.head.weight, teacher.head.weight) == (preset == "geokr")
         before = {name: value.clone() for name, value in teacher.state_dict().items()}
+        views: list[torch.Tensor] = []
+        hooks = [net.register_forward_pre_hook(lambda _, seen: views.append(seen[0])) for net in (student, teacher)]
         learn(learner, next(iter(training)))
+        assert torch.equal(*views) == (preset == "reference")
+        for hook in hooks:
+            hook.remove()
         buffer, weight = "encoder.conv1.1.running_mean", "encoder.conv1.0.weight"
         now, its = teacher.state_dict(), student.state_dict()
         keep = 0.5 if preset == "geokr" else 0.95
@@ -221,7 +240,7 @@ torch.save(held, Path(out) / f"rank{place.rank}.pt")
 
 
 def test_two_processes_do_the_work_of_one(coloured: Path, tmp_path: Path) -> None:
-    settings = ["image_size=32", "batch=32", "steps=12", "loggers=[]", "optimiser=sgd"]
+    settings = ["image_size=32", "batch=32", "steps=8", "loggers=[]", "optimiser=sgd"]
     alone = tmp_path / "alone"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

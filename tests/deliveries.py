@@ -1,0 +1,177 @@
+"""Small scenes for tests, whose pixels hold their own coordinates, and deliveries of them in the Gaofen form.
+
+The camera is linear in longitude, latitude and height, so where a pixel lies follows from a line of arithmetic.
+"""
+
+import io
+import tarfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import shapely
+from affine import Affine
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import MemoryFile
+
+from pipeline.scene import Scene
+from pipeline.sensor import RPC, Georeferenced, SensorModel
+
+LON, LAT, GROUND = 105.3, 24.8, 500.0
+"""Centre of the images, degrees, and the height there, m."""
+WIDTH, HEIGHT, GSD = 90, 70, 8.0
+STEM = "GF1_PMS1_E105.3_N24.8_20200523_L1A0001234567-MSS1"
+
+
+def camera(
+    width: int = WIDTH,
+    height: int = HEIGHT,
+    *,
+    lon: float = LON,
+    lat: float = LAT,
+    gsd: float = GSD,
+    heading: float = 20.0,
+    lean: tuple[float, float] = (0.0, 0.0),
+) -> RPC:
+    """A linear camera, rotated by `heading` degrees; lean: columns and rows a metre of height moves a point."""
+    sin, cos = np.sin(np.radians(heading)), np.cos(np.radians(heading))
+    east, north = 111_320.0 * np.cos(np.radians(lat)) / gsd, 111_000.0 / gsd  # px a degree
+    lon_scale, lat_scale, height_scale = float(width / east), height / north, 1000.0
+    samp_scale, line_scale = width / 2, height / 2
+    samp = np.array([0, cos * east * lon_scale, sin * north * lat_scale, lean[0] * height_scale]) / samp_scale
+    line = np.array([0, sin * east * lon_scale, -cos * north * lat_scale, lean[1] * height_scale]) / line_scale
+    rest = (0.0,) * 16
+    return RPC(
+        line_off=height / 2 - 0.5,
+        samp_off=width / 2 - 0.5,
+        lat_off=lat,
+        lon_off=lon,
+        height_off=GROUND,
+        line_scale=line_scale,
+        samp_scale=samp_scale,
+        lat_scale=lat_scale,
+        lon_scale=lon_scale,
+        height_scale=height_scale,
+        line_num=(*map(float, line), *rest),
+        line_den=(1.0, *(0.0,) * 19),
+        samp_num=(*map(float, samp), *rest),
+        samp_den=(1.0, *(0.0,) * 19),
+    )
+
+
+def coordinates(width: int = WIDTH, height: int = HEIGHT, bands: int = 4, scale: int = 1) -> npt.NDArray[np.uint16]:
+    """(band, row, col): odd bands hold 100 + scale x column, even ones 100 + scale x row."""
+    row, col = np.mgrid[:height, :width]
+    return np.stack([100 + scale * (row if k % 2 else col) for k in range(bands)]).astype(np.uint16)
+
+
+def tiff(pixels: npt.NDArray[Any], **profile: Any) -> bytes:
+    """A TIFF of (band, row, col) pixels."""
+    bands, height, width = pixels.shape
+    with warnings.catch_warnings(), MemoryFile() as memory:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        shape = {"count": bands, "height": height, "width": width, "dtype": pixels.dtype.name}
+        with memory.open(driver="GTiff", **shape, **profile) as target:
+            target.write(pixels)
+        return bytes(memory.read())
+
+
+def rpb(rpc: RPC, semicolon: str = ";") -> str:
+    """An RPB file."""
+    numbers = {
+        "lineOffset": rpc.line_off, "sampOffset": rpc.samp_off, "latOffset": rpc.lat_off, "longOffset": rpc.lon_off,
+        "heightOffset": rpc.height_off, "lineScale": rpc.line_scale, "sampScale": rpc.samp_scale,
+        "latScale": rpc.lat_scale, "longScale": rpc.lon_scale, "heightScale": rpc.height_scale,
+    }  # fmt: skip
+    lists = {
+        "lineNumCoef": rpc.line_num, "lineDenCoef": rpc.line_den,
+        "sampNumCoef": rpc.samp_num, "sampDenCoef": rpc.samp_den,
+    }  # fmt: skip
+    lines = [f'satId = "XXX"{semicolon}', f'bandId = "XXX"{semicolon}', "BEGIN_GROUP = IMAGE"]
+    lines += [f"\t{key} = {float(value)!r}{semicolon}" for key, value in numbers.items()]
+    for key, values in lists.items():
+        lines += [f"\t{key} = (", ",\n".join(f"\t\t\t{float(value)!r}" for value in values) + f"){semicolon}"]
+    return "\n".join([*lines, "END_GROUP = IMAGE", f"END{semicolon}", ""])
+
+
+def xml(fields: Mapping[str, object]) -> str:
+    """A product XML; a field that is None becomes an empty element."""
+    lines = [f"  <{tag} />" if value is None else f"  <{tag}>{value}</{tag}>" for tag, value in fields.items()]
+    return "\n".join(['<?xml version="1.0" encoding="UTF-8" ?>', "<ProductMetaData>", *lines, "</ProductMetaData>"])
+
+
+def fields(width: int = WIDTH, height: int = HEIGHT) -> dict[str, object]:
+    """What the XML says of an image."""
+    return {
+        "SatelliteID": "GF1", "SensorID": "PMS1", "ReceiveTime": "2020-05-22 21:02:53", "ProductID": 12889847001,
+        "ProductQuality": None, "Bands": "1,2,3,4", "CenterTime": "2020-05-23 05:03:08", "ImageGSD": f"{GSD:g}",
+        "WidthInPixels": width, "HeightInPixels": height, "CloudPercent": 101, "MapProjection": None,
+    }  # fmt: skip
+
+
+def contents(stem: str = STEM, rpc: RPC | None = None) -> dict[str, bytes]:
+    """The files of a good delivery, by name."""
+    return {
+        f"{stem}.tiff": tiff(coordinates()),
+        f"{stem}.rpb": rpb(rpc or camera()).encode(),
+        f"{stem}.xml": xml(fields()).encode(),
+    }
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def write_archive(path: Path, files: Mapping[str, bytes]) -> Path:
+    """A tar, gzipped where its name ends so."""
+    with tarfile.open(path, "w:gz" if path.name.lower().endswith("gz") else "w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def scene(
+    image: Path, pixels: npt.NDArray[Any], model: SensorModel, gsd: float = GSD, nodata: float | None = None
+) -> Scene:
+    """A scene of (band, row, col) pixels, written as a TIFF, past any catalog."""
+    bands, height, width = pixels.shape
+    profile: dict[str, Any] = {"nodata": nodata}
+    if isinstance(model, Georeferenced):
+        profile |= {"crs": rasterio.CRS.from_user_input(model.crs), "transform": Affine(*model.transform)}
+    image.write_bytes(tiff(pixels, **profile))
+    return Scene(
+        id=image.stem,
+        satellite="GF1",
+        sensor="PMS1",
+        level="L1A",
+        acquired=None,
+        gsd=gsd,
+        bands=tuple(f"band_{k + 1}" for k in range(bands)),
+        width=width,
+        height=height,
+        dtype=pixels.dtype.name,
+        nodata=nodata,
+        image=str(image),
+        delivery=str(image),
+        files=(str(image),),
+        bytes=image.stat().st_size,
+        checksum="",
+        model=model,
+        footprint=shapely.box(LON - 0.1, LAT - 0.1, LON + 0.1, LAT + 0.1),
+        metadata={},
+    )
+
+
+def write_dem(path: Path, heights: npt.NDArray[Any], transform: Affine, crs: str, nodata: float | None = None) -> str:
+    """A DEM of (row, col) heights; its path."""
+    path.write_bytes(tiff(heights[None], transform=transform, crs=crs, nodata=nodata))
+    return str(path)
