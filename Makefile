@@ -44,7 +44,7 @@ lock:  ## write requirements.lock anew from the ranges in pyproject.toml
 	rm -rf build/lock
 
 clean:  ## remove the sample's outputs and the tools' caches; .venv stays
-	rm -rf data/sample runs/sample build .dvc/tmp .mypy_cache .pytest_cache .ruff_cache
+	rm -rf data/sample runs/sample runs/sample.* dvc_plots build .dvc/tmp .mypy_cache .pytest_cache .ruff_cache
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

@@ -26,7 +26,7 @@ train:
   image_size: 64
   crop: 1.0
   batch: 32
-  epochs: 25
+  epochs: 12
   ema: 0.98
   loggers: []
 """

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: `log.jsonl`, the loss curve, and the formats of two log viewers."""
+"""What a run writes down while it goes: `log.jsonl`, the loss curves, and the formats of two log viewers."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from typing import Any
 from geokr.checkpoint import replacing
 
 LOG = "log.jsonl"
-CURVE = "plots/loss.csv"
+CURVES = {"train": "plots/train.csv", "val": "plots/val.csv"}
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Journal:
         self._dvclive = _dvclive(run) if "dvclive" in loggers else None
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Log numbers of a step, counted from 1. `kl` is what the loss curve shows."""
+        """Log numbers of a step, counted from 1. `kl` is what the loss curves show."""
         row = {"step": step, "split": split, **{name: round(value, 6) for name, value in values.items()}}
         self._rows.append(row)
         print(json.dumps(row), file=self._file, flush=True)
@@ -51,14 +51,14 @@ class Journal:
             self._dvclive.sync()
 
     def draw(self) -> None:
-        """Write the loss curve: CSV with columns step, split and loss, here KL(A || p) in nats for either split."""
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["step", "split", "loss"])
-        points = {(row["step"], row["split"]): row["kl"] for row in self._rows}
-        table.writerows([step, split, kl] for (step, split), kl in points.items())
-        with replacing(self.run / CURVE) as file:
-            file.write(text.getvalue().encode())
+        """Write the loss curves, a CSV each: columns step and loss, here KL(A || p) in nats for either split."""
+        for split, path in CURVES.items():
+            text = io.StringIO()
+            table = csv.writer(text, lineterminator="\n")
+            table.writerow(["step", "loss"])
+            table.writerows({row["step"]: row["kl"] for row in self._rows if row["split"] == split}.items())
+            with replacing(self.run / path) as file:
+                file.write(text.getvalue().encode())
 
     def close(self) -> None:
         self._file.close()

@@ -187,23 +187,32 @@ def write_block(
 ) -> None:
     """Write a whole block: its arrays first, `status` (row, col) last, which marks the block as done.
 
-    Raises StoreError where a status is 0 or a shape is not the block's, and nothing is written then.
+    Raises StoreError where a status is 0, a shape is not the block's, or the place is not a block; nothing is
+    written then.
     """
     if not status.all():
         raise StoreError("a block's status must be non-zero everywhere: 0 means not built")
-    size = (rows.stop - rows.start, cols.stop - cols.start)
-    for name, values in (*arrays.items(), ("status", status)):
-        wanted = (*size, *group[name].shape[2:])  # type: ignore[union-attr]
-        if values.shape != wanted:  # zarr-python would cut it to size
-            raise StoreError(f"{name} of a block has shape {values.shape}, expected {wanted}")
+    targets = []
     for name, values in [*arrays.items(), ("status", status)]:
         array = group[name]
         assert isinstance(array, zarr.Array)
-        # At the grid's border a block is smaller than its shard, and Zarr would read what is there, to keep the
-        # rest of it: the remains of a killed run, perhaps.
         side = (array.shards or array.chunks)[0]
-        place = (rows.start // side, cols.start // side, *(0,) * (values.ndim - 2))
-        sync((array.store_path / array.metadata.encode_chunk_key(place)).delete())
+        i, j = rows.start // side, cols.start // side
+        whole = [slice(k * side, min((k + 1) * side, n)) for k, n in zip((i, j), array.shape[:2], strict=True)]
+        if [rows, cols] != whole:
+            raise StoreError(
+                f"rows {rows.start}-{rows.stop}, columns {cols.start}-{cols.stop} are not a block of {name}"
+            )
+        wanted = (rows.stop - rows.start, cols.stop - cols.start, *array.shape[2:])
+        if values.shape != wanted:  # zarr-python would cut it to size
+            raise StoreError(f"{name} of a block has shape {values.shape}, expected {wanted}")
+        key = array.metadata.encode_chunk_key((i, j, *(0,) * (values.ndim - 2)))
+        targets.append((array, values, array.store_path / key))
+    # At the grid's border a block is smaller than its shard, and Zarr would read what is there, to keep the rest
+    # of it: the remains of a killed run, perhaps. The status goes first, so that a block is whole or not built.
+    for _, _, path in reversed(targets):
+        sync(path.delete())
+    for array, values, _ in targets:
         array[rows, cols] = values
 
 

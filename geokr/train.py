@@ -2,7 +2,7 @@
 
 The same command again goes on from where RUN stopped. `torchrun --nproc-per-node N -m geokr.train ...`
 shares the work between N processes. RUN then holds last.pt and best.pt (checkpoints), log.jsonl,
-tensorboard/, plots/loss.csv, encoder.safetensors (for timm) and, written last, metrics.json.
+tensorboard/, plots/, encoder.safetensors (for timm) and, written last, metrics.json.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from tqdm import tqdm
 from geokr.checkpoint import BEST, LAST, Checkpoint, load, replacing, save
 from geokr.config import PRESETS, TrainConfig, configure, differences
 from geokr.export import ENCODER, export
-from geokr.journal import CURVE, Journal
+from geokr.journal import CURVES, Journal
 from geokr.learner import Facts, Learner, begin, facts_of, learn, snapshot, validate
 from geokr.loader import Batch, TileLoader
 from geokr.processes import Place, highest, over_ranks, taking_place
 
 METRICS = "metrics.json"
-RESULTS = (METRICS, ENCODER, CURVE)
+RESULTS = (METRICS, ENCODER, *CURVES.values())
 """What a finished run holds. One that lacks some of it repeats the end alone."""
 LOG_EVERY = 10
 """Steps between lines of the log. Each makes the host wait for the device."""

@@ -104,8 +104,9 @@ def read_config(params: str | Path | None, overrides: dict[str, Any]) -> BuildCo
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        source = f"{params}: " if params is not None else ""
-        if first["type"] == "missing":
+        # The command line goes over the file: what was given there is not the file's fault.
+        source = f"{params}: " if params is not None and not {*first["loc"][:1]} & overrides.keys() else ""
+        if first["type"] == "missing" and len(first["loc"]) == 1:
             raise ConfigError(f"{source}{where} is missing; give it as --{where} or in a parameter file") from error
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{source}{where} is not a setting of a build") from error

@@ -96,7 +96,7 @@ def lattice(zone: int, offset: float, lat: float, side: float) -> tuple[Floats, 
     return tuple(np.stack(to_lonlat.transform(p[..., 0], p[..., 1]), axis=-1) for p in (corners, outlines))
 
 
-offsets = st.sampled_from([-10.6, -1.6, -0.5, 3.0, 40.0])  # from the central meridian, where edges bulge; in sides
+offsets = st.sampled_from([-4.4, -0.5, -0.3, 40.0])  # sides from the central meridian, across which edges bulge
 latitudes = st.sampled_from([1.0, 45.0, 70.0, 83.5])
 gsds = st.sampled_from([2.0, 16.0, 50.0])
 
@@ -111,7 +111,7 @@ def test_utm_tiles_of_different_splits_share_no_ground_though_their_edges_bend(
     apart(polygons(outlines, 6.0 * zone - 183.0), splits)
 
 
-@given(offset=offsets, lat=latitudes, gsd=gsds, pixels=st.floats(1, 2))
+@given(offset=offsets, lat=latitudes, gsd=gsds, pixels=st.floats(0.05, 0.2))
 @settings(max_examples=30)
 def test_the_cells_of_a_tile_hold_its_bent_edges(offset: float, lat: float, gsd: float, pixels: float) -> None:
     cell = gsd * pixels  # so small that the bends cross borders

@@ -116,9 +116,11 @@ def test_pixels_are_those_of_gdals_rpc_warp_over_a_dem(tmp_path: Path) -> None:
         bands, theirs, rpcs=rpcs, src_crs="EPSG:4326", dst_transform=geobox.transform, dst_crs=CRS,
         resampling=Resampling.bilinear, tolerance=0, RPC_DEM=dem,
     )  # fmt: skip
-    both = valid & (theirs > 0).all(axis=0)
-    assert both.sum() > 2000
-    apart = np.abs(pixels - np.moveaxis(theirs, 0, -1).astype(float))[both] / SCALE
+    # At the image's border GDAL's kernel is lopsided.
+    x, y = (np.rint((band.astype(float) - 100) / SCALE) for band in theirs[:2])
+    inner = valid & drawn_on(x, y, margin=1.0)
+    assert inner.sum() > 2000
+    apart = np.abs(pixels - np.moveaxis(theirs, 0, -1).astype(float))[inner] / SCALE
     assert apart.max() < 0.1  # px
 
 

@@ -252,6 +252,10 @@ def test_a_rejected_tile_takes_no_space(root: str) -> None:
 # --- status comes last
 
 
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
 def stored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Keys in the order in which they reach the disk, from now on."""
     keys: list[str] = []
@@ -299,6 +303,75 @@ def test_a_block_that_fails_is_not_marked_as_done(root: str, monkeypatch: pytest
     with pytest.raises(OSError, match="no space"):
         store.write_block(group, slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8))
     assert not store.status(group).any()
+
+
+def test_a_block_that_is_killed_at_any_write_is_whole_or_not_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, cols, ones = slice(4, 5), slice(4, 7), np.ones((1, 3), np.uint8)
+    image = pixels(1, (1, 3, 2, 16, 16))
+    fresh, root = str(tmp_path / "fresh.zarr"), str(tmp_path / "killed.zarr")
+    for store_root in (fresh, root):
+        store.create_tiles(store_root, "scene", **TILES)
+        store.write_block(store.open_scene(store_root, "scene", "r+"), rows, cols, {"image": image}, ones)
+    after = files(fresh)
+    for left in range(5):
+        changes = 0
+
+        def killing(method: Any, left: int = left) -> Any:
+            async def limited(self: LocalStore, *args: Any) -> None:
+                nonlocal changes
+                if changes == left:
+                    raise Killed
+                changes += 1
+                await method(self, *args)
+
+            return limited
+
+        # The block is written again: by a task that was thought lost, say.
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalStore, "set", killing(LocalStore.set))
+            patch.setattr(LocalStore, "delete", killing(LocalStore.delete))
+            group = store.open_scene(root, "scene", "r+")
+            if left < 4:
+                with pytest.raises(Killed):
+                    store.write_block(group, rows, cols, {"image": image}, ones)
+            else:
+                store.write_block(group, rows, cols, {"image": image}, ones)
+        if store.status(group).any():
+            assert files(root) == after
+    assert files(root) == after
+
+
+def test_the_remains_of_a_killed_run_leave_no_trace(root: str) -> None:
+    written(root)
+    before = files(root)
+    shard = Path(root) / "scene" / "image" / "c" / "1" / "1" / "0" / "0" / "0"
+    shard.write_bytes((Path(root) / "scene" / "image" / "c" / "0" / "0" / "0" / "0" / "0").read_bytes())
+    image = pixels(1, (5, 7, 2, 16, 16))
+    group = store.open_scene(root, "scene", "r+")
+    store.write_block(group, slice(4, 5), slice(4, 7), {"image": image[4:, 4:]}, np.ones((1, 3), np.uint8))
+    assert files(root) == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols"),
+    [
+        (slice(0, 3), slice(0, 4)),
+        (slice(1, 5), slice(0, 4)),
+        (slice(0, 4), slice(4, 8)),
+        (slice(0, 5), slice(0, 4)),
+        (slice(8, 12), slice(0, 4)),
+    ],
+)
+def test_a_place_that_is_not_a_block_is_refused_untouched(root: str, rows: slice, cols: slice) -> None:
+    written(root)
+    before = files(root)
+    size = (rows.stop - rows.start, cols.stop - cols.start)
+    group = store.open_scene(root, "scene", "r+")
+    with pytest.raises(store.StoreError, match="not a block of image"):
+        store.write_block(group, rows, cols, {"image": pixels(1, (*size, 2, 16, 16))}, np.ones(size, np.uint8))
+    assert files(root) == before
 
 
 @pytest.mark.parametrize("name", ["fraction", "known", STATUS])
@@ -401,10 +474,6 @@ def test_labels_opened_again_with_other_settings_are_refused_by_their_names(
     store.create_labels(root, "scene", **LABELS)
     with pytest.raises(store.StoreError, match=named):
         store.create_labels(root, "scene", **{**LABELS, **change})
-
-
-class Killed(BaseException):
-    """Stands for a kill."""
 
 
 @pytest.mark.parametrize("create", [store.create_tiles, store.create_labels])

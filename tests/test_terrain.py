@@ -62,10 +62,12 @@ def test_the_border_cell_goes_on_to_its_edge_and_no_further(dem: str) -> None:
     assert mixed == pytest.approx([FLAT, values[3, 10], FLAT])
 
 
-@pytest.mark.parametrize("nodata", [-32768.0, np.nan])
-def test_a_hole_has_the_flat_height_and_the_dem_does_not_count_as_covering_it(tmp_path: Path, nodata: float) -> None:
+@pytest.mark.parametrize(("hole", "nodata"), [(-32768.0, -32768.0), (np.nan, np.nan), (np.nan, None)])
+def test_a_hole_has_the_flat_height_and_does_not_count_as_covered(
+    tmp_path: Path, hole: float, nodata: float | None
+) -> None:
     values = cells()
-    values[10:20, 5:25] = nodata
+    values[10:20, 5:25] = hole
     terrain = Terrain(write_dem(tmp_path / "dem.tif", values, TRANSFORM, CRS, nodata), FLAT)
     col, row = np.array([10.0, 24.0, 30.0]), np.array([15.0, 11.0, 15.0])
     assert heights(terrain, col, row) == pytest.approx([FLAT, FLAT, plane(LEFT + 30 * CELL, TOP - 15 * CELL)])

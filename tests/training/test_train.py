@@ -59,10 +59,21 @@ def test_a_short_run_learns_what_colour_tells(coloured: Path, tmp_path: Path, ob
     assert (metrics["steps"], metrics["tiles"], metrics["val_tiles"]) == (60, 192, 64)
     assert metrics["best_val_kl"] <= metrics["val_kl"]
     assert load(run / BEST).step == metrics["best_step"]
-    rows = list(csv.DictReader((run / "plots/loss.csv").open()))
-    assert [row["step"] for row in rows if row["split"] == "val"] == ["20", "40", "60"]
-    assert [row["step"] for row in rows if row["split"] == "train"] == ["10", "20", "30", "40", "50", "60"]
+    for split, steps in (("val", ["20", "40", "60"]), ("train", ["10", "20", "30", "40", "50", "60"])):
+        assert [row["step"] for row in csv.DictReader((run / f"plots/{split}.csv").open())] == steps
     assert (load(run / LAST).teacher is None) == (objective == "supervised")
+
+
+def test_the_best_step_is_kept_though_others_follow(
+    coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([0.5, 0.2, 0.9])
+    others = {"kl_of_mean": 1.0, "top1": 1.0, "mae": 0.0}
+    monkeypatch.setattr(train, "validate", lambda learner: {"kl": next(found), **others})
+    assert command(coloured, tmp_path, "steps=3", "validate_every=1") == 0
+    assert (load(tmp_path / BEST).step, load(tmp_path / LAST).step) == (2, 3)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["best_step"], metrics["best_val_kl"], metrics["val_kl"]) == (2, 0.2, 0.9)
 
 
 @pytest.mark.parametrize("preset", ["geokr", "reference"])
@@ -91,7 +102,7 @@ def test_stopping_at_any_step_changes_nothing(
 
     assert same_state(whole / LAST, parts / LAST)
     assert same_state(whole / BEST, parts / BEST)
-    for name in ("encoder.safetensors", "metrics.json", "plots/loss.csv"):
+    for name in ("encoder.safetensors", "metrics.json", "plots/train.csv", "plots/val.csv"):
         assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
 
 
@@ -113,13 +124,14 @@ def test_a_kill_between_checkpoints_loses_only_the_steps_since(
     monkeypatch.undo()
     assert load(run / LAST).step == 10
     with (run / "log.jsonl").open("a") as file:
-        file.write('{"step": 20, "split": "train", "kl": 9}\n{"step": 2')  # what a checkpoint did not see
+        file.write('{"step": 17, "split": "train", "kl": 9}\n{"step": 2')  # what a checkpoint did not see
     assert command(coloured, run, *settings) == 0
     assert same_state(tmp_path / "whole" / LAST, run / LAST)
-    assert (run / "plots/loss.csv").read_bytes() == (tmp_path / "whole/plots/loss.csv").read_bytes()
+    for name in ("plots/train.csv", "plots/val.csv"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.parametrize("lost", ["metrics.json", "encoder.safetensors", "plots/loss.csv"])
+@pytest.mark.parametrize("lost", ["metrics.json", "encoder.safetensors", "plots/val.csv"])
 def test_a_run_without_one_of_its_results_repeats_the_end(coloured: Path, tmp_path: Path, lost: str) -> None:
     assert command(coloured, tmp_path, "steps=2") == 0
     before = (tmp_path / lost).read_bytes()
@@ -199,10 +211,14 @@ def test_the_teacher_of_each_preset(coloured: Path) -> None:
         assert teacher.training == (preset == "reference")
         assert torch.equal(student.head.weight, teacher.head.weight) == (preset == "geokr")
         before = {name: value.clone() for name, value in teacher.state_dict().items()}
-        views: list[torch.Tensor] = []
-        hooks = [net.register_forward_pre_hook(lambda _, seen: views.append(seen[0])) for net in (student, teacher)]
+        seen: dict[torch.nn.Module, torch.Tensor] = {}
+
+        def note(network: torch.nn.Module, images: Any, seen: dict[torch.nn.Module, torch.Tensor] = seen) -> None:
+            seen[network] = images[0]
+
+        hooks = [network.register_forward_pre_hook(note) for network in (student, teacher)]
         learn(learner, next(iter(training)))
-        assert torch.equal(*views) == (preset == "reference")
+        assert torch.equal(seen[student], seen[teacher]) == (preset == "reference")
         for hook in hooks:
             hook.remove()
         buffer, weight = "encoder.conv1.1.running_mean", "encoder.conv1.0.weight"

@@ -1,0 +1,391 @@
+"""The catalog: what a survey decides, what of it is kept, and when it is not believed any more."""
+
+import json
+import logging
+import os
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import shapely
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import quarantine
+from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, survey, unchanged, write_catalog
+from pipeline.config import BuildConfig, ConfigError
+from pipeline.delivery import Delivery, Refusal, deliveries, read_delivery
+from pipeline.ortho import open_image
+from pipeline.radiometry import Stretch
+from pipeline.scene import Scene, SceneError
+from pipeline.sensor import Georeferenced
+from pipeline.stages import catalog
+from pipeline.terrain import Terrain
+from tests.deliveries import (
+    GROUND,
+    HEIGHT,
+    LAT,
+    LON,
+    STEM,
+    WIDTH,
+    camera,
+    contents,
+    coordinates,
+    rpb,
+    tiff,
+    write_archive,
+    write_dem,
+    write_folder,
+)
+
+OTHER, THIRD = (STEM.replace("1234567", number) for number in ("7654321", "9999999"))
+
+
+def only(path: Path) -> Scene:
+    (item,) = [item for one in deliveries([path]) for item in read_delivery(one)]
+    assert isinstance(item, Scene)
+    return item
+
+
+def config(tmp_path: Path, **change: Any) -> BuildConfig:
+    (tmp_path / "out").mkdir(exist_ok=True)
+    values = {"scenes": [str(tmp_path / "scenes")], "landcover": ["none"], "out": str(tmp_path / "out")}
+    return BuildConfig(**values | change)
+
+
+def slope(tmp_path: Path, holes: bool = False) -> str:
+    """A DEM that rises by 4 m a cell, in whose eastern half there is nothing, if so wanted."""
+    _, col = np.mgrid[:100, :100]
+    heights = 400.0 + 4.0 * (col + 0.5)
+    if holes:
+        heights[:, 50:] = -9999
+    transform = Affine(0.001, 0, LON - 0.05, 0, -0.001, LAT + 0.05)
+    return write_dem(tmp_path / "dem.tif", heights, transform, "EPSG:4326", nodata=-9999)
+
+
+# --- the survey
+
+
+def test_the_stretch_is_that_of_every_20th_pixel(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(1, 4000, (3, 210, 330)).astype(np.uint16)
+    files = contents() | {f"{STEM}.tiff": tiff(values), f"{STEM}.rpb": rpb(camera(330, 210)).encode()}
+    files[f"{STEM}.xml"] = files[f"{STEM}.xml"].replace(b">90<", b">330<").replace(b">70<", b">210<")
+    entry = survey(only(write_folder(tmp_path, files)), None, 2.0, 97.0)
+    with open_image(entry.scene.image) as file:
+        sample = file.read(out_shape=(3, 210 // 20, 330 // 20))
+    assert (entry.stretch.low, entry.stretch.high) == tuple(np.percentile(sample, [2, 97]))
+
+
+def test_without_a_dem_the_ground_is_flat_at_the_rpcs_height(tmp_path: Path) -> None:
+    scene = only(write_folder(tmp_path, contents()))
+    entry = survey(scene, None, 1.0, 99.0)
+    assert entry.terrain == Terrain(None, GROUND)
+    assert entry.dem_coverage == 0
+    assert entry.scene.footprint.equals_exact(scene.footprint, 1e-12)
+
+
+def test_with_a_dem_the_footprint_is_where_the_views_meet_the_ground(tmp_path: Path) -> None:
+    """The camera leans by 3 px in 100 m, so the height depends on the place, and the place on the height."""
+    model = camera(lean=(0.03, -0.02))
+    scene = only(write_folder(tmp_path / "scene", contents(rpc=model)))
+    entry = survey(scene, slope(tmp_path), 1.0, 99.0)
+    ring = shapely.get_coordinates(entry.scene.footprint.exterior)
+    height = 400.0 + 4000.0 * (ring[:, 0] - (LON - 0.05))
+    col, row = model.image(ring[:, 0], ring[:, 1], height)
+    assert np.minimum(np.minimum(col, WIDTH - col), np.minimum(row, HEIGHT - row)) == pytest.approx(0, abs=1e-3)
+    assert not entry.scene.footprint.equals_exact(scene.footprint, 1e-6)
+    assert entry.dem_coverage == 1
+    assert entry.terrain == Terrain(str(tmp_path / "dem.tif"), GROUND)
+
+
+def test_what_the_dem_does_not_cover_is_counted(tmp_path: Path) -> None:
+    scene = only(write_folder(tmp_path / "scene", contents()))
+    assert 0.3 < survey(scene, slope(tmp_path, holes=True), 1.0, 99.0).dem_coverage < 0.7
+
+
+def test_an_image_on_a_map_has_no_use_for_a_dem(tmp_path: Path) -> None:
+    image = tiff(coordinates(), crs="EPSG:32648", transform=Affine(8, 0, 5e5, 0, -8, 2.7e6))
+    entry = survey(only(write_folder(tmp_path, {"map.tif": image})), "/no/such/dem.tif", 1.0, 99.0)
+    assert entry.terrain == Terrain(None, 0.0)
+
+
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_an_image_cut_anywhere_is_refused(tmp_path: Path, interleave: str, share: float) -> None:
+    files = contents()
+    whole = tiff(coordinates(), interleave=interleave, blockysize=8)
+    files[f"{STEM}.tiff"] = whole[: int(len(whole) * share)]
+    path = write_folder(tmp_path, files) / f"{STEM}.tiff"
+    (refusal,) = read_and_survey(CatalogJob(Delivery(str(path), archive=False), None, (1.0, 99.0)))
+    assert isinstance(refusal, Refusal)
+    assert f"{STEM}.tiff: cannot be read to its end" in refusal.detail
+
+
+@pytest.mark.parametrize(("value", "fault"), [(0, "the image holds no data"), (7, "the image has one value, 7,")])
+def test_an_image_of_one_value_is_refused(tmp_path: Path, value: int, fault: str) -> None:
+    files = contents() | {f"{STEM}.tiff": tiff(np.full((4, HEIGHT, WIDTH), value, np.uint8))}
+    with pytest.raises(SceneError, match=f"{STEM}.tiff: {fault}"):
+        survey(only(write_folder(tmp_path, files)), None, 1.0, 99.0)
+
+
+def test_nodata_has_no_part_in_the_stretch(tmp_path: Path) -> None:
+    values = coordinates()
+    values[:, :, 40:] = 60_000
+    image = tiff(values, nodata=60_000, crs="EPSG:32648", transform=Affine(8, 0, 5e5, 0, -8, 2.7e6))
+    assert survey(only(write_folder(tmp_path, {"map.tif": image})), None, 0.0, 100.0).stretch.high < 200
+
+
+# --- on disk
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> Entry:
+    model = draw(
+        st.builds(camera, heading=st.floats(0, 360), lon=st.floats(-180, 180))
+        | st.builds(Georeferenced, st.just("EPSG:32648"), st.just((8.0, 0.5, 5e5, 0.5, -8.0, 2.7e6)))
+    )
+    low = draw(st.floats(0, 1e5))
+    scene = Scene(
+        id=draw(texts),
+        satellite=draw(st.sampled_from(["GF1", ""])),
+        sensor=draw(st.sampled_from(["PMS1", ""])),
+        level="L1A",
+        acquired=draw(st.none() | st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))),
+        gsd=draw(st.floats(0.01, 1e4)),
+        bands=tuple(draw(st.lists(texts, min_size=1, max_size=8))),
+        width=draw(st.integers(1, 2**31)),
+        height=draw(st.integers(1, 2**31)),
+        dtype=draw(st.sampled_from(["uint8", "uint16"])),
+        nodata=draw(st.none() | st.floats(-1e5, 1e5)),
+        image=draw(texts),
+        delivery=draw(texts),
+        files=tuple(draw(st.lists(texts, max_size=3))),
+        bytes=draw(st.integers(0, 2**50)),
+        checksum=draw(texts),
+        model=model,
+        footprint=shapely.box(*draw(st.tuples(*[st.floats(-180, 180)] * 4))),
+        metadata=draw(st.dictionaries(texts, texts, max_size=4)),
+    )
+    terrain = Terrain(draw(st.none() | texts), draw(st.floats(-500, 9000)))
+    return Entry(scene, terrain, Stretch(low, low + draw(st.floats(1, 1e5))), draw(st.floats(0, 1)))
+
+
+@given(written=st.lists(entries(), max_size=4, unique_by=lambda entry: entry.scene.id))
+@settings(max_examples=15)
+def test_a_catalog_comes_back_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, written: list[Entry]
+) -> None:
+    path = tmp_path_factory.mktemp("catalog") / CATALOG
+    write_catalog(path, written, "{}")
+    assert read_catalog(path) == sorted(written, key=lambda entry: entry.scene.id)
+    assert [file.name for file in path.parent.iterdir()] == [CATALOG]
+    assert unchanged(path, "{}") == {}  # of no file that is there
+
+
+def test_a_catalog_is_a_map_for_others(tmp_path: Path) -> None:
+    write_folder(tmp_path / "scenes", contents())
+    (entry,) = catalog(config(tmp_path), None)
+    table = geopandas.read_parquet(tmp_path / "out" / CATALOG)
+    assert table.crs == "EPSG:4326"
+    assert table.geometry[0].equals(entry.scene.footprint)
+    row = table.iloc[0]
+    assert (row["id"], row["satellite"], row["gsd"], row["width"]) == (STEM, "GF1", 8.0, WIDTH)
+    assert row["acquired"].isoformat() == "2020-05-22T21:03:08+00:00"
+    assert json.loads(row["metadata"])["CloudPercent"] == "101"
+    assert set(json.loads(row["provenance"])) >= {"dem", "stretch", "software"}
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Path:
+    """A catalog of a folder and an archive, whose files are older."""
+    write_folder(tmp_path / "scenes" / STEM, contents())
+    write_archive(tmp_path / "scenes" / f"{OTHER}.tar.gz", contents(OTHER))
+    found: list[Entry] = []
+    for one in deliveries([tmp_path / "scenes"]):
+        found += [item for item in read_and_survey(CatalogJob(one, None, (1.0, 99.0))) if isinstance(item, Entry)]
+    write_catalog(tmp_path / CATALOG, found, "settings")
+    later = (tmp_path / CATALOG).stat().st_mtime + 100
+    os.utime(tmp_path / CATALOG, (later, later))
+    return tmp_path / CATALOG
+
+
+def test_entries_are_kept_while_nothing_changes(known: Path) -> None:
+    kept = unchanged(known, "settings")
+    assert sorted(kept) == sorted(one.path for one in deliveries([known.parent / "scenes"]))
+    assert [entry for entries in kept.values() for entry in entries] == read_catalog(known)
+
+
+def test_no_entry_is_kept_of_other_settings_or_no_catalog(known: Path) -> None:
+    assert unchanged(known, "other settings") == {}
+    assert unchanged(known.with_name("gone"), "settings") == {}
+
+
+@pytest.mark.parametrize("suffix", [".tiff", ".rpb", ".xml"])
+def test_a_newer_file_of_a_folder_drops_its_entry_alone(known: Path, suffix: str) -> None:
+    newer = known.stat().st_mtime + 10
+    os.utime(known.parent / "scenes" / STEM / f"{STEM}{suffix}", (newer, newer))
+    assert list(unchanged(known, "settings")) == [str(known.parent / "scenes" / f"{OTHER}.tar.gz")]
+
+
+def test_a_newer_archive_drops_its_entry_alone(known: Path) -> None:
+    newer = known.stat().st_mtime + 10
+    os.utime(known.parent / "scenes" / f"{OTHER}.tar.gz", (newer, newer))
+    assert list(unchanged(known, "settings")) == [str(known.parent / "scenes" / STEM / f"{STEM}.tiff")]
+
+
+def test_a_file_that_is_gone_drops_its_entry(known: Path) -> None:
+    (known.parent / "scenes" / STEM / f"{STEM}.rpb").unlink()
+    assert list(unchanged(known, "settings")) == [str(known.parent / "scenes" / f"{OTHER}.tar.gz")]
+
+
+def test_a_file_put_in_place_later_drops_its_entry_whatever_its_date(known: Path) -> None:
+    """Unpacking an archive gives files the dates that they had when they were packed."""
+    earlier = known.stat().st_mtime - 200
+    os.utime(known, (earlier, earlier))
+    for file in (known.parent / "scenes").rglob("*"):
+        os.utime(file, (earlier - 1000, earlier - 1000))
+    assert unchanged(known, "settings") == {}
+
+
+# --- the stage
+
+
+def test_whatever_is_wrong_is_refused_once_and_the_good_go_on(tmp_path: Path) -> None:
+    scenes = tmp_path / "scenes"
+    write_folder(scenes / "a_good", contents())
+    stems = [STEM.replace("1234567", f"{k:07d}") for k in range(4)]
+    write_folder(scenes / stems[0], {k: v for k, v in contents(stems[0]).items() if not k.endswith(".rpb")})
+    cut = contents(stems[1])
+    cut[f"{stems[1]}.tiff"] = cut[f"{stems[1]}.tiff"][:9_000]
+    write_folder(scenes / stems[1], cut)
+    write_folder(scenes / stems[2], contents(stems[2]) | {f"{stems[2]}.xml": b""})
+    (scenes / f"{stems[3]}.tar.gz").write_bytes(b"no archive")
+    write_folder(scenes, {"photo.tif": tiff(coordinates())})
+    write_archive(scenes / f"{OTHER}.tar.gz", contents(OTHER))
+    found = catalog(config(tmp_path), None)
+    assert [entry.scene.id for entry in found] == [STEM, OTHER]
+    refused = quarantine.read(tmp_path / "out")
+    assert {entry["stage"] for entry in refused} == {"catalog"}
+    assert {entry["scene"] for entry in refused} == {*stems[:3], f"{stems[3]}.tar.gz", "photo"}
+    assert len(refused) == 5
+    for entry in refused:
+        assert entry["scene"] in entry["detail"]
+        assert len(entry["detail"].splitlines()) == 1
+    assert [entry.scene.id for entry in read_catalog(tmp_path / "out" / CATALOG)] == [STEM, OTHER]
+
+
+def test_a_scene_delivered_twice_counts_once(tmp_path: Path) -> None:
+    """The first in the order of the paths, in a new catalog and in one that knows it already."""
+    scenes = tmp_path / "scenes"
+    write_folder(scenes / "a", contents())
+    write_archive(scenes / "m.tar", contents())
+    write_folder(scenes / "z", contents())
+    for _ in range(2):
+        (entry,) = catalog(config(tmp_path), None)
+        assert entry.scene.image == str(scenes / "a" / f"{STEM}.tiff")
+        refused = quarantine.read(tmp_path / "out")
+        assert [(item["scene"], item["reason"]) for item in refused] == [(STEM, "duplicate")] * 2
+        places = (scenes / "m.tar", scenes / "z" / f"{STEM}.tiff")
+        wanted = [f"{place}: the scene is there already, from {entry.scene.image}" for place in places]
+        assert sorted(item["detail"] for item in refused) == sorted(wanted)
+
+
+def test_a_path_named_twice_is_no_second_delivery(tmp_path: Path) -> None:
+    write_folder(tmp_path / "scenes" / "a", contents())
+    paths = [str(tmp_path / "scenes"), str(tmp_path / "scenes" / "a")]
+    assert len(catalog(config(tmp_path, scenes=paths), None)) == 1
+    assert quarantine.read(tmp_path / "out") == []
+
+
+def test_only_what_changed_is_surveyed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    surveyed: list[str] = []
+
+    def watched(job: CatalogJob) -> list[Entry | Refusal]:
+        surveyed.append(Path(job.delivery.path).name)
+        return read_and_survey(job)
+
+    monkeypatch.setattr("pipeline.stages.read_and_survey", watched)
+    write_folder(tmp_path / "scenes" / "a", contents())
+    write_folder(tmp_path / "scenes" / "b", contents(OTHER))
+    first = catalog(config(tmp_path), None)
+    assert len(surveyed) == 2
+    later = (tmp_path / "out" / CATALOG).stat().st_mtime + 100
+    os.utime(tmp_path / "out" / CATALOG, (later, later))
+    surveyed.clear()
+    write_folder(tmp_path / "scenes" / "c", contents(THIRD))
+    second = catalog(config(tmp_path), None)
+    assert surveyed == [f"{THIRD}.tiff"]
+    assert [entry for entry in second if entry.scene.id != THIRD] == first
+    later += 100
+    os.utime(tmp_path / "out" / CATALOG, (later, later))
+    surveyed.clear()
+    third = catalog(config(tmp_path, stretch=(20.0, 80.0)), None)
+    assert len(surveyed) == 3
+    assert third[0].stretch != first[0].stretch
+
+
+def test_a_ground_without_dem_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path / "scenes", contents())
+    with caplog.at_level(logging.WARNING):
+        catalog(config(tmp_path), None)
+        catalog(config(tmp_path, dem=slope(tmp_path, holes=True)), None)
+    said = [record.getMessage() for record in caplog.records]
+    assert f"{STEM}: no DEM: the ground is taken as flat at 500 m above the ellipsoid" in said[0]
+    assert "of the outline; the rest is taken as flat at 500 m" in said[1]
+
+
+def test_a_dem_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "scenes", contents())
+    (tmp_path / "dem.tif").write_bytes(tiff(coordinates(bands=1), transform=Affine(8, 0, 5e5, 0, -8, 2.7e6)))
+    with pytest.raises(ConfigError, match="none of the scenes can be used"):
+        catalog(config(tmp_path, dem=str(tmp_path / "dem.tif")), None)
+    (refused,) = quarantine.read(tmp_path / "out")
+    assert f"{tmp_path}/dem.tif: the heights have no coordinate system" in refused["detail"]
+
+
+def test_a_directory_without_scenes_is_said(tmp_path: Path) -> None:
+    (tmp_path / "scenes").mkdir()
+    with pytest.raises(ConfigError, match="no TIFF and no archive is in there"):
+        catalog(config(tmp_path), None)
+    (tmp_path / "scenes" / "photo.tif").write_bytes(tiff(coordinates()))
+    with pytest.raises(ConfigError, match=r"none of the scenes can be used; .*quarantine.jsonl says why"):
+        catalog(config(tmp_path), None)
+
+
+def test_a_scenes_values_are_held_to_what_is_possible(tmp_path: Path) -> None:
+    scene = only(write_folder(tmp_path, contents()))
+    for change, sentence in (
+        ({"acquired": datetime(2020, 1, 1)}, "acquired must be in UTC"),
+        ({"gsd": 0.0}, "the ground sampling distance must be positive, got 0.0 m"),
+        ({"gsd": float("nan")}, "the ground sampling distance must be positive, got nan m"),
+        ({"width": 0}, "an image of 0 x 70 px is empty"),
+    ):
+        with pytest.raises(ValueError, match=f"{STEM}: {sentence}"):
+            replace(scene, **change)  # type: ignore[arg-type]
+
+
+# --- what was refused
+
+
+def test_a_stage_replaces_its_own_refusals_alone(tmp_path: Path) -> None:
+    def entry(scene: str, detail: str) -> dict[str, str]:
+        return {"scene": scene, "reason": "unusable", "detail": detail}
+
+    quarantine.replace(tmp_path, "catalog", [entry("b", "北京 \udcff"), entry("a", "x")])
+    quarantine.replace(tmp_path, "tiles", [entry("c", "y")])
+    assert [(item["scene"], item["stage"]) for item in quarantine.read(tmp_path)] == [
+        ("a", "catalog"),
+        ("b", "catalog"),
+        ("c", "tiles"),
+    ]
+    assert quarantine.read(tmp_path)[1]["detail"] == "北京 \udcff"  # a name of no encoding stays what it is
+    quarantine.replace(tmp_path, "catalog", [])
+    assert quarantine.read(tmp_path) == [{"scene": "c", "stage": "tiles", "reason": "unusable", "detail": "y"}]
+    assert [file.name for file in tmp_path.iterdir()] == [quarantine.FILE]

@@ -1,0 +1,146 @@
+"""Why a tile is rejected: each rule on both sides of its threshold, and what cutting makes of the verdicts."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from affine import Affine
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from odc.geo.geobox import GeoBox
+
+from pipeline.grid import TileGrid
+from pipeline.quality import ACCEPTED, CLOUD, DARK, FLAT, VOID, Rules, judge, percentile
+from pipeline.tiles import cut, mean_of_bands
+
+RULES = Rules()
+Grey = npt.NDArray[np.uint8]
+
+
+def tile(*counts: tuple[int, int], side: tuple[int, int] = (20, 50)) -> Grey:
+    """A tile of so many pixels of each value, shuffled; the last value fills it."""
+    values = np.full(side[0] * side[1], counts[-1][0], np.uint8)
+    place = 0
+    for value, count in counts[:-1]:
+        values[place : place + count] = value
+        place += count
+    return np.random.default_rng(0).permutation(values).reshape(side)
+
+
+BRIGHT_ENDS = ((200, 300), (100, 0))
+"""Enough contrast, neither dark nor cloud."""
+
+
+@pytest.mark.parametrize(
+    ("grey", "verdict"),
+    [
+        # dark: more than a tenth of 1000 pixels below 20
+        (tile((19, 100), *BRIGHT_ENDS), ACCEPTED),
+        (tile((19, 101), *BRIGHT_ENDS), DARK),
+        (tile((20, 900), *BRIGHT_ENDS), ACCEPTED),
+        (tile((0, 101), *BRIGHT_ENDS), DARK),
+        (tile((19, 1000), (19, 0)), DARK),
+        # flat: a range from 1 to 99 % of less than 12.75
+        (tile((100, 500), (112, 0)), FLAT),
+        (tile((100, 500), (113, 0)), ACCEPTED),
+        (tile((100, 5), (200, 5), (150, 0)), FLAT),  # fewer than 1 % at either end do not count
+        (tile((100, 20), (200, 20), (150, 0)), ACCEPTED),
+        # cloud: more than half above 230
+        (tile((231, 500), (100, 0)), ACCEPTED),
+        (tile((231, 501), (100, 0)), CLOUD),
+        (tile((230, 999), (100, 0)), FLAT),
+        (tile((230, 900), (100, 0)), ACCEPTED),
+        # the first rule that holds
+        (tile((0, 200), (255, 0)), DARK),
+        (tile((240, 500), (250, 0)), FLAT),
+    ],
+)
+def test_each_rule_on_both_sides_of_its_threshold(grey: Grey, verdict: int) -> None:
+    assert judge(grey, RULES) == verdict
+
+
+def test_a_tile_all_below_the_dark_level_is_dark_whatever_share_is_allowed() -> None:
+    """The published code's other clause: a maximum below the level."""
+    grey = tile((3, 500), (19, 0))
+    assert judge(grey, Rules(dark_share=1.0)) == DARK
+    assert judge(tile((3, 999), (90, 0)), Rules(dark_share=1.0, flat_range=0.0)) == ACCEPTED
+
+
+greys = hnp.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 17)))
+rules = st.builds(
+    Rules,
+    dark_level=st.integers(1, 255),
+    dark_share=st.floats(0, 1),
+    flat_range=st.floats(0, 1),
+    cloud_level=st.integers(0, 254),
+    cloud_share=st.floats(0, 1),
+)
+
+
+@given(grey=greys, rules=rules)
+@example(grey=np.array([[19, 30]], np.uint8), rules=RULES)
+@settings(max_examples=200)
+def test_verdicts_are_the_published_rules_in_their_order(grey: Grey, rules: Rules) -> None:
+    """As the GeoKR authors' code has them; `flat` as scikit-image's `is_low_contrast` defines it."""
+    low, high = np.percentile(grey, [1, 99])
+    if grey.max() < rules.dark_level or (grey < rules.dark_level).sum() > rules.dark_share * grey.size:
+        wanted = DARK
+    elif (high - low) < rules.flat_range * 255:
+        wanted = FLAT
+    elif (grey > rules.cloud_level).sum() > rules.cloud_share * grey.size:
+        wanted = CLOUD
+    else:
+        wanted = ACCEPTED
+    assert judge(grey, rules) == wanted
+
+
+@given(grey=greys, percent=st.floats(0, 100))
+@settings(max_examples=200)
+def test_percentiles_of_a_histogram_are_numpys(grey: Grey, percent: float) -> None:
+    below = np.cumsum(np.bincount(grey.ravel(), minlength=256))
+    assert percentile(below, percent) == pytest.approx(np.percentile(grey, percent), abs=1e-9)
+
+
+# --- cutting
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 4, 5, 8])
+def test_the_mean_of_the_bands_is_rounded_to_the_nearest(bands: int) -> None:
+    pixels = np.random.default_rng(bands).integers(0, 256, (31, 17, bands), np.uint8)
+    mean = pixels.astype(float).mean(axis=2)
+    found = mean_of_bands(pixels)
+    assert found.dtype == np.uint8
+    assert np.abs(found - mean).max() <= 0.5
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_a_block_is_cut_into_its_tiles(data: st.DataObject) -> None:
+    """A pixel holds its own place, so a tile says where it was cut; each has its verdict, rejected ones no pixels."""
+    side = data.draw(st.integers(4, 12))
+    stride, bands = data.draw(st.integers(2, side)), data.draw(st.integers(1, 5))
+    rows, cols = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))
+    shape = ((rows - 1) * stride + side, (cols - 1) * stride + side)
+    grid = TileGrid(GeoBox(shape, Affine(1, 0, 0, 0, -1, 0), "EPSG:32648"), side, stride, 5)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    pixels = np.stack([60 + (x * 3 + y * 2) * (k + 1) % 190 for k in range(bands)], axis=-1).astype(np.uint8)
+    hole = data.draw(st.tuples(st.integers(0, shape[0] - 1), st.integers(0, shape[1] - 1)))
+    dark = data.draw(st.integers(0, cols))  # columns of tiles, from the left
+    pixels[:, : dark * stride] = 5
+    valid = np.ones(shape, np.bool_)
+    valid[hole] = False
+    images, status = cut(pixels, valid, grid.at(0, 0), grid, RULES)
+    assert images.shape == (rows, cols, bands, side, side)
+    assert status.shape == (rows, cols)
+    assert images.dtype == status.dtype == np.uint8
+    for r, c in np.ndindex(rows, cols):
+        top, left = r * stride, c * stride
+        own = pixels[top : top + side, left : left + side]
+        if top <= hole[0] < top + side and left <= hole[1] < left + side:
+            assert status[r, c] == VOID
+        else:
+            assert status[r, c] == judge(mean_of_bands(own), RULES)
+        if status[r, c] == ACCEPTED:
+            assert np.array_equal(images[r, c], np.moveaxis(own, 2, 0))
+        else:
+            assert not images[r, c].any()
