@@ -27,7 +27,8 @@ def summary_table(summary: dict[str, Any]) -> list[str]:
     rows = [
         ("scenes", f"{counts['scenes']} built, {counts['quarantined']} refused"),
         ("tiles", tiles),
-        ("index", f"{counts['index']} tiles, labels of {summary['labels']}, {counts['unknown']} left out for want of land cover"),
+        ("index", f"{counts['index']} tiles, labels of {summary['labels']}"),
+        ("", f"{counts['unknown']} left out for want of land cover"),
         ("splits", f"{splits}, {counts['between_splits']} between two"),
     ]
     for split, shares in summary["class_shares"].items():

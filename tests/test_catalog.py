@@ -179,12 +179,12 @@ def entries(draw: st.DrawFn) -> Entry:
 
 @given(written=st.lists(entries(), max_size=4, unique_by=lambda entry: entry.scene.id))
 @settings(max_examples=15)
-def test_a_catalog_comes_back_as_it_was_written(
-    tmp_path_factory: pytest.TempPathFactory, written: list[Entry]
-) -> None:
+def test_a_catalog_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, written: list[Entry]) -> None:
     path = tmp_path_factory.mktemp("catalog") / CATALOG
     write_catalog(path, written, "{}")
-    assert read_catalog(path) == sorted(written, key=lambda entry: entry.scene.id)
+    read = read_catalog(path)
+    assert read == sorted(written, key=lambda entry: entry.scene.id)
+    assert {type(entry.scene.acquired) for entry in read} <= {datetime, type(None)}
     assert [file.name for file in path.parent.iterdir()] == [CATALOG]
     assert unchanged(path, "{}") == {}  # of no file that is there
 

@@ -285,9 +285,7 @@ BAD: dict[str, tuple[Files, str, str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize("archived", [False, True])
-def test_what_cannot_be_used_ends_in_a_sentence_and_the_others_go_on(
-    tmp_path: Path, case: str, archived: bool
-) -> None:
+def test_what_cannot_be_used_ends_in_a_sentence_and_the_others_go_on(tmp_path: Path, case: str, archived: bool) -> None:
     files, file, fault = BAD[case]
     good = contents(OTHER)
     if archived:

@@ -176,6 +176,19 @@ def test_blocks_together_equal_the_whole_grid(tmp_path: Path) -> None:
     assert parts > 10_000
 
 
+@pytest.mark.parametrize("heading", [0.0, 120.0])
+def test_a_grid_within_the_image_is_whole_however_narrow_the_lattice(tmp_path: Path, heading: float) -> None:
+    """What is read of the image is all that its pixels are drawn from."""
+    model = camera(lean=(0.02, 0.01), heading=heading)
+    image = scene(tmp_path / "image.tif", coordinates(scale=SCALE), model)
+    height = GROUND + 500 * smooth(np.random.default_rng(3).normal(size=(60, 60)), 3)
+    dem = write_dem(tmp_path / "dem.tif", height, Affine(30, 0, EAST - 900, 0, -30, NORTH + 900), CRS)
+    for size in ((30, 20), (1, 1), (2, 9)):
+        _, valid, mesh = orthorectify(area(*size), image, Terrain(dem, GROUND))
+        assert mesh.step == STEPS[-1]
+        assert valid.all()
+
+
 def test_a_grid_beside_the_image_is_void(tmp_path: Path) -> None:
     image = scene(tmp_path / "image.tif", coordinates(), camera())
     pixels, valid, _ = orthorectify(area(20, 30, east=5000), image, FLAT)
@@ -230,7 +243,7 @@ def test_an_image_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None
 def test_a_gsd_that_asks_for_half_the_world_is_refused(tmp_path: Path) -> None:
     """What OpenCV cannot resample is said before it is read."""
     image = scene(tmp_path / "image.tif", coordinates(), camera(40_000, 60))
-    with pytest.raises(SceneError, match="image.tif: a block of 40 x 8 px at 8 m draws on 40000 x 60 px of it"):
+    with pytest.raises(SceneError, match=r"image\.tif: a block of 40 x 8 px at 8 m draws on 40000 x 60 px of it"):
         orthorectify(area(40, 8, 10_000.0), replace(image, width=40_000, height=60), FLAT)
 
 
