@@ -59,10 +59,11 @@ class Delivery:
 def deliveries(paths: Iterable[str | Path]) -> Iterator[Delivery]:
     """Images and archives under directories, in the order of their paths, each once; files may be named too.
 
+    The paths are absolute: a worker elsewhere on a shared file system has another working directory.
     Raises FileNotFoundError for a path that does not exist.
     """
     seen: set[Path] = set()
-    for path in sorted(Path(path) for path in paths):
+    for path in sorted(Path(path).absolute() for path in paths):
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or directory")
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -91,10 +92,10 @@ def read_delivery(delivery: Delivery) -> list[Scene | Refusal]:
     for name in images:
         try:
             found.append(read_scene(name, files, delivery))
-        except SceneError as error:
-            found.append(Refusal(PurePosixPath(name).stem, "unusable", str(error)))
-        except ValueError as error:  # a value of the file that no scene can have
-            found.append(Refusal(PurePosixPath(name).stem, "unusable", f"{name}: {error}"))
+        except ValueError as error:  # a SceneError, or a value of the file that no scene can have
+            detail = str(error) if isinstance(error, SceneError) else f"{name}: {error}"
+            where = "" if delivery.path in detail else f"{delivery.path}: "  # members of an archive are named alone
+            found.append(Refusal(PurePosixPath(name).stem, "unusable", where + detail))
     return found
 
 
@@ -237,6 +238,9 @@ def gaofen_scene(
     if away > 3:
         where = f"{centre.x:.1f} E {centre.y:.1f} N"
         raise SceneError(f"{rpb or image}: it places the image at {where}, {away:.0f} degrees from where its name says")
+    found = ground_distance(model, header.width, header.height)
+    if not found / 3 < gsd < found * 3:  # an oblique view stretches pixels, but not by that
+        raise SceneError(f"{xml}: ImageGSD is {gsd:g} m, but the image's pixels are {found:g} m on the ground")
     return scene
 
 
@@ -314,10 +318,10 @@ def outline(model: SensorModel, width: int, height: int, terrain: Terrain, image
     return footprint
 
 
-def ground_distance(model: Georeferenced, width: int, height: int) -> float:
+def ground_distance(model: SensorModel, width: int, height: int) -> float:
     """Side of a square with the area of the middle pixel on the ground, m."""
     col, row = np.array([0.0, 1.0, 0.0]) + width // 2, np.array([0.0, 0.0, 1.0]) + height // 2
-    lon, lat = model.ground(col, row, np.zeros(3))
+    lon, lat = model.ground(col, row, np.full(3, flat_terrain(model).height))
     x, y = plane(lon, lat)
     area = abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))
     # To the millimetre: a reprojected pixel of 30 m must not become a grid of 29.9999997 m.

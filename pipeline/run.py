@@ -106,8 +106,10 @@ def stream(
     running = {}
 
     def submit(name: str, job: Job) -> object:
+        # A file's name may be no UTF-8; a key must be, or the scheduler hangs up.
+        key = f"{name.encode(errors='replace').decode()}-{os.urandom(4).hex()}"
         # Not pure: a run that goes on after a failure must not be handed the failure again.
-        future = client.submit(attempt, function, job, key=f"{name}-{os.urandom(4).hex()}", pure=False)
+        future = client.submit(attempt, function, job, key=key, pure=False)
         running[future.key] = job
         return future
 

@@ -47,17 +47,17 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
     software = {name: version(name) for name in SOFTWARE}
     provenance = json.dumps({"dem": dem, "stretch": config.stretch, "software": software})
     known = unchanged(out / CATALOG, provenance)
-    entries: dict[str, Entry] = {}
-    refused: list[dict[str, str]] = []
+    # What refused a part of a delivery before must be found again, so such a one is read again.
+    faults = [entry["detail"] for entry in quarantine.read(out) if entry["stage"] == "catalog"]
+    results: list[tuple[str, Entry | Refusal]] = []
     jobs = []
     for delivery in deliveries(config.scenes):
-        if delivery.path in known:
-            entries |= {entry.scene.id: entry for entry in known[delivery.path]}
+        if delivery.path in known and not any(delivery.path in fault for fault in faults):
+            results += [(delivery.path, entry) for entry in known[delivery.path]]
         else:
             jobs.append((f"catalog-{Path(delivery.path).name}", CatalogJob(delivery, dem, config.stretch)))
-    if not jobs and not entries:
+    if not jobs and not results:
         raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there")
-    results: list[tuple[str, Entry | Refusal]] = []
     with progress("catalog", len(jobs), "delivery") as bar:
         for job, found in stream(read_and_survey, jobs, client):
             bar.update()
@@ -65,6 +65,8 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
             if isinstance(found, Exception):
                 found = [Refusal(Path(path).name, type(found).__name__, f"{path}: {found}")]
             results += [(path, item) for item in found]
+    entries: dict[str, Entry] = {}
+    refused: list[dict[str, str]] = []
     for path, item in sorted(results, key=lambda result: result[0]):
         if isinstance(item, Refusal):
             refused.append(asdict(item))

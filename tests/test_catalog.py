@@ -361,14 +361,15 @@ def test_a_directory_without_scenes_is_said(tmp_path: Path) -> None:
 
 def test_a_scenes_values_are_held_to_what_is_possible(tmp_path: Path) -> None:
     scene = only(write_folder(tmp_path, contents()))
-    for change, sentence in (
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
         ({"acquired": datetime(2020, 1, 1)}, "acquired must be in UTC"),
         ({"gsd": 0.0}, "the ground sampling distance must be positive, got 0.0 m"),
         ({"gsd": float("nan")}, "the ground sampling distance must be positive, got nan m"),
         ({"width": 0}, "an image of 0 x 70 px is empty"),
-    ):
+    )
+    for change, sentence in changes:
         with pytest.raises(ValueError, match=f"{STEM}: {sentence}"):
-            replace(scene, **change)  # type: ignore[arg-type]
+            replace(scene, **change)
 
 
 # --- what was refused
@@ -389,3 +390,42 @@ def test_a_stage_replaces_its_own_refusals_alone(tmp_path: Path) -> None:
     quarantine.replace(tmp_path, "catalog", [])
     assert quarantine.read(tmp_path) == [{"scene": "c", "stage": "tiles", "reason": "unusable", "detail": "y"}]
     assert [file.name for file in tmp_path.iterdir()] == [quarantine.FILE]
+
+
+def test_what_was_refused_in_an_archive_stays_refused(tmp_path: Path) -> None:
+    """One good image and one without its RPB, read again although the catalog knows the good one."""
+    files = contents() | {name: content for name, content in contents(OTHER).items() if not name.endswith(".rpb")}
+    (tmp_path / "scenes").mkdir()
+    write_archive(tmp_path / "scenes" / "m.tar", files)
+    found = []
+    for _ in range(2):
+        entries = catalog(config(tmp_path), None)
+        found.append(([entry.scene.id for entry in entries], quarantine.read(tmp_path / "out")))
+        later = (tmp_path / "out" / CATALOG).stat().st_mtime + 100
+        os.utime(tmp_path / "out" / CATALOG, (later, later))
+    assert found[0] == found[1]
+    assert found[0][0] == [STEM]
+    assert [entry["scene"] for entry in found[0][1]] == [OTHER]
+
+
+def test_which_of_two_deliveries_counts_does_not_depend_on_history(tmp_path: Path) -> None:
+    scenes = tmp_path / "scenes"
+    scenes.mkdir()
+    write_archive(scenes / "m.tar", contents())
+    catalog(config(tmp_path), None)
+    later = (tmp_path / "out" / CATALOG).stat().st_mtime + 100
+    os.utime(tmp_path / "out" / CATALOG, (later, later))
+    write_folder(scenes / "a", contents())
+    (entry,) = catalog(config(tmp_path), None)
+    assert entry.scene.image == str(scenes / "a" / f"{STEM}.tiff")
+
+
+def test_a_ground_sampling_distance_that_the_rpc_denies_is_refused(tmp_path: Path) -> None:
+    files = contents()
+    name = f"{STEM}.xml"
+    said = files[name].replace(b"<ImageGSD>8<", b"<ImageGSD>0.5<")
+    assert said != files[name]
+    path = write_folder(tmp_path, files | {name: said})
+    (refusal,) = read_delivery(Delivery(str(path / f"{STEM}.tiff"), False))
+    assert isinstance(refusal, Refusal)
+    assert "ImageGSD is 0.5 m, but the image's pixels are" in refusal.detail

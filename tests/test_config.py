@@ -133,4 +133,4 @@ def test_the_rules_have_the_same_defaults_in_both_places() -> None:
 
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
-        read_config(None, NEEDED).tile = 5  # type: ignore[misc]
+        read_config(None, NEEDED).tile = 5

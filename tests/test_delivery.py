@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import rasterio
 import shapely
 from affine import Affine
 from hypothesis import HealthCheck, given, settings
@@ -78,7 +79,7 @@ def test_the_footprint_is_where_the_camera_sees_the_border(tmp_path: Path) -> No
     """The image is rotated by 20 degrees and wider than high."""
     scene = only(write_folder(tmp_path, contents()))
     ring = shapely.get_coordinates(scene.footprint.exterior)
-    col, row = camera().image(ring[:, 0], ring[:, 1], np.float64(500.0))
+    col, row = camera().image(ring[:, 0], ring[:, 1], np.array(500.0))
     assert np.minimum(np.minimum(col, WIDTH - col), np.minimum(row, HEIGHT - row)) == pytest.approx(0, abs=1e-6)
     for corner in ((0, 0), (WIDTH, 0), (WIDTH, HEIGHT), (0, HEIGHT)):
         assert np.hypot(col - corner[0], row - corner[1]).min() < 1e-6
@@ -101,7 +102,7 @@ def test_every_form_of_a_delivery_gives_the_same_scene_and_pixels(tmp_path: Path
     archived = only(write_archive(tmp_path / f"{STEM}{form}", files))
     assert archived.files == ()
     assert archived.bytes == (tmp_path / f"{STEM}{form}").stat().st_size
-    apart = {"image": "", "delivery": "", "files": (), "bytes": 0}
+    apart: dict[str, Any] = {"image": "", "delivery": "", "files": (), "bytes": 0}
     assert replace(archived, **apart) == replace(folder, **apart)
     assert np.array_equal(pixels(archived), coordinates())
     assert np.array_equal(pixels(folder), coordinates())
@@ -170,18 +171,12 @@ def test_an_image_across_the_antimeridian_lies_in_one_piece(tmp_path: Path, east
 def test_band_names_and_time_come_from_the_tags(tmp_path: Path) -> None:
     path = tmp_path / "tagged.tif"
     path.write_bytes(tiff(coordinates(bands=2), crs="EPSG:32648", transform=Affine(8, 0, 5e5, 0, -8, 2.7e6)))
-    with delivery_editor(path) as file:
+    with rasterio.open(path, "r+") as file:
         file.descriptions = ("Near Infrared", "red")
         file.update_tags(TIFFTAG_DATETIME="2021:02:03 04:05:06")
     scene = only(tmp_path)
     assert scene.bands == ("near_infrared", "red")
     assert scene.acquired == datetime(2021, 2, 3, 4, 5, 6, tzinfo=UTC)
-
-
-def delivery_editor(path: Path) -> Any:
-    import rasterio
-
-    return rasterio.open(path, "r+")
 
 
 # --- bad ones
@@ -299,6 +294,7 @@ def test_what_cannot_be_used_ends_in_a_sentence_and_the_others_go_on(tmp_path: P
     assert refusal.reason == "unusable"
     assert file in refusal.detail
     assert fault in refusal.detail
+    assert not archived or str(tmp_path / "both.tar.gz") in refusal.detail
     assert len(refusal.detail.splitlines()) == 1
     assert len(refusal.detail) < 500
 
@@ -410,7 +406,7 @@ def test_images_and_archives_are_found_once_and_in_order(tmp_path: Path) -> None
     (tmp_path / "directory.tif").mkdir()
     one = [(str(Path(item.path).relative_to(tmp_path)), item.archive) for item in deliveries([tmp_path])]
     assert one == sorted((name, ".ta" in name.lower() or ".tg" in name) for name in names)
-    paths = [tmp_path / "b", tmp_path, tmp_path / "b" / "x.tiff", str(tmp_path / "a")]
+    paths: list[str | Path] = [tmp_path / "b", tmp_path, tmp_path / "b" / "x.tiff", str(tmp_path / "a")]
     assert sorted(item.path for item in deliveries(paths)) == sorted(str(tmp_path / name) for name in names)
 
 

@@ -29,7 +29,8 @@ CRS = "EPSG:32648"
 def grids(draw: st.DrawFn) -> TileGrid:
     tile = draw(st.integers(1, 40))
     stride, block = draw(st.integers(1, tile)), draw(st.integers(1, 6))
-    shape = tuple((draw(st.integers(1, 14)) - 1) * stride + tile for _ in range(2))
+    rows, cols = draw(st.integers(1, 14)), draw(st.integers(1, 14))
+    shape = ((rows - 1) * stride + tile, (cols - 1) * stride + tile)
     gsd = draw(st.sampled_from([0.81, 2.0, 16.0]))
     left, top = draw(st.integers(-500, 500)) * stride * gsd, draw(st.integers(-500, 500)) * stride * gsd
     return TileGrid(GeoBox(shape, Affine(gsd, 0, left, 0, -gsd, top), CRS), tile, stride, block)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -270,7 +271,8 @@ def between(mesh: Lattice, values: Floats, x: Floats, y: Floats) -> Floats:
     j, i = np.floor(u).astype(int), np.floor(v).astype(int)
     u, v = u - j, v - i
     upper = values[i, j] * (1 - u) + values[i, j + 1] * u
-    return upper * (1 - v) + (values[i + 1, j] * (1 - u) + values[i + 1, j + 1] * u) * v
+    lower = values[i + 1, j] * (1 - u) + values[i + 1, j + 1] * u
+    return np.asarray(upper * (1 - v) + lower * v)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +333,7 @@ def test_a_linear_function_comes_back_at_every_pixels_centre(
 
 # --- resampling
 
-DRAWN: dict[str, Callable[[Floats, Floats], Floats]] = {
+DRAWN: dict[str, Callable[[Any, Any], Any]] = {
     "columns": lambda x, y: 50 + 20.0 * x,
     "rows": lambda x, y: 900 - 25.0 * y,
     "both": lambda x, y: 300 + 10.0 * x - 8.0 * y,
@@ -356,7 +358,7 @@ def test_a_ramp_is_resampled_to_a_32nd_of_a_pixel(bands: int, ramp: str) -> None
 
 def test_the_mask_ends_at_the_centres_of_the_outermost_pixels() -> None:
     source = np.full((5, 7, 3), 9, np.uint8)
-    x, y = np.meshgrid(np.float32([-0.1, 0, 3, 6, 6.1, np.nan, np.inf]), np.float32([-0.1, 0, 2, 4, 4.1]))
+    x, y = np.meshgrid(np.array([-0.1, 0, 3, 6, 6.1, np.nan, np.inf], "f4"), np.array([-0.1, 0, 2, 4, 4.1], "f4"))
     good = resample(source, None, x, y)[1]
     inside_x, inside_y = np.array([False, True, True, True, False, False, False]), np.array([0, 1, 1, 1, 0], bool)
     assert np.array_equal(good, inside_y[:, None] & inside_x)

@@ -60,7 +60,7 @@ def places(rpc: RPC, seed: int, shape: tuple[int, ...]) -> tuple[Floats, Floats,
     return rpc.lon_off + x * rpc.lon_scale, rpc.lat_off + y * rpc.lat_scale, heights
 
 
-def rpc00b(c: tuple[float, ...], lon: float, lat: float, h: float) -> float:
+def rpc00b(c: tuple[float, ...], lon: Any, lat: Any, h: Any) -> Any:
     """The polynomial of STDI-0002, appendix E, as it is printed: L longitude, P latitude, H height."""
     return (
         c[0] + c[1] * lon + c[2] * lat + c[3] * h
@@ -129,9 +129,9 @@ def test_longitude_wraps_at_the_antimeridian(lon_off: float) -> None:
 def test_heights_are_broadcast() -> None:
     rpc = curved(2)
     lon, lat, _ = places(rpc, 2, (3, 4))
-    one = rpc.image(lon, lat, np.float64(900.0))
+    one = rpc.image(lon, lat, np.array(900.0))
     assert np.array_equal(one, rpc.image(lon, lat, np.full((3, 4), 900.0)))
-    assert np.array_equal(rpc.ground(*one, np.float64(900.0)), rpc.ground(*one, np.full((3, 4), 900.0)))
+    assert np.array_equal(rpc.ground(*one, np.array(900.0)), rpc.ground(*one, np.full((3, 4), 900.0)))
 
 
 @pytest.mark.parametrize(

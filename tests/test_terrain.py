@@ -70,7 +70,8 @@ def test_a_hole_has_the_flat_height_and_does_not_count_as_covered(
     values[10:20, 5:25] = hole
     terrain = Terrain(write_dem(tmp_path / "dem.tif", values, TRANSFORM, CRS, nodata), FLAT)
     col, row = np.array([10.0, 24.0, 30.0]), np.array([15.0, 11.0, 15.0])
-    assert heights(terrain, col, row) == pytest.approx([FLAT, FLAT, plane(LEFT + 30 * CELL, TOP - 15 * CELL)])
+    inside = plane(LEFT + col * CELL, TOP - row * CELL)[2]
+    assert heights(terrain, col, row) == pytest.approx([FLAT, FLAT, inside])
     # Half in, half out of the hole: between the two heights.
     (edge,) = heights(terrain, np.array([25.0]), np.array([15.5]))
     assert edge == pytest.approx((FLAT + values[15, 25]) / 2)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from dask.distributed import LocalCluster
 
 from geokr import store
 from pipeline import stages
@@ -51,6 +52,13 @@ def test_one_worker_two_workers_and_a_plain_loop_write_the_same_bytes(
             assert np.array_equal(first, second)
             assert first.any()
     assert contents(out) == contents(built.dataset)
+
+
+def test_another_scheduler_builds_the_same(built: Built, tmp_path: Path) -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0", host="127.0.0.1") as elsewhere:
+        arguments = [*built.arguments, "--out", str(tmp_path / "dataset"), "--scheduler", elsewhere.scheduler_address]
+        assert main(arguments) == 0
+    assert contents(tmp_path / "dataset") == contents(built.dataset)
 
 
 def test_a_second_run_writes_nothing(built: Built) -> None:
