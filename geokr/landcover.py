@@ -5,7 +5,7 @@ what its codes mean.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -323,8 +323,3 @@ def read_cells(sheet: Sheet, bounds: Floats) -> tuple[npt.NDArray[Any], tuple[fl
     except RasterioIOError as error:
         raise LandCoverError(f"{sheet.path}: cannot be read: {error}") from error
     return cells, (left + a * c0, top + e * r1, left + a * c1, top + e * r0)
-
-
-def summary(covers: Sequence[LandCover]) -> list[str]:
-    """One line a product: name, sheets, classes."""
-    return [f"{cover.name}: {len(cover.sheets)} sheets" for cover in covers]
