@@ -7,7 +7,6 @@ what its codes mean.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ import rasterio
 import shapely
 from exactextract import exact_extract
 from exactextract.raster import NumPyRasterSource
-from pyproj import CRS, Transformer
+from pyproj import CRS
 from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
+from geokr.crs import is_geographic, transformer
 from geokr.legend import KNOWLEDGE, Legend, read_legend, read_toml
 
 Floats = npt.NDArray[np.float64]
@@ -75,18 +75,6 @@ class Shares:
     """(n,) float64: share of the footprint's area that is covered with a class of the legend."""
     unlisted: frozenset[int]
     """Codes met in the pixels that the legend does not mention; their area counts as unknown."""
-
-
-@lru_cache(maxsize=64)
-def transformer(source: str, target: str) -> Transformer:
-    """A cached coordinate transformer, x before y on both sides."""
-    return Transformer.from_crs(source, target, always_xy=True)
-
-
-@lru_cache(maxsize=64)
-def is_geographic(crs: str) -> bool:
-    """Whether coordinates are longitude and latitude in degrees."""
-    return bool(CRS(crs).is_geographic)
 
 
 def find(paths: Iterable[str | Path], knowledge: Path = KNOWLEDGE) -> list[LandCover]:

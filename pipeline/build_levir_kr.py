@@ -13,11 +13,10 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from geokr.landcover import LandCoverError, find
+from geokr.landcover import LandCover, LandCoverError, find
 from geokr.store import StoreError
 from pipeline import quarantine, stages
 from pipeline.catalog import CATALOG, Entry, read_catalog
@@ -66,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = read_config(options.params, {key: value for key, value in given.items() if value is not None})
         if options.workers is not None and options.workers < 1:
             raise ConfigError(f"--workers must be at least 1, got {options.workers}")
-        check_inputs(config)
+        covers = check_inputs(config)
         if options.dry_run:
-            print("\n".join(plan(config)))
+            print("\n".join(plan(config, covers)))
             return 0
         Path(config.out).mkdir(parents=True, exist_ok=True)
         with logging_redirect_tqdm():
-            build(config, options)
+            build(config, covers, options)
     except (ConfigError, ClusterError, LandCoverError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -85,15 +84,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 3 if refused and options.strict else 0
 
 
-def check_inputs(config: BuildConfig) -> None:
-    """Raise a sentence about any path that is not there, before any work."""
+def check_inputs(config: BuildConfig) -> list[LandCover]:
+    """The land cover; raises a sentence about any path or label set that is not there, before any work."""
     for path in (*config.scenes, *config.landcover, *([config.dem] if config.dem else [])):
         if not Path(path).exists():
             raise ConfigError(f"{path}: no such file or directory")
-    stages.label_set(config, find(config.landcover))
+    covers = find(config.landcover)
+    stages.label_set(config, covers)
+    return covers
 
 
-def build(config: BuildConfig, options: argparse.Namespace) -> None:
+def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namespace) -> None:
     """Run the stages on one cluster, or the one that was asked for, and note each in the data set's log."""
     out = Path(config.out)
     entries: list[Entry] | None = None
@@ -109,9 +110,9 @@ def build(config: BuildConfig, options: argparse.Namespace) -> None:
                 case "tiles":
                     stages.tiles(config, entries, client)
                 case "labels":
-                    stages.labels(config, entries, client)
+                    stages.labels(config, covers, entries, client)
                 case "index":
-                    print("\n".join(summary_table(stages.make_index(config, entries, client))))
+                    print("\n".join(summary_table(stages.make_index(config, covers, entries, client))))
             line = {
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "stage": stage,
@@ -130,10 +131,10 @@ def earlier_catalog(out: Path) -> list[Entry]:
     return read_catalog(out / CATALOG)
 
 
-def plan(config: BuildConfig) -> list[str]:
+def plan(config: BuildConfig, covers: list[LandCover]) -> list[str]:
     """What a build would do, from headers alone: scenes, grids, blocks, bytes and peak memory, a line each."""
     lines, total, memory, most = [], 0, 0, 0
-    found: dict[str, Any] = {}
+    found: dict[str, Entry] = {}
     for delivery in deliveries(config.scenes):
         for scene in read_delivery(delivery):
             if isinstance(scene, Refusal):
@@ -155,11 +156,11 @@ def plan(config: BuildConfig) -> list[str]:
             f"scene     {name}: {entry.scene.width} x {entry.scene.height} px, {entry.scene.gsd:g} m, "
             f"{grid.geobox.crs}, {grid.rows} x {grid.cols} tiles in {rows * cols} blocks, at most {size / 1e6:.0f} MB"
         )
-    for cover in find(config.landcover):
+    for cover in covers:
         lines.append(f"landcover {cover.name}: {len(cover.sheets)} sheets, classes {', '.join(cover.legend.classes)}")
     lines.append(
         f"in all    {len(found)} scenes, {total} tiles, at most {most / 1e6:.0f} MB of pixels before compression, "
-        f"peak memory of a worker {memory / 1e6:.0f} MB beside the {300} MB of its libraries"
+        f"peak memory of a worker {memory / 1e6:.0f} MB beside the 300 MB of its libraries"
     )
     return lines
 

@@ -17,10 +17,11 @@ from affine import Affine
 from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioIOError
 
+from geokr.crs import transformer
 from pipeline import gaofen
 from pipeline.ortho import open_image
 from pipeline.scene import Scene, SceneError
-from pipeline.sensor import Floats, Georeferenced, SensorModel, transformer
+from pipeline.sensor import Floats, Georeferenced, SensorModel
 from pipeline.terrain import Terrain
 
 SUFFIXES = (".tif", ".tiff")
@@ -29,8 +30,6 @@ MAX_MEMBERS = 10_000
 """An archive with more members than this is no delivery."""
 MAX_METADATA = 4 << 20
 """An XML or RPB with more bytes than this is none."""
-
-
 WIDEST = 20.0
 """An image of more degrees of a great circle than this, some 2,200 km, is no scene."""
 

@@ -9,7 +9,8 @@ import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from pipeline.sensor import Floats, transformer
+from geokr.crs import transformer
+from pipeline.sensor import Floats
 
 
 @dataclass(frozen=True, slots=True)

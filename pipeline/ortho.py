@@ -19,8 +19,9 @@ from odc.geo.geobox import GeoBox
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.windows import Window
 
+from geokr.crs import transformer
 from pipeline.scene import Scene, SceneError
-from pipeline.sensor import Floats, SensorModel, transformer
+from pipeline.sensor import Floats, SensorModel
 from pipeline.terrain import Terrain
 
 Pixels = npt.NDArray[Any]

@@ -10,11 +10,12 @@ import shapely
 import shapely.affinity
 
 from geokr import store
+from geokr.crs import transformer
 from geokr.index import split_by_place
 from pipeline.config import SplitConfig
 from pipeline.grid import TileGrid
 from pipeline.scene import Scene
-from pipeline.sensor import Floats, transformer
+from pipeline.sensor import Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,21 +6,15 @@ longitude and latitude in degrees and ellipsoidal height in metres.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
-from pyproj import Transformer
+
+from geokr.crs import transformer
 
 Floats = npt.NDArray[np.float64]
-
-
-@lru_cache(maxsize=64)
-def transformer(source: str, target: str) -> Transformer:
-    """A cached coordinate transformer, x before y on both sides. Building one costs milliseconds."""
-    return Transformer.from_crs(source, target, always_xy=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ import shapely
 from tqdm import tqdm
 
 from geokr import index, store
-from geokr.landcover import LandCover, find
+from geokr.landcover import LandCover
 from pipeline import quarantine
 from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
@@ -78,9 +79,7 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
             entries[item.scene.id] = item
     for entry in entries.values():
         tell_ground(entry)
-    for refusal in refused:
-        log.warning("refused: %s", refusal["detail"])
-    quarantine.replace(out, "catalog", refused)
+    finish("catalog", config, refused)
     if not entries:
         raise ConfigError(f"none of the scenes can be used; {out / quarantine.FILE} says why")
     write_catalog(out / CATALOG, entries.values(), provenance)
@@ -112,14 +111,21 @@ def grid_of(entry: Entry, config: BuildConfig) -> TileGrid | None:
     return scene_grid(entry.scene.footprint, entry.scene.gsd, config.tile, config.stride, config.block)
 
 
-def attributes(entry: Entry, grid: TileGrid, config: BuildConfig) -> dict[str, Any]:
-    """What a scene's group says of itself: all that places its tiles, and all that their pixels depend on."""
-    scene = entry.scene
+def placement(grid: TileGrid) -> dict[str, Any]:
+    """What places the tiles of a scene's group, by the names of the disk contract."""
     return {
         "proj:code": str(grid.geobox.crs),
         "spatial:transform": list(grid.geobox.transform)[:6],
         "tile": grid.tile,
         "stride": grid.stride,
+    }
+
+
+def attributes(entry: Entry, grid: TileGrid, config: BuildConfig) -> dict[str, Any]:
+    """What a scene's group says of itself: all that places its tiles, and all that their pixels depend on."""
+    scene = entry.scene
+    return {
+        **placement(grid),
         "block": grid.block,
         "bands": list(scene.bands),
         "gsd": scene.gsd,
@@ -174,7 +180,7 @@ def tiles(config: BuildConfig, entries: list[Entry], client: Client | None) -> N
                 continue
             done, accepted = done + report.tiles, accepted + report.accepted
             bar.set_postfix(accepted=f"{100 * accepted / done:.0f}%", refresh=False)
-    finish("tiles", config, refused)
+    finish("tiles", config, refused.values())
 
 
 def missing(root: str, scene: str, grid: TileGrid) -> list[tuple[int, int]]:
@@ -195,20 +201,18 @@ def failure(scene: str, error: Exception) -> dict[str, str]:
     return {"scene": scene, "reason": type(error).__name__, "detail": str(error) or repr(error)}
 
 
-def finish(stage: str, config: BuildConfig, refused: dict[str, dict[str, str]]) -> None:
+def finish(stage: str, config: BuildConfig, refused: Collection[dict[str, str]]) -> None:
     """Say and record what a stage refused."""
-    for refusal in refused.values():
+    for refusal in refused:
         log.warning("refused: %s", refusal["detail"])
-    quarantine.replace(Path(config.out), stage, list(refused.values()))
+    quarantine.replace(Path(config.out), stage, [*refused])
 
 
-def labels(config: BuildConfig, entries: list[Entry], client: Client | None) -> None:
-    """Label every block that is not labelled yet, with every product found.
+def labels(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> None:
+    """Label every block that is not labelled yet, with every product.
 
-    Raises LandCoverError where a sheet cannot be used, ConfigError where the index's label set is in doubt.
+    Raises StoreError where a scene was labelled with other settings or sheets before.
     """
-    covers = find(config.landcover)
-    label_set(config, covers)
     refused: dict[str, dict[str, str]] = {}
     unlisted: set[int] = set()
     jobs: list[LabelJob] = []
@@ -228,10 +232,7 @@ def labels(config: BuildConfig, entries: list[Entry], client: Client | None) -> 
                 classes=cover.legend.classes,
                 block=grid.block,
                 attributes={
-                    "proj:code": str(grid.geobox.crs),
-                    "spatial:transform": list(grid.geobox.transform)[:6],
-                    "tile": grid.tile,
-                    "stride": grid.stride,
+                    **placement(grid),
                     "product": cover.name,
                     "sheets": {Path(sheet.path).name: Path(sheet.path).stat().st_size for sheet in sheets},
                 },
@@ -249,7 +250,7 @@ def labels(config: BuildConfig, entries: list[Entry], client: Client | None) -> 
                 unlisted |= report.unlisted
     if unlisted:
         log.warning("codes %s of the land cover are not in its legend; their area counts as unknown", sorted(unlisted))
-    finish("labels", config, refused)
+    finish("labels", config, refused.values())
 
 
 def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
@@ -264,10 +265,11 @@ def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
     return config.labels
 
 
-def make_index(config: BuildConfig, entries: list[Entry], client: Client | None) -> dict[str, Any]:
+def make_index(
+    config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None
+) -> dict[str, Any]:
     """List the accepted, labelled tiles with their splits; write index.parquet and dataset.json. Returns the latter."""
     out = Path(config.out)
-    covers = find(config.landcover)
     name = label_set(config, covers)
     legend = next(cover.legend for cover in covers if cover.name == name)
     jobs = []
@@ -285,7 +287,7 @@ def make_index(config: BuildConfig, entries: list[Entry], client: Client | None)
                 refused[job.scene.id] = failure(job.scene.id, rows)
             else:
                 found.append((job.scene.id, rows))
-    finish("index", config, refused)
+    finish("index", config, refused.values())
     if not found:
         raise ConfigError(f"no scene was built to the end; {out / quarantine.FILE} says why")
     table = assemble([rows for _, rows in sorted(found, key=lambda item: item[0])], config.split)

@@ -6,8 +6,9 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
+from geokr.crs import transformer
 from pipeline.scene import SceneError
-from pipeline.sensor import Floats, transformer
+from pipeline.sensor import Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.errors import NotGeoreferencedWarning
 
+from geokr.crs import transformer
 from pipeline.gaofen import parse_name, parse_rpb, parse_xml
 from pipeline.sample.__main__ import main
 from pipeline.sample.camera import Camera, fit_rpc, render
 from pipeline.sample.delivery import relief, rpb_text, tiff_bytes, write_delivery, xml_text
 from pipeline.sample.files import SHOTS, seen, surroundings, write_dem, write_world
 from pipeline.sample.world import CENTRE, CODES, CRS, LAKE, SPECTRA, World
-from pipeline.sensor import transformer
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

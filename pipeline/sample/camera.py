@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.sensor import RPC, Floats, rpc_terms, transformer
+from geokr.crs import transformer
+from pipeline.sensor import RPC, Floats, rpc_terms
 
 Surface = Callable[[Floats, Floats], Floats]
 """Height of the ground, m, at eastings and northings."""

@@ -16,10 +16,11 @@ import numpy.typing as npt
 import rasterio
 from affine import Affine
 
+from geokr.crs import transformer
 from pipeline.sample.camera import Camera, Pixels
 from pipeline.sample.delivery import Shot, relief, write_delivery
 from pipeline.sample.world import CENTRE, CRS, World, noise
-from pipeline.sensor import Floats, transformer
+from pipeline.sensor import Floats
 
 MARGIN = 3000.0
 """How far the DEM and the sheets reach beyond the scenes, and the sheets beyond 25 N, m."""

@@ -12,7 +12,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.sensor import Floats, transformer
+from geokr.crs import transformer
+from pipeline.sensor import Floats
 
 CRS = "EPSG:32648"
 CENTRE = (439_453.5, 2_765_081.7)

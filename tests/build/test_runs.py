@@ -15,6 +15,7 @@ import zarr
 from dask.distributed import LocalCluster
 
 from geokr import store
+from geokr.landcover import find
 from pipeline import stages
 from pipeline.build_levir_kr import main
 from pipeline.config import read_config
@@ -40,8 +41,9 @@ def test_one_worker_two_workers_and_a_plain_loop_write_the_same_bytes(
         out.mkdir()
         entries = stages.catalog(config, None)
         stages.tiles(config, entries, None)
-        stages.labels(config, entries, None)
-        stages.make_index(config, entries, None)
+        covers = find(config.landcover)
+        stages.labels(config, covers, entries, None)
+        stages.make_index(config, covers, entries, None)
     else:
         assert main([*built.arguments, "--out", str(out), "--workers", workers]) == 0
     for scene in store.scenes(str(built.dataset / store.TILES)):
