@@ -19,7 +19,7 @@ from dask.distributed import Client as Client
 from dask.distributed import Future, KilledWorker, LocalCluster, as_completed, get_worker, performance_report
 
 from geokr.landcover import LandCoverError
-from geokr.store import StoreError
+from geokr.store import StoreError, StoreWriteError
 from pipeline.scene import SceneError
 
 Job = TypeVar("Job")
@@ -169,11 +169,13 @@ def worker_memory() -> int | None:
 
 
 def attempt(function: Callable[[Job], Result], job: Job, memory: int = 0) -> Result | Exception:
-    """A job's result, or the error that its input caused. A fault of the program is raised."""
+    """A job's result, or the error that its input caused. A fault of the program or of the store is raised."""
     single_threaded()
     with ROOM.hold(memory):
         try:
             return function(job)
+        except StoreWriteError:  # a full disk, say: no other job would fare better
+            raise
         except BAD_INPUT as error:
             return error
 
@@ -237,7 +239,7 @@ def stream(
     Batches and their jobs are drawn as places fall free: a bounded number is in flight, as many as the workers'
     memory has room for. A job whose worker died is tried again, at last alone; one that kills its worker even then
     ends in a LostWorkersError. Without a client it is a plain loop, in order.
-    Raises ClusterError where the scheduler is lost.
+    Raises ClusterError where the scheduler is lost, StoreWriteError where a result cannot be written.
     """
     if client is None:
         for batch in batches:
@@ -261,6 +263,9 @@ def stream(
 
     def ended() -> tuple[Batch[Job], Job, Result | Exception]:
         future = next(completed)
+        while future.status == "pending":  # its result died with the worker that held it, and is made anew
+            completed.add(future)
+            future = next(completed)
         batch, job = running.pop(future.key)
         flying[batch.name] -= 1
         return batch, job, outcome(future)
@@ -289,11 +294,13 @@ def stream(
 
 
 def outcome(future: "Future[Any]") -> Any:
-    """The result of a task that ended, or its error. Raises ClusterError where the scheduler is lost."""
+    """The result of a task that ended, or its error. Raises what should stop the others too."""
     if future.status == "finished":
         return future.result()
     if future.status == "error":
         error = future.exception()
+        if isinstance(error, StoreWriteError):
+            raise error
         if isinstance(error, KilledWorker):
             return LostWorkersError(
                 "it killed each worker that it was given to: out of memory, or a fault of a library"

@@ -12,6 +12,8 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from geokr import files
+
 log = logging.getLogger(__name__)
 
 LOG = "build.jsonl"
@@ -23,8 +25,7 @@ EVERY = 60.0
 def note(dataset: str | Path, event: str, **facts: Any) -> None:
     """Add a line to the data set's log."""
     line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
-    with (Path(dataset) / LOG).open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    files.append(f"{dataset}/{LOG}", json.dumps(line))
 
 
 class Progress:
