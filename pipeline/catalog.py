@@ -1,5 +1,6 @@
 """The catalog of scenes: what a survey of each decided, and scenes.parquet, which holds it."""
 
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ import numpy as np
 import shapely
 from rasterio.windows import Window
 
+from geokr import files
 from pipeline.archive import Delivery
 from pipeline.delivery import Refusal, read_delivery, refuse
 from pipeline.footprint import flat_terrain, outline
@@ -121,9 +123,9 @@ def write_catalog(path: Path, entries: Iterable[Entry], provenance: str) -> None
     frame = geopandas.GeoDataFrame(rows, columns=columns, geometry="geometry", crs="EPSG:4326")
     if rows:
         frame["acquired"] = frame["acquired"].astype("datetime64[us, UTC]")
-    temporary = path.with_name(path.name + ".new")
-    frame.to_parquet(temporary, index=False, compression="zstd", schema_version="1.1.0")
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False, compression="zstd", schema_version="1.1.0")
+    files.write(path, buffer.getbuffer())
 
 
 def unchanged(path: Path, provenance: str) -> dict[str, list[Entry]]:
@@ -136,8 +138,8 @@ def unchanged(path: Path, provenance: str) -> dict[str, list[Entry]]:
     written = path.stat().st_mtime
     known: dict[str, list[Entry]] = {}
     for entry in read_catalog(path):
-        files = [Path(file) for file in entry.scene.files]
-        if files and all(file.is_file() and last_change(file) < written for file in files):
+        read_from = [Path(file) for file in entry.scene.files]
+        if read_from and all(file.is_file() and last_change(file) < written for file in read_from):
             known.setdefault(entry.scene.delivery, []).append(entry)
     return known
 
