@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ WITH_DASK = {"pipeline/run.py"}
 WITH_TORCH = {f"geokr/{name}.py" for name in ("augment", "config", "loader", "models", "objectives", "teacher")}
 WITH_TORCH |= {f"geokr/{name}.py" for name in ("checkpoint", "export", "journal", "learner", "processes", "train")}
 CREATES_ARRAYS = {"geokr/store.py"}
-TRAINING = WITH_TORCH | {"geokr/index.py"}
+TRAINING = WITH_TORCH | {"geokr/index.py", "geokr/selection.py"}
 """What a machine that only trains imports."""
 TRAINING_NEEDS = {"geokr", "torch", "timm", "numpy", "pyarrow", "tensorstore", "safetensors", "yaml", "tqdm"}
 TRAINING_LACKS = ("dask", "distributed", "geopandas", "pydantic", "pyproj", "rasterio", "shapely", "zarr")
@@ -58,7 +59,7 @@ def direct() -> list[Requirement]:
     """What pyproject.toml names and the lock must hold."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    return [Requirement(line) for line in [*project["dependencies"], *sum(extras.values(), [])]]
+    return [Requirement(line) for line in [*project["dependencies"], *chain(*extras.values())]]
 
 
 @pytest.mark.parametrize("line", ["numpy", "numpy>=2", "numpy @ file:///numpy.whl", "-i https://host", ""])
