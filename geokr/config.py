@@ -29,6 +29,10 @@ class TrainConfig:
     """Classes to learn; none named, all of the data set's. Shares are renormalised over those named."""
     min_known: float = 0.5
     """Least share of a tile's area that its label covers, in 0..1."""
+    where: tuple[str, ...] = ()
+    """Conditions on columns of the index that every tile must meet, such as `gsd<=4` or `satellite=GF1|GF2`."""
+    weight: tuple[str, ...] = ()
+    """Columns of the index whose product is what a training tile counts for in the loss, such as `known`."""
 
     model: str = "resnet50"
     """Any name that timm knows, with or without a tag (`resnet50.tv_in1k`)."""

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from geokr.augment import augment, plain, seed_of
 from geokr.checkpoint import Checkpoint
 from geokr.config import TrainConfig
+from geokr.index import read_extent, read_summary
 from geokr.loader import Batch, TileLoader
 from geokr.models import Classifier, build
 from geokr.objectives import (
@@ -63,12 +64,28 @@ class Facts:
     """Of each band, over a sample of the training tiles, in 0..1."""
     spread: tuple[float, ...]
     """Standard deviation about it."""
+    labels: str
+    """Name of the label set: product and year."""
+    bounds: tuple[float, ...]
+    """West, south, east and north of the data set, degrees; empty where the index does not say."""
+    acquired: tuple[str, ...]
+    """When its first and its last tile were taken, ISO 8601 in UTC; empty where the index does not say."""
 
 
 def facts_of(training: TileLoader, held_out: TileLoader) -> Facts:
     mean, spread = training.statistics()
-    label = training.share.mean(axis=0, dtype="float64").tolist()
-    return Facts(training.tiles, held_out.tiles, training.classes, tuple(label), tuple(mean), tuple(spread))
+    bounds, acquired = read_extent(training.dataset)
+    return Facts(
+        training_tiles=training.tiles,
+        held_out_tiles=held_out.tiles,
+        classes=training.classes,
+        mean_label=tuple(training.share.mean(axis=0, dtype="float64").tolist()),
+        mean_pixel=tuple(mean),
+        spread=tuple(spread),
+        labels=str(read_summary(training.dataset)["labels"]),
+        bounds=bounds,
+        acquired=acquired,
+    )
 
 
 @dataclass(slots=True)

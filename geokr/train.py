@@ -98,6 +98,7 @@ def train(dataset: str, run: Path, config: TrainConfig, place: Place, restart: b
                 keep(learner, run / LAST)
             if stopping and not ends:
                 bar.close()
+                highest(0, place)  # none leaves before the state is saved: torchrun would end the others
                 say(place, f"{run}: stopped after step {learner.step}; the same command goes on from there")
                 return 128 + stopping
             if logs or validates:
@@ -108,6 +109,7 @@ def train(dataset: str, run: Path, config: TrainConfig, place: Place, restart: b
     ending = snapshot(learner)
     if place.rank == 0:
         finish(learner, ending, run, result)
+    highest(0, place)
     kl, than = result.numbers["kl"], f"{result.numbers['kl_of_mean']:.4f} for the mean label of the training tiles"
     say(place, f"{run}: {learner.total} steps; held-out KL {kl:.4f} nats, {than}; see {run / ENCODER}")
     return 0
@@ -151,12 +153,13 @@ def loaders(dataset: str, config: TrainConfig, place: Place) -> tuple[TileLoader
         "batch": config.batch // place.world,
         "classes": config.classes,
         "min_known": config.min_known,
+        "where": config.where,
         "rank": place.rank,
         "world": place.world,
         "prefetch": config.prefetch,
     }
     return (
-        TileLoader(dataset, "train", seed=config.seed, **common),
+        TileLoader(dataset, "train", weight=config.weight, seed=config.seed, **common),
         TileLoader(dataset, "val", shuffle=False, **common),
     )
 

@@ -258,6 +258,27 @@ def test_tiles_without_weight_are_not_learnt_from(coloured: Path) -> None:
     assert far(one, by_a_step(coloured, *settings, weight=1 - weight)) > 1e-3
 
 
+def test_tiles_are_filtered_and_weighted_by_columns(build, tmp_path: Path) -> None:
+    """Tiles of one scene are left out; others count as much as their label covers, which here is what tells them."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (4, 20, 4, 32, 32), dtype=np.uint8)
+    share = np.zeros((4, 20, 3), np.float32)
+    share[:, ::2, 0] = share[:, 1::2, 1] = 1
+    dataset = build(
+        tmp_path / "dataset",
+        {"one": image, "other": image},
+        {"one": share, "other": share},
+        split=lambda scene, row, col: "val" if row == 3 else "train",
+        known=lambda scene, row, col: 1.0 if col % 2 == 0 else 0.01,
+    )
+    settings = ["where=scene=one", "weight=known", "min_known=0", "steps=30", "batch=20", "lr=1e-3", "ema=0.5"]
+    assert command(dataset, tmp_path / "run", *settings) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["tiles"], metrics["val_tiles"]) == (60, 20)
+    # Pixels say nothing: the best answer is the weighted mean label, 0.99 of the first class, which is half wrong.
+    assert metrics["val_kl"] > 1.0 > metrics["val_kl_mean_baseline"]
+
+
 def test_a_long_gradient_is_shortened(coloured: Path) -> None:
     settings = ["optimiser=sgd", "lr=1", "weight_decay=0", "objective=supervised", "steps=1"]
     start = by_a_step(coloured, *settings, weight=torch.ones(32))
