@@ -1,6 +1,7 @@
 """Training learns, stops anywhere and goes on as if it had not, and is the same however many share it."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -17,11 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from geokr import train
 from geokr.checkpoint import BEST, LAST, load
 from geokr.config import configure
+from geokr.journal import Journal, drawn
 from geokr.learner import Learner, begin, facts_of, learn, validate
 from geokr.loader import TileLoader
 from geokr.processes import Place
@@ -455,7 +459,7 @@ torch.save([stopped_at, held], Path(out) / f"rank{place.rank}.pt")
 
 def test_two_processes_do_the_work_of_one(coloured: Path, tmp_path: Path) -> None:
     settings = ["image_size=32", "batch=32", "steps=8", "loggers=[]", "optimiser=adamw", "lr=1e-3", "clip=0.5"]
-    settings += ["accumulate=2", "weight_decay=0.1"]
+    settings += ["accumulate=2", "weight_decay=0.1", "weight=known"]
     alone = tmp_path / "alone"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -511,8 +515,51 @@ def test_training_needs_torch_timm_and_tensorstore_alone(coloured: Path, tmp_pat
     assert (tmp_path / "metrics.json").exists()
 
 
-def test_logs_for_viewers(coloured: Path, tmp_path: Path) -> None:
+def test_logs_for_viewers(coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(coloured, tmp_path, "steps=4", "validate_every=2", "loggers=tensorboard,dvclive") == 0
-    assert list((tmp_path / "tensorboard").glob("events.*"))
+    assert re.search(r"loss \d\.\d+, \d+ tiles/s, \d+% waiting for data", capsys.readouterr().err)
+    seen = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "histograms": 0}).Reload()
+    tags = seen.Tags()
+    assert set(tags["images"]) == {"confusion", "views of student and teacher"}
+    kinds = {f"{kind}/{name}" for kind in ("label", "predicted") for name in ("water", "forest", "bare")}
+    assert set(tags["histograms"]) == kinds
+    assert {"val/knn_top1", "mae/water", "train/waiting"} <= set(tags["scalars"])
+    assert [event.step for event in seen.Images("confusion")] == [2, 4]
+    views = Image.open(io.BytesIO(seen.Images("views of student and teacher")[0].encoded_image_string))
+    assert views.size == (8 * 32, 2 * 32)
+    label = seen.Histograms("label/water")[0].histogram_value
+    assert (label.num, label.min >= 0, label.max <= 1) == (64, True, True)
+    for path in (tmp_path / "plots/confusion.png", tmp_path / "dvclive/plots/images/confusion.png"):
+        assert Image.open(path).size[0] > 3 * 40
     curve = (tmp_path / "dvclive/plots/metrics/val/kl.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in curve] == ["step", "2", "4"]
+
+
+def test_the_picture_of_confusion_is_dark_where_shares_went() -> None:
+    """Two classes: the first half taken for the second, the second right, and a third that is nowhere."""
+    picture = drawn([[0.2, 0.2, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 0.0]], ["water", "forest", "bare"])
+    cell = [[picture.getpixel((110 + 44 * column + 2, 40 + 44 * row + 2)) for column in range(3)] for row in range(3)]
+    half, full, none = (128, 128, 255), (0, 0, 255), (255, 255, 255)
+    assert cell == [[half, half, none], [none, full, none], [none, none, none]]
+
+
+def test_views_are_shown_in_true_colour(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, ("tensorboard",), 0)
+    views = torch.zeros(4, 4, 6, 6)  # nir, red, green, blue: all red but the teacher's second, which is blue
+    views[:, 0] = 0.5
+    views[:3, 1] = views[3:, 3] = 1
+    journal.show_views(1, views, ("nir", "red", "green", "blue"))
+    journal.close()
+    (event,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("views of student and teacher")
+    picture = Image.open(io.BytesIO(event.encoded_image_string))
+    found = [picture.getpixel(place) for place in ((3, 3), (9, 3), (3, 9), (9, 9))]
+    assert found == [(255, 0, 0)] * 3 + [(0, 0, 255)]
+
+
+def test_batch_norm_over_processes_needs_gpus(coloured: Path) -> None:
+    config = configure("geokr", None, [*SMALL, "sync_batch_norm=true"])
+    training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
+    facts = facts_of(training, held_out)
+    with pytest.raises(ValueError, match="sync_batch_norm needs GPUs"):
+        begin(config, Place(0, 2, torch.device("cpu")), training, held_out, facts)
+    begin(config, ALONE, training, held_out, facts)
