@@ -53,7 +53,7 @@ train:
   image_size: 32
   crop: 1.0
   batch: 64
-  epochs: 60
+  epochs: 40
   ema: 0.99
   probe: 0
   validate_every: 1000000
