@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import build, chaos, storage, zion
+from benchmarks import build, chaos, label_noise, storage, zion
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "build": build.main,
     "chaos": chaos.main,
     "storage": storage.main,
+    "label-noise": label_noise.main,
     "zion": zion.main,
 }
 
