@@ -42,11 +42,11 @@ def test_a_replaced_image_is_refused_by_name_before_anything_is_written(
         file.write(file.read() // 2 + 7)
     assert main(arguments) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert image.stem in said
+    assert image.parent.name in said
     assert "source.sha256_of_every_20th_pixel was" in said
     assert "delete the scene there to have it built anew" in said
     assert contents(directory / "dataset") == before
-    shutil.rmtree(directory / "dataset" / store.TILES / image.stem)
+    shutil.rmtree(directory / "dataset" / store.TILES / image.parent.name)
     assert main(arguments) == 0
     after = contents(directory / "dataset")
     assert {path for path in before if before[path] != after[path]} >= {"index.parquet", "scenes.parquet"}
@@ -67,8 +67,8 @@ def test_a_scene_that_is_gone_is_left_out_aloud(moved: tuple[Path, list[str]]) -
     shutil.rmtree(image.parent)
     assert main(arguments) == 0
     (entry,) = map(json.loads, (directory / "dataset" / "quarantine.jsonl").read_text().splitlines())
-    assert (entry["scene"], entry["reason"]) == (image.stem, "gone")
-    assert image.stem not in set(geopandas.read_parquet(directory / "dataset" / "index.parquet")["scene"])
+    assert (entry["scene"], entry["reason"]) == (image.parent.name, "gone")
+    assert image.parent.name not in set(geopandas.read_parquet(directory / "dataset" / "index.parquet")["scene"])
 
 
 def test_a_failed_block_costs_its_own_tiles_and_is_tried_again(
@@ -133,7 +133,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then(
     assert events[0] == "run"
     assert [line["stage"] for line in lines if line["event"] == "stage"] == ["catalog", "tiles", "labels", "index"]
     done = {line["scene"]: line for line in lines if line["event"] == "scene" and line["stage"] == "tiles"}
-    assert set(done) == {shot.image for shot in built.shots}
+    assert set(done) == {entry.scene.id for entry in built.entries}
     index = geopandas.read_parquet(tmp_path / "dataset" / "index.parquet")
     assert all(line["accepted"] >= (index["scene"] == scene).sum() > 0 for scene, line in done.items())
     assert all(line["dashboard"].startswith("http://127.0.0.1:") for line in lines if line["event"] == "stage")
