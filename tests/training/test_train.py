@@ -204,9 +204,11 @@ def test_a_run_of_other_settings_is_moved_aside_if_asked(coloured: Path, tmp_pat
     assert not (tmp_path / "run.3").exists()
 
 
-@pytest.mark.parametrize(("settings", "loss"), [(["optimiser=sgd", "lr=1e30"], "nan"), (["highest_loss=0.5"], "")])
+@pytest.mark.parametrize(
+    ("settings", "loss", "at"), [(["optimiser=sgd", "lr=1e30"], "nan", "2"), (["highest_loss=0.5"], "", "1")]
+)
 def test_a_loss_that_explodes_stops_the_run_and_leaves_the_tiles(
-    coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], loss: str
+    coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], loss: str, at: str
 ) -> None:
     settings = ["steps=40", "warm_up=0", "checkpoint_every=5", *settings]
     assert command(coloured, tmp_path, *settings) == 2
@@ -215,6 +217,7 @@ def test_a_loss_that_explodes_stops_the_run_and_leaves_the_tiles(
         r"the loss is (\S+) at step (\d+), its tiles are in (\S+): try a lower lr", capsys.readouterr().err
     )
     assert found is not None
+    assert found[2] == at
     assert found[3] == str(path) == str(tmp_path / f"diverged/step{found[2]}-rank0.safetensors")
     assert found[1] == loss or float(found[1]) > 0.5
     step = int(found[2]) - 1
