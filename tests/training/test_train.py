@@ -265,6 +265,20 @@ def test_tiles_without_weight_are_not_learnt_from(coloured: Path) -> None:
     assert far(one, by_a_step(coloured, *settings, weight=1 - weight)) > 1e-3
 
 
+def test_a_batch_that_lacks_tiles_is_a_step_of_those_that_are_there(coloured: Path) -> None:
+    learners = [by_a_step(coloured, "optimiser=sgd", "lr=0.05", "accumulate=2") for _ in range(2)]
+    batch = next(iter(learners[0].training))
+    short = replace(batch, image=batch.image[:20], share=batch.share[:20], weight=batch.weight[:20])
+    learn(learners[0], replace(batch, weight=(torch.arange(32) < 20).float()))
+    learn(learners[1], replace(short, known=batch.known[:20]))
+    assert far(*learners) < 1e-6
+    nothing = {name: getattr(batch, name)[:0] for name in ("image", "share", "known", "weight")}
+    before = learners[1].step
+    learn(learners[1], replace(batch, **nothing))
+    assert learners[1].step == before + 1
+    assert all(bool(parameter.isfinite().all()) for parameter in learners[1].student.parameters())
+
+
 def test_tiles_are_filtered_and_weighted_by_columns(build, tmp_path: Path) -> None:
     """Tiles of one scene are left out; others count as much as their label covers, which here is what tells them."""
     rng = np.random.default_rng(0)
