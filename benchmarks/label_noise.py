@@ -250,7 +250,7 @@ def table(found: dict[tuple[str, int], list[Score]]) -> str:
         return "" if math.isnan(values[0]) else f"{mean(values):.3f} ± {spread(values):.3f}"
 
     lines = ["| changed since the map | | KL, nats | top-1 | linear probe, top-1 |", "|---|---|---|---|---|"]
-    for (name, outdated), scores in sorted(found.items(), key=lambda item: item[0][1]):
+    for (name, outdated), scores in sorted(found.items(), key=lambda item: (item[0][0] in OBJECTIVES, item[0][1])):
         columns = zip(*((score.kl, score.top1, score.probe) for score in scores), strict=True)
         age = "" if name == "random weights" else f"{outdated} %"
         lines.append(f"| {age} | {name} | {' | '.join(cell(list(values)) for values in columns)} |")
