@@ -119,8 +119,8 @@ def peak_bytes(block: int, tile: int, stride: int, bands: int, itemsize: int) ->
     """Peak memory of building one block, bytes: what a plan promises.
 
     Source window and resampled pixels in the file's type (the window up to twice the block, for a scene
-    that lies askew), the two float32 coordinate maps and the mask, the stretched block, the cut tiles and
-    their encoded copy.
+    that lies askew), the DEM's window (twice, of no more cells than the block has pixels) and the mask, the stretched
+    block, the cut tiles and their encoded copy.
     """
     pixels = ((block - 1) * stride + tile) ** 2
     tiles = block * block * tile * tile

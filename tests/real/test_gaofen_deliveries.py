@@ -99,7 +99,7 @@ def test_geolocation_agrees_with_gdal(built: tuple[Path, str], entries: list[Ent
         resampling=Resampling.bilinear, tolerance=0, **height,
     )  # fmt: skip
     _, valid, mesh = orthorectify(grid.geobox, scene.images[0], entry.terrain)
-    ours = np.stack([mesh.dense(mesh.col, 0.0, valid.shape), mesh.dense(mesh.row, 0.0, valid.shape)])
+    ours = np.stack(mesh.dense(valid.shape))
     group = store.open_scene(str(built[0] / store.TILES), scene_id)
     accepted = np.argwhere(store.status(group) == store.ACCEPTED)
     assert len(accepted) > 5
