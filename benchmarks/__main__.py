@@ -3,15 +3,9 @@
 import sys
 from collections.abc import Callable
 
-<<<<<<< HEAD
-from benchmarks import ortho, zion
+from benchmarks import ortho, storage, zion
 
-BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"ortho": ortho.main, "zion": zion.main}
-=======
-from benchmarks import storage, zion
-
-BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"storage": storage.main, "zion": zion.main}
->>>>>>> main
+BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"ortho": ortho.main, "storage": storage.main, "zion": zion.main}
 
 
 def main(argv: list[str]) -> int:
