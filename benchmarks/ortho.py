@@ -27,7 +27,7 @@ from affine import Affine
 from rasterio.warp import Resampling, reproject
 
 from geokr import store
-from pipeline.delivery import outline
+from pipeline.footprint import outline
 from pipeline.gaofen import parse_rpb
 from pipeline.grid import TileGrid, scene_grid
 from pipeline.ortho import orthorectify
@@ -96,7 +96,7 @@ def make_dem(path: Path, image: Image, side: int = 1600) -> str:
 
 
 def footprint(image: Image, terrain: Terrain) -> shapely.Polygon:
-    return outline(image.model, image.width, image.height, terrain, image.path)
+    return outline(image, terrain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ def panchromatic(folder: Path, rpb: Path) -> bool:
     grid = scene_grid(outlined, image.gsd, 256, 200, 16)
     assert grid is not None
     scene = Scene(
-        STEM, "GF2", "PMS1", "L1A", None, image.gsd, (image,), image.path, (), 0, "", outlined, {}
+        STEM, "GF2", "PMS1", "L1A", None, image.gsd, (image,), None, image.path, (), 0, "", outlined, {}
     )  # fmt: skip
     root = str(folder / "tiles.zarr")
     sizes: dict[str, Any] = {"bands": 1, "tile": grid.tile, "block": grid.block, "dtype": "uint8"}

@@ -5,27 +5,22 @@ interpolated between its nodes; the ground's height is taken at each pixel; all 
 """
 
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import rasterio
 from numba import njit, uint64
 from odc.geo.geobox import GeoBox
-from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.windows import Window
 
 from geokr.crs import transformer
+from pipeline.raster import Pixels, Valid, read_parts
 from pipeline.scene import Image, SceneError
 from pipeline.sensor import RPC, Floats, SensorModel
 from pipeline.terrain import Relief, Terrain, flat
 
-Pixels = npt.NDArray[Any]
 Map = npt.NDArray[np.float32]
 Heights = npt.NDArray[np.float32]
 Resampling = Literal["bilinear", "cubic", "nearest"]
@@ -38,20 +33,6 @@ STRIP = 64
 """Rows that are resampled at a time, so that their coordinates stay in the processor's cache."""
 LONGEST = 32_766
 """The longest side of an image that OpenCV resamples, px."""
-
-
-@contextmanager
-def open_image(path: str) -> Iterator[Any]:
-    """An image opened by rasterio, without the siblings and tags that GDAL would add of its own accord."""
-    options = {
-        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-        "GDAL_CACHEMAX": 64,
-        "CPL_VSIL_GZIP_WRITE_PROPERTIES": "NO",  # or a file appears beside each archive
-    }
-    with rasterio.Env(**options), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as source:
-            yield source
 
 
 FIELDS = 8
@@ -297,8 +278,8 @@ def orthorectify(
             f"of it, more than {LONGEST}; give a smaller block, or is the ground sampling distance wrong?"
         )
     parts = groups(len(image.bands))
-    sources = read(image, Window(c0, r0, width, height), parts)
-    bad = without_data(sources, image.nodata, kind)
+    sources, known = read_parts(image, Window(c0, r0, width, height), parts)
+    bad = without_data(known, kind)
     margin = MARGIN[kind]
     for top in range(0, shape[0], STRIP):
         rows = slice(top, min(top + STRIP, shape[0]))
@@ -316,28 +297,11 @@ def orthorectify(
     return pixels, valid, mesh
 
 
-def read(image: Image, window: Window, parts: list[slice]) -> list[Pixels]:
-    """A window of an image, (row, col, band) for each group of bands. Raises SceneError naming the file."""
-    sources = []
-    try:
-        with open_image(image.path) as file:
-            for part in parts:
-                source = np.empty((window.height, window.width, part.stop - part.start), image.dtype)
-                file.read([*range(part.start + 1, part.stop + 1)], window=window, out=np.moveaxis(source, -1, 0))
-                sources.append(source)
-    except RasterioIOError as error:
-        raise SceneError(f"{image.path}: cannot be read: {error}") from error
-    return sources
-
-
-def without_data(sources: list[Pixels], nodata: float | None, kind: Resampling) -> Pixels | None:
-    """65535 at every pixel with a band that has no data, (row, col, 1) uint16; None where there is no such pixel."""
-    if nodata is None:
+def without_data(valid: Valid, kind: Resampling) -> Pixels | None:
+    """65535 at every pixel without data, (row, col, 1) uint16; None where there is no such pixel."""
+    if valid is None or valid.all():
         return None
-    bad = np.logical_or.reduce([(source == nodata).any(axis=2) for source in sources])
-    if not bad.any():
-        return None
-    mask = bad.astype(np.uint16) * np.uint16(65535)
+    mask = (~valid).astype(np.uint16) * np.uint16(65535)
     if kind == "cubic":  # which draws on one pixel more than bilinear sampling, all round
         mask = np.asarray(cv2.dilate(mask, np.ones((3, 3), np.uint8)), np.uint16)
     return np.asarray(mask[..., None])
