@@ -114,11 +114,12 @@ def ours(image: Image, grid: TileGrid, terrain: Terrain) -> tuple[Found, float]:
     pixels = np.zeros((*grid.geobox.shape, len(image.bands)), np.uint16)
     began, error = time.process_time(), 0.0
     for block in grid:
-        found, valid, mesh = orthorectify(block.geobox, image, terrain)
+        part = orthorectify(block.geobox, image, terrain)
+        found, valid = part.pixels, part.valid
         y, x = block.rows.start * grid.stride, block.cols.start * grid.stride
         found[~valid] = 0
         pixels[y : y + valid.shape[0], x : x + valid.shape[1]] = found
-        error = max(error, mesh.error)
+        error = max(error, part.lattice.error)
     return Found(np.moveaxis(pixels, -1, 0), time.process_time() - began), error
 
 

@@ -16,6 +16,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
 
 from geokr.crs import transformer
+from pipeline.quality import missing_lines
 from pipeline.raster import Pixels, Valid, read_parts
 from pipeline.scene import Image, SceneError
 from pipeline.sensor import RPC, Floats, SensorModel
@@ -255,14 +256,26 @@ MARGIN: dict[Resampling, float] = {"nearest": -0.499, "bilinear": 0.0, "cubic": 
 """A sample so far within the outermost pixels' centres draws on no pixel outside the image, px."""
 
 
-def orthorectify(
-    geobox: GeoBox, image: Image, terrain: Terrain, kind: Resampling = "bilinear"
-) -> tuple[Pixels, npt.NDArray[np.bool_], Lattice]:
-    """A grid's pixels from an image: (row, col, band) in the file's type, (row, col) validity, and the lattice.
+@dataclass(frozen=True, slots=True)
+class Ortho:
+    """A grid's pixels."""
 
-    Validity is False where a pixel draws on what lies outside the image or has no data there; its values mean
-    nothing. Only the window of the image that the grid needs is read. Raises SceneError naming the file where it
-    cannot be read.
+    pixels: Pixels
+    """(row, col, band), in the file's type."""
+    valid: npt.NDArray[np.bool_]
+    """(row, col): False where a pixel draws on what lies outside the image or has no data; it means nothing there."""
+    missing: npt.NDArray[np.bool_] | None
+    """(row, col): where a pixel draws on a line that is missing in the image; None where none does."""
+    lattice: Lattice
+
+
+def orthorectify(
+    geobox: GeoBox, image: Image, terrain: Terrain, kind: Resampling = "bilinear", missing_level: float = 0.0
+) -> Ortho:
+    """A grid's pixels from an image, of which only the window that the grid needs is read.
+
+    missing_level: see `pipeline.quality.missing_lines`; the lines of an image that lies on a map are not raw ones.
+    Raises SceneError naming the file where it cannot be read.
     """
     shape = (geobox.shape[0], geobox.shape[1])
     mesh = lattice(geobox, image.model, terrain)
@@ -270,7 +283,7 @@ def orthorectify(
     reach = mesh.reach()
     window = source_window(reach, image.width, image.height)
     if window is None:
-        return pixels, valid, mesh
+        return Ortho(pixels, valid, None, mesh)
     c0, r0, width, height = window
     if max(width, height) > LONGEST:
         raise SceneError(
@@ -280,6 +293,9 @@ def orthorectify(
     parts = groups(len(image.bands))
     sources, known = read_parts(image, Window(c0, r0, width, height), parts)
     bad = without_data(known, kind)
+    gone = missing_lines(sources[0], missing_level) if isinstance(image.model, RPC) else np.zeros(height, np.bool_)
+    lost = np.zeros(shape, np.bool_) if gone.any() else None
+    near = gone | np.append(gone[1:], False) | np.insert(gone[:-1], 0, False)
     margin = MARGIN[kind]
     for top in range(0, shape[0], STRIP):
         rows = slice(top, min(top + STRIP, shape[0]))
@@ -294,7 +310,9 @@ def orthorectify(
             # In 16 bits, so that no weight that could change a pixel is rounded away.
             good &= resample(bad, x, y, "nearest" if kind == "nearest" else "bilinear")[..., 0] == 0
         valid[rows, cols] = good
-    return pixels, valid, mesh
+        if lost is not None:
+            lost[rows, cols] = good & near[np.clip(np.nan_to_num(y + 0.5), 0, height - 1).astype(np.intp)]
+    return Ortho(pixels, valid, lost, mesh)
 
 
 def without_data(valid: Valid, kind: Resampling) -> Pixels | None:

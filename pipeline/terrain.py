@@ -1,7 +1,10 @@
 """Heights of the ground: a digital elevation model, or one height for a whole scene."""
 
+import hashlib
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -195,6 +198,26 @@ def horizontal(path: str, crs: Any) -> str:
         raise SceneError(f"{path}: the heights have no coordinate system")
     found = CRS(crs.to_wkt())
     return str((found.sub_crs_list[0] if found.is_compound else found).to_2d().to_wkt())
+
+
+@lru_cache(maxsize=8)
+def fingerprint(path: str) -> str:
+    """SHA-256 over the names, sizes, and first and last 64 KiB of a raster's files, those of a mosaic included.
+
+    Of files that are not on this machine, the names alone.
+    """
+    digest, ends = hashlib.sha256(), 1 << 16
+    with rasterio.open(path) as source:
+        files = sorted(map(Path, {path, *source.files}))
+    for file in files:
+        digest.update(file.name.encode(errors="replace"))
+        if file.is_file():
+            size = file.stat().st_size
+            with file.open("rb") as content:
+                digest.update(size.to_bytes(8, "big") + content.read(ends))
+                content.seek(max(0, size - ends))
+                digest.update(content.read())
+    return digest.hexdigest()
 
 
 def vertical(path: str) -> str | None:

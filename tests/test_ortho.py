@@ -17,9 +17,12 @@ from pyproj import Transformer
 from rasterio.warp import Resampling as Gdals
 from rasterio.warp import reproject
 
-from pipeline.grid import TileGrid
-from pipeline.ortho import STEPS, TOLERANCE, Lattice, Resampling, groups, lattice, orthorectify, resample
-from pipeline.scene import SceneError
+from pipeline import ortho
+from pipeline.footprint import outline
+from pipeline.grid import TileGrid, scene_grid
+from pipeline.ortho import STEPS, TOLERANCE, Lattice, Resampling, groups, lattice, resample
+from pipeline.raster import Pixels
+from pipeline.scene import Image, SceneError
 from pipeline.sensor import RPC, Floats, Georeferenced, SensorModel
 from pipeline.terrain import Relief, Terrain, flat
 from tests.deliveries import GROUND, GSD, HEIGHT, LAT, LON, WIDTH, camera, coordinates, image_of, rpb, write_dem
@@ -29,6 +32,13 @@ EAST, NORTH = (float(v) for v in Transformer.from_crs(4326, CRS, always_xy=True)
 SCALE = 32
 """Grey values a pixel of the image's columns and rows: 32 see a 32nd of a pixel."""
 FLAT = Terrain(None, GROUND)
+
+
+def orthorectify(
+    geobox: GeoBox, image: Image, terrain: Terrain, kind: Resampling = "bilinear"
+) -> tuple[Pixels, npt.NDArray[np.bool_], Lattice]:
+    found = ortho.orthorectify(geobox, image, terrain, kind)
+    return found.pixels, found.valid, found.lattice
 
 
 def area(width: int, height: int, gsd: float = GSD, east: float = 0.0, north: float = 0.0) -> GeoBox:
@@ -480,3 +490,64 @@ def test_no_weight_of_a_pixel_without_data_is_too_small_to_matter(tmp_path: Path
     pixels, valid, _ = orthorectify(geobox, image, Terrain(None, 0.0))
     assert (pixels[valid] == 100).all()
     assert valid.sum() >= valid.size - 4
+
+
+# --- wherever on Earth
+
+
+@pytest.mark.parametrize(
+    ("lon", "lat"),
+    [(108.0, 24.8), (105.3, 0.0), (180.0, -17.0), (-179.999, 60.0), (10.0, 86.0), (179.99, 88.5), (-45.0, -85.0)],
+)
+def test_a_scene_lands_where_its_camera_puts_it_anywhere(tmp_path: Path, lon: float, lat: float) -> None:
+    """On a zone's edge, the equator, the antimeridian and near the poles, on the grid that it gets there."""
+    model = camera(lon=lon, lat=lat, heading=33, lean=(0.02, 0.01))
+    image = image_of(tmp_path / "image.tif", coordinates(scale=SCALE), model)
+    footprint = outline(image, FLAT)
+    grid = scene_grid(footprint, 7.3, 16, 12, 8)
+    assert grid is not None
+    drawn = 0
+    for block in grid:
+        pixels, valid, mesh = orthorectify(block.geobox, image, FLAT)
+        t, (height, width) = block.geobox.transform, block.geobox.shape
+        east, north = np.meshgrid(t.c + (np.arange(width) + 0.5) * t.a, t.f + (np.arange(height) + 0.5) * t.e)
+        there = Transformer.from_crs(str(block.geobox.crs), 4326, always_xy=True).transform(east, north)
+        col, row = model.image(*there, np.full(east.shape, GROUND))
+        wanted = 100 + SCALE * np.stack([col, row], axis=-1) - SCALE / 2
+        assert np.abs(pixels[..., :2] - wanted)[valid].max(initial=0) <= 1.6 + SCALE * mesh.error
+        assert mesh.error <= TOLERANCE
+        drawn += int(valid.sum())
+    assert drawn > 4000
+
+
+# --- missing lines
+
+
+def raw(values: npt.NDArray[Any], gone: list[slice]) -> npt.NDArray[Any]:
+    for lines in gone:
+        values[:, lines] = 0
+    return values
+
+
+@pytest.mark.parametrize("kind", ["bilinear", "cubic", "nearest"])
+def test_pixels_that_draw_on_missing_lines_are_marked(tmp_path: Path, kind: Resampling) -> None:
+    values = raw(np.random.default_rng(0).integers(300, 500, (4, HEIGHT, WIDTH)).astype(np.uint16), [slice(20, 27)])
+    model = camera(heading=33)
+    geobox = area(80, 70, 7.0)
+    image = image_of(tmp_path / "image.tif", values, model)
+    found = ortho.orthorectify(geobox, image, FLAT, kind, 0.2)
+    x, y = expected(geobox, model)
+    inside = drawn_on(x, y, margin=1.1)
+    assert found.missing is not None
+    assert found.missing[inside & (y > 19) & (y < 27)].all()
+    assert not found.missing[(y < 17) | (y > 29)].any()
+    assert found.valid[inside].all()
+    assert found.pixels[found.valid & ~found.missing].min() >= 250
+    assert ortho.orthorectify(geobox, image, FLAT, kind).missing is None
+
+
+def test_lines_of_an_image_on_a_map_are_not_looked_at(tmp_path: Path) -> None:
+    values = raw(np.full((1, 60, 60), 400, np.uint16), [slice(20, 27)])
+    image = image_of(tmp_path / "image.tif", values, Georeferenced(CRS, (10, 0, EAST, 0, -10, NORTH)))
+    geobox = GeoBox((50, 50), Affine(10, 0, EAST + 50, 0, -10, NORTH - 50), CRS)
+    assert ortho.orthorectify(geobox, image, FLAT, "bilinear", 0.2).missing is None
