@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import label_noise, storage, zion
+from benchmarks import label_noise, ortho, storage, zion
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
-    "storage": storage.main,
     "label-noise": label_noise.main,
+    "ortho": ortho.main,
+    "storage": storage.main,
     "zion": zion.main,
 }
 

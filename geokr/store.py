@@ -32,7 +32,7 @@ SCHEMA = 1
 
 LABELS = "labels"
 
-TILE_STATUS = ("not_built", "accepted", "void", "dark", "flat", "cloud")
+TILE_STATUS = ("not_built", "accepted", "void", "dark", "flat", "cloud", "missing_lines")
 """Why a tile was rejected. Position is code; append only."""
 LABEL_STATUS = ("not_built", "labelled", "unknown")
 """`unknown`: the product covers no part of the tile with a class of the legend."""
@@ -133,6 +133,9 @@ def create_tiles(
 ) -> None:
     """Make a scene's group with `image` (row, col, band, y, x) and `status` (row, col), or check it.
 
+    Beside them `cloud` (row, col) float32, the share of bright pixels, NaN where a tile was not looked at, and
+    `lattice_error` (row, col) float32, the error of its block's orthorectification, px of the image.
+
     A group that is there already is left as it is if its attributes and its arrays' layout are the wanted ones.
     A rejected tile stays at the fill value 0, which a shard stores for free.
     Raises StoreError where the scene was built with other settings, naming what differs.
@@ -156,6 +159,9 @@ def create_tiles(
             # The fastest of those measured, and the smallest: see docs/decisions.md.
             compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()],
         )
+        figures: dict[str, Any] = {"shape": shape, "chunks": (block, block), "dtype": "float32"}
+        for name in ("cloud", "lattice_error"):
+            group.create_array(name, **figures, fill_value=float("nan"), dimension_names=["row", "col"])
         _create_status(group, shape, block, TILE_STATUS)
 
 

@@ -25,10 +25,11 @@ from pipeline.config import BuildConfig, ConfigError, read_config
 from pipeline.delivery import Refusal, read_delivery
 from pipeline.footprint import flat_terrain
 from pipeline.grid import peak_bytes
-from pipeline.radiometry import Stretch
+from pipeline.radiometry import RadiometryError, Stretch, read_coefficients
 from pipeline.report import LOG, summary_table
 from pipeline.run import ClusterError, cluster
 
+KINDS = ("percentile", "percentile-per-band", "toa", "dn")
 STAGES = ("catalog", "tiles", "labels", "index")
 
 
@@ -45,6 +46,12 @@ def arguments() -> argparse.ArgumentParser:
     add("--landcover", nargs="+", metavar="DIR", help="directories (or files) with land-cover sheets")
     add("--imagery", choices=("mss", "pan", "pansharpened"), help="which images of a delivery are tiled (mss)")
     add("--dem", metavar="FILE", help="heights above the ellipsoid; without it the ground is taken as flat")
+    add("--geoid", metavar="FILE", help="heights of the geoid above the ellipsoid, where the DEM's are above the geoid")
+    add("--resampling", choices=("bilinear", "cubic", "nearest"), help="of the images' pixels (bilinear)")
+    add(
+        "--radiometry", choices=KINDS, help="what is stored: 8 bits stretched, reflectance, or the numbers (percentile)"
+    )
+    add("--coefficients", metavar="FILE.csv", help="calibration for --radiometry toa, instead of the built-in table")
     add("--out", metavar="DATASET", help="directory of the data set")
     add("--params", metavar="FILE.yaml", help="settings, in a section `build`")
     add("--tile", type=int, metavar="PX", help="side of a tile (256)")
@@ -65,7 +72,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     given = {
         key: getattr(options, key)
-        for key in ("scenes", "imagery", "landcover", "dem", "out", "tile", "stride", "labels")
+        for key in (
+            "scenes",
+            "imagery",
+            "landcover",
+            "dem",
+            "geoid",
+            "resampling",
+            "radiometry",
+            "coefficients",
+            "out",
+            "tile",
+            "stride",
+            "labels",
+        )
     }
     try:
         config = read_config(options.params, {key: value for key, value in given.items() if value is not None})
@@ -92,11 +112,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_inputs(config: BuildConfig) -> list[LandCover]:
     """The land cover; raises a sentence about any path or label set that is not there, before any work."""
-    for path in (*config.scenes, *config.landcover, *([config.dem] if config.dem else [])):
+    for path in (*config.scenes, *config.landcover, *filter(None, (config.dem, config.geoid, config.coefficients))):
         if not Path(path).exists():
             raise ConfigError(f"{path}: no such file or directory")
-    if config.imagery == "pansharpened":
-        raise ConfigError("imagery: pansharpened scenes can be cataloged, but not be tiled yet")
+    if config.coefficients is not None:
+        try:
+            read_coefficients(config.coefficients)
+        except RadiometryError as error:
+            raise ConfigError(str(error)) from error
     covers = find(config.landcover)
     stages.label_set(config, covers)
     return covers
@@ -160,7 +183,10 @@ def plan(config: BuildConfig, covers: list[LandCover]) -> list[str]:
         total, most = total + tiles, most + size
         first = entry.scene.images[0]
         itemsize = 1 if entry.scene.dtype == "uint8" else 2
-        memory = max(memory, peak_bytes(grid.block, grid.tile, grid.stride, len(entry.scene.bands), itemsize))
+        bands, pan = len(entry.scene.bands), entry.scene.pan is not None
+        deep = 2 if config.radiometry == "toa" else itemsize if config.radiometry == "dn" else 1
+        promised = peak_bytes(grid.block, grid.tile, grid.stride, bands, itemsize, pan=pan, stored=deep)
+        memory = max(memory, promised)
         lines.append(
             f"scene     {name}: {first.width} x {first.height} px, {entry.scene.gsd:g} m, "
             f"{grid.geobox.crs}, {grid.rows} x {grid.cols} tiles in {rows * cols} blocks, at most {size / 1e6:.0f} MB"

@@ -72,6 +72,7 @@ def scene_rows(job: RowJob) -> SceneRows:
         "acquired": np.full(n, acquired, dtype="datetime64[us]"),
         "gsd": np.full(n, scene.gsd, dtype=np.float32),
         "known": known[row, col],
+        "cloud": np.asarray(tiles["cloud"][:])[row, col],  # type: ignore[index]
     }
     for k, name in enumerate(labels.attrs["classes"]):  # type: ignore[arg-type]
         columns[str(name)] = fraction[:, k]

@@ -22,9 +22,11 @@ from pipeline.config import BuildConfig, ConfigError
 from pipeline.delivery import Refusal, refuse
 from pipeline.grid import TileGrid, scene_grid
 from pipeline.labels import LabelJob, build_labels
-from pipeline.quality import Rules
+from pipeline.pansharpen import equal_weights
+from pipeline.radiometry import CALIBRATION, Radiometry, stretched
 from pipeline.rows import RowJob, SceneRows, assemble, footprints, scene_rows
 from pipeline.run import Client, stream
+from pipeline.terrain import fingerprint, vertical
 from pipeline.tiles import TileJob, build_tiles
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,23 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
     out = Path(config.out)
     dem = None if config.dem is None else str(Path(config.dem).absolute())
     software = {name: version(name) for name in SOFTWARE}
-    provenance = json.dumps({"dem": dem, "stretch": config.stretch, "imagery": config.imagery, "software": software})
+    geoid = None if config.geoid is None else str(Path(config.geoid).absolute())
+    weights = None if config.pansharpen_weights is None else tuple(config.pansharpen_weights)
+    table = config.coefficients or str(CALIBRATION)
+    provenance = json.dumps(
+        {
+            "dem": dem,
+            "geoid": geoid,
+            "fingerprints": [path and fingerprint(path) for path in (dem, geoid)],
+            "stretch": config.stretch,
+            "radiometry": config.radiometry,
+            "coefficients": digest(Path(table)) if config.radiometry == "toa" else None,
+            "weights": weights,
+            "imagery": config.imagery,
+            "software": software,
+        }
+    )
+    tell_heights(dem, geoid)
     known = unchanged(out / CATALOG, provenance)
     # What refused a part of a delivery before must be found again, so such a one is read again.
     faults = [entry["detail"] for entry in quarantine.read(out) if entry["stage"] == "catalog"]
@@ -57,9 +75,10 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
         if delivery.path in known and not any(delivery.path in fault for fault in faults):
             results += [(delivery.path, entry) for entry in known[delivery.path]]
         else:
-            jobs.append(
-                (f"catalog-{Path(delivery.path).name}", CatalogJob(delivery, dem, config.stretch, config.imagery))
+            job = CatalogJob(
+                delivery, dem, config.stretch, config.imagery, geoid, config.radiometry, config.coefficients, weights
             )
+            jobs.append((f"catalog-{Path(delivery.path).name}", job))
     if not jobs and not results:
         raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there")
     with progress("catalog", len(jobs), "delivery") as bar:
@@ -89,6 +108,18 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
     return read_catalog(out / CATALOG)
 
 
+def tell_heights(dem: str | None, geoid: str | None) -> None:
+    """Say aloud what a DEM's heights are taken to be above, unless that is certain."""
+    if dem is None:
+        return
+    said = vertical(dem)
+    if geoid is None and said != "ellipsoid":
+        above = f"says that its heights are above {said}" if said else "does not say what its heights are above"
+        log.warning("%s %s; they are taken as above the ellipsoid, unless --geoid names a grid", dem, above)
+    if geoid is not None and said == "ellipsoid":
+        raise ConfigError(f"{dem}: its heights are above the ellipsoid already, so that no geoid must be added")
+
+
 def tell_ground(entry: Entry) -> None:
     """Say aloud where a scene's heights come from, if not from a DEM that covers it."""
     scene, terrain = entry.scene, entry.terrain
@@ -100,7 +131,9 @@ def tell_ground(entry: Entry) -> None:
             scene.id,
             terrain.height,
         )
-    elif entry.dem_coverage < 1:
+    elif entry.dem_holes:
+        log.warning("%s: %d cells of the DEM hold no height; they were interpolated", scene.id, entry.dem_holes)
+    if terrain.dem is not None and entry.dem_coverage < 1:
         log.warning(
             "%s: the DEM covers %.0f %% of the outline; the rest is taken as flat at %.0f m",
             scene.id,
@@ -137,9 +170,38 @@ def attributes(entry: Entry, grid: TileGrid, config: BuildConfig) -> dict[str, A
         "sensor": scene.sensor,
         "source": {"name": Path(scene.images[0].path).name, "bytes": scene.bytes, "sha256_of_metadata": scene.checksum},
         "stretch": [entry.stretch.low, entry.stretch.high],
-        "dem": None if entry.terrain.dem is None else Path(entry.terrain.dem).name,
-        "ground_height": entry.terrain.height,
-        "rules": config.rules.model_dump(),
+        "radiometry": stored(entry).attributes(),
+        "resampling": config.resampling,
+        **grounds(entry),
+        "rules": asdict(config.rules),
+    } | (
+        {}
+        if scene.pan is None
+        else {"pansharpened": {"method": "weighted Brovey", "weights": weights_of(entry, config)}}
+    )
+
+
+def stored(entry: Entry) -> Radiometry:
+    """What is stored of a scene's pixels."""
+    return entry.radiometry or stretched(entry.stretch, len(entry.scene.bands))
+
+
+def weights_of(entry: Entry, config: BuildConfig) -> list[float]:
+    """Of the bands in pansharpening."""
+    return list(config.pansharpen_weights or equal_weights(len(entry.scene.bands)))
+
+
+def grounds(entry: Entry) -> dict[str, Any]:
+    """Where a scene's heights come from."""
+    terrain = entry.terrain
+    return {
+        "dem": None if terrain.dem is None else Path(terrain.dem).name,
+        "dem_fingerprint": None if terrain.dem is None else fingerprint(terrain.dem),
+        "dem_coverage": entry.dem_coverage,
+        "dem_holes_interpolated": entry.dem_holes,
+        "geoid": None if terrain.geoid is None else Path(terrain.geoid).name,
+        "geoid_fingerprint": None if terrain.geoid is None else fingerprint(terrain.geoid),
+        "ground_height": terrain.height,
     }
 
 
@@ -149,7 +211,7 @@ def tiles(config: BuildConfig, entries: list[Entry], client: Client | None) -> N
     Raises StoreError where a scene was built with other settings before.
     """
     root = store.join(config.out, store.TILES)
-    rules = Rules(**config.rules.model_dump())
+    weights = None if config.pansharpen_weights is None else tuple(config.pansharpen_weights)
     refused: dict[str, dict[str, str]] = {}
     jobs: list[TileJob] = []
     for entry in entries:
@@ -165,11 +227,23 @@ def tiles(config: BuildConfig, entries: list[Entry], client: Client | None) -> N
             bands=len(scene.bands),
             tile=grid.tile,
             block=grid.block,
-            dtype="uint8",
+            dtype=stored(entry).dtype,
             attributes=attributes(entry, grid, config),
         )
         jobs += [
-            TileJob(root, scene, entry.terrain, entry.stretch, rules, grid, i, j)
+            TileJob(
+                root,
+                scene,
+                entry.terrain,
+                entry.stretch,
+                config.rules,
+                grid,
+                i,
+                j,
+                entry.radiometry,
+                config.resampling,
+                weights,
+            )
             for i, j in missing(root, scene.id, grid)
         ]
     store.consolidate(root)

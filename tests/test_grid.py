@@ -11,10 +11,10 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
-from pyproj import Transformer
+from pyproj import Geod, Transformer
 
 from geokr import store
-from pipeline.grid import TileGrid, peak_bytes, scene_grid, utm
+from pipeline.grid import TileGrid, centre_of, peak_bytes, plane_of, scene_grid, utm
 from pipeline.quality import Rules
 from pipeline.radiometry import Stretch
 from pipeline.sensor import Georeferenced
@@ -183,6 +183,46 @@ def test_a_scene_without_room_for_a_tile_has_no_grid() -> None:
 )
 def test_the_zone_of_a_place(lon: float, lat: float, code: str) -> None:
     assert utm(lon, lat) == code
+
+
+@pytest.mark.parametrize(
+    ("lon", "lat", "code"),
+    [
+        (10.0, 84.1, "EPSG:5041"),
+        (10.0, 83.9, "EPSG:32632"),
+        (-170.0, 88.0, "EPSG:5041"),
+        (10.0, -84.1, "EPSG:5042"),
+        (10.0, -83.9, "EPSG:32732"),
+    ],
+)
+def test_beyond_84_degrees_the_plane_is_polar_stereographic(lon: float, lat: float, code: str) -> None:
+    assert plane_of(lon, lat) == code
+    footprint = shapely.box(lon - 1.0, lat - 0.05, lon + 1.0, lat + 0.05)
+    grid = scene_grid(footprint, 16.0, 64, 48, 4)
+    assert grid is not None
+    assert str(grid.geobox.crs) == code
+    # Tiles keep their places and size: a pixel is 16 m on the ground to within what the projection says of itself.
+    corners = grid.corners(slice(0, grid.rows), slice(0, grid.cols)).reshape(-1, 4, 2)
+    lons, lats = Transformer.from_crs(code, 4326, always_xy=True).transform(corners[..., 0], corners[..., 1])
+    side = Geod(ellps="WGS84").inv(lons[:, 0], lats[:, 0], lons[:, 1], lats[:, 1])[2]
+    assert side == pytest.approx(64 * 16.0, rel=7e-3)
+    assert abs(lats.mean() - lat) < 0.05
+
+
+def test_the_centre_decides_where_a_scene_belongs() -> None:
+    """Across a zone's edge, the equator and 84 degrees: by a little on either side."""
+    for shift, codes in (
+        (-0.01, ("EPSG:32648", "EPSG:32748", "EPSG:32632")),
+        (0.01, ("EPSG:32649", "EPSG:32648", "EPSG:5041")),
+    ):
+        boxes = ((108 + shift, 20.0, 0), (105.0, shift, 1), (10.0, 84 + shift, 2))
+        for lon, lat, k in boxes:
+            grid = scene_grid(shapely.box(lon - 0.3, lat - 0.3, lon + 0.3, lat + 0.3), 16.0, 64, 48, 4)
+            assert grid is not None
+            assert str(grid.geobox.crs) == codes[k]
+    # A sliver to the west does not outweigh the rest of the scene.
+    lopsided = shapely.Polygon([(107.0, 20.0), (108.9, 20.3), (108.9, 19.7)])
+    assert centre_of(lopsided) == pytest.approx((108.267, 20.0), abs=0.01)
 
 
 @pytest.mark.parametrize("lon", [179.95, 180.05, -180.05, -179.95])
