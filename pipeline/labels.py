@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from geokr import store
-from geokr.landcover import LandCover, class_shares
+from geokr.landcover import LandCover
+from geokr.shares import class_shares
 from pipeline.grid import TileGrid
+from pipeline.sensor import Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,12 @@ class LabelReport:
     """Tiles of which anything is known."""
     unlisted: frozenset[int]
     """Codes in the land cover that its legend does not mention."""
+
+
+def outline(grid: TileGrid) -> Floats:
+    """Corners of a whole grid: (1, 4, 2) float64, m."""
+    left, bottom, right, top = grid.geobox.boundingbox
+    return np.array([[(left, top), (right, top), (right, bottom), (left, bottom)]])
 
 
 LABELLED, UNKNOWN = (store.LABEL_STATUS.index(name) for name in ("labelled", "unknown"))

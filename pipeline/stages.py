@@ -5,22 +5,22 @@ import json
 import logging
 import sys
 from collections.abc import Collection
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import shapely
 from tqdm import tqdm
 
 from geokr import index, store
 from geokr.landcover import LandCover
+from geokr.shares import near
 from pipeline import quarantine
 from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
 from pipeline.delivery import Refusal, deliveries
 from pipeline.grid import TileGrid, scene_grid
-from pipeline.labels import LabelJob, build_labels
+from pipeline.labels import LabelJob, build_labels, outline
 from pipeline.quality import Rules
 from pipeline.rows import RowJob, SceneRows, assemble, footprints, scene_rows
 from pipeline.run import Client, stream
@@ -28,7 +28,7 @@ from pipeline.tiles import TileJob, build_tiles
 
 log = logging.getLogger(__name__)
 
-SOFTWARE = ("rasterio", "pyproj", "opencv-python-headless", "exactextract", "zarr", "numpy")
+SOFTWARE = ("rasterio", "pyproj", "opencv-python-headless", "numba", "zarr", "numpy")
 """Packages whose versions go into the provenance: what the bytes depend on."""
 
 
@@ -222,8 +222,8 @@ def labels(config: BuildConfig, covers: list[LandCover], entries: list[Entry], c
             scene, grid = entry.scene, grid_of(entry, config)
             if grid is None:
                 continue
-            sheets = tuple(s for s in cover.sheets if shapely.intersects(s.outline, scene.footprint.buffer(0.05)))
-            if not sheets:
+            here = near(outline(grid), str(grid.geobox.crs), cover)
+            if not here.sheets:
                 log.warning("%s: %s has no land cover there; its tiles stay without a label", scene.id, cover.name)
             store.create_labels(
                 root,
@@ -234,10 +234,9 @@ def labels(config: BuildConfig, covers: list[LandCover], entries: list[Entry], c
                 attributes={
                     **placement(grid),
                     "product": cover.name,
-                    "sheets": {Path(sheet.path).name: Path(sheet.path).stat().st_size for sheet in sheets},
+                    "sheets": {Path(sheet.path).name: Path(sheet.path).stat().st_size for sheet in here.sheets},
                 },
             )
-            here = replace(cover, sheets=sheets)
             jobs += [LabelJob(root, scene.id, here, grid, i, j) for i, j in missing(root, scene.id, grid)]
         store.consolidate(root)
     named = ((f"labels-{job.cover.name}-{job.scene}-{job.i}-{job.j}", job) for job in jobs)

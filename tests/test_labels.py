@@ -17,7 +17,8 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
 from geokr import store
-from geokr.landcover import LandCover, LandCoverError, class_shares, find
+from geokr.landcover import LandCover, LandCoverError, find
+from geokr.shares import class_shares
 from pipeline.grid import TileGrid
 from pipeline.labels import LabelJob, LabelReport, build_labels
 from pipeline.rows import RowJob, SceneRows, footprints, scene_rows

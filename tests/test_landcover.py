@@ -16,8 +16,9 @@ from rasterio.io import DatasetReader
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from geokr.landcover import LandCover, LandCoverError, class_shares, find
+from geokr.landcover import LandCover, LandCoverError, find
 from geokr.legend import Legend
+from geokr.shares import class_shares
 
 Floats = npt.NDArray[np.float64]
 
@@ -556,7 +557,7 @@ def test_sheets_are_found_in_several_directories_by_product_and_year(tmp_path: P
         "b/N48_25_2020LC030.TIF": at((105.0, 27.5)),
         "b/n48_20_2010lc030.tif": at((105.0, 22.5)),
         "a/ESA_WorldCover_10m_2020_v100_N21E105_Map.tif": lonlat,
-        "b/esa_worldcover_10m_2020_v100_s21w105_map.TIFF": lonlat,
+        "b/esa_worldcover_10m_2020_v100_s21w105_map.TIFF": at((-103.5, -19.5), LONLAT, size=0.01),
         "b/ESA_WorldCover_10m_2021_v200_N21E105_Map.tif": lonlat,
         "a/MCD12C1.A2020001.061.2022172062638.tif": lonlat,
         "a/mcd12c1.a2001001.006.tif": lonlat,

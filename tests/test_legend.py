@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geokr.legend import KNOWLEDGE, Legend, read_legend, read_toml
+from geokr.legend import KNOWLEDGE, OWN, Legend, Taxonomy, read_legend, read_taxonomy, read_toml
+
+PRODUCTS = KNOWLEDGE / "products"
 
 # The codes of each product as its makers list them, copied by hand from their documents.
 CODES = {
@@ -22,7 +24,7 @@ CLASSES = (
     "cultivated", "forest", "grassland", "shrubland", "wetland", "water", "tundra", "artificial", "bare", "snow_ice",
 )  # fmt: skip
 
-LEGENDS = {name: read_legend(KNOWLEDGE / f"{name}.toml") for name in CODES}
+LEGENDS = {name: read_legend(PRODUCTS / f"{name}.toml", read_taxonomy()) for name in CODES}
 each_product = pytest.mark.parametrize("name", CODES)
 any_legend = st.sampled_from(list(LEGENDS.values()))
 
