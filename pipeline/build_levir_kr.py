@@ -140,7 +140,7 @@ def plan(config: BuildConfig, covers: list[LandCover]) -> list[str]:
             if isinstance(scene, Refusal):
                 lines.append(f"refused   {scene.detail}")
             elif scene.id not in found:
-                found[scene.id] = Entry(scene, flat_terrain(scene.model), Stretch(0, 1), 0.0)
+                found[scene.id] = Entry(scene, flat_terrain(scene.images[0].model), Stretch(0, 1), 0.0)
     for name, entry in sorted(found.items()):
         grid = stages.grid_of(entry, config)
         if grid is None:
@@ -150,10 +150,11 @@ def plan(config: BuildConfig, covers: list[LandCover]) -> list[str]:
         tiles = grid.rows * grid.cols
         size = tiles * len(entry.scene.bands) * grid.tile**2
         total, most = total + tiles, most + size
+        first = entry.scene.images[0]
         itemsize = 1 if entry.scene.dtype == "uint8" else 2
         memory = max(memory, peak_bytes(grid.block, grid.tile, grid.stride, len(entry.scene.bands), itemsize))
         lines.append(
-            f"scene     {name}: {entry.scene.width} x {entry.scene.height} px, {entry.scene.gsd:g} m, "
+            f"scene     {name}: {first.width} x {first.height} px, {entry.scene.gsd:g} m, "
             f"{grid.geobox.crs}, {grid.rows} x {grid.cols} tiles in {rows * cols} blocks, at most {size / 1e6:.0f} MB"
         )
     for cover in covers:

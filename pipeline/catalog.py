@@ -11,10 +11,10 @@ import shapely
 from rasterio.errors import RasterioIOError
 
 from pipeline.delivery import Delivery, Refusal, flat_terrain, outline, read_delivery
-from pipeline.ortho import open_image
+from pipeline.ortho import Pixels, open_image
 from pipeline.radiometry import Stretch, percentile_stretch
-from pipeline.scene import Scene, SceneError
-from pipeline.sensor import Georeferenced, model_from_json
+from pipeline.scene import Image, Scene, SceneError, image_from_json
+from pipeline.sensor import Georeferenced
 from pipeline.terrain import Terrain
 
 CATALOG = "scenes.parquet"
@@ -58,23 +58,33 @@ def read_and_survey(job: CatalogJob) -> list[Entry | Refusal]:
 
 def survey(scene: Scene, dem: str | None, low: float, high: float) -> Entry:
     """Decide a scene's stretch and ground: reads every 20th pixel. Raises SceneError naming file and fault."""
-    terrain = replace(flat_terrain(scene.model), dem=None if isinstance(scene.model, Georeferenced) else dem)
-    footprint = outline(scene.model, scene.width, scene.height, terrain, scene.image)
+    first = scene.images[0]
+    terrain = replace(flat_terrain(first.model), dem=None if isinstance(first.model, Georeferenced) else dem)
+    footprint = outline(first.model, first.width, first.height, terrain, first.path)
     coverage = terrain.coverage(*shapely.get_coordinates(footprint.exterior).T)
-    shape = (len(scene.bands), max(1, scene.height // SURVEY_STEP), max(1, scene.width // SURVEY_STEP))
+    shape = (max(1, first.height // SURVEY_STEP), max(1, first.width // SURVEY_STEP))
+    samples = [decimated(image, shape) for image in scene.images]
+    valid = np.ones(shape, np.bool_)
+    for image, sample in zip(scene.images, samples, strict=True):
+        if image.nodata is not None:
+            valid &= (sample != image.nodata).all(axis=0)
     try:
-        with open_image(scene.image) as file:
-            sample = file.read(out_shape=shape)
-            # The decimated read skips lines; the last one must be there too.
-            file.read(window=((scene.height - 1, scene.height), (0, scene.width)))
-    except RasterioIOError as error:
-        raise SceneError(f"{scene.image}: cannot be read to its end: {error}") from error
-    valid = np.ones(shape[1:], np.bool_) if scene.nodata is None else (sample != scene.nodata).all(axis=0)
-    try:
-        stretch = percentile_stretch(sample, valid, low, high)
+        stretch = percentile_stretch(np.concatenate(samples), valid, low, high)
     except ValueError as error:
-        raise SceneError(f"{scene.image}: {error}") from error
+        raise SceneError(f"{first.path}: {error}") from error
     return Entry(replace(scene, footprint=footprint), terrain, stretch, coverage)
+
+
+def decimated(image: Image, shape: tuple[int, int]) -> Pixels:
+    """Every so-maniest pixel of an image: (band, *shape). Raises SceneError where it cannot be read to its end."""
+    try:
+        with open_image(image.path) as file:
+            sample = np.asarray(file.read(out_shape=(len(image.bands), *shape)))
+            # The decimated read skips lines; the last one must be there too.
+            file.read(window=((image.height - 1, image.height), (0, image.width)))
+    except RasterioIOError as error:
+        raise SceneError(f"{image.path}: cannot be read to its end: {error}") from error
+    return sample
 
 
 def write_catalog(path: Path, entries: Iterable[Entry], provenance: str) -> None:
@@ -85,13 +95,13 @@ def write_catalog(path: Path, entries: Iterable[Entry], provenance: str) -> None
     rows = []
     for entry in sorted(entries, key=lambda entry: entry.scene.id):
         scene = entry.scene
-        row = {name: getattr(scene, name) for name in Scene.__slots__ if name not in ("model", "footprint", "metadata")}
+        row = {name: getattr(scene, name) for name in Scene.__slots__ if name not in ("footprint", "metadata")}
         rows.append(
             row
             | {
                 "bands": list(scene.bands),
                 "files": list(scene.files),
-                "model": json.dumps(scene.model.to_json()),
+                "images": json.dumps([image.to_json() for image in scene.images]),
                 "metadata": json.dumps(dict(scene.metadata), ensure_ascii=False),
                 "dem": entry.terrain.dem,
                 "dem_coverage": entry.dem_coverage,
@@ -106,7 +116,6 @@ def write_catalog(path: Path, entries: Iterable[Entry], provenance: str) -> None
     frame = geopandas.GeoDataFrame(rows, columns=columns, geometry="geometry", crs="EPSG:4326")
     if rows:
         frame["acquired"] = frame["acquired"].astype("datetime64[us, UTC]")
-        frame["nodata"] = frame["nodata"].astype("float64")
     temporary = path.with_name(path.name + ".new")
     frame.to_parquet(temporary, index=False, compression="zstd", schema_version="1.1.0")
     temporary.replace(path)
@@ -141,10 +150,8 @@ def read_catalog(path: Path) -> list[Entry]:
         fields = {name: row[name] for name in Scene.__slots__ if name in row}
         fields |= {
             "acquired": None if row["acquired"] is None or row["acquired"] != row["acquired"] else row["acquired"],
-            "nodata": None if np.isnan(row["nodata"]) else row["nodata"],
-            "bands": tuple(row["bands"]),
             "files": tuple(row["files"]),
-            "model": model_from_json(json.loads(row["model"])),
+            "images": tuple(image_from_json(image) for image in json.loads(row["images"])),
             "metadata": json.loads(row["metadata"]),
             "footprint": row["geometry"],
         }

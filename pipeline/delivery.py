@@ -20,7 +20,7 @@ from rasterio.errors import RasterioIOError
 from geokr.crs import transformer
 from pipeline import gaofen
 from pipeline.ortho import open_image
-from pipeline.scene import Scene, SceneError
+from pipeline.scene import Image, Scene, SceneError
 from pipeline.sensor import Floats, Georeferenced, SensorModel
 from pipeline.terrain import Terrain
 
@@ -154,22 +154,17 @@ def read_scene(name: str, files: dict[str, bytes | None], delivery: Delivery) ->
     metadata = tuple(files[other] or b"" for other in (xml, rpb) if other)
     common: dict[str, Any] = {
         "id": path.stem,
-        "image": image,
         "delivery": delivery.path,
         "files": () if delivery.archive else tuple(sorted(filter(None, [name, xml, rpb]))),
         "bytes": Path(delivery.path).stat().st_size,
-        "width": header.width,
-        "height": header.height,
-        "dtype": header.dtypes[0],
-        "nodata": header.nodata,
     }
     try:
         parts = gaofen.parse_name(path.stem)
     except gaofen.GaofenError:
         if header.crs is None:
             raise SceneError(f"{image}: no georeference, and its name is not that of a Gaofen image") from None
-        return georeferenced(header, common)
-    return gaofen_scene(parts, header, common, xml, rpb, metadata, files)
+        return georeferenced(image, header, common)
+    return gaofen_scene(image, parts, header, common, xml, rpb, metadata, files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +182,13 @@ class Header:
     descriptions: tuple[str, ...]
     tags: dict[str, str]
 
+    def image(self, path: str, bands: tuple[str, ...], gsd: float, model: SensorModel) -> Image:
+        """The image that the header is of."""
+        return Image(path, bands, self.width, self.height, self.dtypes[0], self.nodata, gsd, model)
+
 
 def gaofen_scene(
+    image: str,
     parts: gaofen.Name,
     header: Header,
     common: dict[str, Any],
@@ -198,7 +198,6 @@ def gaofen_scene(
     files: dict[str, bytes | None],
 ) -> Scene:
     """A Gaofen image with its XML, and its RPB unless it lies on a map already."""
-    image = common["image"]
     if xml is None:
         raise SceneError(f"{image}: there is no product XML beside it")
     try:
@@ -225,9 +224,8 @@ def gaofen_scene(
         level=parts.level,
         acquired=gaofen.acquired(fields),
         gsd=gsd,
-        bands=gaofen.bands(parts, fields, header.count),
+        images=(header.image(image, gaofen.bands(parts, fields, header.count), gsd, model),),
         checksum=checksum(metadata),
-        model=model,
         footprint=outline(model, header.width, header.height, flat_terrain(model), image),
         metadata=fields,
         **common,
@@ -243,23 +241,22 @@ def gaofen_scene(
     return scene
 
 
-def georeferenced(header: Header, common: dict[str, Any]) -> Scene:
+def georeferenced(image: str, header: Header, common: dict[str, Any]) -> Scene:
     """Any image that lies on a map."""
-    image = common["image"]
     model = Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6])
     footprint = outline(model, header.width, header.height, flat_terrain(model), image)
     names = tuple(text.strip().lower().replace(" ", "_") for text in header.descriptions)
     if not all(names) or len(set(names)) != len(names):
         names = tuple(f"band_{k}" for k in range(1, header.count + 1))
+    gsd = ground_distance(model, header.width, header.height)
     return Scene(
         satellite="",
         sensor="",
         level="L2A",
         acquired=tagged_time(header.tags.get("TIFFTAG_DATETIME", "")),
-        gsd=ground_distance(model, header.width, header.height),
-        bands=names,
+        gsd=gsd,
+        images=(header.image(image, names, gsd, model),),
         checksum=checksum((repr(header).encode(),)),
-        model=model,
         footprint=footprint,
         metadata=header.tags,
         **common,

@@ -1,4 +1,4 @@
-"""Orthorectification: the pixels of a grid on the map, from one scene.
+"""Orthorectification: the pixels of a grid on the map, from one image.
 
 One path for every source. The sensor model is evaluated in float64 on a lattice of destination pixels,
 interpolated between its nodes, and all bands are resampled at once.
@@ -20,7 +20,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.windows import Window
 
 from geokr.crs import transformer
-from pipeline.scene import Scene, SceneError
+from pipeline.scene import Image, SceneError
 from pipeline.sensor import Floats, SensorModel
 from pipeline.terrain import Terrain
 
@@ -122,31 +122,31 @@ def resample(
     return pixels, good
 
 
-def orthorectify(geobox: GeoBox, scene: Scene, terrain: Terrain) -> tuple[Pixels, npt.NDArray[np.bool_], Lattice]:
-    """A grid's pixels from a scene: (row, col, band) in the file's type, (row, col) validity, and the lattice.
+def orthorectify(geobox: GeoBox, image: Image, terrain: Terrain) -> tuple[Pixels, npt.NDArray[np.bool_], Lattice]:
+    """A grid's pixels from an image: (row, col, band) in the file's type, (row, col) validity, and the lattice.
 
     Validity is False where the ground lies outside the image or the image has no data. Only the window of the
     image that the grid needs is read. Raises SceneError naming the file where it cannot be read.
     """
     shape = (geobox.shape[0], geobox.shape[1])
-    mesh = lattice(geobox, scene.model, terrain)
-    window = source_window(mesh, scene.width, scene.height)
+    mesh = lattice(geobox, image.model, terrain)
+    window = source_window(mesh, image.width, image.height)
     if window is None:
-        return np.zeros((*shape, len(scene.bands)), scene.dtype), np.zeros(shape, np.bool_), mesh
+        return np.zeros((*shape, len(image.bands)), image.dtype), np.zeros(shape, np.bool_), mesh
     c0, r0, width, height = window
     if max(width, height) > LONGEST:
         raise SceneError(
-            f"{scene.image}: a block of {shape[1]} x {shape[0]} px at {scene.gsd:g} m draws on {width} x {height} px "
+            f"{image.path}: a block of {shape[1]} x {shape[0]} px at {image.gsd:g} m draws on {width} x {height} px "
             f"of it, more than {LONGEST}; give a smaller block, or is the ground sampling distance wrong?"
         )
     try:
-        with open_image(scene.image) as file:
+        with open_image(image.path) as file:
             bands = file.read(window=Window(c0, r0, width, height))
     except RasterioIOError as error:
-        raise SceneError(f"{scene.image}: cannot be read: {error}") from error
+        raise SceneError(f"{image.path}: cannot be read: {error}") from error
     source = np.ascontiguousarray(np.moveaxis(bands, 0, -1))
     del bands  # a block's memory is promised: see pipeline.grid.peak_bytes
-    valid = None if scene.nodata is None else (source != scene.nodata).all(axis=2)
+    valid = None if image.nodata is None else (source != image.nodata).all(axis=2)
     x = mesh.dense(mesh.col, c0 + 0.5, shape)
     y = mesh.dense(mesh.row, r0 + 0.5, shape)
     pixels, good = resample(source, valid, x, y)

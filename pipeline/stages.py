@@ -72,7 +72,7 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
         if isinstance(item, Refusal):
             refused.append(asdict(item))
         elif item.scene.id in entries:
-            first = entries[item.scene.id].scene.image
+            first = entries[item.scene.id].scene.images[0].path
             detail = f"{path}: the scene is there already, from {first}"
             refused.append({"scene": item.scene.id, "reason": "duplicate", "detail": detail})
         else:
@@ -132,7 +132,7 @@ def attributes(entry: Entry, grid: TileGrid, config: BuildConfig) -> dict[str, A
         "acquired": None if scene.acquired is None else scene.acquired.isoformat(),
         "satellite": scene.satellite,
         "sensor": scene.sensor,
-        "source": {"name": Path(scene.image).name, "bytes": scene.bytes, "sha256_of_metadata": scene.checksum},
+        "source": {"name": Path(scene.images[0].path).name, "bytes": scene.bytes, "sha256_of_metadata": scene.checksum},
         "stretch": [entry.stretch.low, entry.stretch.high],
         "dem": None if entry.terrain.dem is None else Path(entry.terrain.dem).name,
         "ground_height": entry.terrain.height,
@@ -152,7 +152,7 @@ def tiles(config: BuildConfig, entries: list[Entry], client: Client | None) -> N
     for entry in entries:
         scene, grid = entry.scene, grid_of(entry, config)
         if grid is None:
-            detail = f"{scene.image}: no tile of {config.tile} px at {scene.gsd:g} m fits into the scene"
+            detail = f"{scene.images[0].path}: no tile of {config.tile} px at {scene.gsd:g} m fits into the scene"
             refused[scene.id] = {"scene": scene.id, "reason": "too_small", "detail": detail}
             continue
         store.create_tiles(

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import numpy.typing as npt
+from odc.geo.geobox import GeoBox
 
 from geokr import store
 from pipeline.grid import Block, TileGrid
-from pipeline.ortho import Pixels, orthorectify
+from pipeline.ortho import Lattice, Pixels, orthorectify
 from pipeline.quality import VOID, Rules, judge
 from pipeline.radiometry import Stretch
 from pipeline.scene import Scene
@@ -49,11 +50,26 @@ def build_tiles(job: TileJob) -> TileReport:
     Raises SceneError where the image cannot be read; nothing of the block is marked as done then.
     """
     block = job.grid.at(job.i, job.j)
-    pixels, valid, mesh = orthorectify(block.geobox, job.scene, job.terrain)
+    pixels, valid, meshes = orthorectify_all(block.geobox, job.scene, job.terrain)
     images, status = cut(job.stretch.apply(pixels), valid, block, job.grid, job.rules)
     group = store.open_scene(job.root, job.scene.id, "r+")
     store.write_block(group, block.rows, block.cols, {"image": images}, status)
-    return TileReport(status.size, int((status == store.ACCEPTED).sum()), mesh.step, mesh.error)
+    return TileReport(
+        status.size,
+        int((status == store.ACCEPTED).sum()),
+        min(mesh.step for mesh in meshes),
+        max(mesh.error for mesh in meshes),
+    )
+
+
+def orthorectify_all(
+    geobox: GeoBox, scene: Scene, terrain: Terrain
+) -> tuple[Pixels, npt.NDArray[np.bool_], list[Lattice]]:
+    """A grid's pixels from all images of a scene: (y, x, band), (y, x) valid in all of them, their lattices."""
+    pixels, valid, meshes = zip(*(orthorectify(geobox, image, terrain) for image in scene.images), strict=True)
+    if len(pixels) == 1:
+        return pixels[0], valid[0], [*meshes]
+    return np.concatenate(pixels, axis=2), np.logical_and.reduce(valid), [*meshes]
 
 
 def cut(

@@ -18,7 +18,7 @@ from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
-from pipeline.scene import Scene
+from pipeline.scene import Image, Scene
 from pipeline.sensor import RPC, Georeferenced, SensorModel
 
 LON, LAT, GROUND = 105.3, 24.8, 500.0
@@ -139,33 +139,34 @@ def write_archive(path: Path, files: Mapping[str, bytes]) -> Path:
     return path
 
 
-def scene(
-    image: Path, pixels: npt.NDArray[Any], model: SensorModel, gsd: float = GSD, nodata: float | None = None
-) -> Scene:
-    """A scene of (band, row, col) pixels, written as a TIFF, past any catalog."""
+def image_of(
+    path: Path, pixels: npt.NDArray[Any], model: SensorModel, gsd: float = GSD, nodata: float | None = None
+) -> Image:
+    """An image of (band, row, col) pixels, written as a TIFF."""
     bands, height, width = pixels.shape
     profile: dict[str, Any] = {"nodata": nodata}
     if isinstance(model, Georeferenced):
         profile |= {"crs": rasterio.CRS.from_user_input(model.crs), "transform": Affine(*model.transform)}
-    image.write_bytes(tiff(pixels, **profile))
+    path.write_bytes(tiff(pixels, **profile))
+    names = tuple(f"band_{k + 1}" for k in range(bands))
+    return Image(str(path), names, width, height, pixels.dtype.name, nodata, gsd, model)
+
+
+def scene_of(*images: Image) -> Scene:
+    """A scene of images, past any catalog."""
+    first = images[0]
     return Scene(
-        id=image.stem,
+        id=Path(first.path).stem,
         satellite="GF1",
         sensor="PMS1",
         level="L1A",
         acquired=None,
-        gsd=gsd,
-        bands=tuple(f"band_{k + 1}" for k in range(bands)),
-        width=width,
-        height=height,
-        dtype=pixels.dtype.name,
-        nodata=nodata,
-        image=str(image),
-        delivery=str(image),
-        files=(str(image),),
-        bytes=image.stat().st_size,
+        gsd=first.gsd,
+        images=images,
+        delivery=first.path,
+        files=tuple(image.path for image in images),
+        bytes=sum(Path(image.path).stat().st_size for image in images),
         checksum="",
-        model=model,
         footprint=shapely.box(LON - 0.1, LAT - 0.1, LON + 0.1, LAT + 0.1),
         metadata={},
     )

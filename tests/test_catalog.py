@@ -22,7 +22,7 @@ from pipeline.config import BuildConfig, ConfigError
 from pipeline.delivery import Delivery, Refusal, deliveries, read_delivery
 from pipeline.ortho import open_image
 from pipeline.radiometry import Stretch
-from pipeline.scene import Scene, SceneError
+from pipeline.scene import Image, Scene, SceneError
 from pipeline.sensor import Georeferenced
 from pipeline.stages import catalog
 from pipeline.terrain import Terrain
@@ -76,7 +76,7 @@ def test_the_stretch_is_that_of_every_20th_pixel(tmp_path: Path) -> None:
     files = contents() | {f"{STEM}.tiff": tiff(values), f"{STEM}.rpb": rpb(camera(330, 210)).encode()}
     files[f"{STEM}.xml"] = files[f"{STEM}.xml"].replace(b">90<", b">330<").replace(b">70<", b">210<")
     entry = survey(only(write_folder(tmp_path, files)), None, 2.0, 97.0)
-    with open_image(entry.scene.image) as file:
+    with open_image(entry.scene.images[0].path) as file:
         sample = file.read(out_shape=(3, 210 // 20, 330 // 20))
     assert (entry.stretch.low, entry.stretch.high) == tuple(np.percentile(sample, [2, 97]))
 
@@ -146,11 +146,24 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=2
 
 
 @st.composite
-def entries(draw: st.DrawFn) -> Entry:
-    model = draw(
-        st.builds(camera, heading=st.floats(0, 360), lon=st.floats(-180, 180))
-        | st.builds(Georeferenced, st.just("EPSG:32648"), st.just((8.0, 0.5, 5e5, 0.5, -8.0, 2.7e6)))
+def images(draw: st.DrawFn) -> Image:
+    return Image(
+        path=draw(texts),
+        bands=tuple(draw(st.lists(texts, min_size=1, max_size=8))),
+        width=draw(st.integers(1, 2**31)),
+        height=draw(st.integers(1, 2**31)),
+        dtype=draw(st.sampled_from(["uint8", "uint16"])),
+        nodata=draw(st.none() | st.floats(-1e5, 1e5)),
+        gsd=draw(st.floats(0.01, 1e4)),
+        model=draw(
+            st.builds(camera, heading=st.floats(0, 360), lon=st.floats(-180, 180))
+            | st.builds(Georeferenced, st.just("EPSG:32648"), st.just((8.0, 0.5, 5e5, 0.5, -8.0, 2.7e6)))
+        ),
     )
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> Entry:
     low = draw(st.floats(0, 1e5))
     scene = Scene(
         id=draw(texts),
@@ -159,17 +172,11 @@ def entries(draw: st.DrawFn) -> Entry:
         level="L1A",
         acquired=draw(st.none() | st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))),
         gsd=draw(st.floats(0.01, 1e4)),
-        bands=tuple(draw(st.lists(texts, min_size=1, max_size=8))),
-        width=draw(st.integers(1, 2**31)),
-        height=draw(st.integers(1, 2**31)),
-        dtype=draw(st.sampled_from(["uint8", "uint16"])),
-        nodata=draw(st.none() | st.floats(-1e5, 1e5)),
-        image=draw(texts),
+        images=tuple(draw(st.lists(images(), min_size=1, max_size=3))),
         delivery=draw(texts),
         files=tuple(draw(st.lists(texts, max_size=3))),
         bytes=draw(st.integers(0, 2**50)),
         checksum=draw(texts),
-        model=model,
         footprint=shapely.box(*draw(st.tuples(*[st.floats(-180, 180)] * 4))),
         metadata=draw(st.dictionaries(texts, texts, max_size=4)),
     )
@@ -196,7 +203,8 @@ def test_a_catalog_is_a_map_for_others(tmp_path: Path) -> None:
     assert table.crs == "EPSG:4326"
     assert table.geometry[0].equals(entry.scene.footprint)
     row = table.iloc[0]
-    assert (row["id"], row["satellite"], row["gsd"], row["width"]) == (STEM, "GF1", 8.0, WIDTH)
+    assert (row["id"], row["satellite"], row["gsd"]) == (STEM, "GF1", 8.0)
+    assert json.loads(row["images"])[0]["width"] == WIDTH
     assert row["acquired"].isoformat() == "2020-05-22T21:03:08+00:00"
     assert json.loads(row["metadata"])["CloudPercent"] == "101"
     assert set(json.loads(row["provenance"])) >= {"dem", "stretch", "software"}
@@ -289,11 +297,11 @@ def test_a_scene_delivered_twice_counts_once(tmp_path: Path) -> None:
     write_folder(scenes / "z", contents())
     for _ in range(2):
         (entry,) = catalog(config(tmp_path), None)
-        assert entry.scene.image == str(scenes / "a" / f"{STEM}.tiff")
+        assert entry.scene.images[0].path == str(scenes / "a" / f"{STEM}.tiff")
         refused = quarantine.read(tmp_path / "out")
         assert [(item["scene"], item["reason"]) for item in refused] == [(STEM, "duplicate")] * 2
         places = (scenes / "m.tar", scenes / "z" / f"{STEM}.tiff")
-        wanted = [f"{place}: the scene is there already, from {entry.scene.image}" for place in places]
+        wanted = [f"{place}: the scene is there already, from {entry.scene.images[0].path}" for place in places]
         assert sorted(item["detail"] for item in refused) == sorted(wanted)
 
 
@@ -365,11 +373,13 @@ def test_a_scenes_values_are_held_to_what_is_possible(tmp_path: Path) -> None:
         ({"acquired": datetime(2020, 1, 1)}, "acquired must be in UTC"),
         ({"gsd": 0.0}, "the ground sampling distance must be positive, got 0.0 m"),
         ({"gsd": float("nan")}, "the ground sampling distance must be positive, got nan m"),
-        ({"width": 0}, "an image of 0 x 70 px is empty"),
+        ({"images": ()}, "a scene needs an image"),
     )
     for change, sentence in changes:
         with pytest.raises(ValueError, match=f"{STEM}: {sentence}"):
             replace(scene, **change)
+    with pytest.raises(ValueError, match=rf"{STEM}\.tiff: an image of 0 x 70 px is empty"):
+        replace(scene.images[0], width=0)
 
 
 # --- what was refused
@@ -417,7 +427,7 @@ def test_which_of_two_deliveries_counts_does_not_depend_on_history(tmp_path: Pat
     os.utime(tmp_path / "out" / CATALOG, (later, later))
     write_folder(scenes / "a", contents())
     (entry,) = catalog(config(tmp_path), None)
-    assert entry.scene.image == str(scenes / "a" / f"{STEM}.tiff")
+    assert entry.scene.images[0].path == str(scenes / "a" / f"{STEM}.tiff")
 
 
 def test_a_ground_sampling_distance_that_the_rpc_denies_is_refused(tmp_path: Path) -> None:

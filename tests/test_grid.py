@@ -20,7 +20,7 @@ from pipeline.radiometry import Stretch
 from pipeline.sensor import Georeferenced
 from pipeline.terrain import Terrain
 from pipeline.tiles import TileJob, build_tiles
-from tests.deliveries import scene
+from tests.deliveries import image_of, scene_of
 
 CRS = "EPSG:32648"
 
@@ -211,15 +211,15 @@ def test_building_a_block_takes_no_more_memory_than_promised(
     placed = Affine.translation(5e5, 2e6) @ Affine.rotation(turn) @ Affine.scale(gsd, -gsd)
     model = Georeferenced(CRS, tuple(placed @ Affine.translation(-size / 2, -size / 2))[:6])
     pixels = np.random.default_rng(0).integers(30, 220, (bands, size, size)).astype(dtype)
-    image = scene(tmp_path / "image.tif", pixels, model, gsd, nodata=0)
+    scene = scene_of(image_of(tmp_path / "image.tif", pixels, model, gsd, nodata=0))
     box = GeoBox((side, side), Affine(gsd, 0, 5e5 - side * gsd / 2, 0, -gsd, 2e6 + side * gsd / 2), CRS)
     root = str(tmp_path / "tiles.zarr")
     sizes: dict[str, Any] = {"bands": bands, "tile": tile, "block": block, "dtype": "uint8"}
-    job = TileJob(root, image, Terrain(None, 0.0), Stretch(0, 250), Rules(), TileGrid(box, tile, stride, block), 0, 0)
+    job = TileJob(root, scene, Terrain(None, 0.0), Stretch(0, 250), Rules(), TileGrid(box, tile, stride, block), 0, 0)
     del pixels
 
     def peak() -> int:
-        store.create_tiles(root, image.id, shape=(block, block), attributes={}, **sizes)
+        store.create_tiles(root, scene.id, shape=(block, block), attributes={}, **sizes)
         tracemalloc.start()
         report = build_tiles(job)
         most = tracemalloc.get_traced_memory()[1]

@@ -22,7 +22,7 @@ from geokr.shares import class_shares
 from pipeline.grid import TileGrid
 from pipeline.labels import LabelJob, LabelReport, build_labels
 from pipeline.rows import RowJob, SceneRows, footprints, scene_rows
-from pipeline.scene import Scene
+from pipeline.scene import Image, Scene
 from pipeline.sensor import Georeferenced
 
 CRS = "EPSG:32648"
@@ -180,6 +180,7 @@ def test_a_block_labelled_again_is_the_same(tmp_path: Path, shore: LandCover) ->
 
 
 def scene(acquired: datetime | None = datetime(2022, 6, 24, 4, 5, 6, 789_000, UTC)) -> Scene:
+    model = Georeferenced(CRS, (GSD, 0, LEFT, 0, -GSD, TOP))
     return Scene(
         id="scene",
         satellite="GF2",
@@ -187,17 +188,11 @@ def scene(acquired: datetime | None = datetime(2022, 6, 24, 4, 5, 6, 789_000, UT
         level="L2A",
         acquired=acquired,
         gsd=GSD,
-        bands=("red",),
-        width=90,
-        height=70,
-        dtype="uint8",
-        nodata=None,
-        image="scene.tif",
+        images=(Image("scene.tif", ("red",), 90, 70, "uint8", None, GSD, model),),
         delivery="scene.tif",
         files=("scene.tif",),
         bytes=1,
         checksum="",
-        model=Georeferenced(CRS, (GSD, 0, LEFT, 0, -GSD, TOP)),
         footprint=shapely.box(104, 24, 105, 25),
         metadata={},
     )

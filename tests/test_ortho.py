@@ -21,7 +21,7 @@ from pipeline.ortho import STEPS, TOLERANCE, Lattice, lattice, orthorectify, res
 from pipeline.scene import SceneError
 from pipeline.sensor import RPC, Floats, Georeferenced, SensorModel
 from pipeline.terrain import Terrain
-from tests.deliveries import GROUND, GSD, HEIGHT, LAT, LON, WIDTH, camera, coordinates, rpb, scene, write_dem
+from tests.deliveries import GROUND, GSD, HEIGHT, LAT, LON, WIDTH, camera, coordinates, image_of, rpb, write_dem
 
 CRS = "EPSG:32648"
 EAST, NORTH = (float(v) for v in Transformer.from_crs(4326, CRS, always_xy=True).transform(LON, LAT))
@@ -65,7 +65,7 @@ def test_every_pixel_comes_from_where_the_camera_saw_it(
     tmp_path: Path, heading: float, east: float, north: float
 ) -> None:
     model = camera(heading=heading)
-    image = scene(tmp_path / "image.tif", coordinates(scale=SCALE), model)
+    image = image_of(tmp_path / "image.tif", coordinates(scale=SCALE), model)
     geobox = area(61, 47, 7.3, east, north)
     pixels, valid, mesh = orthorectify(geobox, image, FLAT)
     x, y = expected(geobox, model)
@@ -84,7 +84,7 @@ def test_every_pixel_comes_from_where_the_camera_saw_it(
 def test_relief_moves_pixels_by_the_analytic_amount(tmp_path: Path, lean: tuple[float, float]) -> None:
     """A slope of 1 in 4: a bilinear DEM of a plane is the plane."""
     model, cell = camera(lean=lean), 30.0
-    image = scene(tmp_path / "image.tif", coordinates(scale=SCALE), model)
+    image = image_of(tmp_path / "image.tif", coordinates(scale=SCALE), model)
     left, top = EAST - 900, NORTH + 900
     row, col = np.mgrid[:60, :60]
     height = GROUND + 0.25 * (left + (col + 0.5) * cell - EAST) - 0.1 * (top - (row + 0.5) * cell - NORTH)
@@ -104,13 +104,13 @@ def test_relief_moves_pixels_by_the_analytic_amount(tmp_path: Path, lean: tuple[
 def test_pixels_are_those_of_gdals_rpc_warp_over_a_dem(tmp_path: Path) -> None:
     rng = np.random.default_rng(8)
     model = camera(lean=(0.11, -0.07), heading=63)
-    image = scene(tmp_path / "image.tif", coordinates(scale=SCALE), model)
+    image = image_of(tmp_path / "image.tif", coordinates(scale=SCALE), model)
     (tmp_path / "image.rpb").write_text(rpb(model))
     height = GROUND + 300 * smooth(rng.normal(size=(60, 60)), 20)
     dem = write_dem(tmp_path / "dem.tif", height, Affine(30, 0, EAST - 900, 0, -30, NORTH + 900), CRS)
     geobox = area(64, 49, 7.7)
     pixels, valid, _ = orthorectify(geobox, image, Terrain(dem, 0.0))
-    with rasterio.open(image.image) as file:
+    with rasterio.open(image.path) as file:
         rpcs, bands = file.rpcs, file.read()
     theirs = np.zeros((4, *geobox.shape), np.uint16)
     reproject(
@@ -141,7 +141,7 @@ def test_an_image_on_another_map_lands_where_pyproj_says(
     project = Transformer.from_crs(4326, crs, always_xy=True).transform
     x0, y0 = project(LON, LAT)
     c, f = float(x0) - a * 45 - b * 35, float(y0) - d * 45 - e * 35  # the centre of the image
-    image = scene(tmp_path / "image.tif", coordinates(scale=SCALE), Georeferenced(crs, (a, b, c, d, e, f)))
+    image = image_of(tmp_path / "image.tif", coordinates(scale=SCALE), Georeferenced(crs, (a, b, c, d, e, f)))
     geobox = area(71, 52, 6.1)
     pixels, valid, _ = orthorectify(geobox, image, Terrain(None, 0.0))
     inverse = ~Affine(a, b, c, d, e, f)
@@ -157,7 +157,7 @@ def test_blocks_together_equal_the_whole_grid(tmp_path: Path) -> None:
     """To the lattice's tolerance, which is all that a block's own lattice may change."""
     rng = np.random.default_rng(4)
     model = camera(200, 180, lean=(0.02, -0.03), heading=70)
-    image = scene(tmp_path / "image.tif", coordinates(200, 180, scale=SCALE), model, nodata=100 + SCALE * 60)
+    image = image_of(tmp_path / "image.tif", coordinates(200, 180, scale=SCALE), model, nodata=100 + SCALE * 60)
     height = GROUND + smooth(rng.normal(size=(90, 90)), 5) * 400
     dem = write_dem(tmp_path / "dem.tif", height, Affine(30, 0, EAST - 1350, 0, -30, NORTH + 1350), CRS)
     grid = TileGrid(area(15 * 11 + 20, 12 * 11 + 20), 20, 11, 3)
@@ -181,7 +181,7 @@ def test_blocks_together_equal_the_whole_grid(tmp_path: Path) -> None:
 def test_a_grid_within_the_image_is_whole_however_narrow_the_lattice(tmp_path: Path, heading: float) -> None:
     """What is read of the image is all that its pixels are drawn from."""
     model = camera(lean=(0.02, 0.01), heading=heading)
-    image = scene(tmp_path / "image.tif", coordinates(scale=SCALE), model)
+    image = image_of(tmp_path / "image.tif", coordinates(scale=SCALE), model)
     height = GROUND + 500 * smooth(np.random.default_rng(3).normal(size=(60, 60)), 3)
     dem = write_dem(tmp_path / "dem.tif", height, Affine(30, 0, EAST - 900, 0, -30, NORTH + 900), CRS)
     for size in ((30, 20), (1, 1), (2, 9)):
@@ -191,7 +191,7 @@ def test_a_grid_within_the_image_is_whole_however_narrow_the_lattice(tmp_path: P
 
 
 def test_a_grid_beside_the_image_is_void(tmp_path: Path) -> None:
-    image = scene(tmp_path / "image.tif", coordinates(), camera())
+    image = image_of(tmp_path / "image.tif", coordinates(), camera())
     pixels, valid, _ = orthorectify(area(20, 30, east=5000), image, FLAT)
     assert pixels.shape == (30, 20, 4)
     assert pixels.dtype == np.uint16
@@ -206,7 +206,7 @@ def test_nodata_spoils_what_is_drawn_from_it_and_nothing_else(
     values = np.full((bands, HEIGHT, WIDTH), 90, dtype)
     values[bands // 2, 20:40, 30:33] = 255  # in one band of several
     model = camera(heading=33)
-    image = scene(tmp_path / "image.tif", values, model, nodata=255)
+    image = image_of(tmp_path / "image.tif", values, model, nodata=255)
     geobox = area(60, 50, 7.0)
     pixels, valid, _ = orthorectify(geobox, image, FLAT)
     x, y = expected(geobox, model)
@@ -224,7 +224,7 @@ def test_nodata_spoils_what_is_drawn_from_it_and_nothing_else(
 @pytest.mark.parametrize("bands", [1, 2, 3, 4, 5, 8])
 def test_all_bands_are_resampled_in_their_order(tmp_path: Path, bands: int) -> None:
     values = coordinates(bands=bands) + (1000 * np.arange(bands, dtype=np.uint16))[:, None, None]
-    image = scene(tmp_path / "image.tif", values, camera())
+    image = image_of(tmp_path / "image.tif", values, camera())
     geobox = area(30, 20)
     pixels, valid, _ = orthorectify(geobox, image, FLAT)
     x, y = expected(geobox, camera())
@@ -234,16 +234,16 @@ def test_all_bands_are_resampled_in_their_order(tmp_path: Path, bands: int) -> N
 
 
 def test_an_image_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
-    good = scene(tmp_path / "image.tif", coordinates(), camera())
+    good = image_of(tmp_path / "image.tif", coordinates(), camera())
     (tmp_path / "image.tif").write_bytes((tmp_path / "image.tif").read_bytes()[:20_000])
-    for bad in (good, replace(good, image=str(tmp_path / "gone.tif"))):
-        with pytest.raises(SceneError, match=f"{Path(bad.image).name}: cannot be read"):
+    for bad in (good, replace(good, path=str(tmp_path / "gone.tif"))):
+        with pytest.raises(SceneError, match=f"{Path(bad.path).name}: cannot be read"):
             orthorectify(area(40, 40), bad, FLAT)
 
 
 def test_a_gsd_that_asks_for_half_the_world_is_refused(tmp_path: Path) -> None:
     """What OpenCV cannot resample is said before it is read."""
-    image = scene(tmp_path / "image.tif", coordinates(), camera(40_000, 60))
+    image = image_of(tmp_path / "image.tif", coordinates(), camera(40_000, 60))
     with pytest.raises(SceneError, match=r"image\.tif: a block of 40 x 8 px at 8 m draws on 40000 x 60 px of it"):
         orthorectify(area(40, 8, 10_000.0), replace(image, width=40_000, height=60), FLAT)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def direct() -> list[Requirement]:
     """What pyproject.toml names and the lock must hold."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    return [Requirement(line) for line in [*project["dependencies"], *sum(extras.values(), [])]]
+    return [Requirement(line) for line in [*project["dependencies"], *chain(*extras.values())]]
 
 
 @pytest.mark.parametrize("line", ["numpy", "numpy>=2", "numpy @ file:///numpy.whl", "-i https://host", ""])

@@ -132,6 +132,7 @@ def test_a_dry_run_touches_nothing_and_promises_what_comes(
     for entry in built.entries:
         grid = stages.grid_of(entry, config)
         assert grid is not None
-        assert f"{entry.scene.id}: {entry.scene.width} x {entry.scene.height} px, {entry.scene.gsd:g} m" in printed
+        (image,) = entry.scene.images
+        assert f"{entry.scene.id}: {image.width} x {image.height} px, {entry.scene.gsd:g} m" in printed
     assert "globeland30_2020: 2 sheets" in printed
     assert "peak memory of a worker" in printed

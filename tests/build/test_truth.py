@@ -49,7 +49,7 @@ def test_pixels_are_drawn_from_where_the_camera_saw_them(built: Built) -> None:
         assert grid is not None
         status = store.status(store.open_scene(str(built.dataset / store.TILES), entry.scene.id))
         for block in grid:
-            _, valid, mesh = orthorectify(block.geobox, entry.scene, entry.terrain)
+            _, valid, mesh = orthorectify(block.geobox, entry.scene.images[0], entry.terrain)
             t = block.geobox.transform
             x, y = np.meshgrid(np.arange(valid.shape[1]) + 0.5, np.arange(valid.shape[0]) + 0.5)
             e, n = t.a * x + t.c, t.e * y + t.f

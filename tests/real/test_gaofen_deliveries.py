@@ -68,7 +68,7 @@ def test_the_missing_dem_is_said_aloud_and_kept(built: tuple[Path, str], entries
         assert f"{entry.scene.id}: no DEM: the ground is taken as flat at" in built[1]
         group = store.open_scene(str(built[0] / store.TILES), entry.scene.id)
         assert group.attrs["dem"] is None
-        assert group.attrs["ground_height"] == entry.scene.model.height_off
+        assert group.attrs["ground_height"] == entry.scene.images[0].model.height_off
 
 
 def test_everything_that_the_xml_says_is_kept(entries: list[Entry]) -> None:
@@ -90,7 +90,7 @@ def test_geolocation_agrees_with_gdal(built: tuple[Path, str], entries: list[Ent
     scene = entry.scene
     grid = grid_of(entry, BuildConfig(scenes=["x"], landcover=["x"], out="x"))
     assert grid is not None
-    with rasterio.open(scene.image) as file:
+    with rasterio.open(scene.images[0].path) as file:
         rpcs, pixels = file.rpcs, file.read()
     crs, transform = str(grid.geobox.crs), grid.geobox.transform
     warped = np.zeros((len(scene.bands), *grid.geobox.shape), pixels.dtype)
@@ -99,7 +99,7 @@ def test_geolocation_agrees_with_gdal(built: tuple[Path, str], entries: list[Ent
         pixels, warped, rpcs=rpcs, src_crs="EPSG:4326", dst_transform=transform, dst_crs=crs,
         resampling=Resampling.bilinear, tolerance=0, **height,
     )  # fmt: skip
-    _, valid, mesh = orthorectify(grid.geobox, scene, entry.terrain)
+    _, valid, mesh = orthorectify(grid.geobox, scene.images[0], entry.terrain)
     ours = np.stack([mesh.dense(mesh.col, 0.0, valid.shape), mesh.dense(mesh.row, 0.0, valid.shape)])
     group = store.open_scene(str(built[0] / store.TILES), scene_id)
     accepted = np.argwhere(store.status(group) == store.ACCEPTED)
