@@ -154,7 +154,7 @@ def compare(name: str, gsd: float, size: float, crs: str, folder: Path, rounds: 
 
 
 def whole_sheet(path: str, out: str, answer: "multiprocessing.Queue[tuple[int, int, float, float]]") -> None:
-    """Label 50 x 60 tiles of 256 px, 1 m, around Sao Tome, block by block; puts tiles, labelled tiles, seconds and MB."""
+    """Label 50 x 60 tiles of 256 px, 1 m, around Sao Tome by blocks; puts tiles, labelled, seconds, MB."""
     (cover,) = find([path])
     warm = np.array([[(6.6, 0.2), (6.601, 0.2), (6.601, 0.201), (6.6, 0.201)]])
     class_shares(warm, LONLAT, cover)
