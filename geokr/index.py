@@ -105,11 +105,15 @@ def write_index(dataset: str | Path, columns: Mapping[str, npt.NDArray[Any]], fo
 
 
 def read_index(dataset: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The index as an Arrow table, without geometry unless asked for by name."""
+    """The index as an Arrow table, without geometry unless asked for by name.
+
+    Raises ValueError naming the columns that it does not have.
+    """
     path = f"{dataset}/{INDEX}"
-    if columns is None:
-        columns = [name for name in pq.read_schema(path).names if name != "geometry"]
-    return pq.read_table(path, columns=list(columns))
+    there = [name for name in pq.read_schema(path).names if name != "geometry"]
+    if missing := [name for name in columns or () if name not in (*there, "geometry")]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}, only {', '.join(there)}")
+    return pq.read_table(path, columns=there if columns is None else list(columns))
 
 
 def read_summary(dataset: str | Path) -> dict[str, Any]:

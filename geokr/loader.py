@@ -1,4 +1,4 @@
-"""Tile shards to batches: which tiles a run reads, in what order, and their pixels as tensors.
+"""Tile shards to batches.
 
 tensorstore reads and decodes in threads of its own, so there are no worker processes; a process that
 has read with it must not be forked.
@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 import tensorstore as ts
 import torch
 
-from geokr.index import INDEX, TILES, read_index, read_summary
+from geokr.index import TILES
+from geokr.selection import Weighting, choose
 
 CACHE = 2**27
 """Bytes of decoded chunks and shard indexes kept. Order is random, so the indexes are what it is for."""
@@ -38,6 +37,10 @@ class Batch:
     """(n, class) float32, rows sum to 1."""
     known: torch.Tensor
     """(n,) float32: share of the tile's area that the label covers."""
+    weight: torch.Tensor
+    """(n,) float32: what the tile counts for in a loss; 1 where no weight was asked for."""
+    pair: torch.Tensor | None = None
+    """Like `image`, of the same places at other dates; None unless pairs were asked for."""
 
 
 class TileLoader:
@@ -59,6 +62,8 @@ class TileLoader:
         batch: int,
         classes: Sequence[str] = (),
         min_known: float = 0.0,
+        where: Sequence[str] = (),
+        weight: Weighting = (),
         shuffle: bool = True,
         seed: int = 0,
         rank: int = 0,
@@ -66,58 +71,44 @@ class TileLoader:
         prefetch: int = 4,
     ) -> None:
         """batch: tiles in a batch of this rank. classes: those to learn, over which shares are renormalised;
-        none given, all of the data set's. prefetch: batches read ahead.
+        none given, all of the data set's. where: conditions on columns of the index, such as `gsd<=4` or
+        `satellite=GF1|GF2`, all of which a tile must meet. weight: columns of the index whose product is a tile's
+        weight, or a function. prefetch: batches read ahead.
 
         Raises ValueError where no tile is left: none in the split, none of these classes, no scene with these bands.
         """
         self.dataset, self.split = str(dataset), split
         self.bands, self.batch, self.shuffle = tuple(bands), batch, shuffle
         self.seed, self.rank, self.world, self.prefetch = seed, rank, world, prefetch
-        known_classes = read_summary(dataset)["classes"]
-        self.classes: tuple[str, ...] = tuple(classes or known_classes)
-        if unknown := [name for name in self.classes if name not in known_classes]:
-            raise ValueError(f"{dataset} has no class {', '.join(unknown)}, only {', '.join(known_classes)}")
-
-        rows = self._select(min_known)
-        encoded = rows["scene"].combine_chunks().dictionary_encode()
-        names = encoded.dictionary.to_pylist()
+        self.classes, tiles = choose(dataset, split, classes=classes, min_known=min_known, where=where, weight=weight)
         self._root = f"{self.dataset}/{TILES}"
-        self._arrays, lacking = _open_scenes(self._root, names, self.bands)
+        self._arrays, lacking = _open_scenes(self._root, tiles.scenes, self.bands)
         self.scenes_left_out: tuple[str, ...] = tuple(lacking)
         """Scenes with tiles of this split that lack one of the bands."""
-        keep = np.array([name in self._arrays for name in names])[encoded.indices.to_numpy()]
-        if not keep.any():
-            found = "; ".join(sorted({", ".join(bands) for bands in lacking.values()}))
-            raise ValueError(
-                f"{dataset}: no scene of split {split} has bands {', '.join(self.bands)}; they have {found}"
-            )
         if lacking:
+            there = np.array([name in self._arrays for name in tiles.scenes])[tiles.scene]
+            if not there.any():
+                found = "; ".join(sorted({", ".join(bands) for bands in lacking.values()}))
+                raise ValueError(
+                    f"{dataset}: no scene of split {split} has bands {', '.join(self.bands)}; they have {found}"
+                )
             log.warning("%s: %d scenes lack a band of %s, left out", dataset, len(lacking), ", ".join(self.bands))
-        self._names = names
-        self._scene = encoded.indices.to_numpy()[keep]
-        self._row, self._col = (rows[name].to_numpy()[keep] for name in ("row", "col"))
-        self.known: npt.NDArray[np.float32] = rows["known"].to_numpy()[keep].astype(np.float32)
-        share = np.stack([rows[name].to_numpy()[keep] for name in self.classes], axis=1).astype(np.float64)
-        self.share: npt.NDArray[np.float32] = (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
-        """(tile, class) float32: the labels of all tiles read, in the order of the index."""
+            tiles = tiles.only(there)
+        self.chosen = tiles
+        """All tiles read, in the order of the index."""
         self._tile: tuple[int, ...] = next(iter(self._arrays.values())).shape[2:]
         if shuffle and len(self) == 0:
             raise ValueError(f"{dataset}: split {split} has {self.tiles} tiles, too few for a batch of {batch * world}")
 
-    def _select(self, min_known: float) -> pa.Table:
-        rows = read_index(self.dataset, ["scene", "row", "col", "known", "split", *self.classes])
-        rows = rows.filter(pc.and_(pc.equal(rows["split"], self.split), pc.greater_equal(rows["known"], min_known)))
-        if rows.num_rows == 0:
-            raise ValueError(f"{self.dataset}/{INDEX}: no tile of split {self.split} with known >= {min_known:g}")
-        total = np.sum([rows[name].to_numpy() for name in self.classes], axis=0)
-        if not (total > 0).any():
-            raise ValueError(f"{self.dataset}: no tile of split {self.split} holds any of {', '.join(self.classes)}")
-        return rows.filter(pa.array(total > 0))
-
     @property
     def tiles(self) -> int:
         """Tiles in an epoch, over all ranks."""
-        return len(self._scene)
+        return len(self.chosen)
+
+    @property
+    def share(self) -> npt.NDArray[np.float32]:
+        """(tile, class): the labels of all tiles read, in the order of the index."""
+        return self.chosen.share
 
     def __len__(self) -> int:
         """Batches in an epoch on this rank. Not shuffled, ranks may differ by one."""
@@ -143,7 +134,7 @@ class TileLoader:
 
     def _part(self, step: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """This rank's part of the tiles of one step."""
-        step = step[np.lexsort((self._col[step], self._row[step], self._scene[step]))]
+        step = step[np.lexsort((self.chosen.col[step], self.chosen.row[step], self.chosen.scene[step]))]
         return step[self.rank * self.batch : (self.rank + 1) * self.batch]
 
     def statistics(self, tiles: int = 1024) -> tuple[list[float], list[float]]:
@@ -179,15 +170,17 @@ class TileLoader:
         image = torch.empty((len(part), len(self.bands), *self._tile[1:]), dtype=torch.uint8, pin_memory=pinned)
         target = image.numpy()
         pending = []
-        bounds = np.flatnonzero(np.diff(self._scene[part], prepend=-1, append=-1))
+        bounds = np.flatnonzero(np.diff(self.chosen.scene[part], prepend=-1, append=-1))
         for first, end in pairwise(bounds):
             here = part[first:end]
-            scene = self._names[self._scene[here[0]]]
+            scene = self.chosen.scenes[self.chosen.scene[here[0]]]
             # One read a scene: tensorstore then opens each shard, and reads its index, once for all its tiles.
-            wanted = self._arrays[scene].vindex[self._row[here], self._col[here]]
+            wanted = self._arrays[scene].vindex[self.chosen.row[here], self.chosen.col[here]]
             pending.append((scene, here, ts.array(target[first:end]).write(wanted)))
-        share, known = torch.from_numpy(self.share[part]), torch.from_numpy(self.known[part])
-        return Batch(image, share.pin_memory() if pinned else share, known), pending
+        labels = [
+            torch.from_numpy(values[part]) for values in (self.chosen.share, self.chosen.known, self.chosen.weight)
+        ]
+        return Batch(image, *(label.pin_memory() if pinned else label for label in labels)), pending
 
     def _finish(self, batch: Batch, pending: list[tuple[str, npt.NDArray[np.int64], Any]]) -> Batch:
         for scene, positions, future in pending:
@@ -200,7 +193,7 @@ class TileLoader:
     def _why(self, scene: str, positions: npt.NDArray[np.int64], error: Exception) -> str:
         """A sentence naming the first tile of a scene's read that cannot be read."""
         for position in positions:
-            row, col = int(self._row[position]), int(self._col[position])
+            row, col = int(self.chosen.row[position]), int(self.chosen.col[position])
             try:
                 self._arrays[scene][row, col].read().result()
             except Exception as its:

@@ -34,9 +34,13 @@ def write_dataset(
     bands: dict[str, Sequence[str]] | None = None,
     split: Callable[[str, int, int], str | None] = lambda scene, row, col: "train",
     known: Callable[[str, int, int], float] = lambda scene, row, col: 1.0,
+    more: dict[str, Sequence[Any]] | None = None,
     block: int = 4,
 ) -> Path:
-    """A data set as the pipeline leaves it. pixels: scene -> (row, col, band, y, x) uint8; share: (row, col, class)."""
+    """A data set as the pipeline leaves it. pixels: scene -> (row, col, band, y, x) uint8; share: (row, col, class).
+
+    more: further columns of the index, a value a tile, in the order of the pixels.
+    """
     columns: dict[str, list[Any]] = {name: [] for name in ("tile", "scene", "row", "col", "known", "split", *CLASSES)}
     tiles = str(root / store.TILES)
     for scene, image in pixels.items():
@@ -62,7 +66,11 @@ def write_dataset(
     typed = {name: np.asarray(values, kinds.get(name, object)) for name, values in columns.items()}
     count = len(columns["tile"])
     extra = {"satellite": np.full(count, "GF1", object), "gsd": np.full(count, 16.0, np.float32)}
-    write_index(root, {**typed, **extra}, [shapely.box(100, 30, 100.01, 30.01)] * count)
+    write_index(
+        root,
+        {**typed, **extra, **{k: np.asarray(v) for k, v in (more or {}).items()}},
+        [shapely.box(100, 30, 100.01, 30.01)] * count,
+    )
     summary = {
         "schema": 1,
         "classes": list(CLASSES),

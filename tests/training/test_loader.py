@@ -174,7 +174,7 @@ def test_little_known_tiles_are_left_out(build, tmp_path: Path) -> None:
         {"only": np.full((1, 5, 3), 1 / 3, np.float32)},
         known=lambda scene, row, col: col / 4,
     )
-    assert TileLoader(dataset, "train", batch=1, min_known=0.5).known.tolist() == [0.5, 0.75, 1.0]
+    assert TileLoader(dataset, "train", batch=1, min_known=0.5).chosen.known.tolist() == [0.5, 0.75, 1.0]
     with pytest.raises(ValueError, match="no tile of split test with known >= 0"):
         TileLoader(dataset, "test", batch=1)
     with pytest.raises(ValueError, match="split train has 5 tiles, too few for a batch of 6"):
