@@ -3,9 +3,15 @@
 import sys
 from collections.abc import Callable
 
+<<<<<<< HEAD
 from benchmarks import labels, zion
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"labels": labels.main, "zion": zion.main}
+=======
+from benchmarks import storage, zion
+
+BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"storage": storage.main, "zion": zion.main}
+>>>>>>> main
 
 
 def main(argv: list[str]) -> int:

@@ -1,5 +1,6 @@
 """The catalog of scenes: what a survey of each decided, and scenes.parquet, which holds it."""
 
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ import numpy as np
 import shapely
 from rasterio.errors import RasterioIOError
 
+from geokr import files
 from pipeline.delivery import Delivery, Refusal, flat_terrain, outline, read_delivery
 from pipeline.ortho import Pixels, open_image
 from pipeline.radiometry import Stretch, percentile_stretch
@@ -116,9 +118,9 @@ def write_catalog(path: Path, entries: Iterable[Entry], provenance: str) -> None
     frame = geopandas.GeoDataFrame(rows, columns=columns, geometry="geometry", crs="EPSG:4326")
     if rows:
         frame["acquired"] = frame["acquired"].astype("datetime64[us, UTC]")
-    temporary = path.with_name(path.name + ".new")
-    frame.to_parquet(temporary, index=False, compression="zstd", schema_version="1.1.0")
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False, compression="zstd", schema_version="1.1.0")
+    files.write(path, buffer.getbuffer())
 
 
 def unchanged(path: Path, provenance: str) -> dict[str, list[Entry]]:
