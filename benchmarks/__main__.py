@@ -3,15 +3,9 @@
 import sys
 from collections.abc import Callable
 
-<<<<<<< HEAD
-from benchmarks import labels, zion
+from benchmarks import labels, storage, zion
 
-BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"labels": labels.main, "zion": zion.main}
-=======
-from benchmarks import storage, zion
-
-BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"storage": storage.main, "zion": zion.main}
->>>>>>> main
+BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"labels": labels.main, "storage": storage.main, "zion": zion.main}
 
 
 def main(argv: list[str]) -> int:
