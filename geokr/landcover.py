@@ -16,6 +16,7 @@ import shapely
 from pyproj import CRS
 from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioIOError
+from rasterio.windows import Window
 
 from geokr.crs import is_geographic
 from geokr.legend import BASE, KNOWLEDGE, OWN, Legend, Taxonomy, read_legend, read_taxonomy, read_toml
@@ -108,7 +109,7 @@ def read_product(path: Path) -> Product:
         for rule in rules:
             groups = re.compile(rule["name"]).groupindex
             if not {"year", "years"} & {*groups, *rule}:
-                raise ValueError("a rule for sheets has neither a group `year` in its name nor a key `years`")
+                raise ValueError("a rule for sheets has no group `year` in its name, and no key `year` or `years`")
             match rule["extent"]:
                 case "bounds" | [_, _, _, _]:
                     needed: set[str] = set()
@@ -142,33 +143,62 @@ def find(paths: Iterable[str | Path], legends: Iterable[str | Path] = (), taxono
     """
     known = products(legends)
     places = [Path(path) for path in paths]
-    found: dict[tuple[str, int], tuple[Product, dict[str, Sheet]]] = {}
-    for file in walk(places):
-        for product in known:
-            if matched := product.match(file.name):
-                for year, sheet in read_sheets(file, *matched):
-                    _, sheets = found.setdefault((product.name, year), (product, {}))
-                    if (key := file.name.lower()) in sheets:  # its area would count twice
-                        raise LandCoverError(f"{file}: the sheet is there already, as {sheets[key].path}")
-                    sheets[key] = sheet
-                break
-    if not found:
+    survey = take_stock(places, known, taxonomy)
+    if survey.faults:
+        raise LandCoverError(survey.faults[0])
+    if not survey.covers:
         names = ", ".join(product.name for product in known)
         raise LandCoverError(
             f"{', '.join(map(str, places))}: no land-cover sheet is recognised here; known are {names}"
         )
+    return survey.covers
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What lies under some directories."""
+
+    covers: list[LandCover]
+    """Sorted by name; of sheets without a fault."""
+    faults: list[str]
+    """A sentence for each sheet that cannot be used."""
+    unplaced: list[Path]
+    """Rasters that no product recognises."""
+
+
+def take_stock(places: Iterable[Path], known: Sequence[Product], taxonomy: str) -> Survey:
+    """The products under directories, and all that is wrong with their sheets.
+
+    Raises LandCoverError where a path does not exist, or a description or taxonomy cannot be used.
+    """
+    faults: list[str] = []
+    unplaced: list[Path] = []
+    found: dict[tuple[str, int], tuple[Product, dict[str, Sheet]]] = {}
+    for file in walk(places):
+        product, matched = next(((p, m) for p in known if (m := p.match(file.name))), (None, None))
+        if product is None or matched is None:
+            unplaced += [file] if file.suffix.lower() in RASTERS else []
+            continue
+        try:
+            for year, sheet in read_sheets(file, *matched):
+                _, sheets = found.setdefault((product.name, year), (product, {}))
+                if (key := file.name.lower()) in sheets:  # its area would count twice
+                    raise LandCoverError(f"{file}: the sheet is there already, as {sheets[key].path}")
+                sheets[key] = sheet
+        except LandCoverError as error:
+            faults.append(str(error))
     try:
         classes: Taxonomy | None = None if taxonomy == OWN else read_taxonomy(taxonomy)
-        legends_read = {product.path: read_legend(product.path, classes) for product, _ in found.values()}
+        legends = {product.path: read_legend(product.path, classes) for product, _ in found.values()}
     except ValueError as error:
         raise LandCoverError(str(error)) from error
     covers = [
-        LandCover(f"{name}_{year}", year, legends_read[product.path], tuple(sheets.values()))
-        for (name, year), (product, sheets) in sorted(found.items())
+        LandCover(f"{name}_{year}", year, legends[product.path], tuple(sheets.values()))
+        for (name, year), (product, sheets) in sorted(found.items(), key=lambda item: item[0])
     ]
     for cover in covers:
-        refuse_overlaps(cover.sheets)
-    return covers
+        faults += overlaps(cover.sheets)
+    return Survey(covers, faults, unplaced)
 
 
 def walk(places: Iterable[Path]) -> Iterator[Path]:
@@ -186,17 +216,20 @@ def walk(places: Iterable[Path]) -> Iterator[Path]:
 def read_sheets(path: Path, rule: dict[str, Any], parts: dict[str, str]) -> list[tuple[int, Sheet]]:
     """The sheets of a file with their years, one for each band that stands for a year.
 
-    Reads the raster's header alone. Raises LandCoverError where the raster cannot be opened, has no CRS or one
-    that is not of the Earth, is rotated, has other bands than its rule says, or denies its name.
+    Reads the raster's header, and its last block. Raises LandCoverError where the raster cannot be opened, is cut
+    short, has no CRS or one that is not of the Earth, is rotated, has other bands than its rule says, or denies its
+    name.
     """
     source = rule.get("layer", "{path}").format(path=path)
-    years = [int(year) for year in rule.get("years", [parts.get("year")])]
+    years = [int(year) for year in rule.get("years") or [rule.get("year") or parts["year"]]]
     try:
         with rasterio.open(source) as raster:
             crs = rule.get("crs") or (raster.crs.to_wkt() if raster.crs else "")
             transform, width, height = raster.transform, raster.width, raster.height
             count, kind = raster.count, raster.dtypes[0] if raster.count else "none"
             nodata = raster.nodata
+            if count:
+                read_last_block(path, raster)
     except RasterioIOError as error:
         raise LandCoverError(f"{path}: not a raster that can be read: {' '.join(str(error).split())}") from error
     if not crs:
@@ -222,6 +255,16 @@ def read_sheets(path: Path, rule: dict[str, Any], parts: dict[str, str]) -> list
         (year, Sheet(str(path), source, band, crs, *shape, code, extent, region))
         for band, year in enumerate(years, start=1)
     ]
+
+
+def read_last_block(path: Path, raster: Any) -> None:
+    """Raise LandCoverError where the last block of a raster cannot be read: a download that broke off lacks it."""
+    rows, cols = raster.block_shapes[-1]
+    row, col = (raster.height - 1) // rows * rows, (raster.width - 1) // cols * cols
+    try:
+        raster.read(raster.count, window=Window(col, row, raster.width - col, raster.height - row))
+    except RasterioIOError as error:
+        raise LandCoverError(f"{path}: its last cells cannot be read; is it cut short?") from error
 
 
 def outline(path: Path, crs: str, transform: Sequence[float], width: int, height: int) -> shapely.Polygon:
@@ -323,21 +366,23 @@ def grid_zone(path: Path, zone: int, band: str) -> Extent:
     return west, -80.0 + 8.0 * row, east, 84.0 if band == "X" else -72.0 + 8.0 * row
 
 
-def refuse_overlaps(sheets: Sequence[Sheet]) -> None:
-    """Refuse sheets whose pixels overlap by more than a cell, where no extent says which of them counts.
+def overlaps(sheets: Sequence[Sheet]) -> list[str]:
+    """A sentence for each pair of sheets whose pixels overlap by more than a cell, no extent saying which counts.
 
     Only sheets of one CRS are compared here; what others share is found where a footprint is covered twice.
     """
+    faults = []
     free = [sheet for sheet in sheets if sheet.extent is None]
-    for crs in {sheet.crs for sheet in free}:
+    for crs in sorted({sheet.crs for sheet in free}):
         group = [sheet for sheet in free if sheet.crs == crs]
         boxes = []
         for sheet in group:
             a, _, left, _, e, top = sheet.transform
             boxes.append(shapely.box(left + a, top + e * (sheet.height - 1), left + a * (sheet.width - 1), top + e))
         first, second = shapely.STRtree(boxes).query(boxes, predicate="intersects")
-        for i, j in zip(first, second, strict=True):
-            if i < j:
-                raise LandCoverError(
-                    f"{group[j].path}: it overlaps {group[i].path}; their common area would count twice"
-                )
+        faults += [
+            f"{group[j].path}: it overlaps {group[i].path}; their common area would count twice"
+            for i, j in zip(first, second, strict=True)
+            if i < j
+        ]
+    return faults

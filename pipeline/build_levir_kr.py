@@ -41,6 +41,8 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--scenes", nargs="+", metavar="DIR", help="directories (or files) with scenes: folders, .tar.gz, GeoTIFF")
     add("--landcover", nargs="+", metavar="DIR", help="directories (or files) with land-cover sheets")
+    add("--legend", nargs="+", dest="legends", metavar="FILE", help="your own descriptions of land-cover products")
+    add("--taxonomy", metavar="NAME", help="classes of the labels: globeland30, paper, own or a file (globeland30)")
     add("--dem", metavar="FILE", help="heights above the ellipsoid; without it the ground is taken as flat")
     add("--out", metavar="DATASET", help="directory of the data set")
     add("--params", metavar="FILE.yaml", help="settings, in a section `build`")
@@ -60,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     options = arguments().parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    given = {key: getattr(options, key) for key in ("scenes", "landcover", "dem", "out", "tile", "stride", "labels")}
+    keys = ("scenes", "landcover", "legends", "taxonomy", "dem", "out", "tile", "stride", "labels")
+    given = {key: getattr(options, key) for key in keys}
     try:
         config = read_config(options.params, {key: value for key, value in given.items() if value is not None})
         if options.workers is not None and options.workers < 1:
@@ -89,7 +92,7 @@ def check_inputs(config: BuildConfig) -> list[LandCover]:
     for path in (*config.scenes, *config.landcover, *([config.dem] if config.dem else [])):
         if not Path(path).exists():
             raise ConfigError(f"{path}: no such file or directory")
-    covers = find(config.landcover)
+    covers = find(config.landcover, config.legends, config.taxonomy)
     stages.label_set(config, covers)
     return covers
 
@@ -104,6 +107,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
             began = time.monotonic()
             if stage == "catalog":
                 entries = stages.catalog(config, client)
+                stages.refuse_idle(config, covers, entries)  # before the pixels, which take longest
             elif entries is None:
                 entries = earlier_catalog(out)
             match stage:

@@ -24,12 +24,33 @@ from pipeline.labels import LabelJob, build_labels, outline
 from pipeline.quality import Rules
 from pipeline.rows import RowJob, SceneRows, assemble, footprints, scene_rows
 from pipeline.run import Client, stream
+from pipeline.scene import Scene
 from pipeline.tiles import TileJob, build_tiles
 
 log = logging.getLogger(__name__)
 
 SOFTWARE = ("rasterio", "pyproj", "opencv-python-headless", "numba", "zarr", "numpy")
 """Packages whose versions go into the provenance: what the bytes depend on."""
+INDEX_COLUMNS = {"tile", "scene", "place", "row", "col", "satellite", "sensor", "acquired", "gsd"}
+INDEX_COLUMNS |= {"known", "agreement", "year_gap", "split", "geometry"}
+    *[
+        "tile",
+        "scene",
+        "place",
+        "row",
+        "col",
+        "satellite",
+        "sensor",
+        "acquired",
+        "gsd",
+        "known",
+        "agreement",
+        "year_gap",
+        "split",
+        "geometry",
+    ]
+}
+"""Columns of the index beside the classes'."""
 
 
 def progress(name: str, total: int | None, unit: str) -> "tqdm[Any]":
@@ -211,8 +232,10 @@ def finish(stage: str, config: BuildConfig, refused: Collection[dict[str, str]])
 def labels(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> None:
     """Label every block that is not labelled yet, with every product.
 
-    Raises StoreError where a scene was labelled with other settings or sheets before.
+    Raises StoreError where a scene was labelled with other settings or sheets before, ConfigError where a product
+    covers none of the scenes.
     """
+    refuse_idle(config, covers, entries)
     refused: dict[str, dict[str, str]] = {}
     unlisted: set[int] = set()
     jobs: list[LabelJob] = []
@@ -234,6 +257,7 @@ def labels(config: BuildConfig, covers: list[LandCover], entries: list[Entry], c
                 attributes={
                     **placement(grid),
                     "product": cover.name,
+                    "taxonomy": cover.legend.taxonomy,
                     "sheets": {Path(sheet.path).name: Path(sheet.path).stat().st_size for sheet in here.sheets},
                 },
             )
@@ -252,9 +276,27 @@ def labels(config: BuildConfig, covers: list[LandCover], entries: list[Entry], c
     finish("labels", config, refused.values())
 
 
+def refuse_idle(config: BuildConfig, covers: list[LandCover], entries: list[Entry]) -> None:
+    """Raise ConfigError where none of a product's sheets touches any of the scenes."""
+    grids = [grid for entry in entries if (grid := grid_of(entry, config)) is not None]
+    for cover in covers:
+        if grids and not any(near(outline(grid), str(grid.geobox.crs), cover).sheets for grid in grids):
+            first = cover.sheets[0].path
+            raise ConfigError(
+                f"{cover.name}: none of its {len(cover.sheets)} sheets ({first}) covers any of the scenes"
+            )
+
+
 def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
     """The label set of the index: the one asked for, or the only one there is."""
     names = [cover.name for cover in covers]
+    for cover in covers:
+        if clash := INDEX_COLUMNS & set(cover.legend.classes):
+            raise ConfigError(
+                f"{cover.legend.taxonomy}: a class cannot be named {min(clash)}, as a column of the index"
+            )
+    if config.min_agreement is not None and len(names) == 1:
+        raise ConfigError(f"min_agreement is set, but {names[0]} is the only label set: none to compare it with")
     if config.labels is None and len(names) == 1:
         return names[0]
     if config.labels is None:
@@ -262,6 +304,12 @@ def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
     if config.labels not in names:
         raise ConfigError(f"labels is {config.labels}, but the land cover holds {', '.join(names)}")
     return config.labels
+
+
+def row_job(config: BuildConfig, scene: Scene, grid: TileGrid, name: str, covers: list[LandCover]) -> RowJob:
+    """What listing a scene takes. name: the label set of the index, which is compared with those of other covers."""
+    others = tuple(cover.name for cover in covers if cover.name != name)
+    return RowJob(config.out, scene, grid, name, config.min_known, others, config.min_agreement, config.max_year_gap)
 
 
 def make_index(
@@ -275,7 +323,7 @@ def make_index(
     for entry in entries:
         grid = grid_of(entry, config)
         if grid is not None:
-            job = RowJob(config.out, entry.scene, grid, name, config.min_known)
+            job = row_job(config, entry.scene, grid, name, covers)
             jobs.append((f"index-{entry.scene.id}", job))
     found: list[tuple[str, SceneRows]] = []
     refused: dict[str, dict[str, str]] = {}
@@ -295,6 +343,7 @@ def make_index(
         "schema": store.SCHEMA,
         "classes": list(legend.classes),
         "colours": list(legend.colours),
+        "taxonomy": legend.taxonomy,
         "labels": name,
         "label_sets": [cover.name for cover in covers],
         "counts": {"scenes": len(found), "quarantined": len(quarantine.read(out)), **table.counts()},

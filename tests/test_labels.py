@@ -47,6 +47,7 @@ SHORE = 97.0
 COAST = 130.0
 """Metres right of the scene's corner: from here on the map says nothing."""
 SET = "nlcd_2019"
+EXTRA = ("agreement", "year_gap")
 
 
 def grid(block: int = BLOCK) -> TileGrid:
@@ -239,11 +240,23 @@ def test_rows_are_the_accepted_tiles_of_which_enough_is_known(dataset: Path, min
 def test_rows_have_the_columns_of_the_index_in_its_order_and_types(dataset: Path) -> None:
     listed = rows(dataset)
     kinds = {name: values.dtype for name, values in listed.columns.items()}
-    assert list(kinds) == ["tile", "scene", "row", "col", "satellite", "sensor", "acquired", "gsd", "known", *CLASSES]
+    assert list(kinds) == [
+        "tile",
+        "scene",
+        "row",
+        "col",
+        "satellite",
+        "sensor",
+        "acquired",
+        "gsd",
+        "known",
+        *EXTRA,
+        *CLASSES,
+    ]
     assert {name for name, kind in kinds.items() if kind.kind == "O"} == {"tile", "scene", "satellite", "sensor"}
     assert kinds["row"] == kinds["col"] == np.int32
     assert kinds["acquired"] == np.dtype("datetime64[us]")
-    assert {kinds[name] for name in ("gsd", "known", *CLASSES)} == {np.dtype(np.float32)}
+    assert {kinds[name] for name in ("gsd", "known", *EXTRA, *CLASSES)} == {np.dtype(np.float32)}
     assert {len(values) for values in listed.columns.values()} == {len(listed.corners)}
     assert len(set(listed.columns["tile"])) == len(listed.corners)
     assert listed.columns["tile"][0] == "scene_r000_c000"
