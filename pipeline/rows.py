@@ -115,7 +115,8 @@ def agreements(job: RowJob, fraction: npt.NDArray[np.float32], classes: object) 
         other, known = np.asarray(group["fraction"][:]), np.asarray(group["known"][:])  # type: ignore[index]
         total += np.where(known > 0, 1 - np.abs(fraction - other).sum(axis=-1, dtype=np.float64) / 2, 0)
         count += known > 0
-    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0).astype(np.float32)
+    mean: npt.NDArray[np.float64] = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    return mean.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

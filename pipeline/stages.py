@@ -33,23 +33,6 @@ SOFTWARE = ("rasterio", "pyproj", "opencv-python-headless", "numba", "zarr", "nu
 """Packages whose versions go into the provenance: what the bytes depend on."""
 INDEX_COLUMNS = {"tile", "scene", "place", "row", "col", "satellite", "sensor", "acquired", "gsd"}
 INDEX_COLUMNS |= {"known", "agreement", "year_gap", "split", "geometry"}
-    *[
-        "tile",
-        "scene",
-        "place",
-        "row",
-        "col",
-        "satellite",
-        "sensor",
-        "acquired",
-        "gsd",
-        "known",
-        "agreement",
-        "year_gap",
-        "split",
-        "geometry",
-    ]
-}
 """Columns of the index beside the classes'."""
 
 

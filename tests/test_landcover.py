@@ -313,6 +313,7 @@ def test_what_is_read_does_not_depend_on_the_size_of_the_raster(
     profile = {"driver": "GTiff", "height": side, "width": side, "count": 1, "dtype": "uint8", "tiled": True}
     with rasterio.open(path, "w", **profile, crs=raster.crs, transform=raster.transform, sparse_ok=True) as file:
         file.write(np.full((60, 60), 41, np.uint8), 1, window=Window(0, 0, 60, 60))
+    (cover,) = find([path])
     windows: list[Window] = []
     read = DatasetReader.read
 
@@ -321,7 +322,6 @@ def test_what_is_read_does_not_depend_on_the_size_of_the_raster(
         return read(self, *args, window=window, **options)
 
     monkeypatch.setattr(DatasetReader, "read", watched)
-    (cover,) = find([path])
     corners = raster.corners([[(20.5, 30.5), (33.5, 30.5), (33.5, 39.5), (20.5, 39.5)]])
     assert class_shares(corners, "EPSG:32648", cover).known == pytest.approx([1.0], abs=1e-12)
     assert [(w.col_off, w.row_off, w.width, w.height) for w in windows] == [(20, 30, 14, 10)]
@@ -631,14 +631,24 @@ def test_a_file_that_is_no_raster_is_refused(tmp_path: Path) -> None:
         assert refused([path]).startswith(f"{path}: not a raster that can be read")
 
 
-def test_a_sheet_that_is_cut_short_is_told_when_it_is_read(tmp_path: Path) -> None:
-    raster = at((105.0, 22.5), side=300, size=30.0)
-    path = raster.write(tmp_path / "n48_20_2020lc030.tif")
+def test_a_sheet_that_is_cut_short_is_refused_before_it_is_needed(tmp_path: Path) -> None:
+    path = at((105.0, 22.5), side=300, size=30.0).write(tmp_path / "n48_20_2020lc030.tif")
     path.write_bytes(path.read_bytes()[:-30_000])
+    assert refused([path]) == f"{path}: its last cells cannot be read; is it cut short?"
+
+
+def test_a_sheet_that_is_damaged_is_told_when_it_is_read(tmp_path: Path) -> None:
+    raster = at((105.0, 22.5), side=300, size=30.0)
+    path = tmp_path / "n48_20_2020lc030.tif"
+    profile = {"driver": "GTiff", "height": 300, "width": 300, "count": 1, "dtype": "uint8", "compress": "deflate"}
+    with rasterio.open(path, "w", **profile, crs=raster.crs, transform=raster.transform) as file:
+        file.write(drawn(3, (300, 300), [10, 20, 60]), 1)
+    content = bytearray(path.read_bytes())
+    content[2000:8000] = bytes(6000)
+    path.write_bytes(content)
     (cover,) = find([path])
-    below = raster.corners([[(10, 280), (20, 280), (20, 290), (10, 290)]])
     with pytest.raises(LandCoverError, match="cannot be read") as caught:
-        class_shares(below, "EPSG:32648", cover)
+        class_shares(raster.corners([[(10, 30), (290, 30), (290, 60), (10, 60)]]), "EPSG:32648", cover)
     assert str(caught.value).startswith(f"{path}: ")
 
 
