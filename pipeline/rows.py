@@ -116,7 +116,7 @@ def agreements(job: RowJob, fraction: npt.NDArray[np.float32], classes: object) 
         total += np.where(known > 0, 1 - np.abs(fraction - other).sum(axis=-1, dtype=np.float64) / 2, 0)
         count += known > 0
     mean: npt.NDArray[np.float64] = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-    return mean.astype(np.float32)
+    return np.clip(mean, 0.0, 1.0).astype(np.float32)  # shares of float32 may sum to a little more than 1
 
 
 @dataclass(frozen=True, slots=True)

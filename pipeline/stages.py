@@ -264,10 +264,8 @@ def refuse_idle(config: BuildConfig, covers: list[LandCover], entries: list[Entr
     grids = [grid for entry in entries if (grid := grid_of(entry, config)) is not None]
     for cover in covers:
         if grids and not any(near(outline(grid), str(grid.geobox.crs), cover).sheets for grid in grids):
-            first = cover.sheets[0].path
-            raise ConfigError(
-                f"{cover.name}: none of its {len(cover.sheets)} sheets ({first}) covers any of the scenes"
-            )
+            sheets = f"{cover.sheets[0].path} and {len(cover.sheets) - 1} more"
+            raise ConfigError(f"{cover.name}: none of its sheets, {sheets}, covers any of the scenes")
 
 
 def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
@@ -275,9 +273,7 @@ def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
     names = [cover.name for cover in covers]
     for cover in covers:
         if clash := INDEX_COLUMNS & set(cover.legend.classes):
-            raise ConfigError(
-                f"{cover.legend.taxonomy}: a class cannot be named {min(clash)}, as a column of the index"
-            )
+            raise ConfigError(f"{cover.legend.taxonomy}: no class may be named {min(clash)}, as a column of the index")
     if config.min_agreement is not None and len(names) == 1:
         raise ConfigError(f"min_agreement is set, but {names[0]} is the only label set: none to compare it with")
     if config.labels is None and len(names) == 1:
