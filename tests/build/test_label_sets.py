@@ -12,7 +12,6 @@ from affine import Affine
 
 from geokr import store
 from geokr.index import read_index
-from geokr.legend import read_taxonomy
 from pipeline import labels
 from pipeline.build_levir_kr import main
 from tests.build.conftest import Built
