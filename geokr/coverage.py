@@ -128,7 +128,7 @@ def code_areas(
                     change[column] = 0.0
                     c = column - left
                     code = cells[r, c] if within and 0 <= c < cells.shape[1] else CODES
-                    area[code] += coverage * weight
+                    area[code] += max(coverage, 0.0) * weight  # a rounded 0 may lie below it
                 if k == m or abs(coverage) < 1e-13:
                     continue
                 if abs(coverage - 1.0) < 1e-13:
