@@ -3,9 +3,14 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import labels, storage, zion
+from benchmarks import label_noise, labels, storage, zion
 
-BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"labels": labels.main, "storage": storage.main, "zion": zion.main}
+BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
+    "labels": labels.main,
+    "storage": storage.main,
+    "label-noise": label_noise.main,
+    "zion": zion.main,
+}
 
 
 def main(argv: list[str]) -> int:
