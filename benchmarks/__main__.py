@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import label_noise, ortho, storage, zion
+from benchmarks import label_noise, labels, ortho, storage, zion
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "label-noise": label_noise.main,
+    "labels": labels.main,
     "ortho": ortho.main,
     "storage": storage.main,
     "zion": zion.main,

@@ -44,6 +44,8 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--scenes", nargs="+", metavar="DIR", help="directories (or files) with scenes: folders, .tar.gz, GeoTIFF")
     add("--landcover", nargs="+", metavar="DIR", help="directories (or files) with land-cover sheets")
+    add("--legend", nargs="+", dest="legends", metavar="FILE", help="your own descriptions of land-cover products")
+    add("--taxonomy", metavar="NAME", help="classes of the labels: globeland30, paper, own or a file (globeland30)")
     add("--imagery", choices=("mss", "pan", "pansharpened"), help="which images of a delivery are tiled (mss)")
     add("--dem", metavar="FILE", help="heights above the ellipsoid; without it the ground is taken as flat")
     add("--geoid", metavar="FILE", help="heights of the geoid above the ellipsoid, where the DEM's are above the geoid")
@@ -70,23 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     options = arguments().parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    given = {
-        key: getattr(options, key)
-        for key in (
-            "scenes",
-            "imagery",
-            "landcover",
-            "dem",
-            "geoid",
-            "resampling",
-            "radiometry",
-            "coefficients",
-            "out",
-            "tile",
-            "stride",
-            "labels",
-        )
-    }
+    keys = ("scenes", "imagery", "landcover", "legends", "taxonomy", "dem", "geoid", "resampling", "radiometry")
+    keys += ("coefficients", "out", "tile", "stride", "labels")
+    given = {key: getattr(options, key) for key in keys}
     try:
         config = read_config(options.params, {key: value for key, value in given.items() if value is not None})
         if options.workers is not None and options.workers < 1:
@@ -120,7 +108,7 @@ def check_inputs(config: BuildConfig) -> list[LandCover]:
             read_coefficients(config.coefficients)
         except RadiometryError as error:
             raise ConfigError(str(error)) from error
-    covers = find(config.landcover)
+    covers = find(config.landcover, config.legends, config.taxonomy)
     stages.label_set(config, covers)
     return covers
 
@@ -135,6 +123,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
             began = time.monotonic()
             if stage == "catalog":
                 entries = stages.catalog(config, client)
+                stages.refuse_idle(config, covers, entries)  # before the pixels, which take longest
             elif entries is None:
                 entries = earlier_catalog(out)
             match stage:

@@ -45,6 +45,10 @@ class BuildConfig(Strict):
     """Directories or files with scenes."""
     landcover: Annotated[list[str], Field(min_length=1)]
     """Directories or files with land-cover sheets."""
+    legends: list[str] = []
+    """The user's own descriptions of land-cover products: files, or directories of them."""
+    taxonomy: str = "globeland30"
+    """Classes of the labels: globeland30, paper, own (each product's own), or a file of the user's."""
     out: str
     """The data set's directory."""
     imagery: Imagery = "mss"
@@ -74,6 +78,10 @@ class BuildConfig(Strict):
     """Label set of the index, `<product>_<year>`; may be left out where the land cover holds only one."""
     min_known: Share = 0.5
     """A tile of which the land cover knows less than this share is left out of the index."""
+    min_agreement: Share | None = None
+    """A tile on which the label sets agree less than this is left out of the index, and one with no second set."""
+    max_year_gap: Annotated[float, Field(ge=0)] | None = None
+    """A tile whose image and label lie more years apart than this is left out of the index, and one without a date."""
     split: SplitConfig = SplitConfig()
 
     @model_validator(mode="after")

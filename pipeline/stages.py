@@ -5,34 +5,38 @@ import json
 import logging
 import sys
 from collections.abc import Collection
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import shapely
 from tqdm import tqdm
 
 from geokr import index, store
 from geokr.landcover import LandCover
+from geokr.shares import near
 from pipeline import quarantine
 from pipeline.archive import deliveries
 from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
 from pipeline.delivery import Refusal, refuse
 from pipeline.grid import TileGrid, scene_grid
-from pipeline.labels import LabelJob, build_labels
+from pipeline.labels import LabelJob, build_labels, outline
 from pipeline.pansharpen import equal_weights
 from pipeline.radiometry import CALIBRATION, Radiometry, stretched
 from pipeline.rows import RowJob, SceneRows, assemble, footprints, scene_rows
 from pipeline.run import Client, stream
+from pipeline.scene import Scene
 from pipeline.terrain import fingerprint, vertical
 from pipeline.tiles import TileJob, build_tiles
 
 log = logging.getLogger(__name__)
 
-SOFTWARE = ("rasterio", "pyproj", "opencv-python-headless", "exactextract", "zarr", "numpy")
+SOFTWARE = ("rasterio", "pyproj", "opencv-python-headless", "numba", "zarr", "numpy")
 """Packages whose versions go into the provenance: what the bytes depend on."""
+INDEX_COLUMNS = {"tile", "scene", "place", "row", "col", "satellite", "sensor", "acquired", "gsd"}
+INDEX_COLUMNS |= {"known", "agreement", "year_gap", "split", "geometry"}
+"""Columns of the index beside the classes'."""
 
 
 def progress(name: str, total: int | None, unit: str) -> "tqdm[Any]":
@@ -288,8 +292,10 @@ def finish(stage: str, config: BuildConfig, refused: Collection[dict[str, str]])
 def labels(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> None:
     """Label every block that is not labelled yet, with every product.
 
-    Raises StoreError where a scene was labelled with other settings or sheets before.
+    Raises StoreError where a scene was labelled with other settings or sheets before, ConfigError where a product
+    covers none of the scenes.
     """
+    refuse_idle(config, covers, entries)
     refused: dict[str, dict[str, str]] = {}
     unlisted: set[int] = set()
     jobs: list[LabelJob] = []
@@ -299,8 +305,8 @@ def labels(config: BuildConfig, covers: list[LandCover], entries: list[Entry], c
             scene, grid = entry.scene, grid_of(entry, config)
             if grid is None:
                 continue
-            sheets = tuple(s for s in cover.sheets if shapely.intersects(s.outline, scene.footprint.buffer(0.05)))
-            if not sheets:
+            here = near(outline(grid), str(grid.geobox.crs), cover)
+            if not here.sheets:
                 log.warning("%s: %s has no land cover there; its tiles stay without a label", scene.id, cover.name)
             store.create_labels(
                 root,
@@ -311,10 +317,10 @@ def labels(config: BuildConfig, covers: list[LandCover], entries: list[Entry], c
                 attributes={
                     **placement(grid),
                     "product": cover.name,
-                    "sheets": {Path(sheet.path).name: Path(sheet.path).stat().st_size for sheet in sheets},
+                    "taxonomy": cover.legend.taxonomy,
+                    "sheets": {Path(sheet.path).name: Path(sheet.path).stat().st_size for sheet in here.sheets},
                 },
             )
-            here = replace(cover, sheets=sheets)
             jobs += [LabelJob(root, scene.id, here, grid, i, j) for i, j in missing(root, scene.id, grid)]
         store.consolidate(root)
     named = ((f"labels-{job.cover.name}-{job.scene}-{job.i}-{job.j}", job) for job in jobs)
@@ -330,9 +336,23 @@ def labels(config: BuildConfig, covers: list[LandCover], entries: list[Entry], c
     finish("labels", config, refused.values())
 
 
+def refuse_idle(config: BuildConfig, covers: list[LandCover], entries: list[Entry]) -> None:
+    """Raise ConfigError where none of a product's sheets touches any of the scenes."""
+    grids = [grid for entry in entries if (grid := grid_of(entry, config)) is not None]
+    for cover in covers:
+        if grids and not any(near(outline(grid), str(grid.geobox.crs), cover).sheets for grid in grids):
+            sheets = f"{cover.sheets[0].path} and {len(cover.sheets) - 1} more"
+            raise ConfigError(f"{cover.name}: none of its sheets, {sheets}, covers any of the scenes")
+
+
 def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
     """The label set of the index: the one asked for, or the only one there is."""
     names = [cover.name for cover in covers]
+    for cover in covers:
+        if clash := INDEX_COLUMNS & set(cover.legend.classes):
+            raise ConfigError(f"{cover.legend.taxonomy}: no class may be named {min(clash)}, as a column of the index")
+    if config.min_agreement is not None and len(names) == 1:
+        raise ConfigError(f"min_agreement is set, but {names[0]} is the only label set: none to compare it with")
     if config.labels is None and len(names) == 1:
         return names[0]
     if config.labels is None:
@@ -340,6 +360,12 @@ def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
     if config.labels not in names:
         raise ConfigError(f"labels is {config.labels}, but the land cover holds {', '.join(names)}")
     return config.labels
+
+
+def row_job(config: BuildConfig, scene: Scene, grid: TileGrid, name: str, covers: list[LandCover]) -> RowJob:
+    """What listing a scene takes. name: the label set of the index, which is compared with those of other covers."""
+    others = tuple(cover.name for cover in covers if cover.name != name)
+    return RowJob(config.out, scene, grid, name, config.min_known, others, config.min_agreement, config.max_year_gap)
 
 
 def make_index(
@@ -353,7 +379,7 @@ def make_index(
     for entry in entries:
         grid = grid_of(entry, config)
         if grid is not None:
-            job = RowJob(config.out, entry.scene, grid, name, config.min_known)
+            job = row_job(config, entry.scene, grid, name, covers)
             jobs.append((f"index-{entry.scene.id}", job))
     found: list[tuple[str, SceneRows]] = []
     refused: dict[str, dict[str, str]] = {}
@@ -373,6 +399,7 @@ def make_index(
         "schema": store.SCHEMA,
         "classes": list(legend.classes),
         "colours": list(legend.colours),
+        "taxonomy": legend.taxonomy,
         "labels": name,
         "label_sets": [cover.name for cover in covers],
         "counts": {"scenes": len(found), "quarantined": len(quarantine.read(out)), **table.counts()},

@@ -16,7 +16,8 @@ from rasterio.warp import Resampling, reproject
 
 from geokr import store
 from geokr.index import read_summary
-from geokr.landcover import class_shares, find
+from geokr.landcover import find
+from geokr.shares import class_shares
 from pipeline.build_levir_kr import main
 from pipeline.catalog import Entry, read_catalog
 from pipeline.config import BuildConfig
