@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import label_noise, labels, ortho, storage, zion
+from benchmarks import build, chaos, label_noise, labels, ortho, storage, zion
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
+    "build": build.main,
+    "chaos": chaos.main,
     "label-noise": label_noise.main,
     "labels": labels.main,
     "ortho": ortho.main,

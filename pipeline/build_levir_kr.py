@@ -6,12 +6,11 @@ A run that was stopped, by Ctrl-C or worse, goes on where it was when the same c
 """
 
 import argparse
-import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -24,10 +23,10 @@ from pipeline.catalog import CATALOG, Entry, read_catalog
 from pipeline.config import BuildConfig, ConfigError, read_config
 from pipeline.delivery import Refusal, read_delivery
 from pipeline.footprint import flat_terrain
-from pipeline.grid import peak_bytes
 from pipeline.radiometry import RadiometryError, Stretch, read_coefficients
-from pipeline.report import LOG, summary_table
-from pipeline.run import ClusterError, cluster
+from pipeline.report import summary_table
+from pipeline.run import LIBRARIES, ClusterError, cluster
+from pipeline.watch import note
 
 KINDS = ("percentile", "percentile-per-band", "toa", "dn")
 STAGES = ("catalog", "tiles", "labels", "index")
@@ -63,18 +62,36 @@ def arguments() -> argparse.ArgumentParser:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, metavar="N", help="processes on this machine (one a core)")
     where.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786")
+    add(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="of a worker on this machine, such as 2GiB (the machine's, shared out)",
+    )
+    add(
+        "--dashboard", default="127.0.0.1:8787", metavar="ADDRESS", help="where to serve Dask's dashboard (%(default)s)"
+    )
+    add("--performance-report", metavar="FILE.html", help="write Dask's report of the run")
     add("--dry-run", action="store_true", help="print scenes, grids, blocks, bytes and memory; touch nothing")
     add("--strict", action="store_true", help="exit with 3 if anything was refused")
     return parser
+
+
+def size(text: str) -> int:
+    """Bytes from `512MiB`, `2GiB`, `2GB` or a plain number."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?)?", text, re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 2GiB")
+    power = " KMGT".index((match[2] or " ").upper())
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     options = arguments().parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    keys = ("scenes", "imagery", "landcover", "legends", "taxonomy", "dem", "geoid", "resampling", "radiometry")
-    keys += ("coefficients", "out", "tile", "stride", "labels")
-    given = {key: getattr(options, key) for key in keys}
+    known = BuildConfig.model_fields.keys() & vars(options).keys()
+    given = {key: getattr(options, key) for key in known}
     try:
         config = read_config(options.params, {key: value for key, value in given.items() if value is not None})
         if options.workers is not None and options.workers < 1:
@@ -117,8 +134,11 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
     """Run the stages on one cluster, or the one that was asked for, and note each in the data set's log."""
     out = Path(config.out)
     entries: list[Entry] | None = None
-    with cluster(options.workers, options.scheduler) as client:
+    with cluster(
+        options.workers, options.scheduler, options.dashboard, options.memory, options.performance_report
+    ) as client:
         print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
+        note(out, "run", stages=[options.only] if options.only else STAGES, settings=config.model_dump(mode="json"))
         for stage in (options.only,) if options.only else STAGES:
             began = time.monotonic()
             if stage == "catalog":
@@ -133,15 +153,14 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
                     stages.labels(config, covers, entries, client)
                 case "index":
                     print("\n".join(summary_table(stages.make_index(config, covers, entries, client))))
-            line = {
-                "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                "stage": stage,
-                "seconds": round(time.monotonic() - began, 1),
-                "threads": sum(client.nthreads().values()),
-                "dashboard": client.dashboard_link,
-            }
-            with (out / LOG).open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+            note(
+                out,
+                "stage",
+                stage=stage,
+                seconds=round(time.monotonic() - began, 1),
+                threads=sum(client.nthreads().values()),
+                dashboard=client.dashboard_link,
+            )
 
 
 def earlier_catalog(out: Path) -> list[Entry]:
@@ -168,23 +187,19 @@ def plan(config: BuildConfig, covers: list[LandCover]) -> list[str]:
             continue
         rows, cols = grid.blocks
         tiles = grid.rows * grid.cols
-        size = tiles * len(entry.scene.bands) * grid.tile**2
-        total, most = total + tiles, most + size
+        pixels = tiles * len(entry.scene.bands) * grid.tile**2
+        total, most = total + tiles, most + pixels
         first = entry.scene.images[0]
-        itemsize = 1 if entry.scene.dtype == "uint8" else 2
-        bands, pan = len(entry.scene.bands), entry.scene.pan is not None
-        deep = 2 if config.radiometry == "toa" else itemsize if config.radiometry == "dn" else 1
-        promised = peak_bytes(grid.block, grid.tile, grid.stride, bands, itemsize, pan=pan, stored=deep)
-        memory = max(memory, promised)
+        memory = max(memory, stages.promised_bytes(entry.scene, grid, config))
         lines.append(
             f"scene     {name}: {first.width} x {first.height} px, {entry.scene.gsd:g} m, "
-            f"{grid.geobox.crs}, {grid.rows} x {grid.cols} tiles in {rows * cols} blocks, at most {size / 1e6:.0f} MB"
+            f"{grid.geobox.crs}, {grid.rows} x {grid.cols} tiles in {rows * cols} blocks, at most {pixels / 1e6:.0f} MB"
         )
     for cover in covers:
         lines.append(f"landcover {cover.name}: {len(cover.sheets)} sheets, classes {', '.join(cover.legend.classes)}")
     lines.append(
         f"in all    {len(found)} scenes, {total} tiles, at most {most / 1e6:.0f} MB of pixels before compression, "
-        f"peak memory of a worker {memory / 1e6:.0f} MB beside the 300 MB of its libraries"
+        f"peak memory of a worker {memory / 1e6:.0f} MB beside the {LIBRARIES / 1e6:.0f} MB of its libraries"
     )
     return lines
 

@@ -1,5 +1,6 @@
 """The catalog of scenes: what a survey of each decided, and scenes.parquet, which holds it."""
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable
@@ -56,6 +57,8 @@ class Entry:
     """Cells without a height in the DEM's window of the scene, which were interpolated."""
     radiometry: Radiometry | None = None
     """What is stored of the scene's pixels; the stretched ones where it is None."""
+    pixels: str = ""
+    """SHA-256 of the pixels that the survey read: what tells a replaced image from one that was only touched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,11 @@ def survey(scene: Scene, job: CatalogJob) -> Entry:
         radiometry = decide(scene, job, sample, valid)
     except ValueError as error:
         raise SceneError(f"{first.path}: {error}") from error
-    return Entry(scene, terrain, stretch, terrain.coverage(*outlined), terrain.holes(*outlined), radiometry)
+    digest = hashlib.sha256()
+    for found in samples:
+        digest.update(found.tobytes())
+    heights = terrain.coverage(*outlined), terrain.holes(*outlined)
+    return Entry(scene, terrain, stretch, *heights, radiometry, digest.hexdigest())
 
 
 def decide(scene: Scene, job: CatalogJob, sample: Pixels, valid: npt.NDArray[np.bool_]) -> Radiometry | None:
@@ -189,6 +196,7 @@ def write_catalog(path: Path, entries: Iterable[Entry], provenance: str) -> None
                 "stretch_low": entry.stretch.low,
                 "stretch_high": entry.stretch.high,
                 "radiometry": None if entry.radiometry is None else json.dumps(entry.radiometry.to_json()),
+                "pixels": entry.pixels,
                 "provenance": provenance,
                 "geometry": scene.footprint,
             }
@@ -243,5 +251,6 @@ def read_catalog(path: Path) -> list[Entry]:
         stretch = Stretch(row["stretch_low"], row["stretch_high"])
         stored = radiometry_from_json(json.loads(row["radiometry"])) if isinstance(row["radiometry"], str) else None
         terrain = Terrain(dem, row["ground_height"], geoid)
-        entries.append(Entry(Scene(**fields), terrain, stretch, row["dem_coverage"], int(row["dem_holes"]), stored))
+        ground = row["dem_coverage"], int(row["dem_holes"])
+        entries.append(Entry(Scene(**fields), terrain, stretch, *ground, stored, row["pixels"]))
     return entries

@@ -45,6 +45,8 @@ class SceneRows:
     """Accepted tiles left out because the land cover knows too little of them."""
     unfit: int
     """Those left out because label sets disagree on them, or their image and label lie too many years apart."""
+    missing: int
+    """Tiles of blocks whose pixels or labels were not built."""
     columns: dict[str, npt.NDArray[Any]]
     """(n,) each: the columns of the index, in its order, without split and geometry."""
     corners: Floats
@@ -52,17 +54,22 @@ class SceneRows:
 
 
 def scene_rows(job: RowJob) -> SceneRows:
-    """List one scene's tiles. Raises StoreError where the scene is not in the stores or is not whole."""
+    """List one scene's tiles. Raises StoreError where the scene is not in the stores or nothing of it was built.
+
+    A block that could not be built is missing; the scene's others are listed.
+    """
     scene, grid = job.scene, job.grid
     tiles = store.open_scene(store.join(job.dataset, store.TILES), scene.id)
     labels = store.open_scene(store.join(job.dataset, store.label_store(job.labels)), scene.id)
     status = store.status(tiles)
     statuses = dict(store.count(status, store.TILE_STATUS))
-    for group, found in ((tiles, status), (labels, store.status(labels))):
-        if not found.all():
-            raise store.StoreError(f"{group.store_path}: {int((found == 0).sum())} tiles of this scene are not built")
+    built = status != 0
+    for group, found in ((tiles, built), (labels, store.status(labels) != 0)):
+        if not found.any():
+            raise store.StoreError(f"{group.store_path}: none of the tiles of this scene are built")
+        built = built & found
     known = np.asarray(labels["known"][:])  # type: ignore[index]
-    accepted = status == store.ACCEPTED
+    accepted = built & (status == store.ACCEPTED)
     fit = accepted & (known >= job.min_known) & (known > 0)
     enough = int(fit.sum())
     every = np.asarray(labels["fraction"][:])  # type: ignore[index]
@@ -82,6 +89,7 @@ def scene_rows(job: RowJob) -> SceneRows:
     columns: dict[str, npt.NDArray[Any]] = {
         "tile": np.array([f"{scene.id}_r{r:03d}_c{c:03d}" for r, c in zip(row, col, strict=True)], dtype=object),
         "scene": np.full(n, scene.id, dtype=object),
+        "place": np.array(grid.places(row.tolist(), col.tolist()), dtype=object),
         "row": row.astype(np.int32),
         "col": col.astype(np.int32),
         "satellite": np.full(n, scene.satellite, dtype=object),
@@ -95,8 +103,8 @@ def scene_rows(job: RowJob) -> SceneRows:
     }
     for k, name in enumerate(labels.attrs["classes"]):  # type: ignore[arg-type]
         columns[str(name)] = fraction[:, k]
-    unknown = int(accepted.sum()) - enough
-    return SceneRows(statuses, unknown, enough - n, columns, np.stack([lon, lat], axis=-1))
+    unknown, unfit, missing = int(accepted.sum()) - enough, enough - n, int((~built).sum())
+    return SceneRows(statuses, unknown, unfit, missing, columns, np.stack([lon, lat], axis=-1))
 
 
 def agreements(job: RowJob, fraction: npt.NDArray[np.float32], classes: object) -> npt.NDArray[np.float32]:
