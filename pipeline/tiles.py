@@ -45,21 +45,32 @@ class TileReport:
 
 
 def build_tiles(job: TileJob) -> TileReport:
-    """Build one block: orthorectify, stretch, cut, judge, and write its shard and statuses.
+    """Build one block and write its shard and statuses.
 
     Raises SceneError where the image cannot be read; nothing of the block is marked as done then.
     """
     block = job.grid.at(job.i, job.j)
-    pixels, valid, meshes = orthorectify_all(block.geobox, job.scene, job.terrain)
-    images, status = cut(job.stretch.apply(pixels), valid, block, job.grid, job.rules)
+    images, status, report = make_tiles(job)
     group = store.open_scene(job.root, job.scene.id, "r+")
     store.write_block(group, block.rows, block.cols, {"image": images}, status)
-    return TileReport(
+    return report
+
+
+def make_tiles(job: TileJob) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], TileReport]:
+    """One block's image and status, as `cut` gives them: orthorectify, stretch, cut, judge. Writes nothing.
+
+    Raises SceneError where the image cannot be read.
+    """
+    block = job.grid.at(job.i, job.j)
+    pixels, valid, meshes = orthorectify_all(block.geobox, job.scene, job.terrain)
+    images, status = cut(job.stretch.apply(pixels), valid, block, job.grid, job.rules)
+    report = TileReport(
         status.size,
         int((status == store.ACCEPTED).sum()),
         min(mesh.step for mesh in meshes),
         max(mesh.error for mesh in meshes),
     )
+    return images, status, report
 
 
 def orthorectify_all(
