@@ -87,9 +87,10 @@ def append(path: str | Path, line: str) -> None:
     """Add a line to a small text file. An object in a bucket is written anew."""
     if is_url(path):
         before = read(path) if exists(path) else b""
-        write(path, before + f"{line}\n".encode())
+        write(path, before + f"{line}\n".encode(errors="backslashreplace"))
         return
-    with Path(path).open("a", encoding="utf-8") as file:
+    # A file's name may be no UTF-8.
+    with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{line}\n")
 
 

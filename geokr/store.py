@@ -9,8 +9,10 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, ObjectStore
 
@@ -40,6 +43,13 @@ ACCEPTED = TILE_STATUS.index("accepted")
 
 SMALL = (ZstdCodec(level=0), Crc32cCodec())
 """How arrays are stored that hold a number or a few a tile."""
+
+CHUNK = re.compile(r"/c/(\d+)/(\d+)$")
+"""A chunk of `status` by its key."""
+
+
+GO_ON = "build into another data set, undo the change, or delete the scene there to have it built anew"
+"""What to do where a scene was built with other settings."""
 
 
 class StoreError(ValueError):
@@ -216,17 +226,35 @@ def _new_group(
             del group[name]
         group.attrs.put(wanted)
         return group
-    found = dict(group.attrs)
-    differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-    for key, now in layout.items():
-        if (was := getattr(group[array], key)) != now:
-            differing.append(f"{key} of {array} ({was}, now {now})")
-    if differing:
-        raise StoreError(
-            f"{root}/{scene} was built with other settings ({', '.join(differing)}); "
-            "build into another data set, or delete this one"
-        )
+    there = {f"{key} of {array}": str(getattr(group[array], key)) for key in layout}
+    asked = {f"{key} of {array}": str(value) for key, value in layout.items()}
+    same(root, scene, dict(group.attrs) | there, wanted | asked)
     return None
+
+
+def same(root: str, scene: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise StoreError where a scene's attributes are not the wanted ones: it was built from other input or settings.
+
+    The sentence says what changed, and how to go on.
+    """
+    was, now = flat(json.loads(json.dumps(found))), flat(json.loads(json.dumps(wanted)))  # as they will be read
+    changed = [
+        f"{key} was {was.get(key, 'not there')}, now {now.get(key, 'not there')}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    ]
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        what = f"{', '.join(changed[:5])}{more}"
+        raise StoreError(f"{root}/{scene} was built with other settings or from other input ({what}); {GO_ON}")
+
+
+def flat(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": value}
+    return found
 
 
 def open_scene(root: str, scene: str, mode: str = "r") -> zarr.Group:
@@ -237,6 +265,47 @@ def open_scene(root: str, scene: str, mode: str = "r") -> zarr.Group:
     except FileNotFoundError as error:
         kind = StoreError if mode == "r" else StoreWriteError  # it was made before: a file system was lost
         raise kind(f"{root}/{scene}: no such scene in the store") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What is there of a scene in a store."""
+
+    attributes: dict[str, Any]
+    shape: tuple[int, ...]
+    """Rows and columns of tiles."""
+    blocks: frozenset[tuple[int, int]]
+    """Row and column of the blocks that are done: their part of `status` exists, and is non-zero, since it is only
+    ever written whole."""
+
+
+def built(root: str, names: Iterable[str]) -> dict[str, Built]:
+    """What is there of the named scenes, by name; scenes whose groups are not whole are left out.
+
+    Reads no chunk, and of each scene two small files and one listing: a store of a thousand scenes takes a second.
+    """
+    try:
+        return sync(_built(root, list(names)))
+    except FileNotFoundError:  # no store yet
+        return {}
+
+
+async def _built(root: str, names: list[str]) -> dict[str, Built]:
+    there = opened(root)
+    prototype = default_buffer_prototype()
+
+    async def one(name: str) -> tuple[str, Built] | None:
+        documents = [await there.get(f"{name}/{part}", prototype) for part in ("zarr.json", "status/zarr.json")]
+        if None in documents:
+            return None
+        group, array = (json.loads(document.to_bytes()) for document in documents if document is not None)
+        done = set()
+        async for key in there.list_prefix(f"{name}/status/c/"):
+            if match := CHUNK.search(key):
+                done.add((int(match[1]), int(match[2])))
+        return name, Built(group["attributes"], tuple(array["shape"]), frozenset(done))
+
+    return dict(filter(None, await concurrent_map([(name,) for name in names], one, 64)))
 
 
 def scenes(root: str) -> list[str]:
@@ -277,15 +346,26 @@ def write_block(
         wanted = (rows.stop - rows.start, cols.stop - cols.start, *array.shape[2:])
         if values.shape != wanted:  # zarr-python would cut it to size
             raise StoreError(f"{name} of a block has shape {values.shape}, expected {wanted}")
-        key = array.metadata.encode_chunk_key((i, j, *(0,) * (values.ndim - 2)))
-        targets.append((array, values, array.store_path / key))
-    # At the grid's border a block is smaller than its shard, and Zarr would read what is there, to keep the rest
-    # of it: the remains of a killed run, perhaps. The status goes first, so that a block is whole or not built.
+        targets.append((array, values, i, j, side))
     with writing(f"{group.store_path}, rows {rows.start}-{rows.stop}, columns {cols.start}-{cols.stop}"):
-        for _, _, path in reversed(targets):
-            sync(path.delete())
-        for array, values, _ in targets:
-            array[rows, cols] = values
+        # The status goes first, so that a block is whole or not built. What else is there is replaced, not deleted:
+        # a worker that has lost its client may be writing the same block to its end.
+        sync((array.store_path / f"c/{i}/{j}").delete())
+        for array, values, i, j, side in targets:
+            _replace(array, values, i, j, side)
+
+
+def _replace(array: Any, values: npt.NDArray[Any], i: int, j: int, side: int) -> None:
+    """Write the whole shard or chunk (i, j, 0 ...), whatever is there.
+
+    At the grid's border a block is smaller than its shard, and Zarr would read what is there, to keep the rest of it:
+    the remains of a killed run, perhaps. So the array is written as if it went on to the shard's end.
+    """
+    shape = ((i + 1) * side, (j + 1) * side, *array.shape[2:])
+    padding = [(0, side - values.shape[0]), (0, side - values.shape[1]), *[(0, 0)] * (values.ndim - 2)]
+    metadata = replace(array.metadata, shape=shape)
+    wider: Any = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=array.store_path, config=array.config))
+    wider[i * side :, j * side :] = np.pad(values, padding) if any(map(any, padding)) else values
 
 
 def status(group: zarr.Group) -> npt.NDArray[np.uint8]:

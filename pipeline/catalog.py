@@ -1,5 +1,6 @@
 """The catalog of scenes: what a survey of each decided, and scenes.parquet, which holds it."""
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable
@@ -33,6 +34,8 @@ class Entry:
     stretch: Stretch
     dem_coverage: float
     """Share of the footprint's outline that the DEM covers; 0 without one."""
+    pixels: str = ""
+    """SHA-256 of the pixels that the survey read: what tells a replaced image from one that was only touched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,10 @@ def survey(scene: Scene, dem: str | None, low: float, high: float) -> Entry:
         stretch = percentile_stretch(np.concatenate(samples), valid, low, high)
     except ValueError as error:
         raise SceneError(f"{first.path}: {error}") from error
-    return Entry(replace(scene, footprint=footprint), terrain, stretch, coverage)
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(sample.tobytes())
+    return Entry(replace(scene, footprint=footprint), terrain, stretch, coverage, digest.hexdigest())
 
 
 def decimated(image: Image, shape: tuple[int, int]) -> Pixels:
@@ -110,6 +116,7 @@ def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -
                 "ground_height": entry.terrain.height,
                 "stretch_low": entry.stretch.low,
                 "stretch_high": entry.stretch.high,
+                "pixels": entry.pixels,
                 "provenance": provenance,
                 "geometry": scene.footprint,
             }
@@ -166,5 +173,5 @@ def read_catalog(path: str | Path) -> list[Entry]:
             fields["acquired"] = fields["acquired"].to_pydatetime()
         terrain = Terrain(row["dem"] if isinstance(row["dem"], str) else None, row["ground_height"])
         stretch = Stretch(row["stretch_low"], row["stretch_high"])
-        entries.append(Entry(Scene(**fields), terrain, stretch, row["dem_coverage"]))
+        entries.append(Entry(Scene(**fields), terrain, stretch, row["dem_coverage"], row["pixels"]))
     return entries

@@ -1,7 +1,7 @@
 """The UTM lattice of tiles over a scene, and the blocks in which it is built. Arithmetic only."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,6 +88,17 @@ class TileGrid:
         y = r[..., None] * self.stride + offsets[:, 1]
         transform: Affine = self.geobox.transform
         return np.stack([transform.c + transform.a * x, transform.f + transform.e * y], axis=-1)
+
+    def places(self, rows: Iterable[int], cols: Iterable[int]) -> list[str]:
+        """A name for the place of each tile: the same for tiles of all scenes with this origin, zone and GSD.
+
+        `<EPSG code>_<GSD in m>_<east>_<north>`, the last two counted in strides from the zone's origin.
+        """
+        transform: Affine = self.geobox.transform
+        step = self.stride * transform.a
+        left, top = round(transform.c / step), round(transform.f / step)
+        head = f"{str(self.geobox.crs).removeprefix('EPSG:')}_{transform.a:g}"
+        return [f"{head}_{left + c}_{top - r}" for r, c in zip(rows, cols, strict=True)]
 
 
 def utm(lon: float, lat: float) -> str:

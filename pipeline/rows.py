@@ -38,6 +38,8 @@ class SceneRows:
     """Tiles by status; `not_built` is 0 for a whole scene."""
     unknown: int
     """Accepted tiles left out because the land cover knows too little of them."""
+    missing: int
+    """Tiles of blocks whose pixels or labels were not built."""
     columns: dict[str, npt.NDArray[Any]]
     """(n,) each: the columns of the index, in its order, without split and geometry."""
     corners: Floats
@@ -45,17 +47,22 @@ class SceneRows:
 
 
 def scene_rows(job: RowJob) -> SceneRows:
-    """List one scene's tiles. Raises StoreError where the scene is not in the stores or is not whole."""
+    """List one scene's tiles. Raises StoreError where the scene is not in the stores or nothing of it was built.
+
+    A block that could not be built is missing; the scene's others are listed.
+    """
     scene, grid = job.scene, job.grid
     tiles = store.open_scene(store.join(job.dataset, store.TILES), scene.id)
     labels = store.open_scene(store.join(job.dataset, store.label_store(job.labels)), scene.id)
     status = store.status(tiles)
     statuses = dict(store.count(status, store.TILE_STATUS))
-    for group, found in ((tiles, status), (labels, store.status(labels))):
-        if not found.all():
-            raise store.StoreError(f"{group.store_path}: {int((found == 0).sum())} tiles of this scene are not built")
+    built = status != 0
+    for group, found in ((tiles, built), (labels, store.status(labels) != 0)):
+        if not found.any():
+            raise store.StoreError(f"{group.store_path}: none of the tiles of this scene are built")
+        built = built & found
     known = np.asarray(labels["known"][:])  # type: ignore[index]
-    accepted = status == store.ACCEPTED
+    accepted = built & (status == store.ACCEPTED)
     row, col = np.nonzero(accepted & (known >= job.min_known) & (known > 0))
     fraction = np.asarray(labels["fraction"][:])[row, col]  # type: ignore[index]
     corners = grid.corners(slice(0, grid.rows), slice(0, grid.cols))[row, col]
@@ -65,6 +72,7 @@ def scene_rows(job: RowJob) -> SceneRows:
     columns: dict[str, npt.NDArray[Any]] = {
         "tile": np.array([f"{scene.id}_r{r:03d}_c{c:03d}" for r, c in zip(row, col, strict=True)], dtype=object),
         "scene": np.full(n, scene.id, dtype=object),
+        "place": np.array(grid.places(row.tolist(), col.tolist()), dtype=object),
         "row": row.astype(np.int32),
         "col": col.astype(np.int32),
         "satellite": np.full(n, scene.satellite, dtype=object),
@@ -76,7 +84,7 @@ def scene_rows(job: RowJob) -> SceneRows:
     for k, name in enumerate(labels.attrs["classes"]):  # type: ignore[arg-type]
         columns[str(name)] = fraction[:, k]
     unknown = int(accepted.sum()) - n
-    return SceneRows(statuses, unknown, columns, np.stack([lon, lat], axis=-1))
+    return SceneRows(statuses, unknown, int((~built).sum()), columns, np.stack([lon, lat], axis=-1))
 
 
 @dataclass(frozen=True, slots=True)

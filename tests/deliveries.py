@@ -114,11 +114,12 @@ def fields(width: int = WIDTH, height: int = HEIGHT) -> dict[str, object]:
 
 
 def contents(stem: str = STEM, rpc: RPC | None = None) -> dict[str, bytes]:
-    """The files of a good delivery, by name."""
+    """The files of a good delivery, by name. Its product number is that of the name."""
+    product = {"ProductID": f"1288{stem.partition('L1A')[2][:10]}"} if "L1A" in stem else {}
     return {
         f"{stem}.tiff": tiff(coordinates()),
         f"{stem}.rpb": rpb(rpc or camera()).encode(),
-        f"{stem}.xml": xml(fields()).encode(),
+        f"{stem}.xml": xml(fields() | product).encode(),
     }
 
 

@@ -161,7 +161,7 @@ def test_archives_are_read_in_place(built: Built) -> None:
     """Nothing is unpacked, and nothing is left beside the archive."""
     archived = next(entry.scene for entry in built.entries if entry.scene.images[0].path.startswith("/vsitar/"))
     with open_image(archived.images[0].path) as source:
-        assert source.width == archived.width
+        assert source.width == archived.images[0].width
     assert {path.suffix for path in (built.directory / "scenes").rglob("*") if path.is_file()} == {
         ".gz", ".rpb", ".tiff", ".xml",
     }  # fmt: skip
