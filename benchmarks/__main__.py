@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import storage, zion
+from benchmarks import chaos, storage, zion
 
-BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"storage": storage.main, "zion": zion.main}
+BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"chaos": chaos.main, "storage": storage.main, "zion": zion.main}
 
 
 def main(argv: list[str]) -> int:

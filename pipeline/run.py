@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
@@ -263,7 +264,7 @@ def stream(
 
     def ended() -> tuple[Batch[Job], Job, Result | Exception]:
         future = next(completed)
-        while future.status == "pending":  # its result died with the worker that held it, and is made anew
+        while future.status in ("pending", "lost"):  # its result died with the worker that held it, and is made anew
             completed.add(future)
             future = next(completed)
         batch, job = running.pop(future.key)
@@ -295,16 +296,13 @@ def stream(
 
 def outcome(future: "Future[Any]") -> Any:
     """The result of a task that ended, or its error. Raises what should stop the others too."""
-    if future.status == "finished":
+    try:
         return future.result()
-    if future.status == "error":
-        error = future.exception()
-        if isinstance(error, StoreWriteError):
-            raise error
-        if isinstance(error, KilledWorker):
-            return LostWorkersError(
-                "it killed each worker that it was given to: out of memory, or a fault of a library"
-            )
-        if isinstance(error, Exception):
-            return error
-    raise ClusterError("the scheduler was lost; the same command goes on from here")
+    except KilledWorker:
+        return LostWorkersError("it killed each worker that it was given to: out of memory, or a fault of a library")
+    except StoreWriteError:
+        raise
+    except (CancelledError, OSError) as error:  # those of a job itself come as results
+        raise ClusterError(f"the scheduler was lost; the same command goes on from here ({error})") from error
+    except Exception as error:
+        return error

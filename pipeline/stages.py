@@ -17,9 +17,10 @@ import shapely
 from geokr import files, index, store
 from geokr.landcover import LandCover
 from pipeline import quarantine
+from pipeline.archive import Delivery, deliveries
 from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
-from pipeline.delivery import Delivery, Refusal, deliveries
+from pipeline.delivery import Refusal, refuse
 from pipeline.grid import TileGrid, peak_bytes, scene_grid
 from pipeline.labels import LabelJob, build_labels
 from pipeline.quality import Rules
@@ -45,7 +46,7 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
     out = config.out
     dem = None if config.dem is None else str(Path(config.dem).absolute())
     software = {name: version(name) for name in SOFTWARE}
-    provenance = json.dumps({"dem": dem, "stretch": config.stretch, "software": software})
+    provenance = json.dumps({"dem": dem, "stretch": config.stretch, "imagery": config.imagery, "software": software})
     known = unchanged(store.join(out, CATALOG), provenance)
     # What refused a part of a delivery before must be found again, so such a one is read again.
     faults = [entry["detail"] for entry in quarantine.read(out) if entry["stage"] == "catalog"]
@@ -58,12 +59,14 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
             changed.append(delivery)
     if not changed and not results:
         raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there")
-    batches = (Batch(f"catalog-{Path(d.path).name}", [CatalogJob(d, dem, config.stretch)]) for d in changed)
+    batches = (
+        Batch(f"catalog-{Path(d.path).name}", [CatalogJob(d, dem, config.stretch, config.imagery)]) for d in changed
+    )
     with Progress(out, "catalog", len(changed), "delivery") as progress:
         for job, found in stream(read_and_survey, batches, client):
             path = job.delivery.path
             if isinstance(found, Exception):
-                found = [Refusal(Path(path).name, type(found).__name__, f"{path}: {found}")]
+                found = [refuse(Path(path).name, type(found).__name__, f"{path}: {found}")]
             progress.add(1, sum(isinstance(item, Entry) for item in found) > 0)
             results += [(path, item) for item in found]
     entries, refused = once_each(results)
