@@ -24,6 +24,8 @@ import numpy.typing as npt
 import shapely
 import tensorstore as ts
 import zarr
+from affine import Affine
+from odc.geo.geobox import GeoBox
 
 from geokr import files, store
 from geokr.crs import transformer
@@ -32,10 +34,10 @@ from geokr.landcover import find
 from pipeline import quarantine, stages
 from pipeline.catalog import CATALOG, Entry, read_catalog
 from pipeline.config import BuildConfig
+from pipeline.grid import TileGrid
 from pipeline.labels import LabelJob, label
 from pipeline.quality import Rules
 from pipeline.rows import footprints
-from pipeline.sensor import Floats
 from pipeline.tiles import TileJob, make_tiles
 
 SHOWN = 20
@@ -56,8 +58,21 @@ class Scene:
 
     name: str
     tiles: zarr.Group
-    labels: zarr.Group
+    label_store: str
     """Of the label set of the index."""
+
+    @cached_property
+    def labels(self) -> zarr.Group:
+        return store.open_scene(self.label_store, self.name)
+
+    @cached_property
+    def grid(self) -> TileGrid:
+        """Where the tiles lie, by what the group says of itself."""
+        said: Any = self.tiles.attrs
+        rows, cols = self.status.shape
+        shape = tuple((n - 1) * said["stride"] + said["tile"] for n in (rows, cols))
+        geobox = GeoBox(shape, Affine(*said["spatial:transform"]), said["proj:code"])
+        return TileGrid(geobox, said["tile"], said["stride"], self.block)
 
     @cached_property
     def block(self) -> int:
@@ -118,14 +133,19 @@ class DataSet:
 
     @cached_property
     def scenes(self) -> list[Scene]:
-        """Those in the stores, by name."""
-        names = store.scenes(self.tiles)
-        return [Scene(name, store.open_scene(self.tiles, name), store.open_scene(self.labels, name)) for name in names]
+        """Those in the stores, by name, but for scenes that the build was no more asked for."""
+        gone = {entry["scene"] for entry in self.refused if entry["reason"] == "gone"}
+        names = [name for name in store.scenes(self.tiles) if name not in gone]
+        return [Scene(name, store.open_scene(self.tiles, name), self.labels) for name in names]
 
     @cached_property
-    def excused(self) -> set[str]:
-        """Scenes of which the quarantine says that a part could not be built."""
-        return {entry["scene"] for entry in quarantine.read(self.root)}
+    def refused(self) -> list[dict[str, Any]]:
+        return quarantine.read(self.root)
+
+    @cached_property
+    def failed(self) -> set[tuple[str, int, int]]:
+        """Scene, row and column of the blocks of which the quarantine says that they could not be built."""
+        return {(entry["scene"], i, j) for entry in self.refused for i, j in entry.get("blocks", ())}
 
     def each(self, check: Callable[[Scene], Iterable[str]]) -> list[str]:
         """Faults of all scenes, in their order."""
@@ -225,14 +245,15 @@ def statuses(data: DataSet) -> list[str]:
                     continue
                 if (status >= len(names)).any():
                     yield f"{block}: status {status.max()} of {group.store_path} has no meaning"
-                if not status.all() and scene.name not in data.excused:
+                if not status.all() and (scene.name, i, j) not in data.failed:
                     yield f"{block}: not built in {group.store_path}"
 
     found = data.each(check)
     if not found:
-        held = sum(np.bincount(scene.status.ravel(), minlength=len(store.TILE_STATUS)) for scene in data.scenes)
-        counts = dict(zip(store.TILE_STATUS, np.asarray(held).tolist(), strict=True))
-        if not data.excused and counts != data.summary["counts"]["tiles"]:
+        unlisted = {entry["scene"] for entry in data.refused if entry["stage"] == "index"}
+        held = np.concatenate([scene.status.ravel() for scene in data.scenes if scene.name not in unlisted])
+        counts = dict(store.count(held, store.TILE_STATUS))
+        if counts != data.summary["counts"]["tiles"]:
             found.append(f"{DATASET}: counts {data.summary['counts']['tiles']}, the stores hold {counts}")
     return found
 
@@ -347,13 +368,17 @@ def rows(data: DataSet, read_labels: bool) -> list[str]:
                 yield f"{scene.at(r, c)} has other shares in the index than in the labels"
         for r, c in np.argwhere((times > 0) & ~wanted):
             yield f"{scene.at(r, c)} is listed, but was not accepted"
-        corners = tile_corners(scene, row, col)
+        plane = scene.grid.corners(slice(0, scene.grid.rows), slice(0, scene.grid.cols))[row, col]
+        lonlat = transformer(scene.tiles.attrs["proj:code"], "EPSG:4326").transform(plane[..., 0], plane[..., 1])
+        corners = np.stack(lonlat, axis=-1)
         for k in np.flatnonzero(~shapely.equals_exact(part.geometry.to_numpy(), footprints(corners), tolerance=MOVED)):
             yield f"{scene.at(row[k], col[k])} does not lie where the index has it"
         drawn = split_by_place(corners, split.shares, split.cell, split.seed)
         told = part["split"].to_numpy(dtype=object, na_value=None)
         for k in np.flatnonzero(drawn != told):
             yield f"{scene.at(row[k], col[k])} is of {told[k]}, and by its place of {drawn[k]}"
+        for k in np.flatnonzero(part["place"].to_numpy() != scene.grid.places(row.tolist(), col.tolist())):
+            yield f"{scene.at(row[k], col[k])} has another place in the index"
         said: Any = scene.tiles.attrs
         of_scene = {"satellite": said["satellite"], "sensor": said["sensor"], "gsd": np.float32(said["gsd"])}
         for key, value in of_scene.items():
@@ -365,16 +390,6 @@ def rows(data: DataSet, read_labels: bool) -> list[str]:
     if len(index) != data.summary["counts"]["index"]:
         found.append(f"{INDEX} has {len(index)} rows, {DATASET} says {data.summary['counts']['index']}")
     return found
-
-
-def tile_corners(scene: Scene, row: npt.NDArray[np.int64], col: npt.NDArray[np.int64]) -> Floats:
-    """(n, 4, 2) float64 longitude and latitude, degrees, from what the scene's group says of itself."""
-    said: Any = scene.tiles.attrs
-    a, b, c, d, e, f = said["spatial:transform"]
-    offsets = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * said["tile"]
-    x, y = col[:, None] * said["stride"] + offsets[:, 0], row[:, None] * said["stride"] + offsets[:, 1]
-    places = transformer(said["proj:code"], "EPSG:4326").transform(a * x + b * y + c, d * x + e * y + f)
-    return np.stack(places, axis=-1)
 
 
 def splits(data: DataSet) -> list[str]:
@@ -435,7 +450,7 @@ def recomputed(data: DataSet, number: int) -> list[str]:
                 found.append(f"{scene.at(row, col)} has other shares when computed anew")
         return found
 
-    return [fault for faults in data.threads.map(check, groups) for fault in faults]
+    return [fault for group in groups for fault in check(group)]
 
 
 # --- the command

@@ -200,14 +200,15 @@ def test_a_row_that_is_not_there(dataset: Path, capsys: pytest.CaptureFixture[st
         ("forest", 0.123, "has other shares in the index than in the labels"),
         ("known", 0.75, "has other shares in the index than in the labels"),
         ("gsd", 3.0, "has gsd 3.0, its scene"),
+        ("place", "32648_8_1_1", "has another place in the index"),
         ("col", 999, "is listed, but the scene has"),
     ],
 )
 def test_a_value_of_a_row_that_is_not_the_stores(
-    dataset: Path, capsys: pytest.CaptureFixture[str], column: str, value: float, said: str
+    dataset: Path, capsys: pytest.CaptureFixture[str], column: str, value: object, said: str
 ) -> None:
     def change(index: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
-        index.loc[17, column] = np.array(value, dtype=index[column].dtype)
+        index.loc[17, column] = value if isinstance(value, str) else np.array(value, dtype=index[column].dtype)
         return index
 
     rewrite(dataset, change)
@@ -271,6 +272,29 @@ def test_a_scene_that_nothing_is_known_of(dataset: Path, capsys: pytest.CaptureF
     assert set(found) == {"schema", "provenance"}
     assert found["schema"] == "scenes.parquet: its SHA-256 is not the one in dataset.json"
     assert found["provenance"] == f"{catalog['id'].iloc[0]}: is not in scenes.parquet"
+
+
+def test_blocks_that_could_not_be_built_are_no_damage(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As far as the quarantine says so, and no further."""
+    scene, i, j, shard = with_tiles(dataset)
+    shard.unlink()
+    (dataset / store.TILES / scene / "status" / "c" / str(i) / str(j)).unlink()
+
+    def without(index: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+        lost = (index["scene"] == scene) & (index["row"] // 8 == i) & (index["col"] // 8 == j)
+        return index[~lost]
+
+    rewrite(dataset, without)
+    file = dataset / "dataset.json"
+    summary = json.loads(file.read_text())
+    root = str(dataset / store.TILES)
+    statuses = np.concatenate([store.status(store.open_scene(root, name)).ravel() for name in store.scenes(root)])
+    summary["counts"]["tiles"] = dict(store.count(statuses, store.TILE_STATUS))
+    file.write_text(json.dumps(summary))
+    assert set(failed(dataset, capsys)) == {"statuses"}
+    entry = {"scene": scene, "stage": "tiles", "reason": "SceneError", "detail": "", "blocks": [[i, j]]}
+    (dataset / "quarantine.jsonl").write_text(json.dumps(entry) + "\n")
+    assert failed(dataset, capsys) == {}
 
 
 def test_another_layout(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
