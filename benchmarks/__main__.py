@@ -3,9 +3,14 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import chaos, storage, zion
+from benchmarks import chaos, label_noise, storage, zion
 
-BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"chaos": chaos.main, "storage": storage.main, "zion": zion.main}
+BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
+    "chaos": chaos.main,
+    "storage": storage.main,
+    "label-noise": label_noise.main,
+    "zion": zion.main,
+}
 
 
 def main(argv: list[str]) -> int:
