@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import chaos, label_noise, storage, zion
+from benchmarks import build, chaos, label_noise, storage, zion
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
+    "build": build.main,
     "chaos": chaos.main,
     "storage": storage.main,
     "label-noise": label_noise.main,

@@ -18,6 +18,7 @@ import cv2
 import zarr
 from dask.distributed import Client as Client
 from dask.distributed import Future, KilledWorker, LocalCluster, as_completed, get_worker, performance_report
+from numcodecs import blosc
 
 from geokr.landcover import LandCoverError
 from geokr.store import StoreError, StoreWriteError
@@ -132,6 +133,7 @@ def deaf_to_interrupts() -> Iterator[None]:
 def single_threaded() -> None:
     """Hold the libraries of this process to one thread each: the workers are the parallelism."""
     cv2.setNumThreads(1)
+    blosc.use_threads = False
     zarr.config.set({"async.concurrency": 4, "threading.max_workers": 2})
 
 
