@@ -18,6 +18,7 @@ import numpy.typing as npt
 import tensorstore as ts
 import torch
 
+from geokr import files
 from geokr.index import TILES
 from geokr.selection import Weighting, choose
 
@@ -204,11 +205,6 @@ class TileLoader:
         return f"{self._root}/{scene}: a read failed, and went well when tried again: {error}"
 
 
-def _kvstore(root: str) -> dict[str, str] | str:
-    """tensorstore's name for a directory or URL."""
-    return root + "/" if "://" in root else {"driver": "file", "path": f"{Path(root).resolve()}/"}
-
-
 def _open_scenes(
     root: str, scenes: Sequence[str], bands: tuple[str, ...]
 ) -> tuple[Mapping[str, Any], Mapping[str, tuple[str, ...]]]:
@@ -217,7 +213,7 @@ def _open_scenes(
     Raises ValueError naming the scene that is not in the store, or whose tiles differ in size or type.
     """
     context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE}})
-    store = ts.KvStore.open(_kvstore(root), context=context).result()
+    store = ts.KvStore.open(files.kvstore(root), context=context).result()
     groups = [(scene, store.read(f"{scene}/zarr.json")) for scene in scenes]
     order: dict[str, list[int]] = {}
     lacking: dict[str, tuple[str, ...]] = {}

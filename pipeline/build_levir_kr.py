@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from geokr import files, store
 from geokr.landcover import LandCover, LandCoverError, find
 from geokr.store import StoreError
 from pipeline import quarantine, stages
@@ -53,7 +54,7 @@ def arguments() -> argparse.ArgumentParser:
         "--radiometry", choices=KINDS, help="what is stored: 8 bits stretched, reflectance, or the numbers (percentile)"
     )
     add("--coefficients", metavar="FILE.csv", help="calibration for --radiometry toa, instead of the built-in table")
-    add("--out", metavar="DATASET", help="directory of the data set")
+    add("--out", metavar="DATASET", help="directory of the data set, or s3://bucket/prefix")
     add("--params", metavar="FILE.yaml", help="settings, in a section `build`")
     add("--tile", type=int, metavar="PX", help="side of a tile (256)")
     add("--stride", type=int, metavar="PX", help="distance of neighbouring tiles (200)")
@@ -100,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.dry_run:
             print("\n".join(plan(config, covers)))
             return 0
-        Path(config.out).mkdir(parents=True, exist_ok=True)
+        if not files.is_url(config.out):
+            Path(config.out).mkdir(parents=True, exist_ok=True)
         with logging_redirect_tqdm():
             build(config, covers, options)
     except (ConfigError, ClusterError, LandCoverError, StoreError, OSError) as error:
@@ -109,9 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    refused = quarantine.read(Path(config.out))
+    refused = quarantine.read(config.out)
     if refused:
-        print(f"{len(refused)} refused: see {Path(config.out) / quarantine.FILE}", file=sys.stderr)
+        print(f"{len(refused)} refused: see {store.join(config.out, quarantine.FILE)}", file=sys.stderr)
     return 3 if refused and options.strict else 0
 
 
@@ -132,7 +134,7 @@ def check_inputs(config: BuildConfig) -> list[LandCover]:
 
 def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namespace) -> None:
     """Run the stages on one cluster, or the one that was asked for, and note each in the data set's log."""
-    out = Path(config.out)
+    out = config.out
     entries: list[Entry] | None = None
     with cluster(
         options.workers, options.scheduler, options.dashboard, options.memory, options.performance_report
@@ -163,11 +165,12 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
             )
 
 
-def earlier_catalog(out: Path) -> list[Entry]:
+def earlier_catalog(out: str) -> list[Entry]:
     """The entries that an earlier run of the first stage wrote."""
-    if not (out / CATALOG).is_file():
-        raise ConfigError(f"{out / CATALOG}: no such file; run the stage catalog first")
-    return read_catalog(out / CATALOG)
+    path = store.join(out, CATALOG)
+    if not files.exists(path):
+        raise ConfigError(f"{path}: no such file; run the stage catalog first")
+    return read_catalog(path)
 
 
 def plan(config: BuildConfig, covers: list[LandCover]) -> list[str]:

@@ -171,7 +171,7 @@ def decimated(image: Image, shape: tuple[int, int]) -> tuple[Pixels, Valid]:
     return sample, valid
 
 
-def write_catalog(path: Path, entries: Iterable[Entry], provenance: str) -> None:
+def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -> None:
     """scenes.parquet: one row a scene, sorted by id; GeoParquet with the footprints as geometry, EPSG:4326.
 
     provenance: JSON, what besides its files an entry depends on: settings and software.
@@ -210,14 +210,14 @@ def write_catalog(path: Path, entries: Iterable[Entry], provenance: str) -> None
     files.write(path, buffer.getbuffer())
 
 
-def unchanged(path: Path, provenance: str) -> dict[str, list[Entry]]:
+def unchanged(path: str | Path, provenance: str) -> dict[str, list[Entry]]:
     """Entries of an earlier catalog by the delivery's path, as far as its files are older than the catalog.
 
     None where there is no catalog, or one of other settings or software.
     """
-    if not path.is_file() or set(geopandas.read_parquet(path).get("provenance", ())) != {provenance}:
+    if not files.exists(path) or set(rows_of(path).get("provenance", ())) != {provenance}:
         return {}
-    written = path.stat().st_mtime
+    written = files.modified(path)
     known: dict[str, list[Entry]] = {}
     for entry in read_catalog(path):
         read_from = [Path(file) for file in entry.scene.files]
@@ -232,10 +232,15 @@ def last_change(file: Path) -> float:
     return max(found.st_mtime, found.st_ctime)
 
 
-def read_catalog(path: Path) -> list[Entry]:
+def rows_of(path: str | Path) -> geopandas.GeoDataFrame:
+    """scenes.parquet as a table."""
+    return geopandas.read_parquet(io.BytesIO(files.read(path)))
+
+
+def read_catalog(path: str | Path) -> list[Entry]:
     """The entries of scenes.parquet, in its order."""
     entries = []
-    for row in geopandas.read_parquet(path).to_dict("records"):
+    for row in rows_of(path).to_dict("records"):
         fields = {name: row[name] for name in Scene.__slots__ if name in row}
         fields |= {
             "acquired": None if row["acquired"] is None or row["acquired"] != row["acquired"] else row["acquired"],

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from geokr import store
 from geokr.index import read_summary
@@ -63,15 +64,24 @@ def build_labels(job: LabelJob) -> LabelReport:
     Raises LandCoverError where a sheet cannot be read; nothing of the block is marked as done then.
     """
     block = job.grid.at(job.i, job.j)
+    fraction, known, unlisted = label(job)
+    status = np.where(known > 0, LABELLED, UNKNOWN).astype(np.uint8)
+    group = store.open_scene(job.root, job.scene, "r+")
+    store.write_block(group, block.rows, block.cols, {"fraction": fraction, "known": known}, status)
+    return LabelReport(status.size, int((status == LABELLED).sum()), unlisted)
+
+
+def label(job: LabelJob) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], frozenset[int]]:
+    """One block's fraction (row, col, class), known (row, col), and codes that the legend does not mention.
+
+    Raises LandCoverError where a sheet cannot be read.
+    """
+    block = job.grid.at(job.i, job.j)
     corners = job.grid.corners(block.rows, block.cols)  # (row, col, 4, 2)
     shape = corners.shape[:2]
     shares = class_shares(corners.reshape(-1, 4, 2), str(job.grid.geobox.crs), job.cover)
     fraction = shares.fraction.astype(np.float32).reshape(*shape, -1)
-    known = shares.known.astype(np.float32).reshape(shape)
-    status = np.where(known > 0, LABELLED, UNKNOWN).astype(np.uint8)
-    group = store.open_scene(job.root, job.scene, "r+")
-    store.write_block(group, block.rows, block.cols, {"fraction": fraction, "known": known}, status)
-    return LabelReport(status.size, int((status == LABELLED).sum()), shares.unlisted)
+    return fraction, shares.known.astype(np.float32).reshape(shape), shares.unlisted
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any
 
-from geokr import index, store
+from geokr import files, index, store
 from geokr.landcover import LandCover
 from geokr.shares import near
 from pipeline import quarantine
@@ -47,7 +47,7 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
 
     Raises FileNotFoundError for a directory that is not there, ConfigError where no scene is found.
     """
-    out = Path(config.out)
+    out = config.out
     dem = None if config.dem is None else str(Path(config.dem).absolute())
     software = {name: version(name) for name in SOFTWARE}
     geoid = None if config.geoid is None else str(Path(config.geoid).absolute())
@@ -60,14 +60,14 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
             "fingerprints": [path and fingerprint(path) for path in (dem, geoid)],
             "stretch": config.stretch,
             "radiometry": config.radiometry,
-            "coefficients": digest(Path(table)) if config.radiometry == "toa" else None,
+            "coefficients": digest(table) if config.radiometry == "toa" else None,
             "weights": weights,
             "imagery": config.imagery,
             "software": software,
         }
     )
     tell_heights(dem, geoid)
-    known = unchanged(out / CATALOG, provenance)
+    known = unchanged(store.join(out, CATALOG), provenance)
     # What refused a part of a delivery before must be found again, so such a one is read again.
     faults = [entry["detail"] for entry in quarantine.read(out) if entry["stage"] == "catalog"]
     results: list[tuple[str, Entry | Refusal]] = []
@@ -99,9 +99,9 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
             refused.append({"scene": scene, "reason": "gone", "detail": f"{detail}; they are left out of the index"})
     finish("catalog", config, refused)
     if not entries:
-        raise ConfigError(f"none of the scenes can be used; {out / quarantine.FILE} says why")
-    write_catalog(out / CATALOG, entries, provenance)
-    return read_catalog(out / CATALOG)
+        raise ConfigError(f"none of the scenes can be used; {store.join(out, quarantine.FILE)} says why")
+    write_catalog(store.join(out, CATALOG), entries, provenance)
+    return read_catalog(store.join(out, CATALOG))
 
 
 def tell_heights(dem: str | None, geoid: str | None) -> None:
@@ -258,7 +258,6 @@ def tiles(config: BuildConfig, entries: list[Entry], client: Client | None) -> N
     Raises StoreError where a scene was built from other input or with other settings before.
     """
     root = store.join(config.out, store.TILES)
-    weights = None if config.pansharpen_weights is None else tuple(config.pansharpen_weights)
     refused: list[dict[str, Any]] = []
     built = store.built(root, [entry.scene.id for entry in entries])
     left: list[tuple[Entry, Unbuilt]] = []
@@ -286,18 +285,7 @@ def tiles(config: BuildConfig, entries: list[Entry], client: Client | None) -> N
                 dtype=stored(entry).dtype,
                 attributes=attributes(entry, grid, config),
             )
-            job = partial(
-                TileJob,
-                root,
-                scene,
-                entry.terrain,
-                entry.stretch,
-                config.rules,
-                grid,
-                radiometry=entry.radiometry,
-                resampling=config.resampling,
-                weights=weights,
-            )
+            job = partial(tile_job, config, root, entry, grid)
             yield Batch(f"tiles-{scene.id}", starmap(job, unbuilt), promised_bytes(scene, grid, config))
 
     failures = Failures()
@@ -314,6 +302,13 @@ def tiles(config: BuildConfig, entries: list[Entry], client: Client | None) -> N
     if left:
         store.consolidate(root)
     finish("tiles", config, refused + failures.entries())
+
+
+def tile_job(config: BuildConfig, root: str, entry: Entry, grid: TileGrid, i: int, j: int) -> TileJob:
+    """What building block (i, j) of a scene takes. root: the tile store."""
+    weights = None if config.pansharpen_weights is None else tuple(config.pansharpen_weights)
+    how = entry.radiometry, config.resampling, weights
+    return TileJob(root, entry.scene, entry.terrain, entry.stretch, config.rules, grid, i, j, *how)
 
 
 class Unbuilt:
@@ -403,7 +398,7 @@ def finish(stage: str, config: BuildConfig, refused: Collection[dict[str, Any]])
     for refusal in refused:
         log.warning("refused: %s", refusal["detail"])
         note(config.out, "refused", stage=stage, **refusal)
-    quarantine.replace(Path(config.out), stage, [*refused])
+    quarantine.replace(config.out, stage, [*refused])
 
 
 def labels(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> None:
@@ -507,7 +502,7 @@ def make_index(
     config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None
 ) -> dict[str, Any]:
     """List the accepted, labelled tiles with their splits; write index.parquet and dataset.json. Returns the latter."""
-    out = Path(config.out)
+    out = config.out
     name = label_set(config, covers)
     legend = next(cover.legend for cover in covers if cover.name == name)
     grids = [(entry.scene, grid) for entry in entries if (grid := grid_of(entry, config)) is not None]
@@ -524,7 +519,7 @@ def make_index(
                 found.append((job.scene.id, rows))
     finish("index", config, refused)
     if not found:
-        raise ConfigError(f"no scene was built to the end; {out / quarantine.FILE} says why")
+        raise ConfigError(f"no scene was built to the end; {store.join(out, quarantine.FILE)} says why")
     found.sort(key=lambda item: item[0])
     table = assemble([rows for _, rows in found], config.split)
     incomplete = {scene: rows.missing for scene, rows in found if rows.missing}
@@ -545,13 +540,12 @@ def make_index(
         "incomplete": incomplete,
         "class_shares": table.class_shares(legend.classes),
         "settings": config.model_dump(mode="json", exclude={"out"}),
-        "sha256": {file: digest(out / file) for file in (CATALOG, index.INDEX)},
+        "sha256": {file: digest(store.join(out, file)) for file in (CATALOG, index.INDEX)},
     }
-    quarantine.write_whole(out / index.DATASET, json.dumps(summary, indent=2) + "\n")
+    quarantine.write_whole(store.join(out, index.DATASET), json.dumps(summary, indent=2) + "\n")
     return summary
 
 
-def digest(path: Path) -> str:
+def digest(path: str) -> str:
     """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(files.read(path)).hexdigest()
