@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import zion
+from benchmarks import storage, zion
 
-BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"zion": zion.main}
+BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"storage": storage.main, "zion": zion.main}
 
 
 def main(argv: list[str]) -> int:

@@ -1,5 +1,6 @@
 """The tile index (GeoParquet), and splits by place."""
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from geokr import files
 
 INDEX = "index.parquet"
 DATASET = "dataset.json"
@@ -101,7 +104,9 @@ def write_index(dataset: str | Path, columns: Mapping[str, npt.NDArray[Any]], fo
     texts = {name: pandas.array(values, dtype="string") for name, values in columns.items() if values.dtype == object}
     # Without a dtype, a column of no rows, or of None alone, would have no type.
     frame = geopandas.GeoDataFrame({**columns, **texts}, geometry=footprints, crs="EPSG:4326")
-    frame.to_parquet(f"{dataset}/{INDEX}", index=False, compression="zstd", schema_version="1.1.0")
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False, compression="zstd", schema_version="1.1.0")
+    files.write(f"{dataset}/{INDEX}", buffer.getbuffer())
 
 
 def read_index(dataset: str | Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -10,13 +10,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
+from geokr import files
 from geokr.order import Positions
 from geokr.selection import Tiles
 
@@ -72,7 +72,7 @@ class Pixels:
         _check_threads()
         self.root = root
         context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE}})
-        store = ts.KvStore.open(_kvstore(root), context=context).result()
+        store = ts.KvStore.open(files.kvstore(root), context=context).result()
         self._arrays, self.lacking = _open_scenes(store, context, root, tiles.scenes, tuple(bands))
         """`lacking`: the bands of the scenes that lack one."""
         if not self._arrays:
@@ -140,18 +140,6 @@ class Pixels:
             except Exception as error:
                 reason = str(error).split(" [")[0]
                 yield int(row), f"{self.shard(position)}: tile {place} cannot be read; build it again: {reason}"
-
-
-def _kvstore(root: str) -> dict[str, Any] | str:
-    """tensorstore's name for a directory or URL. For s3, the variables that other S3 clients know are heeded."""
-    if not root.startswith("s3://"):
-        return root + "/" if "://" in root else {"driver": "file", "path": f"{Path(root).resolve()}/"}
-    bucket, _, path = root.removeprefix("s3://").partition("/")
-    spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": f"{path}/"}
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-        spec["endpoint"] = endpoint
-        spec["aws_region"] = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return spec
 
 
 def _part(target: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> Any:

@@ -19,9 +19,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from geokr.landcover import LandCover, LandCoverError, find
 from geokr.store import StoreError
 from pipeline import quarantine, stages
+from pipeline.archive import deliveries
 from pipeline.catalog import CATALOG, Entry, read_catalog
 from pipeline.config import BuildConfig, ConfigError, read_config
-from pipeline.delivery import Refusal, deliveries, flat_terrain, read_delivery
+from pipeline.delivery import Refusal, read_delivery
+from pipeline.footprint import flat_terrain
 from pipeline.grid import peak_bytes
 from pipeline.radiometry import Stretch
 from pipeline.report import LOG, summary_table
@@ -41,6 +43,7 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--scenes", nargs="+", metavar="DIR", help="directories (or files) with scenes: folders, .tar.gz, GeoTIFF")
     add("--landcover", nargs="+", metavar="DIR", help="directories (or files) with land-cover sheets")
+    add("--imagery", choices=("mss", "pan", "pansharpened"), help="which images of a delivery are tiled (mss)")
     add("--dem", metavar="FILE", help="heights above the ellipsoid; without it the ground is taken as flat")
     add("--out", metavar="DATASET", help="directory of the data set")
     add("--params", metavar="FILE.yaml", help="settings, in a section `build`")
@@ -60,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     options = arguments().parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    given = {key: getattr(options, key) for key in ("scenes", "landcover", "dem", "out", "tile", "stride", "labels")}
+    given = {
+        key: getattr(options, key)
+        for key in ("scenes", "imagery", "landcover", "dem", "out", "tile", "stride", "labels")
+    }
     try:
         config = read_config(options.params, {key: value for key, value in given.items() if value is not None})
         if options.workers is not None and options.workers < 1:
@@ -89,6 +95,8 @@ def check_inputs(config: BuildConfig) -> list[LandCover]:
     for path in (*config.scenes, *config.landcover, *([config.dem] if config.dem else [])):
         if not Path(path).exists():
             raise ConfigError(f"{path}: no such file or directory")
+    if config.imagery == "pansharpened":
+        raise ConfigError("imagery: pansharpened scenes can be cataloged, but not be tiled yet")
     covers = find(config.landcover)
     stages.label_set(config, covers)
     return covers
@@ -136,7 +144,7 @@ def plan(config: BuildConfig, covers: list[LandCover]) -> list[str]:
     lines, total, memory, most = [], 0, 0, 0
     found: dict[str, Entry] = {}
     for delivery in deliveries(config.scenes):
-        for scene in read_delivery(delivery):
+        for scene in read_delivery(delivery, config.imagery):
             if isinstance(scene, Refusal):
                 lines.append(f"refused   {scene.detail}")
             elif scene.id not in found:

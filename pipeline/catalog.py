@@ -1,5 +1,6 @@
 """The catalog of scenes: what a survey of each decided, and scenes.parquet, which holds it."""
 
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -8,12 +9,15 @@ from pathlib import Path
 import geopandas
 import numpy as np
 import shapely
-from rasterio.errors import RasterioIOError
+from rasterio.windows import Window
 
-from pipeline.delivery import Delivery, Refusal, flat_terrain, outline, read_delivery
-from pipeline.ortho import Pixels, open_image
+from geokr import files
+from pipeline.archive import Delivery
+from pipeline.delivery import Refusal, read_delivery, refuse
+from pipeline.footprint import flat_terrain, outline
 from pipeline.radiometry import Stretch, percentile_stretch
-from pipeline.scene import Image, Scene, SceneError, image_from_json
+from pipeline.raster import Pixels, Valid, read
+from pipeline.scene import Image, Imagery, Scene, SceneError, image_from_json
 from pipeline.sensor import Georeferenced
 from pipeline.terrain import Terrain
 
@@ -40,19 +44,20 @@ class CatalogJob:
     delivery: Delivery
     dem: str | None
     stretch: tuple[float, float]
+    imagery: Imagery = "mss"
 
 
 def read_and_survey(job: CatalogJob) -> list[Entry | Refusal]:
     """The scenes of one delivery, surveyed; what cannot be used is a Refusal."""
     found: list[Entry | Refusal] = []
-    for scene in read_delivery(job.delivery):
+    for scene in read_delivery(job.delivery, job.imagery):
         if isinstance(scene, Refusal):
             found.append(scene)
             continue
         try:
             found.append(survey(scene, job.dem, *job.stretch))
         except SceneError as error:
-            found.append(Refusal(scene.id, "unusable", str(error)))
+            found.append(refuse(scene.id, "unusable", str(error)))
     return found
 
 
@@ -60,14 +65,16 @@ def survey(scene: Scene, dem: str | None, low: float, high: float) -> Entry:
     """Decide a scene's stretch and ground: reads every 20th pixel. Raises SceneError naming file and fault."""
     first = scene.images[0]
     terrain = replace(flat_terrain(first.model), dem=None if isinstance(first.model, Georeferenced) else dem)
-    footprint = outline(first.model, first.width, first.height, terrain, first.path)
+    footprint = outline(first, terrain)
     coverage = terrain.coverage(*shapely.get_coordinates(footprint.exterior).T)
     shape = (max(1, first.height // SURVEY_STEP), max(1, first.width // SURVEY_STEP))
-    samples = [decimated(image, shape) for image in scene.images]
-    valid = np.ones(shape, np.bool_)
-    for image, sample in zip(scene.images, samples, strict=True):
-        if image.nodata is not None:
-            valid &= (sample != image.nodata).all(axis=0)
+    samples, valid = [], np.ones(shape, np.bool_)
+    for image in scene.images:
+        sample, known = decimated(image, shape)
+        samples.append(sample)
+        valid &= True if known is None else known
+    if scene.pan is not None:
+        decimated(scene.pan, shape)  # it must be there to its end
     try:
         stretch = percentile_stretch(np.concatenate(samples), valid, low, high)
     except ValueError as error:
@@ -75,16 +82,15 @@ def survey(scene: Scene, dem: str | None, low: float, high: float) -> Entry:
     return Entry(replace(scene, footprint=footprint), terrain, stretch, coverage)
 
 
-def decimated(image: Image, shape: tuple[int, int]) -> Pixels:
-    """Every so-maniest pixel of an image: (band, *shape). Raises SceneError where it cannot be read to its end."""
+def decimated(image: Image, shape: tuple[int, int]) -> tuple[Pixels, Valid]:
+    """Every so-maniest pixel of an image and its validity. Raises SceneError where it cannot be read to its end."""
     try:
-        with open_image(image.path) as file:
-            sample = np.asarray(file.read(out_shape=(len(image.bands), *shape)))
-            # The decimated read skips lines; the last one must be there too.
-            file.read(window=((image.height - 1, image.height), (0, image.width)))
-    except RasterioIOError as error:
-        raise SceneError(f"{image.path}: cannot be read to its end: {error}") from error
-    return sample
+        sample, valid = read(image, shape=shape)
+        # The decimated read skips lines; the last one must be there too.
+        read(image, Window(0, image.height - 1, image.width, 1))
+    except SceneError as error:
+        raise SceneError(str(error).replace("cannot be read", "cannot be read to its end", 1)) from error
+    return sample, valid
 
 
 def write_catalog(path: Path, entries: Iterable[Entry], provenance: str) -> None:
@@ -102,6 +108,7 @@ def write_catalog(path: Path, entries: Iterable[Entry], provenance: str) -> None
                 "bands": list(scene.bands),
                 "files": list(scene.files),
                 "images": json.dumps([image.to_json() for image in scene.images]),
+                "pan": None if scene.pan is None else json.dumps(scene.pan.to_json()),
                 "metadata": json.dumps(dict(scene.metadata), ensure_ascii=False),
                 "dem": entry.terrain.dem,
                 "dem_coverage": entry.dem_coverage,
@@ -116,9 +123,9 @@ def write_catalog(path: Path, entries: Iterable[Entry], provenance: str) -> None
     frame = geopandas.GeoDataFrame(rows, columns=columns, geometry="geometry", crs="EPSG:4326")
     if rows:
         frame["acquired"] = frame["acquired"].astype("datetime64[us, UTC]")
-    temporary = path.with_name(path.name + ".new")
-    frame.to_parquet(temporary, index=False, compression="zstd", schema_version="1.1.0")
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False, compression="zstd", schema_version="1.1.0")
+    files.write(path, buffer.getbuffer())
 
 
 def unchanged(path: Path, provenance: str) -> dict[str, list[Entry]]:
@@ -131,8 +138,8 @@ def unchanged(path: Path, provenance: str) -> dict[str, list[Entry]]:
     written = path.stat().st_mtime
     known: dict[str, list[Entry]] = {}
     for entry in read_catalog(path):
-        files = [Path(file) for file in (entry.scene.delivery, *entry.scene.files) if not file.startswith("/vsi")]
-        if all(file.is_file() and last_change(file) < written for file in files):
+        read_from = [Path(file) for file in entry.scene.files]
+        if read_from and all(file.is_file() and last_change(file) < written for file in read_from):
             known.setdefault(entry.scene.delivery, []).append(entry)
     return known
 
@@ -152,6 +159,7 @@ def read_catalog(path: Path) -> list[Entry]:
             "acquired": None if row["acquired"] is None or row["acquired"] != row["acquired"] else row["acquired"],
             "files": tuple(row["files"]),
             "images": tuple(image_from_json(image) for image in json.loads(row["images"])),
+            "pan": image_from_json(json.loads(row["pan"])) if isinstance(row["pan"], str) else None,
             "metadata": json.loads(row["metadata"]),
             "footprint": row["geometry"],
         }

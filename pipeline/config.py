@@ -6,6 +6,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.scene import Imagery
+
 Share = Annotated[float, Field(ge=0, le=1)]
 LARGEST_BLOCK = 16_384
 """Longest side of a block, px: what it draws on, up to twice as long, must be less than OpenCV's 32,767 px."""
@@ -52,6 +54,8 @@ class BuildConfig(Strict):
     """Directories or files with land-cover sheets."""
     out: str
     """The data set's directory."""
+    imagery: Imagery = "mss"
+    """Which images of a delivery are tiled: mss, pan, or pansharpened."""
     dem: str | None = None
     """Heights above the ellipsoid: any raster that GDAL opens."""
     tile: Annotated[int, Field(ge=8, le=4096)] = 256

@@ -1,37 +1,31 @@
-"""Deliveries: the images and archives under a directory, and the scenes that they hold.
+"""One delivery read: its images' headers and metadata become scenes.
 
 Whatever is wrong with a delivery ends in a Refusal, a sentence that names file and fault.
 """
 
 import hashlib
-import tarfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import shapely
 from affine import Affine
-from pyproj.exceptions import ProjError
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioIOError
 
-from geokr.crs import transformer
-from pipeline import gaofen
-from pipeline.ortho import open_image
-from pipeline.scene import Image, Scene, SceneError
-from pipeline.sensor import Floats, Georeferenced, SensorModel
-from pipeline.terrain import Terrain
+from pipeline import archive, gaofen
+from pipeline.archive import IMAGES, Delivery
+from pipeline.footprint import flat_terrain, ground_distance, outline
+from pipeline.raster import open_image
+from pipeline.scene import Image, Imagery, Scene, SceneError
+from pipeline.sensor import Georeferenced, SensorModel
 
-SUFFIXES = (".tif", ".tiff")
-ARCHIVES = (".tar.gz", ".tgz", ".tar")
-MAX_MEMBERS = 10_000
-"""An archive with more members than this is no delivery."""
-MAX_METADATA = 4 << 20
-"""An XML or RPB with more bytes than this is none."""
-WIDEST = 20.0
-"""An image of more degrees of a great circle than this, some 2,200 km, is no scene."""
+KINDS = {"mss": "multispectral", "pan": "panchromatic"}
+
+Files = Mapping[str, bytes | None]
+"""Name -> content, None for images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,132 +33,150 @@ class Refusal:
     """Something that looked like a scene and cannot be used."""
 
     scene: str
-    """The image's name, or the archive's."""
+    """The scene's name, or the archive's."""
     reason: str
     """One word."""
     detail: str
     """One sentence that names file and fault."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One image and the metadata beside it, or an archive that holds such."""
-
-    path: str
-    """The image or the archive."""
-    archive: bool
-
-
-def deliveries(paths: Iterable[str | Path]) -> Iterator[Delivery]:
-    """Images and archives under directories, in the order of their paths, each once; files may be named too.
-
-    The paths are absolute: a worker elsewhere on a shared file system has another working directory.
-    Raises FileNotFoundError for a path that does not exist.
-    """
-    seen: set[Path] = set()
-    for path in sorted(Path(path).absolute() for path in paths):
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or directory")
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in files:
-            if file in seen:  # one of the paths leads into another
-                continue
-            seen.add(file)
-            name = file.name.lower()
-            if name.endswith(SUFFIXES):
-                yield Delivery(str(file), archive=False)
-            elif name.endswith(ARCHIVES):
-                yield Delivery(str(file), archive=True)
+def refuse(scene: str, reason: str, detail: str) -> Refusal:
+    """A refusal whose texts fit into a line, whatever names the files have."""
+    scene, detail = (
+        "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.split()))
+        for text in (scene, detail)
+    )
+    return Refusal(scene, reason, detail)
 
 
-def read_delivery(delivery: Delivery) -> list[Scene | Refusal]:
-    """The scenes of a delivery, read from its metadata and the image's header; never raises for bad input."""
+def read_delivery(delivery: Delivery, imagery: Imagery = "mss") -> list[Scene | Refusal]:
+    """The scenes of a delivery, read from its metadata and its images' headers; never raises for bad input."""
+    name, found = Path(delivery.path).name, list[Scene | Refusal]()
     try:
-        files = archive_files(delivery.path) if delivery.archive else folder_files(Path(delivery.path))
-    except (OSError, EOFError, tarfile.TarError, SceneError) as error:
-        detail = str(error) if isinstance(error, SceneError) else f"{delivery.path}: cannot be unpacked: {error}"
-        return [Refusal(Path(delivery.path).name, "unreadable", detail)]
-    images = [name for name in files if name.lower().endswith(SUFFIXES)]
-    if not images:
-        return [Refusal(Path(delivery.path).name, "no_image", f"{delivery.path}: the archive holds no TIFF")]
-    found: list[Scene | Refusal] = []
-    for name in images:
+        if delivery.archive:
+            held = archive.contents(delivery.path)
+            files = held.files
+            found += [refuse(name, "unsafe", fault) for fault in held.faults]
+        else:
+            files = folder_files(delivery.files)
+    except SceneError as error:
+        return [refuse(name, "unreadable", str(error))]
+    except OSError as error:
+        return [refuse(name, "unreadable", f"{delivery.path}: cannot be read: {error}")]
+    products = archive.products(files)
+    if not products:
+        return [*found, refuse(name, "no_image", f"{delivery.path}: the archive holds no TIFF")]
+    for product in products:
         try:
-            found.append(read_scene(name, files, delivery))
+            found.append(read_product({name: files[name] for name in product}, delivery, imagery))
         except ValueError as error:  # a SceneError, or a value of the file that no scene can have
-            detail = str(error) if isinstance(error, SceneError) else f"{name}: {error}"
-            where = "" if delivery.path in detail else f"{delivery.path}: "  # members of an archive are named alone
-            found.append(Refusal(PurePosixPath(name).stem, "unusable", where + detail))
+            detail = str(error) if isinstance(error, SceneError) else f"{product[0]}: {error}"
+            # Members of an archive are named alone.
+            where = f"{delivery.path}: " if delivery.archive and delivery.path not in detail else ""
+            found.append(refuse(archive.scene_name(product[0]), "unusable", where + detail))
     return found
 
 
-def folder_files(image: Path) -> dict[str, bytes | None]:
-    """An image and the metadata files beside it: path -> content, None for the image itself."""
-    files: dict[str, bytes | None] = {str(image): None}
-    stem = image.stem
-    wanted = {f"{stem}.xml".lower(), f"{stem}.rpb".lower(), f"{stem.rpartition('-')[0]}.xml".lower()}
-    for file in sorted(image.parent.iterdir()):
-        if file.name.lower() in wanted and file.stat().st_size <= MAX_METADATA:
-            files[str(file)] = file.read_bytes()
-    return files
-
-
-def archive_files(path: str) -> dict[str, bytes | None]:
-    """The images and metadata files in an archive: member -> content, None for images. Nothing is unpacked to disk.
-
-    Members that are no plain files, or whose names lead outside the archive, are passed over.
-    """
+def folder_files(names: Iterable[str]) -> dict[str, bytes | None]:
+    """Images and metadata files of a folder: path -> content, None for images. Metadata of megabytes are none."""
     files: dict[str, bytes | None] = {}
-    with tarfile.open(path, mode="r|*") as archive:
-        for n, member in enumerate(archive):
-            if n >= MAX_MEMBERS:
-                raise SceneError(f"{path}: the archive has more than {MAX_MEMBERS} members, which no delivery has")
-            name = member.name.removeprefix("./")
-            if not member.isfile() or name.startswith("/") or ".." in PurePosixPath(name).parts:
-                continue
-            if name.lower().endswith(SUFFIXES):
-                files[name] = None
-            elif name.lower().endswith((".xml", ".rpb")) and member.size <= MAX_METADATA:
-                content = archive.extractfile(member)
-                files[name] = content.read() if content else b""
+    for name in names:
+        if name.lower().endswith(IMAGES):
+            files[name] = None
+        elif Path(name).stat().st_size <= archive.MAX_METADATA:
+            files[name] = Path(name).read_bytes()
     return files
 
 
-def read_scene(name: str, files: dict[str, bytes | None], delivery: Delivery) -> Scene:
-    """One scene of a delivery. Raises SceneError with a sentence that names file and fault."""
-    path = PurePosixPath(name)
-    image = f"/vsitar/{Path(delivery.path).absolute()}/{name}" if delivery.archive else name
-    beside = {str(PurePosixPath(other)).lower(): other for other in files}
-    stem = str(path.with_suffix("")).lower()
-    rpb = beside.get(f"{stem}.rpb")
-    xml = beside.get(f"{stem}.xml") or beside.get(f"{stem.rpartition('-')[0]}.xml")
+def read_product(files: Files, delivery: Delivery, imagery: Imagery) -> Scene:
+    """The scene of one product's files. Raises SceneError with a sentence that names file and fault."""
+    images = [name for name, content in files.items() if content is None]
+    if not archive.utf8(images[0]):
+        raise SceneError(f"{archive.shown(images[0])}: the name is not UTF-8 text; rename the file or its folder")
     try:
-        with open_image(image) as file:
-            header = Header(
-                file.width, file.height, file.count, file.dtypes,
+        parts = {name: gaofen.parse_name(PurePosixPath(name).stem) for name in images}
+    except gaofen.GaofenError:
+        (image,) = images
+        return georeferenced(image, delivery, imagery)
+    taken, sharp = choose(parts, imagery)
+    shots = [gaofen_shot(name, parts[name], files, delivery) for name in (taken, *filter(None, [sharp]))]
+    first, pan = shots[0], shots[1].image if sharp else None
+    if pan is not None and not pan.gsd < first.image.gsd:
+        raise SceneError(f"{sharp}: its pixels are {pan.gsd:g} m, no finer than the {first.image.gsd:g} m of {taken}")
+    read = tuple(dict.fromkeys(name for shot in shots for name in shot.files))
+    return Scene(
+        id=parts[taken].scene,
+        satellite=parts[taken].satellite,
+        sensor=parts[taken].sensor,
+        level=parts[taken].level,
+        acquired=gaofen.acquired(first.fields),
+        gsd=(pan or first.image).gsd,
+        images=(first.image,),
+        pan=pan,
+        delivery=delivery.path,
+        bytes=size(delivery, (taken, *filter(None, [sharp]))),
+        files=(delivery.path,) if delivery.archive else read,
+        checksum=checksum(files[name] or b"" for name in read if files[name] is not None),
+        footprint=outline(first.image, flat_terrain(first.image.model)),
+        metadata=first.fields,
+    )
+
+
+def size(delivery: Delivery, images: Iterable[str]) -> int:
+    """Bytes of images, or of the archive that holds them."""
+    return sum(Path(name).stat().st_size for name in ([delivery.path] if delivery.archive else images))
+
+
+def choose(parts: Mapping[str, gaofen.Name], imagery: Imagery) -> tuple[str, str | None]:
+    """The image of a product that is tiled, and the one that sharpens it, if so. Raises SceneError where it is not."""
+    wanted = {"mss": ("mss",), "pan": ("pan",), "pansharpened": ("mss", "pan")}[imagery]
+    chosen: list[str] = []
+    for kind in wanted:
+        found = [name for name, part in parts.items() if part.kind == kind]
+        if len(found) != 1:
+            many = f"{len(found)} {KINDS[kind]} images" if found else f"no {KINDS[kind]} image"
+            raise SceneError(f"{', '.join(parts)}: {many}, but --imagery {imagery} needs one")
+        chosen += found
+    return chosen[0], chosen[1] if len(chosen) > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One Gaofen image and what its metadata say."""
+
+    image: Image
+    fields: dict[str, str]
+    files: tuple[str, ...]
+
+
+def header_of(name: str, delivery: Delivery) -> tuple[str, "Header"]:
+    """What GDAL opens, and what it says. Raises SceneError where it is no image of whole numbers."""
+    path = archive.member_path(delivery.path, name) if delivery.archive else name
+    return path, header(path)
+
+
+def header(path: str) -> "Header":
+    """What an image's header says. Raises SceneError where it is no image of whole numbers."""
+    try:
+        with open_image(path) as file:
+            alpha = [k for k, colour in enumerate(file.colorinterp, 1) if colour == ColorInterp.alpha]
+            found = Header(
+                file.width, file.height,
+                tuple(k for k in range(1, file.count + 1) if k not in alpha),
+                bool(alpha) or MaskFlags.per_dataset in file.mask_flag_enums[0],
+                file.dtypes,
                 # A CRS alone places nothing: without a transform, GDAL makes one up that does nothing.
                 None if file.transform == Affine.identity() else file.crs,
                 file.transform, file.nodata,
                 tuple(description or "" for description in file.descriptions), file.tags(),
             )  # fmt: skip
     except RasterioIOError as error:
-        raise SceneError(f"{image}: not an image that can be opened: {error}") from error
-    if len(set(header.dtypes)) != 1 or header.dtypes[0] not in ("uint8", "uint16"):
-        raise SceneError(f"{image}: pixels are {sorted(set(header.dtypes))}, expected uint8 or uint16")
-    metadata = tuple(files[other] or b"" for other in (xml, rpb) if other)
-    common: dict[str, Any] = {
-        "id": path.stem,
-        "delivery": delivery.path,
-        "files": () if delivery.archive else tuple(sorted(filter(None, [name, xml, rpb]))),
-        "bytes": Path(delivery.path).stat().st_size,
-    }
-    try:
-        parts = gaofen.parse_name(path.stem)
-    except gaofen.GaofenError:
-        if header.crs is None:
-            raise SceneError(f"{image}: no georeference, and its name is not that of a Gaofen image") from None
-        return georeferenced(image, header, common)
-    return gaofen_scene(image, parts, header, common, xml, rpb, metadata, files)
+        raise SceneError(f"{path}: not an image that can be opened: {error}") from error
+    if len(set(found.dtypes)) != 1 or found.dtypes[0] not in ("uint8", "uint16"):
+        raise SceneError(f"{path}: pixels are {sorted(set(found.dtypes))}, expected uint8 or uint16")
+    if not found.indexes:
+        raise SceneError(f"{path}: it holds a mask alone")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +185,10 @@ class Header:
 
     width: int
     height: int
-    count: int
+    indexes: tuple[int, ...]
+    """Bands that hold pixels, from 1: all but alpha."""
+    masked: bool
+    """Whether alpha or a mask in the file says where there is data."""
     dtypes: tuple[str, ...]
     crs: Any
     """None where the image does not lie on a map."""
@@ -182,27 +197,30 @@ class Header:
     descriptions: tuple[str, ...]
     tags: dict[str, str]
 
+    @property
+    def count(self) -> int:
+        return len(self.indexes)
+
     def image(self, path: str, bands: tuple[str, ...], gsd: float, model: SensorModel) -> Image:
         """The image that the header is of."""
-        return Image(path, bands, self.width, self.height, self.dtypes[0], self.nodata, gsd, model)
+        indexes = () if self.indexes == tuple(range(1, len(self.dtypes) + 1)) else self.indexes
+        return Image(
+            path, bands, self.width, self.height, self.dtypes[0], self.nodata, gsd, model, indexes, self.masked
+        )
 
 
-def gaofen_scene(
-    image: str,
-    parts: gaofen.Name,
-    header: Header,
-    common: dict[str, Any],
-    xml: str | None,
-    rpb: str | None,
-    metadata: tuple[bytes, ...],
-    files: dict[str, bytes | None],
-) -> Scene:
-    """A Gaofen image with its XML, and its RPB unless it lies on a map already."""
+def gaofen_shot(name: str, parts: gaofen.Name, files: Files, delivery: Delivery) -> Shot:
+    """A Gaofen image with its XML, and its RPB or RPC text unless it lies on a map already."""
+    image, header = header_of(name, delivery)
+    beside = {other.lower(): other for other in files}
+    own_xml, rpb, rpc, shared_xml = (beside.get(other.lower()) for other in archive.metadata_names(name))
+    xml, camera = own_xml or shared_xml, rpb or rpc
     if xml is None:
         raise SceneError(f"{image}: there is no product XML beside it")
     try:
         fields = gaofen.parse_xml(files[xml] or b"")
         gsd = gaofen.gsd(parts, fields)
+        gaofen.check(parts, fields)
     except gaofen.GaofenError as error:
         raise SceneError(f"{xml}: {error}") from error
     for key, size in (("WidthInPixels", header.width), ("HeightInPixels", header.height)):
@@ -210,56 +228,59 @@ def gaofen_scene(
             raise SceneError(f"{xml}: {key} is {fields[key]}, but {image} has {size}")
     model: SensorModel
     if header.crs is not None:
-        model = Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6])
-    elif rpb is None:
+        model, camera = Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6]), None
+    elif camera is None:
         raise SceneError(f"{image}: there is no RPB beside it, and the image has no georeference")
     else:
+        text = (files[camera] or b"").decode("ascii", errors="replace")
         try:
-            model = gaofen.parse_rpb((files[rpb] or b"").decode("ascii", errors="replace"))
+            model = gaofen.parse_rpb(text) if camera == rpb else gaofen.parse_rpc(text)
         except gaofen.GaofenError as error:
-            raise SceneError(f"{rpb}: {error}") from error
-    scene = Scene(
-        satellite=parts.satellite,
-        sensor=parts.sensor,
-        level=parts.level,
-        acquired=gaofen.acquired(fields),
-        gsd=gsd,
-        images=(header.image(image, gaofen.bands(parts, fields, header.count), gsd, model),),
-        checksum=checksum(metadata),
-        footprint=outline(model, header.width, header.height, flat_terrain(model), image),
-        metadata=fields,
-        **common,
-    )
-    centre = scene.footprint.centroid
+            raise SceneError(f"{camera}: {error}") from error
+    if parts.kind == "pan" and header.count != 1:
+        raise SceneError(f"{image}: a panchromatic image of {header.count} bands, expected one")
+    found = header.image(image, gaofen.bands(parts, fields, header.count), gsd, model)
+    centre = outline(found, flat_terrain(model)).centroid
     away = np.hypot((centre.x - parts.lon + 180) % 360 - 180, centre.y - parts.lat)
     if away > 3:
         where = f"{centre.x:.1f} E {centre.y:.1f} N"
-        raise SceneError(f"{rpb or image}: it places the image at {where}, {away:.0f} degrees from where its name says")
-    found = ground_distance(model, header.width, header.height)
-    if not found / 3 < gsd < found * 3:  # an oblique view stretches pixels, but not by that
-        raise SceneError(f"{xml}: ImageGSD is {gsd:g} m, but the image's pixels are {found:g} m on the ground")
-    return scene
+        raise SceneError(
+            f"{camera or image}: it places the image at {where}, {away:.0f} degrees from where its name says"
+        )
+    metres = ground_distance(found)
+    if not metres / 3 < gsd < metres * 3:  # an oblique view stretches pixels, but not by that
+        raise SceneError(f"{xml}: ImageGSD is {gsd:g} m, but the image's pixels are {metres:g} m on the ground")
+    return Shot(found, fields, tuple(sorted(filter(None, [name, xml, camera]))))
 
 
-def georeferenced(image: str, header: Header, common: dict[str, Any]) -> Scene:
+def georeferenced(name: str, delivery: Delivery, imagery: Imagery) -> Scene:
     """Any image that lies on a map."""
-    model = Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6])
-    footprint = outline(model, header.width, header.height, flat_terrain(model), image)
-    names = tuple(text.strip().lower().replace(" ", "_") for text in header.descriptions)
+    path, header = header_of(name, delivery)
+    if header.crs is None:
+        raise SceneError(f"{path}: no georeference, and its name is not that of a Gaofen image")
+    names = tuple(header.descriptions[k - 1].strip().lower().replace(" ", "_") for k in header.indexes)
     if not all(names) or len(set(names)) != len(names):
         names = tuple(f"band_{k}" for k in range(1, header.count + 1))
-    gsd = ground_distance(model, header.width, header.height)
+    if imagery != "mss" and (imagery == "pansharpened" or names != ("pan",)):
+        raise SceneError(f"{path}: no panchromatic image, but --imagery {imagery} needs one")
+    image = header.image(path, names, 1.0, Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6]))
+    footprint = outline(image, flat_terrain(image.model))
+    gsd = ground_distance(image)
     return Scene(
+        id=PurePosixPath(name).stem,
         satellite="",
         sensor="",
         level="L2A",
         acquired=tagged_time(header.tags.get("TIFFTAG_DATETIME", "")),
         gsd=gsd,
-        images=(header.image(image, names, gsd, model),),
+        images=(replace(image, gsd=gsd),),
+        pan=None,
+        delivery=delivery.path,
+        bytes=size(delivery, (name,)),
+        files=(delivery.path,) if delivery.archive else (name,),
         checksum=checksum((repr(header).encode(),)),
         footprint=footprint,
         metadata=header.tags,
-        **common,
     )
 
 
@@ -277,55 +298,3 @@ def checksum(contents: Iterable[bytes]) -> str:
     for content in contents:
         digest.update(content)
     return digest.hexdigest()
-
-
-def flat_terrain(model: SensorModel) -> Terrain:
-    """The ground where nothing else is known: at the height about which an RPC was fitted."""
-    return Terrain(None, 0.0 if isinstance(model, Georeferenced) else model.height_off)
-
-
-def outline(model: SensorModel, width: int, height: int, terrain: Terrain, image: str) -> shapely.Polygon:
-    """Where an image lies on the ground: its border, 16 points a side, longitude and latitude in degrees.
-
-    From the sensor model, not from the corners in the XML, which lie up to kilometres off.
-    Raises SceneError where the model has no ground for it.
-    """
-    t = np.arange(16) / 16.0
-    col = np.concatenate([t, np.ones(16), 1 - t, np.zeros(16)]) * width
-    row = np.concatenate([np.zeros(16), t, np.ones(16), 1 - t]) * height
-    try:
-        heights = np.full(col.shape, terrain.height)
-        lon, lat = model.ground(col, row, heights)
-        for _ in range(0 if terrain.dem is None else 5):  # the height depends on the place, the place on the height
-            heights = terrain.heights(lon, lat)
-            lon, lat = model.ground(col, row, heights)
-    except ProjError as error:
-        raise SceneError(f"{image}: its coordinate system does not lead to longitude and latitude: {error}") from error
-    except ValueError as error:
-        raise SceneError(f"{image}: {error}") from error
-    if not (np.isfinite(lon).all() and np.isfinite(lat).all() and np.abs(lat).max() <= 90):
-        raise SceneError(f"{image}: its georeference leads to no place on Earth")
-    lon = lon[0] + (lon - lon[0] + 180.0) % 360.0 - 180.0  # in one piece where it crosses the antimeridian
-    if max(np.ptp(lon) * np.cos(np.radians(lat.mean())), np.ptp(lat)) > WIDEST:
-        raise SceneError(f"{image}: it spans {np.ptp(lon):.0f} x {np.ptp(lat):.0f} degrees, too much for a UTM zone")
-    footprint = shapely.Polygon(np.column_stack([lon, lat]))
-    if not footprint.is_valid or footprint.area == 0:
-        raise SceneError(f"{image}: its outline on the ground crosses itself or is empty")
-    return footprint
-
-
-def ground_distance(model: SensorModel, width: int, height: int) -> float:
-    """Side of a square with the area of the middle pixel on the ground, m."""
-    col, row = np.array([0.0, 1.0, 0.0]) + width // 2, np.array([0.0, 0.0, 1.0]) + height // 2
-    lon, lat = model.ground(col, row, np.full(3, flat_terrain(model).height))
-    x, y = plane(lon, lat)
-    area = abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))
-    # To the millimetre: a reprojected pixel of 30 m must not become a grid of 29.9999997 m.
-    return round(float(np.sqrt(area)), 3)
-
-
-def plane(lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
-    """Metres east and north of the first point, on its tangent plane."""
-    crs = f"+proj=laea +lon_0={lon[0]} +lat_0={lat[0]} +datum=WGS84"
-    x, y = transformer("EPSG:4326", crs).transform(lon, lat)
-    return x, y

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 from xml.etree.ElementTree import ParseError
 
 import defusedxml.ElementTree
@@ -16,7 +17,7 @@ from defusedxml import DefusedXmlException
 from pipeline.sensor import RPC
 
 NAME = re.compile(
-    r"(?P<satellite>GF\d[A-D]?)_(?P<sensor>[A-Z]+\d?)_"
+    r"(?P<satellite>GF\d[A-D]?|ZY3(?:0[1-3])?)_(?P<sensor>[A-Z]+\d?)_"
     r"(?P<ew>[EW])(?P<lon>\d{1,3}(?:\.\d+)?)_(?P<ns>[NS])(?P<lat>\d{1,2}(?:\.\d+)?)_"
     r"(?P<date>\d{8})_(?P<level>L\d[A-Z])(?P<product>\d+)(?:-(?P<part>[A-Z]+\d?|\d))?",
     re.ASCII,
@@ -34,7 +35,7 @@ GF6_WFV_BANDS = {
 
 GSD = {
     ("GF1", "PMS"): 8.0, ("GF1", "WFV"): 16.0, ("GF1B", "PMS"): 8.0, ("GF1C", "PMS"): 8.0, ("GF1D", "PMS"): 8.0,
-    ("GF2", "PMS"): 3.24, ("GF6", "PMS"): 8.0, ("GF6", "WFV"): 16.0,
+    ("GF2", "PMS"): 3.24, ("GF6", "PMS"): 8.0, ("GF6", "WFV"): 16.0, ("GF7", "DLC"): 2.6,
 }  # fmt: skip
 """Multispectral ground sampling distance, m, where the XML leaves `ImageGSD` empty; panchromatic is a quarter."""
 
@@ -59,6 +60,16 @@ class Name:
     """Number of the product; 2147483647 stands for any number too large for 32 bits."""
     part: str
     """`MSS1`, `PAN1`, `MUX`, `PAN`, or a digit for GF-6 WFV; empty for the images without suffix."""
+    scene: str
+    """The name without the camera's suffix: what all images of one moment share. GF-6 WFV's parts are apart."""
+
+    @property
+    def kind(self) -> str:
+        """`mss`, `pan`, or `other` for the second look of a stereo pair."""
+        camera = self.part if self.part and not self.part.isdecimal() else self.sensor
+        if camera in ("FWDPAN", "FWDMUX", "FWD", "BWD"):
+            return "other"
+        return "pan" if camera.startswith(("PAN", "BWDPAN", "NAD")) else "mss"
 
 
 def parse_name(stem: str) -> Name:
@@ -76,6 +87,7 @@ def parse_name(stem: str) -> Name:
         level=part["level"],
         product=part["product"],
         part=part["part"] or "",
+        scene=stem if not part["part"] or part["part"].isdecimal() else stem.rpartition("-")[0],
     )
 
 
@@ -106,6 +118,27 @@ def parse_xml(text: bytes) -> dict[str, str]:
     return fields
 
 
+def check(name: Name, fields: Mapping[str, str]) -> None:
+    """Raises GaofenError where an XML is of another satellite, sensor, day or place than a name says.
+
+    What is missing or written in a way of its own proves nothing.
+    """
+    satellite = fields.get("SatelliteID", "").upper().replace("-", "")
+    if re.fullmatch(r"GF\d[A-D]?", satellite) and satellite != name.satellite:
+        raise GaofenError(f"SatelliteID is {satellite}, but the image is of {name.satellite}: the XML of another scene")
+    sensor = fields.get("SensorID", "").upper()
+    if all(re.fullmatch(r"(PMS|WFV)\d?", value) for value in (sensor, name.sensor)) and sensor != name.sensor:
+        raise GaofenError(f"SensorID is {sensor}, but the image is of {name.sensor}: the XML of another scene")
+    time = acquired(fields)
+    try:
+        day = datetime.strptime(name.date, "%Y%m%d").replace(tzinfo=UTC)
+    except ValueError:
+        return
+    # Names are dated in UTC or in Beijing time.
+    if time is not None and not timedelta(days=-1) < time - day < timedelta(days=2):
+        raise GaofenError(f"its time is {time:%Y-%m-%d}, but the image is of {day:%Y-%m-%d}: the XML of another scene")
+
+
 def acquired(fields: Mapping[str, str]) -> datetime | None:
     """Time of acquisition, UTC, or None where the XML has none that can be read.
 
@@ -131,7 +164,7 @@ def gsd(name: Name, fields: Mapping[str, str]) -> float:
     value = GSD.get((name.satellite, name.sensor.rstrip("0123456789")), 0.0)
     if not value:
         raise GaofenError(f"ImageGSD is missing, and the GSD of {name.satellite} {name.sensor} is not known")
-    return value / 4 if name.part.startswith("PAN") else value
+    return value / 4 if name.kind == "pan" else value
 
 
 def bands(name: Name, fields: Mapping[str, str], count: int) -> tuple[str, ...]:
@@ -140,7 +173,7 @@ def bands(name: Name, fields: Mapping[str, str], count: int) -> tuple[str, ...]:
     numbers = [number.strip() for number in fields.get("Bands", "").split(",")]
     if len(numbers) == count and all(number in table for number in numbers) and len(set(numbers)) == count:
         return tuple(table[number] for number in numbers)
-    if name.part.startswith("PAN") and count == 1:
+    if name.kind == "pan" and count == 1:
         return ("pan",)
     if count == 4:
         return ("blue", "green", "red", "nir")
@@ -168,7 +201,7 @@ def parse_rpb(text: str) -> RPC:
         try:
             return float(numbers[key])
         except ValueError as error:
-            raise GaofenError(f"{key} is {numbers[key]!r}, expected a number") from error
+            raise GaofenError(f"{key} is {numbers[key][:40]!r}, expected a number") from error
 
     def coefficients(key: str) -> tuple[float, ...]:
         if key not in lists:
@@ -181,24 +214,49 @@ def parse_rpb(text: str) -> RPC:
             raise GaofenError(f"{key} has {len(values)} coefficients, expected 20")
         return values
 
+    return camera(*map(number, RPB_NUMBERS), *map(coefficients, RPB_LISTS))
+
+
+RPB_NUMBERS = (
+    "lineOffset", "sampOffset", "latOffset", "longOffset", "heightOffset",
+    "lineScale", "sampScale", "latScale", "longScale", "heightScale",
+)  # fmt: skip
+RPB_LISTS = ("lineNumCoef", "lineDenCoef", "sampNumCoef", "sampDenCoef")
+RPC_NUMBERS = (
+    "LINE_OFF", "SAMP_OFF", "LAT_OFF", "LONG_OFF", "HEIGHT_OFF",
+    "LINE_SCALE", "SAMP_SCALE", "LAT_SCALE", "LONG_SCALE", "HEIGHT_SCALE",
+)  # fmt: skip
+RPC_LISTS = ("LINE_NUM_COEFF", "LINE_DEN_COEFF", "SAMP_NUM_COEFF", "SAMP_DEN_COEFF")
+"""What the two forms call the fields of RPC, in its order."""
+
+
+def camera(*fields: Any) -> RPC:
+    """A camera from its fields in order. Raises GaofenError where they are none."""
     try:
-        return RPC(
-            line_off=number("lineOffset"),
-            samp_off=number("sampOffset"),
-            lat_off=number("latOffset"),
-            lon_off=number("longOffset"),
-            height_off=number("heightOffset"),
-            line_scale=number("lineScale"),
-            samp_scale=number("sampScale"),
-            lat_scale=number("latScale"),
-            lon_scale=number("longScale"),
-            height_scale=number("heightScale"),
-            line_num=coefficients("lineNumCoef"),
-            line_den=coefficients("lineDenCoef"),
-            samp_num=coefficients("sampNumCoef"),
-            samp_den=coefficients("sampDenCoef"),
-        )
-    except GaofenError:
-        raise
+        return RPC(*fields)
     except ValueError as error:
         raise GaofenError(str(error)) from error
+
+
+_RPC_LINE = re.compile(r"\s*(?P<key>[A-Z]\w*)\s*[:=]\s*(?P<value>\S+)", re.ASCII)
+
+
+def parse_rpc(text: str) -> RPC:
+    """The camera in an RPC text file: a line each of `LINE_OFF: 3454.0 pixels` ... `SAMP_DEN_COEFF_20: 0.0`.
+
+    Raises GaofenError naming the field at fault.
+    """
+    if not text.strip():
+        raise GaofenError("the file is empty")
+    found = {match["key"]: match["value"] for line in text.splitlines() if (match := _RPC_LINE.match(line))}
+
+    def number(key: str) -> float:
+        if key not in found:
+            raise GaofenError(f"{key} is missing")
+        try:
+            return float(found[key])
+        except ValueError as error:
+            raise GaofenError(f"{key} is {found[key][:40]!r}, expected a number") from error
+
+    lists = (tuple(number(f"{key}_{k}") for k in range(1, 21)) for key in RPC_LISTS)
+    return camera(*map(number, RPC_NUMBERS), *lists)

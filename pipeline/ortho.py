@@ -5,26 +5,19 @@ interpolated between its nodes, and all bands are resampled at once.
 """
 
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import rasterio
 from odc.geo.geobox import GeoBox
-from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.windows import Window
 
 from geokr.crs import transformer
+from pipeline.raster import Pixels, read
 from pipeline.scene import Image, SceneError
 from pipeline.sensor import Floats, SensorModel
 from pipeline.terrain import Terrain
-
-Pixels = npt.NDArray[Any]
 
 TOLERANCE = 0.05
 """Largest interpolation error of the lattice that is accepted, px of the image."""
@@ -32,20 +25,6 @@ STEPS = (16, 8, 4, 2)
 """Distances of lattice nodes that are tried, destination px."""
 LONGEST = 32_766
 """The longest side of an image that OpenCV resamples, px."""
-
-
-@contextmanager
-def open_image(path: str) -> Iterator[Any]:
-    """An image opened by rasterio, without the siblings and tags that GDAL would add of its own accord."""
-    options = {
-        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-        "GDAL_CACHEMAX": 64,
-        "CPL_VSIL_GZIP_WRITE_PROPERTIES": "NO",  # or a file appears beside each archive
-    }
-    with rasterio.Env(**options), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as source:
-            yield source
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +118,9 @@ def orthorectify(geobox: GeoBox, image: Image, terrain: Terrain) -> tuple[Pixels
             f"{image.path}: a block of {shape[1]} x {shape[0]} px at {image.gsd:g} m draws on {width} x {height} px "
             f"of it, more than {LONGEST}; give a smaller block, or is the ground sampling distance wrong?"
         )
-    try:
-        with open_image(image.path) as file:
-            bands = file.read(window=Window(c0, r0, width, height))
-    except RasterioIOError as error:
-        raise SceneError(f"{image.path}: cannot be read: {error}") from error
+    bands, valid = read(image, Window(c0, r0, width, height))
     source = np.ascontiguousarray(np.moveaxis(bands, 0, -1))
     del bands  # a block's memory is promised: see pipeline.grid.peak_bytes
-    valid = None if image.nodata is None else (source != image.nodata).all(axis=2)
     x = mesh.dense(mesh.col, c0 + 0.5, shape)
     y = mesh.dense(mesh.row, r0 + 0.5, shape)
     pixels, good = resample(source, valid, x, y)

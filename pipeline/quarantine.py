@@ -1,8 +1,9 @@
 """What was refused, and why: quarantine.jsonl, one JSON object a line."""
 
 import json
-import os
 from pathlib import Path
+
+from geokr import files
 
 FILE = "quarantine.jsonl"
 
@@ -25,7 +26,5 @@ def replace(dataset: Path, stage: str, entries: list[dict[str, str]]) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small file at once: a reader sees the old or the new one."""
-    temporary = path.with_name(path.name + ".new")
     # A file's name may be no UTF-8; JSON reads what stands for its bytes then.
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
+    files.write(path, text.encode(errors="backslashreplace"))

@@ -16,7 +16,7 @@ from dask.distributed import Client as Client
 from dask.distributed import LocalCluster, as_completed
 
 from geokr.landcover import LandCoverError
-from geokr.store import StoreError
+from geokr.store import StoreError, StoreWriteError
 from pipeline.scene import SceneError
 
 Job = TypeVar("Job")
@@ -82,10 +82,12 @@ def single_threaded() -> None:
 
 
 def attempt(function: Callable[[Job], Result], job: Job) -> Result | Exception:
-    """A job's result, or the error that its input caused. A fault of the program is raised."""
+    """A job's result, or the error that its input caused. A fault of the program or of the store is raised."""
     single_threaded()
     try:
         return function(job)
+    except StoreWriteError:  # a full disk, say: no other job would fare better
+        raise
     except BAD_INPUT as error:
         return error
 
@@ -118,6 +120,8 @@ def stream(
     for future in completed:
         job = running.pop(future.key)
         error = future.exception() if future.status == "error" else None
+        if isinstance(error, StoreWriteError):
+            raise error
         yield job, error if isinstance(error, Exception) else future.result()
         for name, following in islice(waiting, 1):
             completed.add(submit(name, following))

@@ -1,13 +1,16 @@
 """A scene: the images of one moment and place, where they lie, and what is known about them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from shapely import Polygon
 
 from pipeline.sensor import SensorModel, model_from_json
+
+Imagery = Literal["mss", "pan", "pansharpened"]
+"""Which of a delivery's images are tiled: the multispectral, the panchromatic, or the one sharpened by the other."""
 
 
 class SceneError(ValueError):
@@ -32,12 +35,22 @@ class Image:
     gsd: float
     """Ground sampling distance, m."""
     model: SensorModel
+    indexes: tuple[int, ...] = ()
+    """Which bands of the file these are, counted from 1; empty where they are all of them."""
+    masked: bool = False
+    """Whether the file says by an alpha band or a mask of its own which pixels hold data."""
+    scales: tuple[float, ...] = ()
+    offsets: tuple[float, ...] = ()
+    """A pixel times its band's scale, plus its offset, is what was measured; empty where nobody says."""
 
     def __post_init__(self) -> None:
         if not self.gsd > 0:
             raise ValueError(f"{self.path}: the ground sampling distance must be positive, got {self.gsd} m")
         if self.width < 1 or self.height < 1:
             raise ValueError(f"{self.path}: an image of {self.width} x {self.height} px is empty")
+        for name in ("indexes", "scales", "offsets"):
+            if len(getattr(self, name)) not in (0, len(self.bands)):
+                raise ValueError(f"{self.path}: {len(getattr(self, name))} {name} for {len(self.bands)} bands")
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__} | {"model": self.model.to_json()}
@@ -45,7 +58,8 @@ class Image:
 
 def image_from_json(value: dict[str, Any]) -> Image:
     """The inverse of `to_json`."""
-    return Image(**value | {"bands": tuple(value["bands"]), "model": model_from_json(value["model"])})
+    lists = {name: tuple(part) for name, part in value.items() if isinstance(part, list)}
+    return Image(**value | lists | {"model": model_from_json(value["model"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +67,7 @@ class Scene:
     """Images of one moment that are tiled together: the bands of all of them, one after the other."""
 
     id: str
-    """The image's file name without its suffix: unique in a data set, and its group's name in the store."""
+    """The delivery's name, or an image's without its suffix: unique in a data set, its group's name in the store."""
     satellite: str
     """`GF1`, `GF1B`, `GF2`, `GF6` ...; empty where unknown."""
     sensor: str
@@ -66,10 +80,12 @@ class Scene:
     """Ground sampling distance of the tiles, m."""
     images: tuple[Image, ...]
     """At least one; their pixels are of one type."""
+    pan: Image | None
+    """The panchromatic image that is to sharpen the others, where that was asked for."""
     delivery: str
     """The path it was found under: of the image, or of the archive that holds it."""
     files: tuple[str, ...]
-    """The images and their metadata files, where they are not in an archive."""
+    """What it was read from on this machine: the images and their metadata files, or the archive."""
     bytes: int
     """Size of the image files, or of their archive."""
     checksum: str
@@ -96,3 +112,9 @@ class Scene:
     def dtype(self) -> str:
         """Of the pixels in the files."""
         return self.images[0].dtype
+
+    def __iter__(self) -> Iterator[Image]:
+        """Every image that its tiles draw on."""
+        yield from self.images
+        if self.pan is not None:
+            yield self.pan

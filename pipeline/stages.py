@@ -16,9 +16,10 @@ from tqdm import tqdm
 from geokr import index, store
 from geokr.landcover import LandCover
 from pipeline import quarantine
+from pipeline.archive import deliveries
 from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
-from pipeline.delivery import Refusal, deliveries
+from pipeline.delivery import Refusal, refuse
 from pipeline.grid import TileGrid, scene_grid
 from pipeline.labels import LabelJob, build_labels
 from pipeline.quality import Rules
@@ -46,7 +47,7 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
     out = Path(config.out)
     dem = None if config.dem is None else str(Path(config.dem).absolute())
     software = {name: version(name) for name in SOFTWARE}
-    provenance = json.dumps({"dem": dem, "stretch": config.stretch, "software": software})
+    provenance = json.dumps({"dem": dem, "stretch": config.stretch, "imagery": config.imagery, "software": software})
     known = unchanged(out / CATALOG, provenance)
     # What refused a part of a delivery before must be found again, so such a one is read again.
     faults = [entry["detail"] for entry in quarantine.read(out) if entry["stage"] == "catalog"]
@@ -56,7 +57,9 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
         if delivery.path in known and not any(delivery.path in fault for fault in faults):
             results += [(delivery.path, entry) for entry in known[delivery.path]]
         else:
-            jobs.append((f"catalog-{Path(delivery.path).name}", CatalogJob(delivery, dem, config.stretch)))
+            jobs.append(
+                (f"catalog-{Path(delivery.path).name}", CatalogJob(delivery, dem, config.stretch, config.imagery))
+            )
     if not jobs and not results:
         raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there")
     with progress("catalog", len(jobs), "delivery") as bar:
@@ -64,7 +67,7 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
             bar.update()
             path = job.delivery.path
             if isinstance(found, Exception):
-                found = [Refusal(Path(path).name, type(found).__name__, f"{path}: {found}")]
+                found = [refuse(Path(path).name, type(found).__name__, f"{path}: {found}")]
             results += [(path, item) for item in found]
     entries: dict[str, Entry] = {}
     refused: list[dict[str, str]] = []

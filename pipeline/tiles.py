@@ -9,9 +9,10 @@ from odc.geo.geobox import GeoBox
 
 from geokr import store
 from pipeline.grid import Block, TileGrid
-from pipeline.ortho import Lattice, Pixels, orthorectify
+from pipeline.ortho import Lattice, orthorectify
 from pipeline.quality import VOID, Rules, judge
 from pipeline.radiometry import Stretch
+from pipeline.raster import Pixels
 from pipeline.scene import Scene
 from pipeline.terrain import Terrain
 

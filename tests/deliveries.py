@@ -6,6 +6,7 @@ The camera is linear in longitude, latitude and height, so where a pixel lies fo
 import io
 import tarfile
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from pipeline.sensor import RPC, Georeferenced, SensorModel
 LON, LAT, GROUND = 105.3, 24.8, 500.0
 """Centre of the images, degrees, and the height there, m."""
 WIDTH, HEIGHT, GSD = 90, 70, 8.0
-STEM = "GF1_PMS1_E105.3_N24.8_20200523_L1A0001234567-MSS1"
+NAME = "GF1_PMS1_E105.3_N24.8_20200523_L1A0001234567"
+STEM = f"{NAME}-MSS1"
 
 
 def camera(
@@ -122,6 +124,37 @@ def contents(stem: str = STEM, rpc: RPC | None = None) -> dict[str, bytes]:
     }
 
 
+def rpc_text(rpc: RPC) -> str:
+    """The same as an RPC text file, with units behind some of its numbers."""
+    numbers = {
+        "LINE_OFF": rpc.line_off, "SAMP_OFF": rpc.samp_off, "LAT_OFF": rpc.lat_off, "LONG_OFF": rpc.lon_off,
+        "HEIGHT_OFF": rpc.height_off, "LINE_SCALE": rpc.line_scale, "SAMP_SCALE": rpc.samp_scale,
+        "LAT_SCALE": rpc.lat_scale, "LONG_SCALE": rpc.lon_scale, "HEIGHT_SCALE": rpc.height_scale,
+    }  # fmt: skip
+    lists = {
+        "LINE_NUM_COEFF": rpc.line_num, "LINE_DEN_COEFF": rpc.line_den,
+        "SAMP_NUM_COEFF": rpc.samp_num, "SAMP_DEN_COEFF": rpc.samp_den,
+    }  # fmt: skip
+    lines = [f"{key}: {value!r} {'pixels' if 'LINE' in key else 'degrees'}" for key, value in numbers.items()]
+    lines += [f"{key}_{k}: {value!r}" for key, values in lists.items() for k, value in enumerate(values, 1)]
+    return "\n".join([*lines, ""])
+
+
+def pair(name: str, mss: str, pan: str) -> dict[str, bytes]:
+    """The files of a delivery with a multispectral image, and a panchromatic one of a quarter of its pixel size."""
+    satellite, sensor = name.split("_")[:2]
+    said = fields() | {"SatelliteID": satellite, "SensorID": sensor}
+    sharp = fields(4 * WIDTH, 4 * HEIGHT) | {"Bands": "5", "ImageGSD": f"{GSD / 4:g}"}
+    return {
+        f"{name}-{mss}.tiff": tiff(coordinates()),
+        f"{name}-{mss}.rpb": rpb(camera()).encode(),
+        f"{name}-{mss}.xml": xml(said).encode(),
+        f"{name}-{pan}.tiff": tiff(coordinates(4 * WIDTH, 4 * HEIGHT, 1)),
+        f"{name}-{pan}.rpb": rpb(camera(4 * WIDTH, 4 * HEIGHT, gsd=GSD / 4)).encode(),
+        f"{name}-{pan}.xml": xml(said | sharp | {"SatelliteID": satellite, "SensorID": sensor}).encode(),
+    }
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -136,6 +169,13 @@ def write_archive(path: Path, files: Mapping[str, bytes]) -> Path:
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def write_zip(path: Path, files: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
     return path
 
 
@@ -163,6 +203,7 @@ def scene_of(*images: Image) -> Scene:
         acquired=None,
         gsd=first.gsd,
         images=images,
+        pan=None,
         delivery=first.path,
         files=tuple(image.path for image in images),
         bytes=sum(Path(image.path).stat().st_size for image in images),

@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import quarantine
+from pipeline.archive import deliveries
 from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, survey, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
-from pipeline.delivery import Delivery, Refusal, deliveries, read_delivery
-from pipeline.ortho import open_image
+from pipeline.delivery import Refusal, read_delivery
 from pipeline.radiometry import Stretch
+from pipeline.raster import open_image
 from pipeline.scene import Image, Scene, SceneError
 from pipeline.sensor import Georeferenced
 from pipeline.stages import catalog
@@ -31,6 +32,7 @@ from tests.deliveries import (
     HEIGHT,
     LAT,
     LON,
+    NAME,
     STEM,
     WIDTH,
     camera,
@@ -44,6 +46,7 @@ from tests.deliveries import (
 )
 
 OTHER, THIRD = (STEM.replace("1234567", number) for number in ("7654321", "9999999"))
+OTHER_NAME, THIRD_NAME = (stem.removesuffix("-MSS1") for stem in (OTHER, THIRD))
 
 
 def only(path: Path) -> Scene:
@@ -121,7 +124,7 @@ def test_an_image_cut_anywhere_is_refused(tmp_path: Path, interleave: str, share
     whole = tiff(coordinates(), interleave=interleave, blockysize=8)
     files[f"{STEM}.tiff"] = whole[: int(len(whole) * share)]
     path = write_folder(tmp_path, files) / f"{STEM}.tiff"
-    (refusal,) = read_and_survey(CatalogJob(Delivery(str(path), archive=False), None, (1.0, 99.0)))
+    (refusal,) = read_and_survey(CatalogJob(next(deliveries([path])), None, (1.0, 99.0)))
     assert isinstance(refusal, Refusal)
     assert f"{STEM}.tiff: cannot be read to its end" in refusal.detail
 
@@ -173,6 +176,7 @@ def entries(draw: st.DrawFn) -> Entry:
         acquired=draw(st.none() | st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))),
         gsd=draw(st.floats(0.01, 1e4)),
         images=tuple(draw(st.lists(images(), min_size=1, max_size=3))),
+        pan=draw(st.none() | images()),
         delivery=draw(texts),
         files=tuple(draw(st.lists(texts, max_size=3))),
         bytes=draw(st.integers(0, 2**50)),
@@ -203,7 +207,7 @@ def test_a_catalog_is_a_map_for_others(tmp_path: Path) -> None:
     assert table.crs == "EPSG:4326"
     assert table.geometry[0].equals(entry.scene.footprint)
     row = table.iloc[0]
-    assert (row["id"], row["satellite"], row["gsd"]) == (STEM, "GF1", 8.0)
+    assert (row["id"], row["satellite"], row["gsd"]) == (NAME, "GF1", 8.0)
     assert json.loads(row["images"])[0]["width"] == WIDTH
     assert row["acquired"].isoformat() == "2020-05-22T21:03:08+00:00"
     assert json.loads(row["metadata"])["CloudPercent"] == "101"
@@ -278,15 +282,19 @@ def test_whatever_is_wrong_is_refused_once_and_the_good_go_on(tmp_path: Path) ->
     write_folder(scenes, {"photo.tif": tiff(coordinates())})
     write_archive(scenes / f"{OTHER}.tar.gz", contents(OTHER))
     found = catalog(config(tmp_path), None)
-    assert [entry.scene.id for entry in found] == [STEM, OTHER]
+    assert [entry.scene.id for entry in found] == [NAME, OTHER_NAME]
     refused = quarantine.read(tmp_path / "out")
     assert {entry["stage"] for entry in refused} == {"catalog"}
-    assert {entry["scene"] for entry in refused} == {*stems[:3], f"{stems[3]}.tar.gz", "photo"}
+    assert {entry["scene"] for entry in refused} == {
+        *(s.removesuffix("-MSS1") for s in stems[:3]),
+        f"{stems[3]}.tar.gz",
+        "photo",
+    }
     assert len(refused) == 5
     for entry in refused:
         assert entry["scene"] in entry["detail"]
         assert len(entry["detail"].splitlines()) == 1
-    assert [entry.scene.id for entry in read_catalog(tmp_path / "out" / CATALOG)] == [STEM, OTHER]
+    assert [entry.scene.id for entry in read_catalog(tmp_path / "out" / CATALOG)] == [NAME, OTHER_NAME]
 
 
 def test_a_scene_delivered_twice_counts_once(tmp_path: Path) -> None:
@@ -299,7 +307,7 @@ def test_a_scene_delivered_twice_counts_once(tmp_path: Path) -> None:
         (entry,) = catalog(config(tmp_path), None)
         assert entry.scene.images[0].path == str(scenes / "a" / f"{STEM}.tiff")
         refused = quarantine.read(tmp_path / "out")
-        assert [(item["scene"], item["reason"]) for item in refused] == [(STEM, "duplicate")] * 2
+        assert [(item["scene"], item["reason"]) for item in refused] == [(NAME, "duplicate")] * 2
         places = (scenes / "m.tar", scenes / "z" / f"{STEM}.tiff")
         wanted = [f"{place}: the scene is there already, from {entry.scene.images[0].path}" for place in places]
         assert sorted(item["detail"] for item in refused) == sorted(wanted)
@@ -330,7 +338,7 @@ def test_only_what_changed_is_surveyed_again(tmp_path: Path, monkeypatch: pytest
     write_folder(tmp_path / "scenes" / "c", contents(THIRD))
     second = catalog(config(tmp_path), None)
     assert surveyed == [f"{THIRD}.tiff"]
-    assert [entry for entry in second if entry.scene.id != THIRD] == first
+    assert [entry for entry in second if entry.scene.id != THIRD_NAME] == first
     later += 100
     os.utime(tmp_path / "out" / CATALOG, (later, later))
     surveyed.clear()
@@ -345,7 +353,7 @@ def test_a_ground_without_dem_is_said_aloud(tmp_path: Path, caplog: pytest.LogCa
         catalog(config(tmp_path), None)
         catalog(config(tmp_path, dem=slope(tmp_path, holes=True)), None)
     said = [record.getMessage() for record in caplog.records]
-    assert f"{STEM}: no DEM: the ground is taken as flat at 500 m above the ellipsoid" in said[0]
+    assert f"{NAME}: no DEM: the ground is taken as flat at 500 m above the ellipsoid" in said[0]
     assert "of the outline; the rest is taken as flat at 500 m" in said[1]
 
 
@@ -376,7 +384,7 @@ def test_a_scenes_values_are_held_to_what_is_possible(tmp_path: Path) -> None:
         ({"images": ()}, "a scene needs an image"),
     )
     for change, sentence in changes:
-        with pytest.raises(ValueError, match=f"{STEM}: {sentence}"):
+        with pytest.raises(ValueError, match=f"{NAME}: {sentence}"):
             replace(scene, **change)
     with pytest.raises(ValueError, match=rf"{STEM}\.tiff: an image of 0 x 70 px is empty"):
         replace(scene.images[0], width=0)
@@ -414,8 +422,8 @@ def test_what_was_refused_in_an_archive_stays_refused(tmp_path: Path) -> None:
         later = (tmp_path / "out" / CATALOG).stat().st_mtime + 100
         os.utime(tmp_path / "out" / CATALOG, (later, later))
     assert found[0] == found[1]
-    assert found[0][0] == [STEM]
-    assert [entry["scene"] for entry in found[0][1]] == [OTHER]
+    assert found[0][0] == [NAME]
+    assert [entry["scene"] for entry in found[0][1]] == [OTHER_NAME]
 
 
 def test_which_of_two_deliveries_counts_does_not_depend_on_history(tmp_path: Path) -> None:
@@ -436,6 +444,6 @@ def test_a_ground_sampling_distance_that_the_rpc_denies_is_refused(tmp_path: Pat
     said = files[name].replace(b"<ImageGSD>8<", b"<ImageGSD>0.5<")
     assert said != files[name]
     path = write_folder(tmp_path, files | {name: said})
-    (refusal,) = read_delivery(Delivery(str(path / f"{STEM}.tiff"), False))
+    (refusal,) = read_delivery(next(iter(deliveries([path]))))
     assert isinstance(refusal, Refusal)
     assert "ImageGSD is 0.5 m, but the image's pixels are" in refusal.detail

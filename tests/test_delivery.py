@@ -18,10 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 
-from pipeline import delivery
+from pipeline import archive
+from pipeline.archive import Delivery, deliveries
 from pipeline.catalog import CatalogJob, Entry, read_and_survey
-from pipeline.delivery import Delivery, Refusal, deliveries, read_delivery
-from pipeline.ortho import open_image
+from pipeline.delivery import Refusal, read_delivery
+from pipeline.raster import open_image
 from pipeline.scene import Scene
 from pipeline.sensor import Georeferenced
 from tests.deliveries import (
@@ -29,6 +30,7 @@ from tests.deliveries import (
     HEIGHT,
     LAT,
     LON,
+    NAME,
     STEM,
     WIDTH,
     camera,
@@ -43,6 +45,7 @@ from tests.deliveries import (
 )
 
 OTHER = STEM.replace("1234567", "7654321")
+OTHER_NAME = OTHER.removesuffix("-MSS1")
 Files = dict[str, bytes]
 
 
@@ -66,7 +69,7 @@ def pixels(scene: Scene) -> npt.NDArray[Any]:
 
 def test_a_scene_is_what_its_files_say(tmp_path: Path) -> None:
     scene = only(write_folder(tmp_path / STEM, contents()))
-    assert (scene.id, scene.satellite, scene.sensor, scene.level) == (STEM, "GF1", "PMS1", "L1A")
+    assert (scene.id, scene.satellite, scene.sensor, scene.level) == (NAME, "GF1", "PMS1", "L1A")
     assert scene.acquired == datetime(2020, 5, 22, 21, 3, 8, tzinfo=UTC)  # the day before, in UTC
     assert (scene.gsd, scene.images[0].width, scene.images[0].height, scene.dtype) == (GSD, WIDTH, HEIGHT, "uint16")
     assert scene.bands == ("blue", "green", "red", "nir")
@@ -100,7 +103,7 @@ def test_every_form_of_a_delivery_gives_the_same_scene_and_pixels(tmp_path: Path
     }
     files = {rename[change](name): content for name, content in contents().items()}
     archived = only(write_archive(tmp_path / f"{STEM}{form}", files))
-    assert archived.files == ()
+    assert archived.files == (str(tmp_path / f"{STEM}{form}"),)
     assert archived.bytes == (tmp_path / f"{STEM}{form}").stat().st_size
 
     def apart(scene: Scene) -> Scene:
@@ -300,8 +303,9 @@ def test_what_cannot_be_used_ends_in_a_sentence_and_the_others_go_on(tmp_path: P
         write_folder(tmp_path, files | good)
     items = found(tmp_path)
     (refusal,) = [item for item in items if isinstance(item, Refusal)]
-    assert [item.id for item in items if isinstance(item, Scene)] == [OTHER]
-    assert refusal.scene == Path(next(name for name in files if name.endswith((".tif", ".tiff")))).stem
+    assert [item.id for item in items if isinstance(item, Scene)] == [OTHER_NAME]
+    image = Path(next(name for name in files if name.endswith((".tif", ".tiff")))).stem
+    assert refusal.scene == image.removesuffix("-MSS1")
     assert refusal.reason == "unusable"
     assert file in refusal.detail
     assert fault in refusal.detail
@@ -315,7 +319,7 @@ def cut(path: Path, share: float) -> None:
 
 
 def too_many(path: Path) -> None:
-    write_archive(path, contents() | {f"{k}": b"" for k in range(delivery.MAX_MEMBERS)})
+    write_archive(path, contents() | {f"{k}": b"" for k in range(archive.MAX_MEMBERS)})
 
 
 ARCHIVES: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
@@ -369,8 +373,14 @@ def test_members_that_lead_outside_are_passed_over(tmp_path: Path) -> None:
         for name, content in contents().items():
             add(name, content)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
-    assert [item.id for item in found(path) if isinstance(item, Scene)] == [STEM]
-    assert len(found(path)) == 1
+    scene, *faults = sorted(found(path), key=lambda item: isinstance(item, Refusal))
+    assert isinstance(scene, Scene)
+    assert scene.id == NAME
+    assert [fault.reason for fault in faults if isinstance(fault, Refusal)] == ["unsafe"] * 2
+    assert [fault.detail for fault in faults if isinstance(fault, Refusal)] == [
+        f"{path}: its member '../above.tif' leads outside the archive, and is passed over",
+        f"{path}: so it is with 5 more of its members",
+    ]
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
@@ -382,13 +392,15 @@ def test_an_xml_that_is_only_a_link_is_none(tmp_path: Path) -> None:
         entry = tarfile.TarInfo(f"{STEM}.xml")
         entry.type, entry.linkname = tarfile.SYMTYPE, "secret.xml"
         archive.addfile(entry)
-    (refusal,) = found(path)
+    link, refusal = found(path)
+    assert isinstance(link, Refusal)
+    assert f"its member '{STEM}.xml' is a link" in link.detail
     assert isinstance(refusal, Refusal)
     assert "there is no product XML beside it" in refusal.detail
 
 
 def test_metadata_of_megabytes_is_none(tmp_path: Path) -> None:
-    files = changed(".xml", lambda b: b + b" " * delivery.MAX_METADATA)
+    files = changed(".xml", lambda b: b + b" " * archive.MAX_METADATA)
     for path in (write_folder(tmp_path / "folder", files), write_archive(tmp_path / "archive.tar", files)):
         (refusal,) = found(path)
         assert isinstance(refusal, Refusal)
@@ -396,7 +408,7 @@ def test_metadata_of_megabytes_is_none(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_listed_and_names_of_no_encoding_are_refused(tmp_path: Path) -> None:
-    (refusal,) = read_delivery(Delivery(str(tmp_path / "gone" / "image.tif"), archive=False))
+    (refusal,) = read_delivery(Delivery("gone/image.tif", ("gone/image.tif", "gone/image.xml")))
     assert isinstance(refusal, Refusal)
     assert refusal.reason == "unreadable"
     name = b"\xff\xfe.tif"
@@ -409,14 +421,14 @@ def test_a_folder_that_cannot_be_listed_and_names_of_no_encoding_are_refused(tmp
 
 
 def test_images_and_archives_are_found_once_and_in_order(tmp_path: Path) -> None:
-    names = ["b/x.tiff", "a/y.TIF", "a/z.tar.gz", "c.tgz", "a/deep/er/w.tar", "d.TAR.GZ"]
-    ignored = ["order.xml", "a/x.jpg", "a/x_thumb.jpg", "a/x.rpb", "b/x.tiff.aux.xml", "e.zip", "f.gz"]
+    names = ["b/x.tiff", "a/y.TIF", "a/z.tar.gz", "c.tgz", "a/deep/er/w.tar", "d.TAR.GZ", "e.zip"]
+    ignored = ["order.xml", "a/x.jpg", "a/x_thumb.jpg", "a/x.rpb", "b/x.tiff.aux.xml", "f.gz"]
     for name in names + ignored:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "directory.tif").mkdir()
     one = [(str(Path(item.path).relative_to(tmp_path)), item.archive) for item in deliveries([tmp_path])]
-    assert one == sorted((name, ".ta" in name.lower() or ".tg" in name) for name in names)
+    assert one == sorted((name, not name.lower().endswith((".tiff", ".tif"))) for name in names)
     paths: list[str | Path] = [tmp_path / "b", tmp_path, tmp_path / "b" / "x.tiff", str(tmp_path / "a")]
     assert sorted(item.path for item in deliveries(paths)) == sorted(str(tmp_path / name) for name in names)
 

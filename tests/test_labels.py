@@ -188,6 +188,7 @@ def scene(acquired: datetime | None = datetime(2022, 6, 24, 4, 5, 6, 789_000, UT
         acquired=acquired,
         gsd=GSD,
         images=(Image("scene.tif", ("red",), 90, 70, "uint8", None, GSD, model),),
+        pan=None,
         delivery="scene.tif",
         files=("scene.tif",),
         bytes=1,

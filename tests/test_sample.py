@@ -345,7 +345,7 @@ def test_the_world_can_be_made_again_from_its_truth(root):
     truth = json.loads((root / "truth.json").read_text())
     world = World.from_seed(truth["seed"], truth["outdated"])
     assert truth["world"]["lake"] == list(world.lake)
-    assert [scene["id"] for scene in truth["scenes"]] == [shot.image for shot in SMALL]
+    assert [scene["id"] for scene in truth["scenes"]] == [shot.name for shot in SMALL]
     for scene, shot in zip(truth["scenes"], SMALL, strict=True):
         assert Camera(**scene["camera"]) == shot.camera
         assert (root / scene["file"]).exists()

@@ -1,6 +1,7 @@
 """The disk contract of a block store: what lies where, what is written last, and what a kill leaves behind."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ import xarray
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zarr.storage import LocalStore
 
 from geokr import store
 
@@ -87,7 +87,8 @@ def test_a_chunk_is_a_tile_and_a_shard_is_a_block(root: str) -> None:
     (sharding,) = image["codecs"]
     assert sharding["name"] == "sharding_indexed"
     assert sharding["configuration"]["chunk_shape"] == [1, 1, 2, 16, 16]
-    blosc = sharding["configuration"]["codecs"][-1]
+    _, blosc, checksum = sharding["configuration"]["codecs"]
+    assert checksum["name"] == "crc32c"
     assert {key: blosc["configuration"][key] for key in ("cname", "clevel", "shuffle")} == {
         "cname": "zstd",
         "clevel": 1,
@@ -229,7 +230,7 @@ def test_a_block_is_one_file_and_its_border_needs_no_filling(root: str) -> None:
     assert set(sizes) == {f"scene/image/c/{i}/{j}/0/0/0" for i in (0, 1) for j in (0, 1)}
     tile = image[0, 0].nbytes
     for name, tiles in (("0/0", 16), ("0/1", 12), ("1/0", 4), ("1/1", 3)):
-        assert tiles * tile <= sizes[f"scene/image/c/{name}/0/0/0"] < tiles * (tile + 64) + 1024
+        assert tiles * tile <= sizes[f"scene/image/c/{name}/0/0/0"] < tiles * (tile + 68) + 1024
 
 
 def test_a_rejected_tile_takes_no_space(root: str) -> None:
@@ -259,13 +260,13 @@ class Killed(BaseException):
 def stored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Keys in the order in which they reach the disk, from now on."""
     keys: list[str] = []
-    put = LocalStore.set
+    put = store.DurableStore.set
 
-    async def watched(self: LocalStore, key: str, value: Any) -> None:
+    async def watched(self: store.DurableStore, key: str, value: Any) -> None:
         await put(self, key, value)
         keys.append(key)
 
-    monkeypatch.setattr(LocalStore, "set", watched)
+    monkeypatch.setattr(store.DurableStore, "set", watched)
     return keys
 
 
@@ -291,16 +292,18 @@ def test_a_scenes_status_is_made_after_all_else(root: str, monkeypatch: pytest.M
 def test_a_block_that_fails_is_not_marked_as_done(root: str, monkeypatch: pytest.MonkeyPatch, full: str) -> None:
     store.create_labels(root, "scene", **LABELS)
     group = store.open_scene(root, "scene", "r+")
-    put = LocalStore.set
+    put = store.DurableStore.set
 
-    async def failing(self: LocalStore, key: str, value: Any) -> None:
+    async def failing(self: store.DurableStore, key: str, value: Any) -> None:
         if f"/{full}/" in key:
             raise OSError("no space left on device")
         await put(self, key, value)
 
-    monkeypatch.setattr(LocalStore, "set", failing)
+    monkeypatch.setattr(store.DurableStore, "set", failing)
     arrays = {"fraction": np.ones((4, 4, 3), np.float32), "known": np.ones((4, 4), np.float32)}
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(
+        store.StoreWriteError, match=f"{root}/scene, rows 0-4, columns 0-4: cannot be written: no space"
+    ):
         store.write_block(group, slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8))
     assert not store.status(group).any()
 
@@ -319,7 +322,7 @@ def test_a_block_that_is_killed_at_any_write_is_whole_or_not_built(
         changes = 0
 
         def killing(method: Any, left: int = left) -> Any:
-            async def limited(self: LocalStore, *args: Any) -> None:
+            async def limited(self: store.DurableStore, *args: Any) -> None:
                 nonlocal changes
                 if changes == left:
                     raise Killed
@@ -330,8 +333,8 @@ def test_a_block_that_is_killed_at_any_write_is_whole_or_not_built(
 
         # The block is written again: by a task that was thought lost, say.
         with monkeypatch.context() as patch:
-            patch.setattr(LocalStore, "set", killing(LocalStore.set))
-            patch.setattr(LocalStore, "delete", killing(LocalStore.delete))
+            patch.setattr(store.DurableStore, "set", killing(store.DurableStore.set))
+            patch.setattr(store.DurableStore, "delete", killing(store.DurableStore.delete))
             group = store.open_scene(root, "scene", "r+")
             if left < 4:
                 with pytest.raises(Killed):
@@ -347,6 +350,7 @@ def test_the_remains_of_a_killed_run_leave_no_trace(root: str) -> None:
     written(root)
     before = files(root)
     shard = Path(root) / "scene" / "image" / "c" / "1" / "1" / "0" / "0" / "0"
+    shard.with_name("0.1f2e.partial").write_bytes(b"half a shard")
     shard.write_bytes((Path(root) / "scene" / "image" / "c" / "0" / "0" / "0" / "0" / "0").read_bytes())
     image = pixels(1, (5, 7, 2, 16, 16))
     group = store.open_scene(root, "scene", "r+")
@@ -417,6 +421,100 @@ def test_a_block_written_again_gives_the_same_bytes(root: str) -> None:
     assert files(root) == before
 
 
+# --- it outlives a power cut
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_a_shard_before_its_status(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calls in their order: data, name, directory, of the shard and then of the status."""
+    store.create_tiles(root, "scene", **TILES)
+    group = store.open_scene(root, "scene", "r+")
+    calls: list[tuple[str, str]] = []
+    sync, rename = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        calls.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        calls.append(("rename", str(target)))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    ones = np.ones((4, 4), np.uint8)
+    store.write_block(group, slice(0, 4), slice(0, 4), {"image": pixels(1, (4, 4, 2, 16, 16))}, ones)
+    begin = 0
+    for name in ("image/c/0/0/0/0/0", "status/c/0/0"):
+        file = f"{root}/scene/{name}"
+        (place,) = [k for k, call in enumerate(calls) if call == ("rename", file)]
+        assert place > begin
+        kind, data = calls[place - 1]
+        assert kind == "sync"
+        assert data.startswith(f"{file}.")
+        assert calls[place + 1] == ("sync", str(Path(file).parent))
+        made = {path for kind, path in calls[begin : place - 1] if kind == "sync"}
+        assert made == {str(above) for above in Path(file).parents if str(above).startswith(f"{root}/scene/")} - {
+            str(Path(file).parent)
+        }
+        begin = place + 2
+    assert begin == len(calls)
+
+
+def test_a_store_that_is_gone_is_not_written_elsewhere(root: str, tmp_path: Path) -> None:
+    """As where its file system is mounted no more."""
+    store.create_tiles(root, "scene", **TILES)
+    group = store.open_scene(root, "scene", "r+")
+    Path(root).rename(tmp_path / "elsewhere")
+    ones = np.ones((4, 4), np.uint8)
+    with pytest.raises(store.StoreWriteError, match="cannot be written: the array image is gone"):
+        store.write_block(group, slice(0, 4), slice(0, 4), {"image": pixels(1, (4, 4, 2, 16, 16))}, ones)
+    with pytest.raises(store.StoreWriteError, match="no such scene"):
+        store.open_scene(root, "scene", "r+")
+    assert not Path(root).exists()
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "dataset").write_text("a file where a directory should be")
+    with pytest.raises(store.StoreWriteError, match=r"dataset/tiles.zarr/scene: cannot be written: File exists"):
+        store.create_tiles(f"{tmp_path}/dataset/tiles.zarr", "scene", **TILES)
+
+
+# --- a byte that has changed
+
+
+def test_any_changed_byte_of_a_shard_is_found_by_both_readers(root: str) -> None:
+    image = written(root)
+    shard = Path(root) / "scene" / "image" / "c" / "1" / "1" / "0" / "0" / "0"
+    whole = shard.read_bytes()
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": store.join(root, "scene", "image")}}
+    places = [*range(0, len(whole), 127), *range(len(whole) - 16 * 16 - 4, len(whole))]
+    for place in places:
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises((ValueError, RuntimeError)):
+            tensorstore.open(spec, read=True).result()[4:, 4:].read().result()
+        if place % 10 == 0:
+            with pytest.raises((ValueError, RuntimeError)):
+                store.open_scene(root, "scene")["image"][4:, 4:]
+    shard.write_bytes(whole)
+    assert np.array_equal(store.open_scene(root, "scene")["image"][:], image)
+
+
+@pytest.mark.parametrize("name", ["fraction", "known", STATUS])
+def test_any_changed_byte_of_labels_is_found(root: str, name: str) -> None:
+    store.create_labels(root, "scene", **LABELS)
+    arrays = {"fraction": pixels(1, (4, 4, 3)).astype(np.float32), "known": pixels(2, (4, 4)).astype(np.float32)}
+    status = pixels(3, (4, 4))
+    store.write_block(store.open_scene(root, "scene", "r+"), slice(0, 4), slice(0, 4), arrays, status)
+    (chunk,) = [path for path in Path(root).glob(f"scene/{name}/c/**/0") if path.is_file()]
+    whole = chunk.read_bytes()
+    for place in range(0, len(whole), 7):
+        chunk.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises((ValueError, RuntimeError)):
+            store.open_scene(root, "scene")[name][:]
+
+
 # --- opened again
 
 
@@ -483,11 +581,11 @@ def test_a_scene_whose_making_was_killed_at_any_write_is_made_anew(
     settings = TILES if create is store.create_tiles else LABELS
     fresh = str(tmp_path / "fresh.zarr")
     create(fresh, "scene", **settings)
-    put = LocalStore.set
+    put = store.DurableStore.set
     for writes in range(20):
         root, left = str(tmp_path / f"{writes}.zarr"), writes
 
-        async def limited(self: LocalStore, key: str, value: Any) -> None:
+        async def limited(self: store.DurableStore, key: str, value: Any) -> None:
             nonlocal left
             if left == 0:
                 raise Killed
@@ -495,7 +593,7 @@ def test_a_scene_whose_making_was_killed_at_any_write_is_made_anew(
             await put(self, key, value)
 
         with monkeypatch.context() as patch:
-            patch.setattr(LocalStore, "set", limited)
+            patch.setattr(store.DurableStore, "set", limited)
             try:
                 create(root, "scene", **settings)
             except Killed:

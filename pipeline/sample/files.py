@@ -183,7 +183,7 @@ def write_world(
         say(path.relative_to(directory).as_posix())
         values = asdict(shot) | {"acquired": shot.acquired.isoformat()}
         heights = relief(shot.camera, world.height)
-        scenes.append({"id": shot.image, "file": path.relative_to(directory).as_posix(), "relief": heights, **values})
+        scenes.append({"id": shot.name, "file": path.relative_to(directory).as_posix(), "relief": heights, **values})
     text = json.dumps({"seed": seed, "outdated": outdated, "world": asdict(world), "scenes": scenes}, indent=1)
     truth.write_text(text + "\n", encoding="utf-8")
     say(truth.name)

@@ -11,7 +11,7 @@ import pytest
 
 from geokr import store
 from pipeline.build_levir_kr import main
-from pipeline.ortho import open_image
+from pipeline.raster import open_image
 from tests.build.conftest import Built
 
 
@@ -48,13 +48,13 @@ def test_scenes_that_cannot_be_used_are_quarantined_and_the_others_go_on(
     arguments[arguments.index("--scenes") + 1] = str(spoiled)
     assert main(arguments) == 0
     assert "5 refused" in capsys.readouterr().err
-    entries = {e["scene"][-15:]: e for e in map(json.loads, (out / "quarantine.jsonl").read_text().splitlines())}
+    entries = {e["scene"][-10:]: e for e in map(json.loads, (out / "quarantine.jsonl").read_text().splitlines())}
     assert {"scene", "stage", "reason", "detail"} == set.intersection(*(set(entry) for entry in entries.values()))
     faults = {
-        "0000000001-MSS1": "cannot be read to its end",
-        "0000000002-MSS1": "there is no RPB beside it",
-        "0000000003-MSS1": "sampDenCoef is missing",
-        "0000000004-MSS1": "the file is empty",
+        "0000000001": "cannot be read to its end",
+        "0000000002": "there is no RPB beside it",
+        "0000000003": "sampDenCoef is missing",
+        "0000000004": "the file is empty",
         "photo": "no georeference",
     }
     assert set(entries) == set(faults)
@@ -62,7 +62,7 @@ def test_scenes_that_cannot_be_used_are_quarantined_and_the_others_go_on(
         assert fault in entries[scene]["detail"]
         assert scene in entries[scene]["detail"]  # the file is named
         assert "\n" not in entries[scene]["detail"]
-    assert set(geopandas.read_parquet(out / "index.parquet")["scene"]) == {shot.image for shot in built.shots}
+    assert set(geopandas.read_parquet(out / "index.parquet")["scene"]) == {shot.name for shot in built.shots}
     assert main([*arguments, "--strict"]) == 3
 
 
@@ -161,7 +161,7 @@ def test_archives_are_read_in_place(built: Built) -> None:
     """Nothing is unpacked, and nothing is left beside the archive."""
     archived = next(entry.scene for entry in built.entries if entry.scene.images[0].path.startswith("/vsitar/"))
     with open_image(archived.images[0].path) as source:
-        assert source.width == archived.width
+        assert source.width == archived.images[0].width
     assert {path.suffix for path in (built.directory / "scenes").rglob("*") if path.is_file()} == {
         ".gz", ".rpb", ".tiff", ".xml",
     }  # fmt: skip

@@ -19,7 +19,7 @@ def test_every_pixel_lies_where_the_world_says(built: Built) -> None:
     """The stored bytes alone, with the place that the attributes give them, against the ground that they show."""
     worst, tiles, relief = 0.0, 0, 0.0
     for shot in built.shots:
-        group = store.open_scene(str(built.dataset / store.TILES), shot.image)
+        group = store.open_scene(str(built.dataset / store.TILES), shot.name)
         a, low, high = group.attrs, *group.attrs["stretch"]
         transform, stride, size, gsd = a["spatial:transform"], a["stride"], a["tile"], a["gsd"]
         offset = (np.arange(size) + 0.5) * gsd
@@ -44,7 +44,7 @@ def test_every_pixel_lies_where_the_world_says(built: Built) -> None:
 def test_pixels_are_drawn_from_where_the_camera_saw_them(built: Built) -> None:
     """In image space: the lattice against the pushbroom camera in closed form, at every pixel of accepted tiles."""
     worst = 0.0
-    for entry, shot in zip(built.entries, sorted(built.shots, key=lambda shot: shot.image), strict=True):
+    for entry, shot in zip(built.entries, sorted(built.shots, key=lambda shot: shot.name), strict=True):
         grid = grid_of(entry, built.config)
         assert grid is not None
         status = store.status(store.open_scene(str(built.dataset / store.TILES), entry.scene.id))
@@ -120,7 +120,7 @@ def test_opens_with_xarray_and_geopandas(built: Built) -> None:
     labels = xarray.open_datatree(str(built.dataset / store.label_store("globeland30_2020")), engine="zarr", chunks={})
     index = geopandas.read_parquet(built.dataset / "index.parquet")
     assert index.crs == "EPSG:4326"
-    assert set(tree.children) == {shot.image for shot in built.shots}
+    assert set(tree.children) == {shot.name for shot in built.shots}
     assert set(labels.children) == set(tree.children)
     for _, tile in index.groupby("scene").first().reset_index().iterrows():
         scene = tree[tile["scene"]].to_dataset().isel(row=tile["row"], col=tile["col"])

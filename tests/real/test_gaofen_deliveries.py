@@ -1,4 +1,4 @@
-"""Four real Gaofen images with MCD12C1 land cover and no DEM, through the command that users give."""
+"""Three real Gaofen deliveries with MCD12C1 land cover and no DEM, through the command that users give."""
 
 import json
 import logging
@@ -24,10 +24,9 @@ from pipeline.ortho import orthorectify
 from pipeline.stages import grid_of
 
 IMAGES = {
-    "GF1_PMS1_E69.4_N33.3_20220624_L1A0006547030-MSS1",
+    "GF1_PMS1_E69.4_N33.3_20220624_L1A0006547030",
     "GF1_WFV3_E89.0_N23.9_20200523_L1A0004819525",
-    "GF2_PMS1_W91.0_N17.6_20200510_L1A0004793969-MSS1",
-    "GF2_PMS1_W91.0_N17.6_20200510_L1A0004793969-PAN1",
+    "GF2_PMS1_W91.0_N17.6_20200510_L1A0004793969",
 }
 
 
@@ -54,7 +53,7 @@ def entries(built: tuple[Path, str]) -> list[Entry]:
     return read_catalog(built[0] / "scenes.parquet")
 
 
-def test_all_four_images_become_tiles(built: tuple[Path, str]) -> None:
+def test_all_three_deliveries_become_tiles(built: tuple[Path, str]) -> None:
     index = geopandas.read_parquet(built[0] / "index.parquet")
     assert set(index["scene"]) == IMAGES
     assert set(store.scenes(str(built[0] / store.TILES))) == IMAGES
@@ -128,8 +127,8 @@ def test_geolocation_agrees_with_gdal(built: tuple[Path, str], entries: list[Ent
     ("scene_id", "counts"),
     [
         ("GF1_WFV3_E89.0_N23.9_20200523_L1A0004819525", {12: 1147, 14: 244, 0: 30, 11: 17, 9: 16, 13: 8, 10: 6, 16: 1}),
-        ("GF1_PMS1_E69.4_N33.3_20220624_L1A0006547030-MSS1", {10: 44, 7: 4, 16: 1}),
-        ("GF2_PMS1_W91.0_N17.6_20200510_L1A0004793969-MSS1", {8: 19, 9: 1}),
+        ("GF1_PMS1_E69.4_N33.3_20220624_L1A0006547030", {10: 44, 7: 4, 16: 1}),
+        ("GF2_PMS1_W91.0_N17.6_20200510_L1A0004793969", {8: 19, 9: 1}),
     ],
 )
 def test_shares_of_the_footprints_agree_with_counted_cells(
@@ -150,7 +149,7 @@ def test_shares_of_the_footprints_agree_with_counted_cells(
 
 def test_opens_with_xarray_and_geopandas(built: tuple[Path, str]) -> None:
     tree = xarray.open_datatree(str(built[0] / store.TILES), engine="zarr", chunks={})
-    scene = tree["GF2_PMS1_W91.0_N17.6_20200510_L1A0004793969-PAN1"]
+    scene = tree["GF2_PMS1_W91.0_N17.6_20200510_L1A0004793969"]
     assert scene["image"].dims == ("row", "col", "band", "y", "x")
     assert scene.attrs["proj:code"] == "EPSG:32615"
     index = geopandas.read_parquet(built[0] / "index.parquet")

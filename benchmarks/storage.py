@@ -1,0 +1,130 @@
+"""What it costs that a data set is checked and durable: chunks with a checksum, files that outlive a power cut.
+
+Shards of 256 tiles of 4 x 256 x 256 px that compress as imagery does, written with zarr-python and read at random
+with tensorstore, with and without; a file of a shard's size, with and without fsync.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import tensorstore as ts
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import LocalStore
+
+from geokr import files, store
+
+BLOCK, TILE, BANDS, SHARDS = 16, 256, 4, 2
+
+
+def main(argv: list[str]) -> int:
+    """The command. Exit status 1 where the two ways do not give the same pixels."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks storage", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dir", type=Path, help="where to write, otherwise the system's temporary folder")
+    options = parser.parse_args(argv)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory(dir=options.dir) as folder:
+        return max(checksum(folder, options.rounds), durable(folder, options.rounds))
+
+
+def imagery() -> npt.NDArray[np.uint8]:
+    """One block (row, col, band, y, x): smooth ground with noise, windows of it that overlap."""
+    rng = np.random.default_rng(0)
+    ground = rng.normal(0, 1, (BANDS, 1024, 1024)).astype(np.float32)
+    bands = [cv2.GaussianBlur(b, (0, 0), 3) * 300 + 128 + rng.normal(0, 3, b.shape) for b in ground]
+    whole = np.clip(np.stack(bands), 0, 255).astype(np.uint8)
+    places = range(0, BLOCK * 48, 48)
+    return np.array([[whole[:, y : y + TILE, x : x + TILE] for x in places] for y in places])
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> float:
+    """Seconds that a call takes."""
+    began = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - began
+
+
+def write(array: "zarr.Array[Any]", pixels: npt.NDArray[np.uint8]) -> None:
+    array[:BLOCK] = pixels
+
+
+def pick(reader: Any, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64]) -> None:
+    reader.vindex[rows, cols].read().result()
+
+
+def line(case: str, ours: list[float], peer: list[float], unit: str, equal: bool) -> int:
+    first, second = statistics.median(ours), statistics.median(peer)
+    same = "yes" if equal else "no"
+    print(f"case={case} ours={first:.4g} peer={second:.4g} unit={unit} ratio={first / second:.3f} equal={same}")
+    return 0 if equal else 1
+
+
+def checksum(folder: str, rounds: int) -> int:
+    """A block written, and tiles of it read at random: with a checksum behind each chunk, and without."""
+    pixels = imagery()
+    blosc = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+    arrays, readers = [], []
+    for name, codecs in (("checked", [blosc, Crc32cCodec()]), ("plain", [blosc])):
+        shape = (BLOCK, BLOCK, BANDS, TILE, TILE)
+        root = f"{folder}/{name}"
+        arrays.append(
+            zarr.create_array(
+                LocalStore(root),
+                shape=(SHARDS * BLOCK, *shape[1:]),
+                chunks=(1, 1, *shape[2:]),
+                shards=shape,
+                dtype="uint8",
+                compressors=codecs,
+            )
+        )
+        context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+        spec = {"driver": "zarr3", "kvstore": files.kvstore(root), "recheck_cached_data": False}
+        for shard in range(SHARDS):
+            arrays[-1][shard * BLOCK : (shard + 1) * BLOCK] = pixels
+        readers.append(ts.open(spec, read=True, context=context).result())
+    equal = all(np.array_equal(reader[:BLOCK].read().result(), pixels) for reader in readers)
+    written: tuple[list[float], list[float]] = ([], [])
+    read: tuple[list[float], list[float]] = ([], [])
+    rng = np.random.default_rng(1)
+    for k in range(rounds):
+        rows, cols = rng.integers(0, SHARDS * BLOCK, 256), rng.integers(0, BLOCK, 256)
+        for which in (k % 2, 1 - k % 2):
+            written[which].append(BLOCK * BLOCK / timed(write, arrays[which], pixels))
+            read[which].append(len(rows) / timed(pick, readers[which], rows, cols))
+    return max(
+        line("write-with-checksum", *written, "tiles/s", equal), line("read-with-checksum", *read, "tiles/s", equal)
+    )
+
+
+def durable(folder: str, rounds: int) -> int:
+    """A block written through a data set's store, and through zarr-python's own, which does not wait for the disk."""
+    pixels = imagery()
+    times: tuple[list[float], list[float]] = ([], [])
+    roots = [Path(folder) / name for name in ("ours", "theirs")]
+    for root in roots:
+        root.mkdir()
+    for k in range(rounds):
+        for which in (k % 2, 1 - k % 2):
+            place: LocalStore = (store.DurableStore, LocalStore)[which](roots[which])
+            blosc = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+            array = zarr.create_array(
+                place,
+                name=str(k),
+                shape=pixels.shape,
+                chunks=(1, 1, *pixels.shape[2:]),
+                shards=pixels.shape,
+                dtype="uint8",
+                compressors=[blosc, Crc32cCodec()],
+            )
+            times[which].append(timed(write, array, pixels))
+    shards = [(root / "0/c/0/0/0/0/0").read_bytes() for root in roots]
+    return line("write-durable", *times, "s/block", shards[0] == shards[1])

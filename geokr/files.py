@@ -1,0 +1,135 @@
+"""Files of a data set, on a disk or in an S3 bucket: read whole, and written whole or not at all.
+
+On `s3://` the region, the keys and the endpoint come from the variables that AWS's own tools read: AWS_REGION,
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_ENDPOINT_URL.
+"""
+
+import errno
+import os
+import uuid
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import tensorstore as ts
+
+S3 = "s3://"
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether a path lies in a bucket, and not on a disk."""
+    return str(path).startswith(S3)
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is such a file, or such an object."""
+    if not is_url(path):
+        return Path(path).is_file()
+    bucket, key = _split(path)
+    return bool(_request(bucket.read(key, byte_range=slice(0, 0)), path).state == "value")
+
+
+def read(path: str | Path) -> bytes:
+    """A whole file. Raises FileNotFoundError where there is none, and OSError where it cannot be read."""
+    if not is_url(path):
+        return Path(path).read_bytes()
+    bucket, key = _split(path)
+    answer = _request(bucket.read(key), path)
+    if answer.state != "value":
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return bytes(answer.value)
+
+
+def write(path: str | Path, data: bytes | memoryview) -> None:
+    """Write a whole file: a reader sees the old or the new one, also after a kill or a power cut.
+
+    On a disk, once this returns the file and the directories made for it outlive a power cut.
+    Raises OSError where there is no space, no right or no answer; nothing new is left then.
+    """
+    if is_url(path):
+        bucket, key = _split(path)
+        _request(bucket.write(key, bytes(data)), path)
+        return
+    file = Path(path)
+    make(file.parent)
+    for remains in file.parent.glob(f"{file.name}.*.partial"):  # of a run that was killed at this file
+        remains.unlink(missing_ok=True)
+    # A name of its own for each writer: of two at once, the one whose file was swept away fails.
+    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with temporary.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(file.parent)
+
+
+def append(path: str | Path, line: str) -> None:
+    """Add a line to a small text file. An object in a bucket is written anew."""
+    if is_url(path):
+        before = read(path) if exists(path) else b""
+        write(path, before + f"{line}\n".encode())
+        return
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+
+
+def make(directory: Path) -> None:
+    """Make a directory and those above it where they are not there, and have the disk know of them."""
+    if not directory.is_dir():
+        make(directory.parent)
+        directory.mkdir(exist_ok=True)
+        _sync(directory.parent)
+
+
+def _sync(directory: Path) -> None:
+    """Have the disk know of what a directory holds."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def endpoint() -> str | None:
+    """The S3 server, where it is not AWS's own."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def kvstore(root: str | Path) -> dict[str, Any]:
+    """tensorstore's name for a directory or for a place in a bucket."""
+    if not is_url(root):
+        return {"driver": "file", "path": f"{Path(root).resolve()}/"}
+    bucket, _, path = str(root).removeprefix(S3).partition("/")
+    spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": f"{path.rstrip('/')}/" if path else ""}
+    if (server := endpoint()) is not None:
+        spec["endpoint"] = server
+    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+        spec["aws_region"] = region
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # otherwise, what tensorstore finds: a profile, the machine's role
+        spec["aws_credentials"] = {"type": "environment"}
+    # Without it a request that a busy server turned away waits a second before it is tried again.
+    spec["context"] = {"s3_request_retries": {"initial_delay": "100ms"}}
+    return spec
+
+
+def _split(path: str | Path) -> tuple[Any, str]:
+    root, _, key = str(path).rpartition("/")
+    return _open(root, endpoint()), key
+
+
+@lru_cache(maxsize=16)
+def _open(root: str, _endpoint: str | None) -> Any:
+    return ts.KvStore.open(kvstore(root)).result()
+
+
+def _request(future: Any, path: str | Path) -> Any:
+    """A request's result. Raises OSError naming the object where it failed for good."""
+    try:
+        return future.result()
+    except Exception as error:  # tensorstore raises ValueError and others
+        raise OSError(f"{path}: {str(error).split(' [')[0]}") from error

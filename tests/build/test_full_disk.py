@@ -1,0 +1,55 @@
+"""A disk that fills up: the build says so, claims nothing that is not there, and goes on when there is space again."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from geokr import store
+from tests.build.conftest import Built
+from tests.build.test_runs import contents
+
+# Mounts of its own, which end with the process; whoever is not root becomes so in there.
+OWN_MOUNTS = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
+
+SCRIPT = """
+set -u
+mount -t tmpfs -o size="$1" tmpfs "$2" || exit 99
+shift 1
+out=$1; copies=$2; shift 2
+"$@"; echo "first: $?" >&2
+cp -r "$out" "$copies/full"
+mount -o remount,size=1g "$out"
+"$@"; echo "second: $?" >&2
+cp -r "$out" "$copies/resumed"
+"""
+
+
+def test_a_disk_that_fills_up(built: Built, tmp_path: Path) -> None:
+    whole = sum(path.stat().st_size for path in built.dataset.rglob("*") if path.is_file())
+    out, copies = tmp_path / "dataset", tmp_path / "copies"
+    out.mkdir()
+    copies.mkdir()
+    build = [sys.executable, "-m", "pipeline.build_levir_kr", *built.arguments, "--out", str(out), "--workers", "2"]
+    script = ["sh", "-c", SCRIPT, "sh", str(whole // 2), str(out), str(copies), *build]
+    done = subprocess.run([*OWN_MOUNTS, *script], capture_output=True, text=True, check=False, timeout=300)
+    first, second = done.stderr.split("first: ")
+    assert first.count("\nerror: ") == 1, done.stderr
+    assert "No space left on device" in first
+    assert "Traceback" not in done.stderr
+    assert first.rstrip().splitlines()[-1].startswith("error: ")
+    assert (second.splitlines()[0], second.rstrip().splitlines()[-1]) == ("2", "second: 0")
+
+    # What a full disk left: some blocks, and of each that is marked as done all its bytes.
+    full = copies / "full"
+    marked = [path.relative_to(full) for path in full.glob(f"{store.TILES}/*/status/c/*/*") if path.suffix == ""]
+    blocks = list(built.dataset.glob(f"{store.TILES}/*/status/c/*/*"))
+    assert len(marked) < len(blocks)
+    for path in marked:
+        scene, i, j = path.parts[1], path.parts[-2], path.parts[-1]
+        for file in (path, Path(store.TILES, scene, "image", "c", i, j, "0", "0", "0")):
+            before = built.dataset / file
+            assert (full / file).exists() == before.exists()
+            assert not before.exists() or (full / file).read_bytes() == before.read_bytes()
+    assert not (full / "index.parquet").exists()
+    assert contents(copies / "resumed") == contents(built.dataset)
