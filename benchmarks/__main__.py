@@ -3,9 +3,14 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import storage, zion
+from benchmarks import loader, step, storage, zion
 
-BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"storage": storage.main, "zion": zion.main}
+BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
+    "loader": loader.main,
+    "step": step.main,
+    "storage": storage.main,
+    "zion": zion.main,
+}
 
 
 def main(argv: list[str]) -> int:
