@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import loader, step, storage, zion
+from benchmarks import label_noise, loader, step, storage, zion
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
+    "label-noise": label_noise.main,
     "loader": loader.main,
     "step": step.main,
     "storage": storage.main,
