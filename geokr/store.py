@@ -43,7 +43,7 @@ LABEL_STATUS = ("not_built", "labelled", "unknown")
 """`unknown`: the product covers no part of the tile with a class of the legend."""
 ACCEPTED = TILE_STATUS.index("accepted")
 
-_BLOSC = Blosc(cname="zstd", clevel=1, shuffle=Blosc.BITSHUFFLE)
+_BLOSC = Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)
 """The fastest of those measured, and the smallest: see docs/decisions.md."""
 SMALL = (ZstdCodec(level=0), Crc32cCodec())
 """How arrays are stored that hold a number or a few a tile."""
@@ -156,7 +156,8 @@ def create_tiles(
             **layout,
             fill_value=0,
             dimension_names=["row", "col", "band", "y", "x"],
-            compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()],  # as `_shard` has it
+            # Read at random it is decoded several times as fast as zstd: see docs/decisions.md. As `_shard` has it.
+            compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
         )
         figures: dict[str, Any] = {"shape": shape, "chunks": (block, block), "dtype": "float32"}
         for name in ("cloud", "lattice_error"):

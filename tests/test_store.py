@@ -90,8 +90,8 @@ def test_a_chunk_is_a_tile_and_a_shard_is_a_block(root: str) -> None:
     _, blosc, checksum = sharding["configuration"]["codecs"]
     assert checksum["name"] == "crc32c"
     assert {key: blosc["configuration"][key] for key in ("cname", "clevel", "shuffle")} == {
-        "cname": "zstd",
-        "clevel": 1,
+        "cname": "lz4",
+        "clevel": 5,
         "shuffle": "bitshuffle",
     }
     assert status["shape"] == [5, 7]
