@@ -9,8 +9,8 @@ from pipeline.sample.__main__ import main as make_world
 PARAMS = """
 build:
   tile: 256
-  stride: {stride}
-  split: {{shares: {{train: 1.0}}, cell: 6000, seed: 1}}
+  stride: 32
+  split: {shares: {train: 1.0}, cell: 6000, seed: 1}
 """
 
 
@@ -25,7 +25,7 @@ def dataset(folder: Path) -> tuple[Path, str]:
     if not (out / "dataset.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         # Windows of one image overlap, and are compressed each for itself.
-        params.write_text(PARAMS.format(stride=24 if zion else 32), encoding="utf-8")
+        params.write_text(PARAMS, encoding="utf-8")
         if zion:
             inputs = ["--scenes", f"{real}/zion_landsat8.tif", "--landcover", f"{real}/zion_nlcd2011.tif"]
         else:
