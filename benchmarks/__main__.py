@@ -3,9 +3,14 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import ortho, storage, zion
+from benchmarks import label_noise, ortho, storage, zion
 
-BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"ortho": ortho.main, "storage": storage.main, "zion": zion.main}
+BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
+    "ortho": ortho.main,
+    "storage": storage.main,
+    "label-noise": label_noise.main,
+    "zion": zion.main,
+}
 
 
 def main(argv: list[str]) -> int:
