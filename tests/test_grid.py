@@ -1,6 +1,7 @@
 """The lattice of tiles: what blocks cover, where origins lie, and what memory is promised."""
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pyproj import Geod, Transformer
 from geokr import store
 from pipeline.grid import TileGrid, centre_of, peak_bytes, plane_of, scene_grid, utm
 from pipeline.quality import Rules
-from pipeline.radiometry import Stretch
+from pipeline.radiometry import Stretch, as_they_are
 from pipeline.sensor import Georeferenced
 from pipeline.terrain import Terrain
 from pipeline.tiles import TileJob, build_tiles
@@ -239,10 +240,18 @@ def test_a_scene_across_the_antimeridian_lies_in_one_zone(lon: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bands", "dtype", "turn"), [(4, "uint16", 0.0), (4, "uint16", 40.0), (3, "uint8", 40.0), (8, "uint16", 40.0)]
+    ("bands", "dtype", "turn", "pan", "dn"),
+    [
+        (4, "uint16", 0.0, False, False),
+        (4, "uint16", 40.0, False, False),
+        (3, "uint8", 40.0, False, False),
+        (8, "uint16", 40.0, False, True),
+        (4, "uint16", 40.0, True, False),
+        (4, "uint16", 0.0, True, True),
+    ],
 )
 def test_building_a_block_takes_no_more_memory_than_promised(
-    tmp_path: Path, bands: int, dtype: str, turn: float
+    tmp_path: Path, bands: int, dtype: str, turn: float, pan: bool, dn: bool
 ) -> None:
     """An image that lies askew is drawn on by a window of up to twice the block; nodata makes a mask of it, too."""
     tile, stride, block, gsd = 256, 200, 4, 10.0
@@ -251,11 +260,16 @@ def test_building_a_block_takes_no_more_memory_than_promised(
     placed = Affine.translation(5e5, 2e6) @ Affine.rotation(turn) @ Affine.scale(gsd, -gsd)
     model = Georeferenced(CRS, tuple(placed @ Affine.translation(-size / 2, -size / 2))[:6])
     pixels = np.random.default_rng(0).integers(30, 220, (bands, size, size)).astype(dtype)
-    scene = scene_of(image_of(tmp_path / "image.tif", pixels, model, gsd, nodata=0))
+    image = image_of(tmp_path / "image.tif", pixels, model, gsd, nodata=0)
+    scene = replace(
+        scene_of(image), pan=image_of(tmp_path / "pan.tif", pixels[:1], model, gsd, nodata=0) if pan else None
+    )
+    stored = as_they_are("uint16", bands) if dn else None
     box = GeoBox((side, side), Affine(gsd, 0, 5e5 - side * gsd / 2, 0, -gsd, 2e6 + side * gsd / 2), CRS)
     root = str(tmp_path / "tiles.zarr")
-    sizes: dict[str, Any] = {"bands": bands, "tile": tile, "block": block, "dtype": "uint8"}
-    job = TileJob(root, scene, Terrain(None, 0.0), Stretch(0, 250), Rules(), TileGrid(box, tile, stride, block), 0, 0)
+    sizes: dict[str, Any] = {"bands": bands, "tile": tile, "block": block, "dtype": "uint16" if dn else "uint8"}
+    grid = TileGrid(box, tile, stride, block)
+    job = TileJob(root, scene, Terrain(None, 0.0), Stretch(0, 250), Rules(), grid, 0, 0, stored)
     del pixels
 
     def peak() -> int:
@@ -268,5 +282,5 @@ def test_building_a_block_takes_no_more_memory_than_promised(
         return most
 
     peak()  # what libraries keep after their first use is not the block's
-    promised = peak_bytes(block, tile, stride, bands, np.dtype(dtype).itemsize)
+    promised = peak_bytes(block, tile, stride, bands, np.dtype(dtype).itemsize, pan=pan, stored=2 if dn else 1)
     assert promised / 4 < peak() <= promised
