@@ -68,10 +68,6 @@ def column(shares: np.ndarray, name: str) -> float:
 # --- the shipped files
 
 
-def test_every_shipped_product_is_tested() -> None:
-    assert {path.stem for path in PRODUCTS.glob("*.toml")} == {*CODES}
-
-
 @each_product
 def test_a_shipped_file_names_its_product_and_shares_the_taxonomy(name: str) -> None:
     legend = LEGENDS[name]
