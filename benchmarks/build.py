@@ -122,7 +122,7 @@ def plain(archive: Path, out: Path) -> dict[str, Any]:
                     if (pixels == 0).all(axis=0).any():
                         continue
                     grey = np.clip(np.rint((pixels - low) * (255.0 / (high - low))), 0, 255).astype(np.uint8)
-                    if judge(np.rint(grey.mean(axis=0)).astype(np.uint8), rules) != store.ACCEPTED:
+                    if judge(np.rint(grey.mean(axis=0)).astype(np.uint8), rules)[0] != store.ACCEPTED:
                         continue
                     transform = warped.window_transform(window)
                     with rasterio.open(folder / f"{r}_{c}.tif", "w", **chip | {"transform": transform}) as target:

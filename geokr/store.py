@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, ObjectStore
 
 from geokr import files
+from geokr.files import join as join
 from geokr.index import TILES as TILES
 
 SCHEMA = 1
@@ -37,13 +37,13 @@ SCHEMA = 1
 
 LABELS = "labels"
 
-TILE_STATUS = ("not_built", "accepted", "void", "dark", "flat", "cloud")
+TILE_STATUS = ("not_built", "accepted", "void", "dark", "flat", "cloud", "missing_lines")
 """Why a tile was rejected. Position is code; append only."""
 LABEL_STATUS = ("not_built", "labelled", "unknown")
 """`unknown`: the product covers no part of the tile with a class of the legend."""
 ACCEPTED = TILE_STATUS.index("accepted")
 
-_BLOSC = Blosc(cname="zstd", clevel=1, shuffle=Blosc.BITSHUFFLE)
+_BLOSC = Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)
 """The fastest of those measured, and the smallest: see docs/decisions.md."""
 SMALL = (ZstdCodec(level=0), Crc32cCodec())
 """How arrays are stored that hold a number or a few a tile."""
@@ -87,19 +87,10 @@ def opened(root: str, *, writable: bool = False) -> Store:
     Raises FileNotFoundError for a directory that is not there.
     """
     if files.is_url(root):
-        return _bucket(root, files.endpoint()).with_read_only(not writable)
+        return ObjectStore(files.s3_store(root, files.endpoint()), read_only=not writable)
     if not Path(root).is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), root)
     return DurableStore(root, read_only=not writable)
-
-
-@lru_cache(maxsize=16)  # one pool of connections a store
-def _bucket(root: str, endpoint: str | None) -> Store:
-    from obstore.store import S3Store  # the extra `s3`
-
-    # A server that is not AWS's own may be one without encryption on the same network.
-    given: Any = {} if endpoint is None else {"endpoint": endpoint, "client_options": {"allow_http": True}}
-    return ObjectStore(S3Store.from_url(root, **given))
 
 
 @contextmanager
@@ -117,11 +108,6 @@ def writing(where: str) -> Iterator[None]:
 
 def _cannot(where: str, why: str) -> str:
     return f"{where}: cannot be written: {why}; put that right, and the same command goes on from here"
-
-
-def join(dataset: str | Path, *parts: str) -> str:
-    """A path or URL inside the data set. `dataset` may be a local directory or `s3://...`."""
-    return "/".join([str(dataset).rstrip("/"), *parts])
 
 
 def label_store(label_set: str) -> str:
@@ -147,6 +133,9 @@ def create_tiles(
 ) -> None:
     """Make a scene's group with `image` (row, col, band, y, x) and `status` (row, col), or check it.
 
+    Beside them `cloud` (row, col) float32, the share of bright pixels, NaN where a tile was not looked at, and
+    `lattice_error` (row, col) float32, the error of its block's orthorectification, px of the image.
+
     A group that is there already is left as it is if its attributes and its arrays' layout are the wanted ones.
     A rejected tile stays at the fill value 0, which a shard stores for free.
     Raises StoreError where the scene was built with other settings, naming what differs.
@@ -167,8 +156,12 @@ def create_tiles(
             **layout,
             fill_value=0,
             dimension_names=["row", "col", "band", "y", "x"],
-            compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()],  # as `_shard` has it
+            # Read at random it is decoded several times as fast as zstd: see docs/decisions.md. As `_shard` has it.
+            compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
         )
+        figures: dict[str, Any] = {"shape": shape, "chunks": (block, block), "dtype": "float32"}
+        for name in ("cloud", "lattice_error"):
+            group.create_array(name, **figures, fill_value=float("nan"), dimension_names=["row", "col"])
         _create_status(group, shape, block, TILE_STATUS)
 
 
@@ -428,6 +421,30 @@ def consolidate(root: str) -> None:
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         with writing(root):
             zarr.consolidate_metadata(opened(root, writable=True))
+
+
+def consolidated(root: str) -> dict[str, Any]:
+    """What a store's root says of the groups and arrays in it: path -> metadata; nothing where it says none."""
+    document = json.loads(files.read(join(root, "zarr.json")))
+    found: dict[str, Any] = (document.get("consolidated_metadata") or {}).get("metadata", {})
+    return found
+
+
+def own_metadata(root: str, path: str) -> dict[str, Any]:
+    """What a group or array says of itself."""
+    found: dict[str, Any] = json.loads(files.read(join(root, path, "zarr.json")))
+    return found
+
+
+def chunks(group: zarr.Group, name: str) -> set[tuple[int, int]]:
+    """Row and column of the blocks of which an array has a file, by listing alone."""
+
+    async def listed() -> list[str]:
+        place = group.store_path / name / "c"
+        return [key async for key in place.store.list_prefix(f"{place.path}/")]
+
+    parts = [key.split("/c/")[-1].split("/") for key in sync(listed())]
+    return {(int(i), int(j)) for i, j, *rest in parts if all(part.isdecimal() for part in rest)}
 
 
 def count(statuses: npt.NDArray[np.uint8], names: tuple[str, ...]) -> Iterator[tuple[str, int]]:

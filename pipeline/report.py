@@ -30,6 +30,7 @@ def summary_table(summary: dict[str, Any]) -> list[str]:
         ("tiles", tiles),
         ("index", f"{counts['index']} tiles, labels of {summary['labels']}"),
         ("", f"{counts['unknown']} left out for want of land cover"),
+        ("", f"{counts['unfit']} left out since label sets disagree or their year is too far away"),
         ("splits", f"{splits}, {counts['between_splits']} between two"),
     ]
     for split, shares in summary["class_shares"].items():

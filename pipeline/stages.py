@@ -5,28 +5,29 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from itertools import starmap
 from pathlib import Path
 from typing import Any
 
-import shapely
-
-from geokr import index, store
+from geokr import files, index, store
 from geokr.landcover import LandCover
+from geokr.shares import near
 from pipeline import quarantine
 from pipeline.archive import Delivery, deliveries
 from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
 from pipeline.delivery import Refusal, refuse
 from pipeline.grid import TileGrid, peak_bytes, scene_grid
-from pipeline.labels import LabelJob, build_labels
-from pipeline.quality import Rules
+from pipeline.labels import LabelJob, build_labels, outline
+from pipeline.pansharpen import equal_weights
+from pipeline.radiometry import CALIBRATION, Radiometry, stretched
 from pipeline.rows import RowJob, SceneRows, assemble, footprints, scene_rows
 from pipeline.run import Batch, Client, stream
 from pipeline.scene import Scene
+from pipeline.terrain import fingerprint, vertical
 from pipeline.tiles import TileJob, build_tiles
 from pipeline.watch import Progress, note
 
@@ -34,8 +35,11 @@ log = logging.getLogger(__name__)
 
 LARGEST_INT32 = 2**31 - 1
 """Stands in deliveries for a product number that did not fit."""
-SOFTWARE = ("rasterio", "pyproj", "opencv-python-headless", "exactextract", "zarr", "numpy")
+SOFTWARE = ("rasterio", "pyproj", "opencv-python-headless", "numba", "zarr", "numpy")
 """Packages whose versions go into the provenance: what the bytes depend on."""
+INDEX_COLUMNS = {"tile", "scene", "place", "row", "col", "satellite", "sensor", "acquired", "gsd"}
+INDEX_COLUMNS |= {"known", "cloud", "agreement", "year_gap", "split", "geometry"}
+"""Columns of the index beside the classes'."""
 
 
 def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
@@ -43,11 +47,27 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
 
     Raises FileNotFoundError for a directory that is not there, ConfigError where no scene is found.
     """
-    out = Path(config.out)
+    out = config.out
     dem = None if config.dem is None else str(Path(config.dem).absolute())
     software = {name: version(name) for name in SOFTWARE}
-    provenance = json.dumps({"dem": dem, "stretch": config.stretch, "imagery": config.imagery, "software": software})
-    known = unchanged(out / CATALOG, provenance)
+    geoid = None if config.geoid is None else str(Path(config.geoid).absolute())
+    weights = None if config.pansharpen_weights is None else tuple(config.pansharpen_weights)
+    table = config.coefficients or str(CALIBRATION)
+    provenance = json.dumps(
+        {
+            "dem": dem,
+            "geoid": geoid,
+            "fingerprints": [path and fingerprint(path) for path in (dem, geoid)],
+            "stretch": config.stretch,
+            "radiometry": config.radiometry,
+            "coefficients": digest(table) if config.radiometry == "toa" else None,
+            "weights": weights,
+            "imagery": config.imagery,
+            "software": software,
+        }
+    )
+    tell_heights(dem, geoid)
+    known = unchanged(store.join(out, CATALOG), provenance)
     # What refused a part of a delivery before must be found again, so such a one is read again.
     faults = [entry["detail"] for entry in quarantine.read(out) if entry["stage"] == "catalog"]
     results: list[tuple[str, Entry | Refusal]] = []
@@ -59,9 +79,8 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
             changed.append(delivery)
     if not changed and not results:
         raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there")
-    batches = (
-        Batch(f"catalog-{Path(d.path).name}", [CatalogJob(d, dem, config.stretch, config.imagery)]) for d in changed
-    )
+    given = (dem, config.stretch, config.imagery, geoid, config.radiometry, config.coefficients, weights)
+    batches = (Batch(f"catalog-{Path(d.path).name}", [CatalogJob(d, *given)]) for d in changed)
     with Progress(out, "catalog", len(changed), "delivery") as progress:
         for job, found in stream(read_and_survey, batches, client):
             path = job.delivery.path
@@ -73,16 +92,28 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
     for entry in entries:
         tell_ground(entry)
     refuse_mixture(config, entries)
-    given = {entry.scene.id for entry in entries}
+    here = {entry.scene.id for entry in entries}
     for scene in store.scenes(store.join(config.out, store.TILES)):
-        if scene not in given:
+        if scene not in here:
             detail = f"{store.join(config.out, store.TILES, scene)} holds tiles of a scene that is not there any more"
             refused.append({"scene": scene, "reason": "gone", "detail": f"{detail}; they are left out of the index"})
     finish("catalog", config, refused)
     if not entries:
-        raise ConfigError(f"none of the scenes can be used; {out / quarantine.FILE} says why")
-    write_catalog(out / CATALOG, entries, provenance)
-    return read_catalog(out / CATALOG)
+        raise ConfigError(f"none of the scenes can be used; {store.join(out, quarantine.FILE)} says why")
+    write_catalog(store.join(out, CATALOG), entries, provenance)
+    return read_catalog(store.join(out, CATALOG))
+
+
+def tell_heights(dem: str | None, geoid: str | None) -> None:
+    """Say aloud what a DEM's heights are taken to be above, unless that is certain."""
+    if dem is None:
+        return
+    said = vertical(dem)
+    if geoid is None and said != "ellipsoid":
+        above = f"says that its heights are above {said}" if said else "does not say what its heights are above"
+        log.warning("%s %s; they are taken as above the ellipsoid, unless --geoid names a grid", dem, above)
+    if geoid is not None and said == "ellipsoid":
+        raise ConfigError(f"{dem}: its heights are above the ellipsoid already, so that no geoid must be added")
 
 
 def once_each(results: list[tuple[str, Entry | Refusal]]) -> tuple[list[Entry], list[dict[str, Any]]]:
@@ -186,9 +217,38 @@ def attributes(entry: Entry, grid: TileGrid, config: BuildConfig) -> dict[str, A
             "sha256_of_every_20th_pixel": entry.pixels,
         },
         "stretch": [entry.stretch.low, entry.stretch.high],
-        "dem": None if entry.terrain.dem is None else Path(entry.terrain.dem).name,
-        "ground_height": entry.terrain.height,
-        "rules": config.rules.model_dump(),
+        "radiometry": stored(entry).attributes(),
+        "resampling": config.resampling,
+        **grounds(entry),
+        "rules": asdict(config.rules),
+    } | (
+        {}
+        if scene.pan is None
+        else {"pansharpened": {"method": "weighted Brovey", "weights": weights_of(entry, config)}}
+    )
+
+
+def stored(entry: Entry) -> Radiometry:
+    """What is stored of a scene's pixels."""
+    return entry.radiometry or stretched(entry.stretch, len(entry.scene.bands))
+
+
+def weights_of(entry: Entry, config: BuildConfig) -> list[float]:
+    """Of the bands in pansharpening."""
+    return list(config.pansharpen_weights or equal_weights(len(entry.scene.bands)))
+
+
+def grounds(entry: Entry) -> dict[str, Any]:
+    """Where a scene's heights come from."""
+    terrain = entry.terrain
+    return {
+        "dem": None if terrain.dem is None else Path(terrain.dem).name,
+        "dem_fingerprint": None if terrain.dem is None else fingerprint(terrain.dem),
+        "dem_coverage": entry.dem_coverage,
+        "dem_holes_interpolated": entry.dem_holes,
+        "geoid": None if terrain.geoid is None else Path(terrain.geoid).name,
+        "geoid_fingerprint": None if terrain.geoid is None else fingerprint(terrain.geoid),
+        "ground_height": terrain.height,
     }
 
 
@@ -198,7 +258,6 @@ def tiles(config: BuildConfig, entries: list[Entry], client: Client | None) -> N
     Raises StoreError where a scene was built from other input or with other settings before.
     """
     root = store.join(config.out, store.TILES)
-    rules = Rules(**config.rules.model_dump())
     refused: list[dict[str, Any]] = []
     built = store.built(root, [entry.scene.id for entry in entries])
     left: list[tuple[Entry, Unbuilt]] = []
@@ -223,11 +282,11 @@ def tiles(config: BuildConfig, entries: list[Entry], client: Client | None) -> N
                 bands=len(scene.bands),
                 tile=grid.tile,
                 block=grid.block,
-                dtype="uint8",
+                dtype=stored(entry).dtype,
                 attributes=attributes(entry, grid, config),
             )
-            job = partial(TileJob, root, scene, entry.terrain, entry.stretch, rules, grid)
-            yield Batch(f"tiles-{scene.id}", starmap(job, unbuilt), promised_bytes(entry, grid))
+            job = partial(tile_job, config, root, entry, grid)
+            yield Batch(f"tiles-{scene.id}", starmap(job, unbuilt), promised_bytes(scene, grid, config))
 
     failures = Failures()
     tally = Tally(config, "tiles", {entry.scene.id: unbuilt.tiles for entry, unbuilt in left})
@@ -243,6 +302,13 @@ def tiles(config: BuildConfig, entries: list[Entry], client: Client | None) -> N
     if left:
         store.consolidate(root)
     finish("tiles", config, refused + failures.entries())
+
+
+def tile_job(config: BuildConfig, root: str, entry: Entry, grid: TileGrid, i: int, j: int) -> TileJob:
+    """What building block (i, j) of a scene takes. root: the tile store."""
+    weights = None if config.pansharpen_weights is None else tuple(config.pansharpen_weights)
+    how = entry.radiometry, config.resampling, weights
+    return TileJob(root, entry.scene, entry.terrain, entry.stretch, config.rules, grid, i, j, *how)
 
 
 class Unbuilt:
@@ -309,10 +375,12 @@ class Tally:
             note(self.config.out, "scene", stage=self.stage, scene=scene, **self.counts.pop(scene))
 
 
-def promised_bytes(entry: Entry, grid: TileGrid) -> int:
+def promised_bytes(scene: Scene, grid: TileGrid, config: BuildConfig) -> int:
     """Peak memory of building one block of a scene, bytes, beside the libraries."""
-    itemsize = 1 if entry.scene.dtype == "uint8" else 2
-    return peak_bytes(grid.block, grid.tile, grid.stride, len(entry.scene.bands), itemsize)
+    itemsize = 1 if scene.dtype == "uint8" else 2
+    deep = 2 if config.radiometry == "toa" else itemsize if config.radiometry == "dn" else 1
+    sizes = (grid.block, grid.tile, grid.stride, len(scene.bands), itemsize)
+    return peak_bytes(*sizes, pan=scene.pan is not None, stored=deep)
 
 
 def tile_count(grid: TileGrid, i: int, j: int) -> int:
@@ -330,32 +398,33 @@ def finish(stage: str, config: BuildConfig, refused: Collection[dict[str, Any]])
     for refusal in refused:
         log.warning("refused: %s", refusal["detail"])
         note(config.out, "refused", stage=stage, **refusal)
-    quarantine.replace(Path(config.out), stage, [*refused])
+    quarantine.replace(config.out, stage, [*refused])
 
 
 def labels(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> None:
     """Label every block that is not labelled yet, with every product.
 
-    Raises StoreError where a scene was labelled with other settings or sheets before.
+    Raises StoreError where a scene was labelled with other settings or sheets before, ConfigError where a product
+    covers none of the scenes.
     """
+    refuse_idle(config, covers, entries)
     failures = Failures()
     unlisted: set[int] = set()
     for cover in covers:
         root = store.join(config.out, store.label_store(cover.name))
         built = store.built(root, [entry.scene.id for entry in entries])
-        tree = shapely.STRtree([sheet.outline for sheet in cover.sheets])
         left: list[tuple[Entry, Unbuilt, LandCover, dict[str, Any]]] = []
         for entry in entries:
             scene, grid = entry.scene, grid_of(entry, config)
             if grid is None:
                 continue
-            near = sorted(tree.query(scene.footprint.buffer(0.05), predicate="intersects").tolist())
-            here = replace(cover, sheets=tuple(cover.sheets[k] for k in near))
+            here = near(outline(grid), str(grid.geobox.crs), cover)
             if not here.sheets:
                 log.warning("%s: %s has no land cover there; its tiles stay without a label", scene.id, cover.name)
             wanted = {
                 **placement(grid),
                 "product": cover.name,
+                "taxonomy": cover.legend.taxonomy,
                 "sheets": {Path(sheet.path).name: Path(sheet.path).stat().st_size for sheet in here.sheets},
                 "classes": list(cover.legend.classes),
             }
@@ -397,9 +466,23 @@ def labels(config: BuildConfig, covers: list[LandCover], entries: list[Entry], c
     finish("labels", config, failures.entries())
 
 
+def refuse_idle(config: BuildConfig, covers: list[LandCover], entries: list[Entry]) -> None:
+    """Raise ConfigError where none of a product's sheets touches any of the scenes."""
+    grids = [grid for entry in entries if (grid := grid_of(entry, config)) is not None]
+    for cover in covers:
+        if grids and not any(near(outline(grid), str(grid.geobox.crs), cover).sheets for grid in grids):
+            sheets = f"{cover.sheets[0].path} and {len(cover.sheets) - 1} more"
+            raise ConfigError(f"{cover.name}: none of its sheets, {sheets}, covers any of the scenes")
+
+
 def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
     """The label set of the index: the one asked for, or the only one there is."""
     names = [cover.name for cover in covers]
+    for cover in covers:
+        if clash := INDEX_COLUMNS & set(cover.legend.classes):
+            raise ConfigError(f"{cover.legend.taxonomy}: no class may be named {min(clash)}, as a column of the index")
+    if config.min_agreement is not None and len(names) == 1:
+        raise ConfigError(f"min_agreement is set, but {names[0]} is the only label set: none to compare it with")
     if config.labels is None and len(names) == 1:
         return names[0]
     if config.labels is None:
@@ -409,17 +492,21 @@ def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
     return config.labels
 
 
+def row_job(config: BuildConfig, scene: Scene, grid: TileGrid, name: str, covers: list[LandCover]) -> RowJob:
+    """What listing a scene takes. name: the label set of the index, which is compared with those of other covers."""
+    others = tuple(cover.name for cover in covers if cover.name != name)
+    return RowJob(config.out, scene, grid, name, config.min_known, others, config.min_agreement, config.max_year_gap)
+
+
 def make_index(
     config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None
 ) -> dict[str, Any]:
     """List the accepted, labelled tiles with their splits; write index.parquet and dataset.json. Returns the latter."""
-    out = Path(config.out)
+    out = config.out
     name = label_set(config, covers)
     legend = next(cover.legend for cover in covers if cover.name == name)
     grids = [(entry.scene, grid) for entry in entries if (grid := grid_of(entry, config)) is not None]
-    batches = (
-        Batch(f"index-{scene.id}", [RowJob(config.out, scene, grid, name, config.min_known)]) for scene, grid in grids
-    )
+    batches = (Batch(f"index-{scene.id}", [row_job(config, scene, grid, name, covers)]) for scene, grid in grids)
     found: list[tuple[str, SceneRows]] = []
     refused: list[dict[str, Any]] = []
     with Progress(out, "index", len(grids), "scene") as progress:
@@ -432,7 +519,7 @@ def make_index(
                 found.append((job.scene.id, rows))
     finish("index", config, refused)
     if not found:
-        raise ConfigError(f"no scene was built to the end; {out / quarantine.FILE} says why")
+        raise ConfigError(f"no scene was built to the end; {store.join(out, quarantine.FILE)} says why")
     found.sort(key=lambda item: item[0])
     table = assemble([rows for _, rows in found], config.split)
     incomplete = {scene: rows.missing for scene, rows in found if rows.missing}
@@ -441,6 +528,7 @@ def make_index(
         "schema": store.SCHEMA,
         "classes": list(legend.classes),
         "colours": list(legend.colours),
+        "taxonomy": legend.taxonomy,
         "labels": name,
         "label_sets": [cover.name for cover in covers],
         "counts": {
@@ -452,13 +540,12 @@ def make_index(
         "incomplete": incomplete,
         "class_shares": table.class_shares(legend.classes),
         "settings": config.model_dump(mode="json", exclude={"out"}),
-        "sha256": {file: digest(out / file) for file in (CATALOG, index.INDEX)},
+        "sha256": {file: digest(store.join(out, file)) for file in (CATALOG, index.INDEX)},
     }
-    quarantine.write_whole(out / index.DATASET, json.dumps(summary, indent=2) + "\n")
+    quarantine.write_whole(store.join(out, index.DATASET), json.dumps(summary, indent=2) + "\n")
     return summary
 
 
-def digest(path: Path) -> str:
+def digest(path: str) -> str:
     """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(files.read(path)).hexdigest()

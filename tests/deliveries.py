@@ -19,6 +19,8 @@ from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
+from pipeline.archive import Delivery
+from pipeline.catalog import CatalogJob, Entry, survey
 from pipeline.scene import Image, Scene
 from pipeline.sensor import RPC, Georeferenced, SensorModel
 
@@ -218,3 +220,8 @@ def write_dem(path: Path, heights: npt.NDArray[Any], transform: Affine, crs: str
     """A DEM of (row, col) heights; its path."""
     path.write_bytes(tiff(heights[None], transform=transform, crs=crs, nodata=nodata))
     return str(path)
+
+
+def surveyed(scene: Scene, dem: str | None = None, low: float = 1.0, high: float = 99.0, **settings: Any) -> Entry:
+    """What a survey decides of a scene, with settings of a CatalogJob by name."""
+    return survey(scene, CatalogJob(Delivery(scene.delivery, ()), dem, (low, high), **settings))
