@@ -69,13 +69,15 @@ def percentile(below: npt.NDArray[np.int64], percent: float) -> float:
 
 
 def missing_lines(pixels: npt.NDArray[Any], share: float) -> npt.NDArray[np.bool_]:
-    """Which lines of a raw image are missing: (row,) from (row, col, band), by the means of every 16th column.
+    """Which lines of a raw image are missing: (row,) from (row, col, band), by the means of 64 columns or more.
 
     A run of lines is missing that begins or ends with a fall to less than `share` of the line beside it, and in
     which no line rises above that. Ground does not do so across a whole image from one line to the next.
     """
-    level = pixels[:, ::16].mean(axis=(1, 2), dtype=np.float64)
-    missing = np.zeros(len(level), np.bool_)
+    missing = np.zeros(len(pixels), np.bool_)
+    if share == 0:
+        return missing
+    level = pixels[:, :: max(1, pixels.shape[1] // 64)].mean(axis=(1, 2), dtype=np.float64)
     falls = np.flatnonzero(level[1:] < share * level[:-1]) + 1
     rises = np.flatnonzero(level[:-1] < share * level[1:]) + 1
     for first in falls:  # to the next line that is bright again, or the end
