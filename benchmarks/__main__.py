@@ -3,11 +3,15 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import label_noise, loader, step, storage, zion
+from benchmarks import build, chaos, label_noise, labels, loader, ortho, step, storage, zion
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
+    "build": build.main,
+    "chaos": chaos.main,
     "label-noise": label_noise.main,
+    "labels": labels.main,
     "loader": loader.main,
+    "ortho": ortho.main,
     "step": step.main,
     "storage": storage.main,
     "zion": zion.main,
