@@ -19,15 +19,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from geokr.landcover import LandCover, LandCoverError, find
 from geokr.store import StoreError
 from pipeline import quarantine, stages
-from pipeline.archive import deliveries
 from pipeline.catalog import CATALOG, Entry, read_catalog
 from pipeline.config import BuildConfig, ConfigError, read_config
 from pipeline.delivery import Refusal, read_delivery
+from pipeline.finding import deliveries
 from pipeline.footprint import flat_terrain
 from pipeline.grid import peak_bytes
 from pipeline.radiometry import Stretch
 from pipeline.report import LOG, summary_table
 from pipeline.run import ClusterError, cluster
+from pipeline.stac import is_remote
 
 STAGES = ("catalog", "tiles", "labels", "index")
 
@@ -41,7 +42,7 @@ def arguments() -> argparse.ArgumentParser:
         "refused; 130 stopped by Ctrl-C.",
     )
     add = parser.add_argument
-    add("--scenes", nargs="+", metavar="DIR", help="directories (or files) with scenes: folders, .tar.gz, GeoTIFF")
+    add("--scenes", nargs="+", metavar="PLACE", help="folders, archives, GeoTIFFs and STAC documents, or URLs of such")
     add("--landcover", nargs="+", metavar="DIR", help="directories (or files) with land-cover sheets")
     add("--imagery", choices=("mss", "pan", "pansharpened"), help="which images of a delivery are tiled (mss)")
     add("--dem", metavar="FILE", help="heights above the ellipsoid; without it the ground is taken as flat")
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_inputs(config: BuildConfig) -> list[LandCover]:
     """The land cover; raises a sentence about any path or label set that is not there, before any work."""
     for path in (*config.scenes, *config.landcover, *([config.dem] if config.dem else [])):
-        if not Path(path).exists():
+        if not is_remote(path) and not Path(path).exists():
             raise ConfigError(f"{path}: no such file or directory")
     if config.imagery == "pansharpened":
         raise ConfigError("imagery: pansharpened scenes can be cataloged, but not be tiled yet")
@@ -144,7 +145,7 @@ def plan(config: BuildConfig, covers: list[LandCover]) -> list[str]:
     lines, total, memory, most = [], 0, 0, 0
     found: dict[str, Entry] = {}
     for delivery in deliveries(config.scenes):
-        for scene in read_delivery(delivery, config.imagery):
+        for scene in read_delivery(delivery, config.imagery, config.bands):
             if isinstance(scene, Refusal):
                 lines.append(f"refused   {scene.detail}")
             elif scene.id not in found:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +12,8 @@ import shapely
 from rasterio.windows import Window
 
 from geokr import files
-from pipeline.archive import Delivery
-from pipeline.delivery import Refusal, read_delivery, refuse
+from pipeline.delivery import BANDS, Refusal, read_delivery, refuse
+from pipeline.finding import Delivery
 from pipeline.footprint import flat_terrain, outline
 from pipeline.radiometry import Stretch, percentile_stretch
 from pipeline.raster import Pixels, Valid, read
@@ -45,12 +45,13 @@ class CatalogJob:
     dem: str | None
     stretch: tuple[float, float]
     imagery: Imagery = "mss"
+    bands: tuple[str, ...] = BANDS
 
 
 def read_and_survey(job: CatalogJob) -> list[Entry | Refusal]:
     """The scenes of one delivery, surveyed; what cannot be used is a Refusal."""
     found: list[Entry | Refusal] = []
-    for scene in read_delivery(job.delivery, job.imagery):
+    for scene in read_delivery(job.delivery, job.imagery, job.bands):
         if isinstance(scene, Refusal):
             found.append(scene)
             continue
@@ -128,9 +129,10 @@ def write_catalog(path: Path, entries: Iterable[Entry], provenance: str) -> None
     files.write(path, buffer.getbuffer())
 
 
-def unchanged(path: Path, provenance: str) -> dict[str, list[Entry]]:
+def unchanged(path: Path, provenance: str, items: Mapping[str, str] | None = None) -> dict[str, list[Entry]]:
     """Entries of an earlier catalog by the delivery's path, as far as its files are older than the catalog.
 
+    items: delivery's path -> digest of the STAC item there; what has no file on this machine is known by it.
     None where there is no catalog, or one of other settings or software.
     """
     if not path.is_file() or set(geopandas.read_parquet(path).get("provenance", ())) != {provenance}:
@@ -139,7 +141,8 @@ def unchanged(path: Path, provenance: str) -> dict[str, list[Entry]]:
     known: dict[str, list[Entry]] = {}
     for entry in read_catalog(path):
         read_from = [Path(file) for file in entry.scene.files]
-        if read_from and all(file.is_file() and last_change(file) < written for file in read_from):
+        same_item = not read_from and (items or {}).get(entry.scene.delivery) == entry.scene.checksum
+        if same_item or (read_from and all(file.is_file() and last_change(file) < written for file in read_from)):
             known.setdefault(entry.scene.delivery, []).append(entry)
     return known
 

@@ -56,6 +56,7 @@ def cluster(workers: int | None = None, scheduler: str | None = None) -> Iterato
                 host="127.0.0.1",
                 dashboard_address="127.0.0.1:8787",
                 local_directory=scratch,
+                env={"GEOKR_SCRATCH": os.environ.get("GEOKR_SCRATCH", f"{scratch}/unpacked")},
                 silence_logs=logging.CRITICAL,
             )
         with local, Client(local) as client:

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from geokr import index, store
 from geokr.landcover import LandCover
-from pipeline import quarantine
-from pipeline.archive import deliveries
+from pipeline import quarantine, stac
 from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
 from pipeline.delivery import Refusal, refuse
+from pipeline.finding import deliveries
 from pipeline.grid import TileGrid, scene_grid
 from pipeline.labels import LabelJob, build_labels
 from pipeline.quality import Rules
@@ -47,13 +47,17 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
     out = Path(config.out)
     dem = None if config.dem is None else str(Path(config.dem).absolute())
     software = {name: version(name) for name in SOFTWARE}
-    provenance = json.dumps({"dem": dem, "stretch": config.stretch, "imagery": config.imagery, "software": software})
-    known = unchanged(out / CATALOG, provenance)
+    provenance = json.dumps(
+        {"dem": dem, "stretch": config.stretch, "imagery": config.imagery, "bands": config.bands, "software": software}
+    )
+    found_there = list(deliveries(config.scenes))
+    items = {here.path: stac.digest(json.loads(here.item)) for here in found_there if here.item}
+    known = unchanged(out / CATALOG, provenance, items)
     # What refused a part of a delivery before must be found again, so such a one is read again.
     faults = [entry["detail"] for entry in quarantine.read(out) if entry["stage"] == "catalog"]
     results: list[tuple[str, Entry | Refusal]] = []
     jobs = []
-    for delivery in deliveries(config.scenes):
+    for delivery in found_there:
         if delivery.path in known and not any(delivery.path in fault for fault in faults):
             results += [(delivery.path, entry) for entry in known[delivery.path]]
         else:
@@ -61,7 +65,7 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
                 (f"catalog-{Path(delivery.path).name}", CatalogJob(delivery, dem, config.stretch, config.imagery))
             )
     if not jobs and not results:
-        raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there")
+        raise ConfigError(f"{', '.join(config.scenes)}: no TIFF, no archive and no STAC item is in there")
     with progress("catalog", len(jobs), "delivery") as bar:
         for job, found in stream(read_and_survey, jobs, client):
             bar.update()
