@@ -324,7 +324,7 @@ def test_a_broken_rpc_text_is_refused_by_the_field_at_fault(old: str, new: str, 
     "text", ["A" * 2_000_000, "A:" * 1_000_000, "LINE_OFF:" + " " * 1_000_000, "\n" * 2_000_000 + "x"]
 )
 def test_an_rpc_text_of_megabytes_is_no_trap(text: str) -> None:
-    with pytest.raises(GaofenError, match="LINE_OFF is missing|the file is empty"):
+    with pytest.raises(GaofenError, match=r"LINE_OFF is missing|the file is empty"):
         parse_rpc(text)
 
 
