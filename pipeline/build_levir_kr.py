@@ -25,6 +25,7 @@ from pipeline.delivery import Refusal, read_delivery
 from pipeline.finding import deliveries
 from pipeline.footprint import flat_terrain
 from pipeline.grid import peak_bytes
+from pipeline.items import write_static
 from pipeline.radiometry import Stretch
 from pipeline.report import LOG, summary_table
 from pipeline.run import ClusterError, cluster
@@ -47,6 +48,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--imagery", choices=("mss", "pan", "pansharpened"), help="which images of a delivery are tiled (mss)")
     add("--dem", metavar="FILE", help="heights above the ellipsoid; without it the ground is taken as flat")
     add("--out", metavar="DATASET", help="directory of the data set")
+    add("--stac", metavar="DIR", help="write the scenes as a static STAC catalog too")
     add("--params", metavar="FILE.yaml", help="settings, in a section `build`")
     add("--tile", type=int, metavar="PX", help="side of a tile (256)")
     add("--stride", type=int, metavar="PX", help="distance of neighbouring tiles (200)")
@@ -113,6 +115,8 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
             began = time.monotonic()
             if stage == "catalog":
                 entries = stages.catalog(config, client)
+                if options.stac:
+                    write_static(Path(options.stac), [entry.scene for entry in entries])
             elif entries is None:
                 entries = earlier_catalog(out)
             match stage:

@@ -12,6 +12,7 @@ import shapely
 from rasterio.windows import Window
 
 from geokr import files
+from pipeline import items
 from pipeline.delivery import BANDS, Refusal, read_delivery, refuse
 from pipeline.finding import Delivery
 from pipeline.footprint import flat_terrain, outline
@@ -97,16 +98,20 @@ def decimated(image: Image, shape: tuple[int, int]) -> tuple[Pixels, Valid]:
 def write_catalog(path: Path, entries: Iterable[Entry], provenance: str) -> None:
     """scenes.parquet: one row a scene, sorted by id; GeoParquet with the footprints as geometry, EPSG:4326.
 
+    It is stac-geoparquet too: each row is a STAC item, whose properties are all other columns.
+
     provenance: JSON, what besides its files an entry depends on: settings and software.
     """
     rows = []
     for entry in sorted(entries, key=lambda entry: entry.scene.id):
         scene = entry.scene
-        row = {name: getattr(scene, name) for name in Scene.__slots__ if name not in ("footprint", "metadata")}
+        row = items.columns(scene)
+        row |= {
+            name: getattr(scene, name) for name in Scene.__slots__ if name not in ("acquired", "footprint", "metadata")
+        }
         rows.append(
             row
             | {
-                "bands": list(scene.bands),
                 "files": list(scene.files),
                 "images": json.dumps([image.to_json() for image in scene.images]),
                 "pan": None if scene.pan is None else json.dumps(scene.pan.to_json()),
@@ -123,16 +128,17 @@ def write_catalog(path: Path, entries: Iterable[Entry], provenance: str) -> None
     columns = [*rows[0]] if rows else ["id", "geometry"]
     frame = geopandas.GeoDataFrame(rows, columns=columns, geometry="geometry", crs="EPSG:4326")
     if rows:
-        frame["acquired"] = frame["acquired"].astype("datetime64[us, UTC]")
+        for name in ("datetime", "start_datetime", "end_datetime"):
+            frame[name] = frame[name].astype("datetime64[us, UTC]")
     buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False, compression="zstd", schema_version="1.1.0")
+    frame.to_parquet(buffer, index=False, compression="zstd", schema_version="1.1.0", write_covering_bbox=True)
     files.write(path, buffer.getbuffer())
 
 
-def unchanged(path: Path, provenance: str, items: Mapping[str, str] | None = None) -> dict[str, list[Entry]]:
+def unchanged(path: Path, provenance: str, digests: Mapping[str, str] | None = None) -> dict[str, list[Entry]]:
     """Entries of an earlier catalog by the delivery's path, as far as its files are older than the catalog.
 
-    items: delivery's path -> digest of the STAC item there; what has no file on this machine is known by it.
+    digests: delivery's path -> digest of the STAC item there; what has no file on this machine is known by it.
     None where there is no catalog, or one of other settings or software.
     """
     if not path.is_file() or set(geopandas.read_parquet(path).get("provenance", ())) != {provenance}:
@@ -141,7 +147,7 @@ def unchanged(path: Path, provenance: str, items: Mapping[str, str] | None = Non
     known: dict[str, list[Entry]] = {}
     for entry in read_catalog(path):
         read_from = [Path(file) for file in entry.scene.files]
-        same_item = not read_from and (items or {}).get(entry.scene.delivery) == entry.scene.checksum
+        same_item = not read_from and (digests or {}).get(entry.scene.delivery) == entry.scene.checksum
         if same_item or (read_from and all(file.is_file() and last_change(file) < written for file in read_from)):
             known.setdefault(entry.scene.delivery, []).append(entry)
     return known
@@ -159,7 +165,7 @@ def read_catalog(path: Path) -> list[Entry]:
     for row in geopandas.read_parquet(path).to_dict("records"):
         fields = {name: row[name] for name in Scene.__slots__ if name in row}
         fields |= {
-            "acquired": None if row["acquired"] is None or row["acquired"] != row["acquired"] else row["acquired"],
+            "acquired": None if row["datetime"] is None or row["datetime"] != row["datetime"] else row["datetime"],
             "files": tuple(row["files"]),
             "images": tuple(image_from_json(image) for image in json.loads(row["images"])),
             "pan": image_from_json(json.loads(row["pan"])) if isinstance(row["pan"], str) else None,

@@ -65,7 +65,7 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
                 (f"catalog-{Path(delivery.path).name}", CatalogJob(delivery, dem, config.stretch, config.imagery))
             )
     if not jobs and not results:
-        raise ConfigError(f"{', '.join(config.scenes)}: no TIFF, no archive and no STAC item is in there")
+        raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there, and no STAC item")
     with progress("catalog", len(jobs), "delivery") as bar:
         for job, found in stream(read_and_survey, jobs, client):
             bar.update()

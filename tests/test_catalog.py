@@ -216,7 +216,7 @@ def test_a_catalog_is_a_map_for_others(tmp_path: Path) -> None:
     row = table.iloc[0]
     assert (row["id"], row["satellite"], row["gsd"]) == (NAME, "GF1", 8.0)
     assert json.loads(row["images"])[0]["width"] == WIDTH
-    assert row["acquired"].isoformat() == "2020-05-22T21:03:08+00:00"
+    assert row["datetime"].isoformat() == "2020-05-22T21:03:08+00:00"
     assert json.loads(row["metadata"])["CloudPercent"] == "101"
     assert set(json.loads(row["provenance"])) >= {"dem", "stretch", "software"}
 

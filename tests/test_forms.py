@@ -1,5 +1,6 @@
 """Every form in which scenes are delivered: the table in docs/forms.md names the test of each."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +179,15 @@ def test_pixels_without_data_are_told_by_the_file(tmp_path: Path, form: str) -> 
     assert valid is not None
     assert np.array_equal(valid, known[10:50, 20:70])
     assert survey(scene, None, 0.0, 100.0).stretch.low >= 100  # the void does not count
+
+
+# --- the table
+
+
+def test_each_form_of_the_table_has_its_test() -> None:
+    root = Path(__file__).parent
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", (root.parent / "docs" / "forms.md").read_text())
+    rows = [line for line in (root.parent / "docs" / "forms.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(named) == len(rows) - 1  # but for the table's head
+    for file, test in named:
+        assert f"def {test}(" in (root / file).read_text(), f"{file}::{test}"

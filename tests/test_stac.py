@@ -301,7 +301,13 @@ def test_sentinel_2_is_one_command(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "maps" / "n48_20_2020lc030.tif").write_bytes(sheet)
     path = write(tmp_path / "s2", *sentinel())
     arguments = ["--scenes", str(path), "--landcover", str(tmp_path / "maps"), "--tile", "32", "--stride", "32"]
-    assert main([*arguments, "--out", str(tmp_path / "out"), "--workers", "1", "--strict"]) == 0, capsys.readouterr()
+    assert (
+        main(
+            [*arguments, "--out", str(tmp_path / "out"), "--stac", str(tmp_path / "stac"), "--workers", "1", "--strict"]
+        )
+        == 0
+    ), capsys.readouterr()
+    assert (tmp_path / "stac" / "S2B_48RYN_20230704_0_L2A" / "S2B_48RYN_20230704_0_L2A.json").is_file()
     assert read_summary(tmp_path / "out")["counts"]["index"] > 0
 
 
