@@ -3,9 +3,13 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import storage, zion
+from benchmarks import label_noise, storage, zion
 
-BENCHMARKS: dict[str, Callable[[list[str]], int]] = {"storage": storage.main, "zion": zion.main}
+BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
+    "storage": storage.main,
+    "label-noise": label_noise.main,
+    "zion": zion.main,
+}
 
 
 def main(argv: list[str]) -> int:

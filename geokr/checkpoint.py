@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-VERSION = 1
+VERSION = 2
 """Version of the file. Another one is refused."""
 
 LAST = "last.pt"
@@ -18,7 +18,7 @@ BEST = "best.pt"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state after a step. Randomness is not part of it: every draw is a function of seed and step."""
+    """The state after a step. All draws, and which tiles come next, are functions of seed and step."""
 
     step: int
     """Steps done."""
@@ -38,8 +38,11 @@ class Checkpoint:
     teacher: dict[str, torch.Tensor] | None
     """None for objective supervised."""
     optimiser: dict[str, Any]
+    """Its learning rate is a function of the step, so that there is no schedule beside it."""
+    scaler: dict[str, Any]
+    """Of the loss in fp16, empty otherwise."""
     window: torch.Tensor
-    """Sums of the losses since the last line of the log."""
+    """(n, 3): the losses of each step since the last line of the log."""
     best: dict[str, float] | None
     """The validation with the lowest KL so far: {"step": ..., "kl": ...}."""
 

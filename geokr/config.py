@@ -13,7 +13,9 @@ import yaml
 SECTION = "train"
 """The section of a parameter file that holds training settings; stages of the pipeline read the others."""
 
-WITHOUT_EFFECT = frozenset({"device", "compile", "prefetch", "checkpoint_every", "loggers"})
+WITHOUT_EFFECT = frozenset(
+    {"device", "compile", "channels_last", "recompute", "shard", "prefetch", "checkpoint_every", "loggers"}
+)
 """Settings that a resumed run may change: they say how a run is carried out, not what it learns."""
 
 
@@ -27,12 +29,17 @@ class TrainConfig:
     """Classes to learn; none named, all of the data set's. Shares are renormalised over those named."""
     min_known: float = 0.5
     """Least share of a tile's area that its label covers, in 0..1."""
+    where: tuple[str, ...] = ()
+    """Conditions on columns of the index that every tile must meet, such as `gsd<=4` or `satellite=GF1|GF2`."""
+    weight: tuple[str, ...] = ()
+    """Columns of the index whose product is what a training tile counts for in the loss, such as `known`."""
 
     model: str = "resnet50"
     """Any name that timm knows, with or without a tag (`resnet50.tv_in1k`)."""
     pretrained: bool | str = False
     """Where the encoder starts. false: at random. true: at timm's own weights, which it downloads. auto: at
-    timm's own, or at random with a warning where they cannot be had. Otherwise a .safetensors or .pth file."""
+    timm's own, or at random with a warning where they cannot be had. Otherwise a .safetensors or .pth file of
+    timm's, of torchvision's or of this project's."""
 
     objective: str = "geokr"
     """geokr: KL(A || p) + consistency * KL(p || q). reference: the loss of the paper's published code, with its
@@ -53,6 +60,11 @@ class TrainConfig:
     holds less and less for smaller views; 0.7 of a 256 px tile is 214 px, near `image_size`."""
     turn: float = 1.0
     """Probability that a view is turned by a random multiple of 90 degrees."""
+    rotate: float = 0.0
+    """Greatest rotation beside that, degrees. It costs sharpness, and sensors' images have no direction that
+    quarter turns leave."""
+    stretch: float = 1.0
+    """Greatest ratio of a view's sides. Above 1, lengths on the ground differ with direction."""
     brightness: float = 0.3
     """Views are multiplied by a number within 1 +- this."""
     contrast: float = 0.3
@@ -63,19 +75,26 @@ class TrainConfig:
     """Views' hue is turned by up to this share of the circle. Small, for hue tells water from forest."""
 
     optimiser: str = "adamw"
-    """adamw, adam or sgd (momentum 0.9)."""
+    """adamw, adam, sgd (momentum 0.9), or lamb for batches of thousands."""
     lr: float = 1e-3
     """Highest learning rate."""
     weight_decay: float = 0.05
     """Not applied to biases and normalisation layers."""
     schedule: str = "cosine"
-    """cosine: linear warm-up, then half a cosine down to 0. step: `lr` times `decay` to the power of the epoch."""
+    """What follows the warm-up. cosine: half a cosine down to 0. step: times `decay` every `decay_every` epochs."""
     warm_up: float = 0.05
-    """For schedule cosine: share of the run over which the learning rate rises."""
+    """Share of the run over which the learning rate rises."""
     decay: float = 0.9
     """For schedule step."""
+    decay_every: int = 1
+    """For schedule step, epochs."""
+    clip: float = 0.0
+    """Greatest norm of a step's gradient, longer ones are shortened to it; 0: as it is."""
     batch: int = 256
     """Tiles a step, over all processes together."""
+    accumulate: int = 1
+    """Parts that a step's tiles are computed in, one after the other: less memory, the same step, but that batch
+    normalisation sees a part at a time."""
     epochs: int = 10
     """Passes over the training tiles."""
     steps: int = 0
@@ -87,10 +106,23 @@ class TrainConfig:
     """Steps between validations; 0: one an epoch. There is always one at the end."""
     checkpoint_every: int = 500
     """Steps between checkpoints; each validation, and a stop, writes one too."""
+    probe: int = 2048
+    """Training tiles by whose features validation guesses the held-out ones (k nearest neighbours); 0: none."""
+    highest_loss: float = 100.0
+    """Nats. A step whose loss is higher, or no number, stops the run and leaves its tiles in RUN/diverged."""
     amp: str = "auto"
-    """bf16, fp32, or auto: bf16 on a GPU that has it."""
+    """bf16, fp16 (with a scaled loss), fp32, or auto: bf16 on a GPU, fp16 on one that lacks it, fp32 elsewhere."""
     compile: bool = False
-    """Compile the student with torch.compile: minutes at the start, faster steps."""
+    """Compile student and teacher with torch.compile: minutes at the start, faster steps."""
+    channels_last: bool = True
+    """Pixels of all channels beside each other in memory, as convolutions on a GPU want them."""
+    recompute: bool = False
+    """Compute a block's activations again when its gradient needs them: less memory, a third more time."""
+    shard: bool = False
+    """Share out weights, gradients and the optimiser's state over the processes (FSDP2) instead of copying them
+    to each: for a network that is too large for one GPU."""
+    sync_batch_norm: bool = False
+    """Batch statistics over the tiles of all processes, on GPUs; otherwise over those of each."""
     device: str = "auto"
     """auto: the GPU where there is one; or a name that torch knows, such as cuda:1."""
     prefetch: int = 4
@@ -125,29 +157,32 @@ class TrainConfig:
 
     def learning_rate(self, step: int, total: int, epoch: int) -> float:
         """The learning rate of a step, counted from 0. total, epoch: steps in the run, and in an epoch."""
-        if self.schedule == "step":
-            return self.lr * self.decay ** (step // epoch)
         rise = self.warm_up * total
         if step < rise:
             return self.lr * (step + 1) / (rise + 1)
+        if self.schedule == "step":
+            return self.lr * self.decay ** (step // (epoch * self.decay_every))
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, total - rise)))
 
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "objective": ("geokr", "reference", "supervised"),
-    "optimiser": ("adamw", "adam", "sgd"),
+    "optimiser": ("adamw", "adam", "sgd", "lamb"),
     "schedule": ("cosine", "step"),
-    "amp": ("auto", "bf16", "fp32"),
+    "amp": ("auto", "bf16", "fp16", "fp32"),
     "loggers": ("tensorboard", "dvclive"),
 }
 RANGES: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("min_known", "ramp_up", "ema", "turn", "brightness", "contrast", "saturation"), (0, 1)),
     **dict.fromkeys(("warm_up", "decay"), (0, 1)),
     **dict.fromkeys(("batch", "epochs", "image_size", "checkpoint_every", "prefetch"), (1, 2**31)),
-    **dict.fromkeys(("steps", "validate_every", "seed"), (0, 2**62)),
-    **dict.fromkeys(("consistency", "weight_decay"), (0, math.inf)),
+    **dict.fromkeys(("accumulate", "decay_every"), (1, 2**31)),
+    **dict.fromkeys(("steps", "validate_every", "seed", "probe"), (0, 2**62)),
+    **dict.fromkeys(("consistency", "weight_decay", "clip", "highest_loss"), (0, math.inf)),
     "crop": (0.01, 1),
     "hue": (0, 0.5),
+    "rotate": (0, 180),
+    "stretch": (1, 4),
 }
 
 REFERENCE = TrainConfig(
@@ -169,6 +204,7 @@ REFERENCE = TrainConfig(
     optimiser="adam",
     weight_decay=0.0,
     schedule="step",
+    warm_up=0.0,
     batch=8,
 )
 PRESETS: Mapping[str, TrainConfig] = {"geokr": TrainConfig(), "reference": REFERENCE}

@@ -1,21 +1,32 @@
-"""The encoder of a run as a file that timm loads: `python -m geokr.export RUN --out ENCODER`.
+"""The encoder of a run in the forms that others load: `python -m geokr.export RUN --out FOLDER`.
 
     encoder = timm.create_model(model, num_classes=0, in_chans=bands)
-    encoder.load_state_dict(safetensors.torch.load_file(ENCODER))
+    encoder.load_state_dict(safetensors.torch.load_file("FOLDER/encoder.safetensors"))
 
-Its input is (pixels / 255 - mean) / std; model, bands, mean, std and more are in the file's header.
+Its input is (pixels / 255 - mean) / std; model, bands, mean, std and more are in the file's header, in the model
+card README.md and in item.json, a STAC item. Other forms, if asked for: encoder.onnx and encoder.pt2
+(torch.export) take any number of images of the size of training, and torchvision.safetensors has the names of
+torchvision's ResNet and VGG.
 """
 
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import save as to_safetensors
+from torch import nn
 
+from geokr.card import model_card, stac_item, to_json
 from geokr.checkpoint import BEST, LAST, Checkpoint, load, replacing
+from geokr.models import build_encoder, torchvisions
 
 ENCODER = "encoder.safetensors"
+FORMS = ("onnx", "pt2", "torchvision")
+"""Forms beside the safetensors file with timm's names."""
 
 
 def export(checkpoint: Checkpoint, out: Path) -> None:
@@ -24,12 +35,21 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
     The header maps text to text; lists are JSON: model, image_size, bands, mean, std, classes, dataset,
     objective, start (where the encoder started from) and step.
     """
+    with replacing(out) as file:
+        file.write(_in_order(to_safetensors(weights_of(checkpoint), header_of(checkpoint))))
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The encoder's weights with timm's names."""
     weights = checkpoint.student if checkpoint.teacher is None else checkpoint.teacher
     prefix = "encoder."
-    encoder = {
+    return {
         name.removeprefix(prefix): tensor.contiguous() for name, tensor in weights.items() if name.startswith(prefix)
     }
-    header = {
+
+
+def header_of(checkpoint: Checkpoint) -> dict[str, str]:
+    return {
         "model": str(checkpoint.config["model"]),
         "image_size": str(checkpoint.config["image_size"]),
         "bands": json.dumps(checkpoint.config["bands"]),
@@ -41,8 +61,6 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
         "start": checkpoint.start,
         "step": str(checkpoint.step),
     }
-    with replacing(out) as file:
-        file.write(_in_order(to_safetensors(encoder, header)))
 
 
 def _in_order(content: bytes) -> bytes:
@@ -56,21 +74,92 @@ def _in_order(content: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[end:]
 
 
+def encoder_of(checkpoint: Checkpoint) -> nn.Module:
+    """The encoder, in evaluation mode."""
+    encoder = build_encoder(
+        checkpoint.config["model"], len(checkpoint.config["bands"]), checkpoint.config["image_size"]
+    )
+    encoder.load_state_dict(weights_of(checkpoint))
+    return encoder.eval()
+
+
+def export_all(checkpoint: Checkpoint, out: Path, forms: tuple[str, ...], metrics: dict[str, Any]) -> list[str]:
+    """Write the encoder, its card and its STAC item into a folder. metrics: as in metrics.json, or empty.
+
+    Returns the names of the files with weights. Raises ValueError where a form needs a package that is not there.
+    """
+    config = checkpoint.config
+    encoder = encoder_of(checkpoint)
+    example = torch.zeros(2, len(config["bands"]), config["image_size"], config["image_size"])
+    with torch.no_grad():
+        features = encoder(example).shape[1]
+    written = [ENCODER]
+    export(checkpoint, out / ENCODER)
+    for form in forms:
+        match form:
+            case "onnx":
+                written.append("encoder.onnx")
+                _export_onnx(encoder, example, out / written[-1])
+            case "pt2":
+                written.append("encoder.pt2")
+                with replacing(out / written[-1]) as file:
+                    torch.export.save(_traced(encoder, example), file)
+            case _:
+                written.append("torchvision.safetensors")
+                with replacing(out / written[-1]) as file:
+                    file.write(_in_order(to_safetensors(torchvisions(weights_of(checkpoint)), header_of(checkpoint))))
+    sizes = {name: (out / name).stat().st_size for name in written}
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    with replacing(out / "README.md") as file:
+        file.write(model_card(checkpoint, features, metrics).encode())
+    with replacing(out / "item.json") as file:
+        file.write(to_json(stac_item(checkpoint, features, parameters, sizes, metrics)).encode())
+    return written
+
+
+def _traced(encoder: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
+    """The encoder as a graph for any number of images."""
+    with torch.no_grad():
+        return torch.export.export(encoder, (example,), dynamic_shapes=({0: torch.export.Dim("images")},))
+
+
+def _export_onnx(encoder: nn.Module, example: torch.Tensor, out: Path) -> None:
+    try:
+        import onnxscript  # noqa: F401  # torch's exporter needs it
+    except ImportError as error:
+        raise ValueError("the form onnx needs the packages onnx and onnxscript") from error
+    program: Any = torch.onnx.export(
+        _traced(encoder, example), input_names=["image"], output_names=["features"], dynamo=True, verbose=False
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        program.save(f"{folder}/encoder.onnx", external_data=False)
+        with replacing(out) as file:
+            file.write(Path(folder, "encoder.onnx").read_bytes())
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m geokr.export", description="Write the encoder of a run for timm.")
+    parser = argparse.ArgumentParser(
+        prog="python -m geokr.export", description="Write the encoder of a run for others."
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
-    parser.add_argument("--out", type=Path, required=True, metavar="ENCODER", help="file to write (.safetensors)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write to")
+    parser.add_argument("--forms", nargs="*", default=[], choices=FORMS, help="further forms of the encoder")
     parser.add_argument(
         "--best", action="store_true", help="take the step with the best validation instead of the last one"
     )
     chosen = parser.parse_args(arguments)
     try:
         checkpoint = load(chosen.run / (BEST if chosen.best else LAST))
-        export(checkpoint, chosen.out)
+        judged = chosen.run / "metrics.json"
+        metrics = json.loads(judged.read_text(encoding="utf-8")) if judged.exists() else {}
+        if metrics.get("steps") != checkpoint.step:  # they are of the last step
+            metrics = {}
+        written = export_all(checkpoint, chosen.out, tuple(chosen.forms), metrics)
     except (ValueError, OSError) as error:
         print(f"geokr.export: {error}", file=sys.stderr)
         return 2
-    print(f"{chosen.out}: encoder of {checkpoint.config['model']} after {checkpoint.step} steps")
+    what = f"encoder of {checkpoint.config['model']} after {checkpoint.step} steps"
+    print(f"{chosen.out}: {what}: {', '.join([*written, 'README.md', 'item.json'])}")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from geokr import files
@@ -119,6 +120,20 @@ def read_index(dataset: str | Path, columns: Sequence[str] | None = None) -> pa.
     if missing := [name for name in columns or () if name not in (*there, "geometry")]:
         raise ValueError(f"{path} has no column {', '.join(missing)}, only {', '.join(there)}")
     return pq.read_table(path, columns=there if columns is None else list(columns))
+
+
+def read_extent(dataset: str | Path) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """Where and when the tiles were taken: (west, south, east, north), degrees, and first and last moment, ISO 8601.
+
+    Either is empty where the index does not say.
+    """
+    schema = pq.read_schema(f"{dataset}/{INDEX}")
+    geometry = json.loads((schema.metadata or {}).get(b"geo", b"{}")).get("columns", {}).get("geometry", {})
+    acquired: tuple[str, ...] = ()
+    if "acquired" in schema.names:
+        span = pc.min_max(read_index(dataset, ["acquired"])["acquired"]).as_py()
+        acquired = tuple(moment.isoformat() for moment in span.values() if moment is not None)
+    return tuple(geometry.get("bbox", ())), acquired
 
 
 def read_summary(dataset: str | Path) -> dict[str, Any]:

@@ -1,16 +1,20 @@
-"""What a run writes down while it goes: `log.jsonl`, the loss curves, and the formats of two log viewers."""
+"""What a run writes down while it goes: `log.jsonl`, curves and pictures, and the formats of two log viewers."""
 
 import csv
 import io
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from geokr.checkpoint import replacing
 
 LOG = "log.jsonl"
 CURVES = {"train": "plots/train.csv", "val": "plots/val.csv"}
+CONFUSION = "plots/confusion.png"
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +54,48 @@ class Journal:
         if self._dvclive is not None:
             self._dvclive.sync()
 
+    def show(
+        self,
+        step: int,
+        error: Mapping[str, float],
+        confusion: Sequence[Sequence[float]],
+        classes: Sequence[str],
+        shares: Mapping[str, torch.Tensor],
+    ) -> None:
+        """What a validation found of each class: see Verdict. The picture of confusion is a file of its own, too."""
+        picture = drawn(confusion, classes)
+        with replacing(self.run / CONFUSION) as file:
+            picture.save(file, format="png")
+        for name, value in error.items():
+            if self._tensorboard is not None:
+                self._tensorboard.add_scalar(f"mae/{name}", value, step)
+            if self._dvclive is not None:
+                self._dvclive.log_metric(f"mae/{name}", value)
+        if self._dvclive is not None:
+            self._dvclive.log_image("confusion.png", picture)
+        if self._tensorboard is not None:
+            pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+            self._tensorboard.add_image("confusion", pixels.view(*picture.size[::-1], 3), step, dataformats="HWC")
+            for kind, values in shares.items():
+                for k, name in enumerate(classes):
+                    self._tensorboard.add_histogram(f"{kind}/{name}", values[:, k], step)
+
+    @property
+    def shows_images(self) -> bool:
+        return self._tensorboard is not None
+
+    def show_views(self, step: int, views: torch.Tensor, bands: Sequence[str]) -> None:
+        """Show views of tiles: (2 n, band, y, x) float in 0..1, the student's n and then the teacher's n.
+
+        In true colour, or in grey of the first band where a colour is missing.
+        """
+        if self._tensorboard is None:
+            return
+        colours = ("red", "green", "blue")
+        chosen = [bands.index(name) for name in colours] if set(colours) <= set(bands) else [0, 0, 0]
+        rows = [torch.cat(list(half), dim=2) for half in views[:, chosen].chunk(2)]  # 2 of (3, y, n x)
+        self._tensorboard.add_image("views of student and teacher", torch.cat(rows, dim=1), step)
+
     def draw(self) -> None:
         """Write the loss curves, a CSV each: columns step and loss, here KL(A || p) in nats for either split."""
         for split, path in CURVES.items():
@@ -66,6 +112,33 @@ class Journal:
             self._tensorboard.close()
         if self._dvclive is not None:
             self._dvclive.end()
+
+
+def drawn(confusion: Sequence[Sequence[float]], classes: Sequence[str]) -> Any:
+    """A picture of a confusion matrix, [true][predicted]: a row for each true class, its shares in per cent.
+
+    The darker, the larger a part of the row's sum; a class that is nowhere has an empty row.
+    """
+    from PIL import Image, ImageDraw  # torchvision brings it
+
+    cell, left, top = 44, 110, 40
+    size = cell * len(classes)
+    picture = Image.new("RGB", (left + size + 8, top + size + 8), "white")
+    pen = ImageDraw.Draw(picture)
+    pen.text((4, 4), "true, down; predicted, across; % of a class's true area", fill="black")
+    for row, (name, values) in enumerate(zip(classes, confusion, strict=True)):
+        y = top + cell * row
+        pen.text((4, y + cell // 2 - 6), name, fill="black")
+        pen.text((left + cell * row + 2, top - 14), name[:6], fill="black")
+        total = sum(values)
+        for column, value in enumerate(values):
+            share = value / total if total > 0 else 0.0
+            x, light = left + cell * column, round(255 * (1 - share))
+            pen.rectangle((x, y, x + cell - 2, y + cell - 2), fill=(light, light, 255))
+            if share >= 0.005:
+                at = (x + cell // 2 - 8, y + cell // 2 - 6)
+                pen.text(at, f"{100 * share:.0f}", fill="white" if share > 0.5 else "black")
+    return picture
 
 
 def _tensorboard(run: Path, start: int) -> Any:

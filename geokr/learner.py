@@ -2,23 +2,52 @@
 
 import copy
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
+from timm.optim.lamb import Lamb
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from geokr.augment import augment, plain, seed_of
 from geokr.checkpoint import Checkpoint
 from geokr.config import TrainConfig
+from geokr.index import read_extent, read_summary
 from geokr.loader import Batch, TileLoader
 from geokr.models import Classifier, build
-from geokr.objectives import disagreement, divergence, geokr_loss, ramp_up, reference_loss, scores
-from geokr.processes import Place, average_buffers, over_ranks
+from geokr.objectives import (
+    disagreement,
+    divergence,
+    geokr_loss,
+    neighbours,
+    ramp_up,
+    reference_loss,
+    scores,
+)
+from geokr.processes import (
+    Place,
+    add_up_gradients,
+    average_buffers,
+    from_all_ranks,
+    highest,
+    like,
+    over_ranks,
+    spread,
+    whole,
+)
 from geokr.teacher import average, keep_at, reference_updates
 
 STUDENT_VIEW, TEACHER_VIEW, DROPOUT, INITIAL = range(4)
 """Streams of random numbers: every draw is a function of the seed, the step and one of these."""
+
+LOG_EVERY = 10
+"""Steps between lines of the log. Each makes the host wait for the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +64,28 @@ class Facts:
     """Of each band, over a sample of the training tiles, in 0..1."""
     spread: tuple[float, ...]
     """Standard deviation about it."""
+    labels: str
+    """Name of the label set: product and year."""
+    bounds: tuple[float, ...]
+    """West, south, east and north of the data set, degrees; empty where the index does not say."""
+    acquired: tuple[str, ...]
+    """When its first and its last tile were taken, ISO 8601 in UTC; empty where the index does not say."""
 
 
 def facts_of(training: TileLoader, held_out: TileLoader) -> Facts:
     mean, spread = training.statistics()
-    label = training.share.mean(axis=0, dtype="float64").tolist()
-    return Facts(training.tiles, held_out.tiles, training.classes, tuple(label), tuple(mean), tuple(spread))
+    bounds, acquired = read_extent(training.dataset)
+    return Facts(
+        training_tiles=training.tiles,
+        held_out_tiles=held_out.tiles,
+        classes=training.classes,
+        mean_label=tuple(training.share.mean(axis=0, dtype="float64").tolist()),
+        mean_pixel=tuple(mean),
+        spread=tuple(spread),
+        labels=str(read_summary(training.dataset)["labels"]),
+        bounds=bounds,
+        acquired=acquired,
+    )
 
 
 @dataclass(slots=True)
@@ -54,7 +99,7 @@ class Learner:
     facts: Facts
     student: Classifier
     parallel: nn.Module
-    """The student, or the student inside DistributedDataParallel: what a training step calls."""
+    """The student as a training step calls it: inside DistributedDataParallel where there are several processes."""
     teacher: Classifier | None
     optimiser: torch.optim.Optimizer
     mean: list[float]
@@ -62,33 +107,42 @@ class Learner:
     std: list[float]
     start: str
     """Where the encoder started."""
+    scaler: GradScaler
+    """Of the loss, for fp16; otherwise it does nothing."""
+    dtype: torch.dtype
+    """What the networks compute in."""
     window: torch.Tensor
-    """(4,) float64: sums of loss, KL(A || p), KL(p || q) and 1 over the steps since the last line of the log."""
+    """(LOG_EVERY, 3) float64: loss, KL(A || p) and KL(p || q) of each step since the last line of the log."""
     total: int
     """Steps that the run has."""
     updates: frozenset[int]
     """For objective reference: the steps, counted from 1, after which the teacher is updated."""
     step: int = 0
     """Steps done."""
+    noted: int = 0
+    """Of them, those that the log has."""
     best: dict[str, float] | None = None
     """The validation with the lowest KL so far: {"step": ..., "kl": ...}."""
 
     def precision(self) -> torch.autocast:
-        device = self.place.device.type
-        auto = self.config.amp == "auto" and device == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.autocast(device, torch.bfloat16, enabled=auto or self.config.amp == "bf16")
+        return torch.autocast(self.place.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         """(n, band, y, x) float: pixels in 0..1 less the mean, over the standard deviation of their band."""
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        layout = torch.channels_last if pixels.is_cuda else torch.contiguous_format
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         return ((pixels - mean) / std).contiguous(memory_format=layout)
 
-    def view(self, image: torch.Tensor, stream: int) -> torch.Tensor:
-        """One of the step's random views of the tiles, normalised: (n, band, size, size), from uint8."""
+    def view(self, image: torch.Tensor, stream: int, part: int = 0) -> torch.Tensor:
+        """One of the step's random views of a part of this process's tiles: (n, band, size, size), from uint8."""
         seed = seed_of(self.config.seed, self.step, stream)
-        part = (self.place.rank, self.place.world)
-        return self.normalised(augment(image, self.config.bands, self.config, seed, part))
+        parts = self.config.accumulate
+        which = (self.place.rank * parts + part, self.place.world * parts)
+        return augment(image, self.config.bands, self.config, seed, which)
+
+    def judged(self) -> Classifier:
+        """The network that is judged and exported: the teacher, where there is one."""
+        return self.student if self.teacher is None else self.teacher
 
 
 def begin(
@@ -105,26 +159,38 @@ def begin(
     """
     torch.manual_seed(seed_of(config.seed, 0, INITIAL))
     pretrained = config.pretrained if last is None else False  # the checkpoint's weights come in their stead
-    student, start = build(config.model, len(config.bands), len(training.classes), config.image_size, pretrained)
+    student, start = build(config.model, config.bands, len(training.classes), config.image_size, pretrained)
+    if config.sync_batch_norm and place.world > 1:
+        if place.device.type != "cuda":
+            raise ValueError("sync_batch_norm needs GPUs: set it to false")
+        student = convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
+    if config.recompute:
+        student.encoder.set_grad_checkpointing()  # type: ignore[operator]
     student.to(place.device)
-    if place.device.type == "cuda":
+    if config.channels_last and not config.shard:  # weights that are shared out must lie as they are counted
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    parallel: nn.Module = student
-    if place.world > 1:
-        # Batch-norm statistics are averaged after each step, not taken from rank 0.
-        parallel = DistributedDataParallel(student, broadcast_buffers=False)
     teacher = None
     if config.objective != "supervised":
         teacher = copy.deepcopy(student).requires_grad_(False)
         if config.objective == "reference":
             teacher.head.reset_parameters()  # as published: both encoders start from ImageNet, the heads at random
         teacher.train(config.objective == "reference")
+    networks = [student] if teacher is None else [student, teacher]
     if config.compile:
-        student.compile()
+        for network in networks:
+            network.compile()
+    parallel: nn.Module = student
+    if config.shard and place.world > 1:
+        for network in networks:
+            spread(network, place)
+    elif place.world > 1:
+        # Batch-norm statistics are averaged after each step, not taken from rank 0.
+        parallel = DistributedDataParallel(student, broadcast_buffers=False)
     mean, std = list(facts.mean_pixel), list(facts.spread)
     if config.objective == "reference":  # the published code does not normalise
         mean, std = [0.0] * len(config.bands), [1.0] * len(config.bands)
     total = config.length(len(training))
+    dtype = precision(config.amp, place.device)
     learner = Learner(
         config=config,
         place=place,
@@ -138,13 +204,22 @@ def begin(
         mean=mean,
         std=std,
         start=start,
-        window=torch.zeros(4, dtype=torch.float64, device=place.device),
+        scaler=GradScaler(place.device.type, enabled=dtype == torch.float16),
+        dtype=dtype,
+        window=torch.zeros(LOG_EVERY, 3, dtype=torch.float64, device=place.device),
         total=total,
         updates=reference_updates(config.ema_periods, config.batch, total) if config.ema_periods else frozenset(),
     )
     if last is not None:
         _restore(learner, last)
     return learner
+
+
+def precision(amp: str, device: torch.device) -> torch.dtype:
+    """What the networks compute in. amp: see TrainConfig."""
+    if amp == "auto":
+        amp = "fp32" if device.type != "cuda" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[amp]
 
 
 def optimiser(student: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
@@ -157,6 +232,8 @@ def optimiser(student: Classifier, config: TrainConfig) -> torch.optim.Optimizer
             return torch.optim.Adam(groups, lr=config.lr)
         case "sgd":
             return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+        case "lamb":
+            return Lamb(groups, lr=config.lr, weight_decay=config.weight_decay)
         case _:
             return torch.optim.AdamW(groups, lr=config.lr)
 
@@ -164,67 +241,143 @@ def optimiser(student: Classifier, config: TrainConfig) -> torch.optim.Optimizer
 def learn(learner: Learner, batch: Batch) -> None:
     """One step: the student by its gradient, then the teacher by its average."""
     config, place, step, teacher = learner.config, learner.place, learner.step, learner.teacher
-    published = config.objective == "reference"
     torch.manual_seed(seed_of(config.seed, step, DROPOUT, place.rank))  # for networks that drop at random
     for group in learner.optimiser.param_groups:
         group["lr"] = config.learning_rate(step, learner.total, len(learner.training))
     image = batch.image.to(place.device, non_blocking=True)  # (n, band, y, x) uint8
     target = batch.share.to(place.device, non_blocking=True)  # (n, k)
-
-    seen = learner.view(image, STUDENT_VIEW)  # (n, band, size, size)
-    with learner.precision():
-        p = learner.parallel(seen)  # (n, k) logits
-    p = p.float()
-    loss = kl = divergence(target, p).mean()
-    apart = torch.zeros_like(loss)
-    if teacher is not None:
-        with torch.no_grad(), learner.precision():
-            q = teacher(seen if published else learner.view(image, TEACHER_VIEW))  # (n, k) logits
-        q = q.float()
-        weight = config.consistency * ramp_up(step, config.ramp_up * learner.total)
-        loss = (reference_loss if published else geokr_loss)(p, q, target, weight)
-        apart = disagreement(p, q).mean()
+    weight = batch.weight.to(place.device, non_blocking=True)  # (n,)
+    weight = weight / (over_ranks(weight.sum(), place) / place.world)  # processes' gradients are averaged
 
     learner.optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    learner.optimiser.step()
+    sums = learner.window.new_zeros(3)
+    parts = [values.chunk(config.accumulate) for values in (image, target, weight)]
+    for part, (pixels, shares, worth) in enumerate(zip(*parts, strict=True)):
+        add_up_gradients(learner.parallel, part == config.accumulate - 1)
+        losses = step_losses(learner, pixels, shares, part)  # (n, 3): loss, KL(A || p), KL(p || q)
+        means = (losses * worth[:, None]).sum(dim=0)  # weighted, over the tiles of all parts and processes
+        with kept_buffers(learner.student, config.recompute):
+            learner.scaler.scale(means[0]).backward()
+        sums += means.detach()
+    if config.clip:
+        learner.scaler.unscale_(learner.optimiser)
+        torch.nn.utils.clip_grad_norm_(learner.student.parameters(), config.clip)
+    learner.scaler.step(learner.optimiser)
+    learner.scaler.update()
+
     average_buffers([model for model in (learner.student, teacher) if model is not None and model.training], place)
-    if teacher is not None and not published:
+    if teacher is not None and config.objective != "reference":
         average(teacher, learner.student, keep_at(step + 1, config.ema), buffers=True)
     elif teacher is not None and step + 1 in learner.updates:
         average(teacher, learner.student, config.ema, buffers=False)
-    learner.window += torch.stack([loss, kl, apart, torch.ones_like(loss)]).detach()
+    learner.window[step - learner.noted] = sums
     learner.step += 1
 
 
-@torch.no_grad()
-def validate(learner: Learner) -> dict[str, float]:
-    """Means over the held-out tiles, of the teacher, or of the student where there is none.
+def step_losses(learner: Learner, image: torch.Tensor, target: torch.Tensor, part: int) -> torch.Tensor:
+    """Loss, KL(A || p) and KL(p || q) of each tile: (n, 3). image: (n, band, y, x) uint8; target: (n, class)."""
+    config, teacher, published = learner.config, learner.teacher, learner.config.objective == "reference"
+    seen = learner.normalised(learner.view(image, STUDENT_VIEW, part))  # (n, band, size, size)
+    with learner.precision():
+        p, _ = learner.parallel(seen)  # (n, k) logits
+    p = p.float()
+    kl = divergence(target, p)
+    if teacher is None:
+        return torch.stack([kl, kl, torch.zeros_like(kl)], dim=1)
+    with torch.no_grad(), learner.precision():
+        other = seen if published else learner.normalised(learner.view(image, TEACHER_VIEW, part))
+        q, _ = teacher(other)  # (n, k) logits
+    q = q.float()
+    consistency = config.consistency * ramp_up(learner.step, config.ramp_up * learner.total)
+    loss = (reference_loss if published else geokr_loss)(p, q, target, consistency)
+    return torch.stack([loss, kl, disagreement(p, q)], dim=1)
 
-    kl: KL(A || p), nats. kl_of_mean: the same for the training tiles' mean label in the place of p, which a
-    network must beat. top1: share of tiles whose largest class is right. mae: |A - p|, mean over classes.
-    """
-    model = learner.student if learner.teacher is None else learner.teacher
-    device = learner.place.device
+
+@contextmanager
+def kept_buffers(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Undo what happens to a model's buffers: a backward pass that computes activations again, batch statistics too,
+    would have batch normalisation count each batch twice."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()] if wanted else []
+    yield
+    for buffer, value in before:
+        buffer.copy_(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What validation found on the held-out tiles."""
+
+    numbers: dict[str, float]
+    """Means over tiles. kl: KL(A || p), nats. kl_of_mean: the same for the training tiles' mean label in the place of
+    p, which a network must beat. top1: share of tiles whose largest class is right. mae: |A - p|, mean over classes.
+    knn_top1, knn_mae: the same of what the most alike training tiles say, by the encoder's features alone."""
+    error: dict[str, float]
+    """Class -> mean of |A - p|."""
+    confusion: list[list[float]]
+    """Mean share of a tile that is of one class and was predicted as another: [true][predicted], sums to 1."""
+    shares: dict[str, torch.Tensor]
+    """label, predicted: (n, class), of this process's tiles."""
+
+
+@torch.no_grad()
+def validate(learner: Learner) -> Verdict:
+    """Judge the teacher, or the student where there is none."""
+    config, place, facts = learner.config, learner.place, learner.facts
     # One tile of equal shares is added to the training tiles, lest a class that they lack makes KL infinite.
-    tiles = learner.facts.training_tiles
-    mean = torch.tensor(learner.facts.mean_label, dtype=torch.float64, device=device)
-    mean = (mean * tiles + 1.0 / len(mean)) / (tiles + 1)
+    mean = torch.tensor(facts.mean_label, dtype=torch.float64, device=place.device)
+    mean = (mean * facts.training_tiles + 1.0 / len(mean)) / (facts.training_tiles + 1)
+    model = learner.judged()
     before = model.training
     model.eval()
-    sums = torch.zeros(5, dtype=torch.float64, device=device)
-    for batch in learner.held_out:
-        image = plain(batch.image.to(device, non_blocking=True), learner.config.image_size)
-        with learner.precision():
-            logits = model(learner.normalised(image))
-        sums += scores(logits, batch.share.to(device), mean)
+
+    known = None
+    if config.probe:
+        sample = islice(learner.training.epoch(0), -(-config.probe // config.batch))
+        parts = zip(*((features, share) for _, features, share in predict(learner, sample)), strict=True)
+        known = [from_all_ranks(torch.cat(part), place) for part in parts]  # (m, feature), (m, class)
+    found, labels, predicted = [], [], []
+    for logits, features, share in predict(learner, iter(learner.held_out)):
+        sums = scores(logits, share, mean)
+        if known is not None:
+            alike = neighbours(features, known[0], known[1]).double()
+            sums["knn_top1"] = (alike.argmax(dim=1) == share.argmax(dim=1)).double().sum()
+            sums["knn_mae"] = (alike - share).abs().mean(dim=1).sum()
+        found.append(sums)
+        labels.append(share.cpu())
+        predicted.append(torch.softmax(logits, dim=1).cpu())
     model.train(before)
-    *totals, count = over_ranks(sums, learner.place).tolist()
-    return {name: total / count for name, total in zip(("kl", "kl_of_mean", "top1", "mae"), totals, strict=True)}
+
+    total = {name: over_ranks(torch.stack([sums[name] for sums in found]).sum(dim=0), place) for name in found[0]}
+    tiles = total.pop("tiles")
+    error, confused = total.pop("error") / tiles, total.pop("confusion") / tiles
+    numbers = {name: float(value / tiles) for name, value in total.items()} | {"mae": float(error.mean())}
+    return Verdict(
+        numbers,
+        dict(zip(facts.classes, error.tolist(), strict=True)),
+        confused.tolist(),
+        {"label": torch.cat(labels), "predicted": torch.cat(predicted)},
+    )
+
+
+def predict(learner: Learner, batches: Iterator[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """What the judged network says of tiles as they are: logits, features and labels of each batch.
+
+    With shared-out weights all processes must take part in each batch: one that has run out computes an empty tile,
+    and gives results of no tiles.
+    """
+    device, config = learner.place.device, learner.config
+    model = learner.judged()
+    while highest(int((batch := next(batches, None)) is not None), learner.place):
+        pixels = torch.zeros(1, len(config.bands), 1, 1, dtype=torch.uint8) if batch is None else batch.image
+        image = plain(pixels.to(device, non_blocking=True), config.image_size)
+        with learner.precision():
+            logits, features = model(learner.normalised(image))
+        share = logits.new_zeros(0, logits.shape[1]) if batch is None else batch.share.to(device)
+        yield logits[: len(share)].float(), features[: len(share)].float(), share.float()
 
 
 def snapshot(learner: Learner) -> Checkpoint:
-    """The state to go on from."""
+    """The state to go on from. Where weights are shared out, all processes must call it."""
     return Checkpoint(
         step=learner.step,
         total=learner.total,
@@ -234,18 +387,32 @@ def snapshot(learner: Learner) -> Checkpoint:
         mean=learner.mean,
         std=learner.std,
         start=learner.start,
-        student=learner.student.state_dict(),
-        teacher=None if learner.teacher is None else learner.teacher.state_dict(),
-        optimiser=learner.optimiser.state_dict(),
-        window=learner.window,
+        student=whole(learner.student.state_dict()),
+        teacher=None if learner.teacher is None else whole(learner.teacher.state_dict()),
+        optimiser=whole(learner.optimiser.state_dict()),
+        scaler=learner.scaler.state_dict(),
+        window=learner.window[: learner.step - learner.noted].clone(),
         best=learner.best,
     )
 
 
 def _restore(learner: Learner, last: Checkpoint) -> None:
-    learner.student.load_state_dict(last.student)
-    if learner.teacher is not None and last.teacher is not None:
-        learner.teacher.load_state_dict(last.teacher)
-    learner.optimiser.load_state_dict(last.optimiser)
-    learner.window.copy_(last.window)
-    learner.step, learner.start, learner.best = last.step, last.start, last.best
+    for network, weights in ((learner.student, last.student), (learner.teacher, last.teacher)):
+        if network is not None and weights is not None:
+            patterns = network.state_dict()
+            network.load_state_dict({name: like(value, patterns[name]) for name, value in weights.items()})
+    parameters = [parameter for group in learner.optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {
+        number: {
+            name: like(value, parameters[number])
+            if isinstance(value, torch.Tensor) and value.shape == parameters[number].shape
+            else value
+            for name, value in entries.items()
+        }
+        for number, entries in last.optimiser["state"].items()
+    }
+    learner.optimiser.load_state_dict({**last.optimiser, "state": state})
+    learner.scaler.load_state_dict(last.scaler)
+    learner.window[: len(last.window)] = last.window
+    learner.step, learner.noted = last.step, last.step - len(last.window)
+    learner.start, learner.best = last.start, last.best

@@ -1,31 +1,39 @@
 """The network that is pre-trained: an encoder of timm's, and one linear layer to the classes."""
 
+import json
 import logging
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from timm.models import adapt_input_conv
-from timm.models import load_state_dict as read_weights
+from safetensors import SafetensorError, safe_open
+from timm.models import load_state_dict
 from torch import nn
 
 log = logging.getLogger(__name__)
 
 
+RGB = ("red", "green", "blue")
+"""Bands of the weights that others publish."""
+
+
 class Classifier(nn.Module):
-    """Class logits of images: (n, band, y, x) float -> (n, class) float. Softmax of them is the distribution p."""
+    """Class logits and features of images: (n, band, y, x) float -> (n, class), (n, feature) float.
+
+    Softmax of the logits is the distribution p.
+    """
 
     def __init__(self, encoder: nn.Module, features: int, classes: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(features, classes)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(self.encoder(image))
-        return logits
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features: torch.Tensor = self.encoder(image)
+        return self.head(features), features
 
 
 def build_encoder(name: str, bands: int, image_size: int, weights: bool = False) -> nn.Module:
@@ -46,26 +54,29 @@ def build_encoder(name: str, bands: int, image_size: int, weights: bool = False)
         raise ValueError(f"timm cannot make {name}: {error}") from error
 
 
-def build(name: str, bands: int, classes: int, image_size: int, pretrained: bool | str) -> tuple[Classifier, str]:
+def build(
+    name: str, bands: Sequence[str], classes: int, image_size: int, pretrained: bool | str
+) -> tuple[Classifier, str]:
     """A network, and a phrase that says where its encoder starts. pretrained: see TrainConfig.
 
     Draws from torch's global generator. Raises ValueError where the weights cannot be had or do not fit.
     """
+    encoder, start = build_encoder(name, len(bands), image_size), "random weights"
     if pretrained in (True, "auto"):
         try:
-            encoder, start = build_encoder(name, bands, image_size, weights=True), f"timm's weights for {name}"
+            theirs = build_encoder(name, len(RGB), image_size, weights=True)
         except Exception as error:  # each client of timm's raises a family of its own when there is no network
             reason = f"timm's weights for {name} cannot be had ({str(error).splitlines()[0]})"
             if pretrained is True:
                 raise ValueError(f"{reason}; set pretrained to a file with weights, or to false") from error
-            encoder, start = build_encoder(name, bands, image_size), "random weights"
             log.warning("%s; the encoder starts at random", reason)
-    else:
-        encoder, start = build_encoder(name, bands, image_size), "random weights"
-        if isinstance(pretrained, str):
-            load_weights(encoder, Path(pretrained), bands)
-            start = pretrained
-    return Classifier(encoder, _features(encoder, name, bands, image_size), classes), start
+        else:
+            start = f"timm's weights for {name}"
+            fit(encoder, theirs.state_dict(), RGB, bands, start)
+    elif isinstance(pretrained, str):
+        fit(encoder, *read_weights(Path(pretrained)), bands, pretrained)
+        start = pretrained
+    return Classifier(encoder, _features(encoder, name, len(bands), image_size), classes), start
 
 
 @torch.no_grad()
@@ -82,29 +93,47 @@ def _features(encoder: nn.Module, name: str, bands: int, image_size: int) -> int
     return int(shape[1])
 
 
-def load_weights(encoder: nn.Module, path: Path, bands: int) -> None:
-    """Load weights with timm's names from a .safetensors or .pth file, whatever classifier they come with.
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """The weights in a .safetensors or .pth file, and the bands of their first layer.
 
-    A first layer for three bands is adapted to others as timm does: repeated in turn and scaled.
-    Raises ValueError naming the file where weights are missing, left over or of another shape.
+    Those are in the header of a file that this project wrote; any other is taken to be for red, green and blue.
+    Raises ValueError naming the file where it holds something else.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file of weights (pretrained may be true, false, auto or a path)")
     try:
-        weights = read_weights(str(path))  # unpickles tensors only
+        weights = load_state_dict(str(path))  # unpickles tensors only
+        header: dict[str, str] = {}
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+        return weights, tuple(json.loads(header["bands"])) if "bands" in header else RGB
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path}: not a file of weights: {str(error).splitlines()[0]}") from error
     except Exception as error:  # pickle's own errors have no common family
         raise ValueError(f"{path}: not a file of weights alone: {type(error).__name__}") from error
-    known: dict[str, Any] = getattr(encoder, "pretrained_cfg", {})
-    for classifier in _names(known.get("classifier")):
-        for part in ("weight", "bias"):
-            weights.pop(f"{classifier}.{part}", None)
-    for first in _names(known.get("first_conv")):
-        weight = weights.get(f"{first}.weight")
-        if weight is not None and weight.ndim == 4 and weight.shape[1] == 3 != bands:
-            weights[f"{first}.weight"] = adapt_input_conv(bands, weight)
+
+
+def fit(
+    encoder: nn.Module, given: Mapping[str, torch.Tensor], its_bands: Sequence[str], bands: Sequence[str], source: str
+) -> None:
+    """Give an encoder weights with timm's or torchvision's names, whatever classifier they come with.
+
+    its_bands: those that the first layer of `given` looks at; they are matched with `bands` by name.
+    Raises ValueError naming `source` where weights are missing, left over or of another shape.
+    """
     wanted = encoder.state_dict()
+    known: dict[str, Any] = getattr(encoder, "pretrained_cfg", {})
+    dropped = {f"{name}.{part}" for name in _names(known.get("classifier")) for part in ("weight", "bias")}
+    weights = {name: value for name, value in given.items() if name not in dropped}
+    weights = {timms_name(name, wanted): value for name, value in weights.items()}
+    weights = {name: value for name, value in weights.items() if name}
+    for name, value in weights.items():
+        if name in {f"{first}.weight" for first in _names(known.get("first_conv"))} and value.ndim == 4:
+            if value.shape[1] == len(its_bands):
+                weights[name] = adapt_bands(value, its_bands, bands)
+        elif name in wanted and value.ndim == 2 and wanted[name].ndim == 4 and value.numel() == wanted[name].numel():
+            weights[name] = value.reshape(wanted[name].shape)  # a linear layer that timm writes as a convolution
     wrong = [f"{name} is missing" for name in sorted(wanted.keys() - weights.keys())]
     wrong += [f"{name} is left over" for name in sorted(weights.keys() - wanted.keys())]
     wrong += [
@@ -114,8 +143,42 @@ def load_weights(encoder: nn.Module, path: Path, bands: int) -> None:
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"{path}: not weights of this model: {', '.join(wrong[:3])}{more}")
+        raise ValueError(f"{source}: not weights of this model: {', '.join(wrong[:3])}{more}")
     encoder.load_state_dict(weights)
+
+
+VGG = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": ""}
+"""torchvision's names of VGG's last layers -> timm's; the last one is the classifier."""
+
+
+def timms_name(name: str, wanted: Mapping[str, torch.Tensor]) -> str:
+    """timm's name of a weight that torchvision calls `name`; the same for all but VGG's last layers; "" for none."""
+    layer, _, part = name.rpartition(".")
+    if layer not in VGG or "pre_logits.fc1.weight" not in wanted:
+        return name
+    return f"{VGG[layer]}.{part}" if VGG[layer] else ""
+
+
+def torchvisions(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An encoder's weights as torchvision names and shapes them. Differs from timm's for VGG's last layers alone."""
+    named = {ours: theirs for theirs, ours in VGG.items() if ours}
+    result = {}
+    for name, value in weights.items():
+        layer, _, part = name.rpartition(".")
+        its = named.get(layer)
+        result[f"{its}.{part}" if its else name] = value.flatten(1) if its and value.ndim == 4 else value
+    return result
+
+
+def adapt_bands(weight: torch.Tensor, given: Sequence[str], wanted: Sequence[str]) -> torch.Tensor:
+    """A first convolution for other bands: (out, len(wanted), y, x) from (out, len(given), y, x).
+
+    A band keeps its own weights; one that `given` lacks starts from the mean of all. All are scaled by
+    len(given) / len(wanted), lest the layer's output grow with the number of bands.
+    """
+    mean = weight.mean(dim=1)
+    parts = [weight[:, given.index(band)] if band in given else mean for band in wanted]
+    return torch.stack(parts, dim=1) * (len(given) / len(wanted))
 
 
 def _names(entry: Any) -> tuple[str, ...]:

@@ -4,10 +4,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +79,51 @@ def average_buffers(models: Sequence[nn.Module], place: Place) -> None:
     parts = torch.split(flat / place.world, [buffer.numel() for buffer in buffers])
     for buffer, part in zip(buffers, parts, strict=True):
         buffer.copy_(part.view_as(buffer))
+
+
+def from_all_ranks(values: torch.Tensor, place: Place) -> torch.Tensor:
+    """The rows that the processes hold, one's after the other's; each holds as many."""
+    if place.world == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(place.world)]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
+def spread(model: nn.Module, place: Place) -> None:
+    """Share out a model's weights over the processes, block by block (FSDP2).
+
+    A block is an element of a sequence or list among the model's parts, such as a stage of a ResNet or a layer of a
+    vision transformer; its weights are gathered while it computes.
+    """
+    mesh = init_device_mesh(place.device.type, (place.world,))
+    inside = [child for module in model.children() for child in module.children()]
+    for part in inside:
+        for block in part.children() if isinstance(part, nn.Sequential | nn.ModuleList) else ():
+            if len(list(block.children())) > 0:
+                fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def add_up_gradients(model: nn.Module, wanted: bool) -> None:
+    """Whether the next backward pass of a parallel model exchanges gradients, or each process keeps its own."""
+    if isinstance(model, DistributedDataParallel):
+        model.require_backward_grad_sync = wanted
+    elif isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(wanted)
+
+
+def whole(state: Any) -> Any:
+    """A nested state with each tensor that is shared out put together, on the CPU. All processes must call it."""
+    if isinstance(state, DTensor):
+        return state.full_tensor().cpu()
+    if isinstance(state, dict):
+        return {key: whole(value) for key, value in state.items()}
+    return state
+
+
+def like(values: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, shared out as `pattern` is."""
+    if not isinstance(pattern, DTensor):
+        return values
+    return distribute_tensor(values.to(pattern.device), pattern.device_mesh, pattern.placements)

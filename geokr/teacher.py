@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 def keep_at(step: int, limit: float) -> float:
@@ -48,4 +49,9 @@ def average(teacher: nn.Module, student: nn.Module, keep: float, *, buffers: boo
                 pairs.append((mine, its))  # type: ignore[arg-type]
             else:
                 mine.copy_(its)
-    torch._foreach_lerp_([mine for mine, _ in pairs], [its for _, its in pairs], 1.0 - keep)
+    torch._foreach_lerp_([own(mine) for mine, _ in pairs], [own(its) for _, its in pairs], 1.0 - keep)
+
+
+def own(value: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor; both networks are shared out alike."""
+    return value.to_local() if isinstance(value, DTensor) else value

@@ -2,13 +2,13 @@
 
 The same command again goes on from where RUN stopped. `torchrun --nproc-per-node N -m geokr.train ...`
 shares the work between N processes. RUN then holds last.pt and best.pt (checkpoints), log.jsonl,
-tensorboard/, plots/, encoder.safetensors (for timm) and, written last, metrics.json.
+tensorboard/, plots/, encoder.safetensors (for timm) and, written last, metrics.json; of a run whose loss
+exploded diverged/, the tiles of that step.
 """
 
 import argparse
 import dataclasses
 import json
-import math
 import signal
 import sys
 import time
@@ -19,21 +19,34 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save as to_safetensors
 from tqdm import tqdm
 
 from geokr.checkpoint import BEST, LAST, Checkpoint, load, replacing, save
 from geokr.config import PRESETS, TrainConfig, configure, differences
 from geokr.export import ENCODER, export
-from geokr.journal import CURVES, Journal
-from geokr.learner import Facts, Learner, begin, facts_of, learn, snapshot, validate
+from geokr.journal import CONFUSION, CURVES, Journal
+from geokr.learner import (
+    LOG_EVERY,
+    STUDENT_VIEW,
+    TEACHER_VIEW,
+    Facts,
+    Learner,
+    Verdict,
+    begin,
+    facts_of,
+    learn,
+    snapshot,
+    validate,
+)
 from geokr.loader import Batch, TileLoader
 from geokr.processes import Place, highest, over_ranks, taking_place
 
 METRICS = "metrics.json"
-RESULTS = (METRICS, ENCODER, *CURVES.values())
+DIVERGED = "diverged"
+RESULTS = (METRICS, ENCODER, CONFUSION, *CURVES.values())
 """What a finished run holds. One that lacks some of it repeats the end alone."""
-LOG_EVERY = 10
-"""Steps between lines of the log. Each makes the host wait for the device."""
 
 
 def train(dataset: str, run: Path, config: TrainConfig, place: Place, restart: bool = False) -> int:
@@ -73,15 +86,19 @@ def train(dataset: str, run: Path, config: TrainConfig, place: Place, restart: b
 
             ends, logs = learner.step == learner.total, learner.step % LOG_EVERY == 0
             validates = ends or learner.step % (config.validate_every or epoch) == 0
-            if logs or validates:
-                note_losses(learner, journal, bar, clock)
-            result = judge(learner, run, journal) if validates else None
             # Processes stop together, and agree on it only now and then, since that makes them wait.
             stopping = highest(stop[0] if stop else 0, place) if logs or place.world == 1 else 0
-            if place.rank == 0 and (validates or stopping or learner.step % config.checkpoint_every == 0):
-                save(run / LAST, snapshot(learner))
+            saves = validates or stopping or learner.step % config.checkpoint_every == 0
+            if logs or saves:  # no state is kept whose losses nobody has looked at
+                halt_if_diverged(learner, run)
+            if logs or validates:
+                note_losses(learner, journal, bar, clock)
+            result = judge(learner, run, journal, batch) if validates else None
+            if saves:
+                keep(learner, run / LAST)
             if stopping and not ends:
                 bar.close()
+                highest(0, place)  # none leaves before the state is saved: torchrun would end the others
                 say(place, f"{run}: stopped after step {learner.step}; the same command goes on from there")
                 return 128 + stopping
             if logs or validates:
@@ -89,10 +106,12 @@ def train(dataset: str, run: Path, config: TrainConfig, place: Place, restart: b
         # Without a result, an earlier process ended between its last step and here.
         result = result or judge(learner, run, journal)
 
+    ending = snapshot(learner)
     if place.rank == 0:
-        finish(learner, run, result)
-    than = f"{result['kl_of_mean']:.4f} for the mean label of the training tiles"
-    say(place, f"{run}: {learner.total} steps; held-out KL {result['kl']:.4f} nats, {than}; see {run / ENCODER}")
+        finish(learner, ending, run, result)
+    highest(0, place)
+    kl, than = result.numbers["kl"], f"{result.numbers['kl_of_mean']:.4f} for the mean label of the training tiles"
+    say(place, f"{run}: {learner.total} steps; held-out KL {kl:.4f} nats, {than}; see {run / ENCODER}")
     return 0
 
 
@@ -126,19 +145,21 @@ def earlier(run: Path, config: TrainConfig, facts: Facts, place: Place, restart:
 
 def loaders(dataset: str, config: TrainConfig, place: Place) -> tuple[TileLoader, TileLoader]:
     """Training tiles, shuffled, and held-out tiles in order."""
-    if config.batch % place.world:
-        raise ValueError(f"batch must be a multiple of the {place.world} processes, got {config.batch}")
+    if config.batch % (place.world * config.accumulate):
+        parts = f"the {place.world} processes" + (f" x {config.accumulate} parts" if config.accumulate > 1 else "")
+        raise ValueError(f"batch must be a multiple of {parts}, got {config.batch}")
     common: dict[str, Any] = {
         "bands": config.bands,
         "batch": config.batch // place.world,
         "classes": config.classes,
         "min_known": config.min_known,
+        "where": config.where,
         "rank": place.rank,
         "world": place.world,
         "prefetch": config.prefetch,
     }
     return (
-        TileLoader(dataset, "train", seed=config.seed, **common),
+        TileLoader(dataset, "train", weight=config.weight, seed=config.seed, **common),
         TileLoader(dataset, "val", shuffle=False, **common),
     )
 
@@ -164,43 +185,73 @@ class Clock:
 
 def note_losses(learner: Learner, journal: Journal | None, bar: Any, clock: Clock) -> None:
     """Log the means since the last line, with tiles a second and the share of the time spent waiting for tiles."""
-    sums = over_ranks(learner.window, learner.place).tolist()
-    loss, kl, disagreement = (value / sums[3] for value in sums[:3])
-    learner.window.zero_()
+    rows = over_ranks(learner.window, learner.place)[: learner.step - learner.noted] / learner.place.world
+    loss, kl, disagreement = rows.mean(dim=0).tolist()
+    learner.noted = learner.step
     took = time.perf_counter() - clock.since  # read after the sums, for which the host waited until all was computed
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss is {loss} at step {learner.step}: try a lower lr, or amp=fp32")
-    bar.set_postfix_str(f"loss {loss:.4f}, {clock.tiles / took:.0f} tiles/s", refresh=False)
+    speed, waiting = clock.tiles / took, clock.waited / took
+    bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} tiles/s, {waiting:.0%} waiting for data", refresh=False)
     if journal is not None:
         losses = {"loss": loss, "kl": kl, "disagreement": disagreement}
         rate = learner.optimiser.param_groups[0]["lr"]
-        speed = {"tiles_per_s": clock.tiles / took, "waiting": clock.waited / took}
-        journal.write(learner.step, "train", {**losses, "lr": rate, **speed})
+        journal.write(learner.step, "train", {**losses, "lr": rate, "tiles_per_s": speed, "waiting": waiting})
 
 
-def judge(learner: Learner, run: Path, journal: Journal | None) -> dict[str, float]:
-    """Validate, log it, and keep the state if it is the best so far."""
+def halt_if_diverged(learner: Learner, run: Path) -> None:
+    """Raise ValueError where the loss of a step since the last line was too high or no number.
+
+    The step's tiles are kept beside the last checkpoint, each process's in a file: image, share and weight.
+    """
+    rows = over_ranks(learner.window, learner.place)[: learner.step - learner.noted, 0] / learner.place.world
+    wrong = [(i, loss) for i, loss in enumerate(rows.tolist()) if not loss <= learner.config.highest_loss]
+    if not wrong:
+        return
+    step, loss = learner.noted + wrong[0][0], wrong[0][1]
+    batch = next(batches(learner.training, step, learner.total))  # which they were is a function of the step
+    path = run / DIVERGED / f"step{step + 1}-rank{learner.place.rank}.safetensors"
+    tensors = {"image": batch.image, "share": batch.share, "weight": batch.weight}
+    with replacing(path) as file:
+        file.write(to_safetensors(tensors, {"step": str(step + 1), "loss": str(loss)}))
+    raise ValueError(f"the loss is {loss:g} at step {step + 1}, its tiles are in {path}: try a lower lr, or amp=fp32")
+
+
+def judge(learner: Learner, run: Path, journal: Journal | None, batch: Batch | None = None) -> Verdict:
+    """Validate, log it, and keep the state if it is the best so far. batch: the last one, to show views of."""
     result = validate(learner)
-    better = learner.best is None or result["kl"] < learner.best["kl"]
+    better = learner.best is None or result.numbers["kl"] < learner.best["kl"]
     if better:
-        learner.best = {"step": learner.step, "kl": result["kl"]}
+        learner.best = {"step": learner.step, "kl": result.numbers["kl"]}
     if journal is not None:
-        journal.write(learner.step, "val", result)
+        classes = learner.facts.classes
+        journal.write(learner.step, "val", result.numbers)
+        journal.show(learner.step, result.error, result.confusion, classes, result.shares)
+        if batch is not None and journal.shows_images:
+            image = batch.image[:8].to(learner.place.device)
+            views = torch.cat([learner.view(image, stream) for stream in (STUDENT_VIEW, TEACHER_VIEW)])
+            journal.show_views(learner.step, views.cpu(), learner.config.bands)
         journal.draw()
-        if better:
-            save(run / BEST, snapshot(learner))
+    if better:
+        keep(learner, run / BEST)
     return result
 
 
-def finish(learner: Learner, run: Path, result: dict[str, float]) -> None:
+def keep(learner: Learner, path: Path) -> None:
+    """Save the state, once for all processes."""
+    state = snapshot(learner)
+    if learner.place.rank == 0:
+        save(path, state)
+
+
+def finish(learner: Learner, ending: Checkpoint, run: Path, result: Verdict) -> None:
     """Write the encoder, and last of all the metrics: they mark the run as finished."""
-    export(snapshot(learner), run / ENCODER)
+    export(ending, run / ENCODER)
     best = learner.best or {}
     metrics = {
-        "val_kl": round(result["kl"], 6),
-        "val_kl_mean_baseline": round(result["kl_of_mean"], 6),
-        "val_top1": round(result["top1"], 6),
-        "val_mae": round(result["mae"], 6),
+        **{
+            f"val_{'kl_mean_baseline' if name == 'kl_of_mean' else name}": round(value, 6)
+            for name, value in result.numbers.items()
+        },
+        "val_mae_of": {name: round(value, 6) for name, value in result.error.items()},
         "best_val_kl": round(best["kl"], 6),
         "best_step": best["step"],
         "steps": learner.total,

@@ -37,9 +37,12 @@ def test_whole_views_are_the_tile_mirrored_and_turned(turn: float, positions: in
     assert min(counts) > 200 / positions / 2
 
 
+def some_draws(tiles: int = 4000) -> torch.Tensor:
+    return torch.rand(tiles, 9, generator=torch.Generator().manual_seed(1))
+
+
 def test_half_the_turns_of_the_reference_do_nothing() -> None:
-    draws = torch.rand(4000, 7, generator=torch.Generator().manual_seed(1))
-    linear = placement(draws, crop=1.0, turn=0.5)[:, :, :2]
+    linear = placement(some_draws(), dataclasses.replace(STILL, turn=0.5))[:, :, :2]
     aside = (linear[:, 0, 0].abs() < 0.5).double().mean()
     assert float(aside) == pytest.approx(0.25, abs=0.03)  # half of them turn, and half of those by 90 or 270
 
@@ -59,6 +62,49 @@ def test_crops_stay_inside_and_keep_their_share() -> None:
     assert float(area.mean()) == pytest.approx(0.7, abs=0.04)
     middle = views.mean(dim=(2, 3))
     assert float(middle.std(dim=0).min()) > 3  # they lie in different places
+
+
+def test_free_rotation_turns_by_the_angle_and_keeps_lengths() -> None:
+    config = dataclasses.replace(STILL, rotate=30.0, crop=0.25)
+    theta = placement(some_draws(), config)
+    linear = theta[:, :, :2]
+    lengths = linear.square().sum(1).sqrt()  # of the view's sides, as shares of the tile's
+    assert torch.allclose(lengths[:, 0], lengths[:, 1], atol=1e-6)
+    assert 0.5 <= float(lengths.min()) < 0.51
+    assert float(lengths.max()) > 0.99
+    assert float((linear[:, :, 0] * linear[:, :, 1]).sum(1).abs().max()) < 1e-6  # sides stay square to each other
+    angle = torch.rad2deg(torch.atan2(linear[:, 1, 0], linear[:, 0, 0]))
+    off = (angle + 90) % 180 - 90  # mirroring turns by half a circle
+    assert float(off.abs().max()) <= 30.001
+    assert float(off.std()) == pytest.approx(60 / 12**0.5, rel=0.05)  # evenly within 30 either way
+    reach = theta[:, :, 2].abs() + linear.abs().sum(2)
+    inside = linear.abs().sum(2) <= 1
+    assert float(inside.double().mean()) > 0.5
+    assert float(reach[inside].max()) < 1 + 1e-6  # a view that can lie inside the tile does
+    assert float(theta[:, :, 2][~inside].abs().max()) == 0
+
+
+def test_a_rotated_view_shows_the_tile_rotated() -> None:
+    """Pixels that are their own coordinate, so that the view says where each of its pixels lies."""
+    side = 64
+    ramp = torch.arange(side).expand(1, 1, side, side) * 2
+    image = torch.cat([ramp, ramp.transpose(2, 3)], dim=1).to(torch.uint8).expand(50, 2, side, side)
+    config = dataclasses.replace(STILL, rotate=45.0, crop=0.25, image_size=16)
+    views = augment(image, ("x", "y"), config, seed=4) * 255 / 2
+    right, down = views[:, :, 8, 9] - views[:, :, 8, 8], views[:, :, 9, 8] - views[:, :, 8, 8]
+    assert float((right * down).sum(1).abs().max()) < 0.05 * float(right.square().sum(1).max())
+    assert torch.allclose(right.norm(dim=1), down.norm(dim=1), atol=0.05)
+    assert float(right[:, 1].abs().max()) > 1  # not along the rows
+
+
+def test_stretched_views_keep_their_area_within_the_ratio() -> None:
+    config = dataclasses.replace(STILL, crop=0.3, stretch=2.0)
+    lengths = placement(some_draws(), config)[:, :, :2].square().sum(1).sqrt()
+    ratio = lengths[:, 0] / lengths[:, 1]
+    assert 0.499 < float(ratio.min()) < 0.55
+    assert 1.8 < float(ratio.max()) < 2.001
+    assert float(lengths.max()) <= 1 + 1e-6
+    assert float(lengths.prod(1).min()) == pytest.approx(0.3, abs=0.01)
 
 
 def test_views_are_a_function_of_seed_and_place() -> None:
@@ -105,6 +151,21 @@ def test_bands_without_colour_keep_their_hue_and_saturation() -> None:
     assert torch.allclose(found[:, [3, 2, 1]], alone)
     grey = recolour(image[:, :2], ("nir", "blue"), config, torch.full((3, 4), 0.9), [2, 3])
     assert torch.equal(grey, image[:, :2])
+
+
+def test_near_infrared_has_the_light_of_the_others_and_a_contrast_of_its_own() -> None:
+    generator = torch.Generator().manual_seed(9)
+    image = torch.rand(5, 4, 12, 12, generator=generator) * 0.2 + torch.tensor([0.6, 0.1, 0.15, 0.2])[:, None, None]
+    bands = ("nir", "blue", "green", "red")
+    config = dataclasses.replace(STILL, brightness=0.3, contrast=0.5)
+    brighter = recolour(image, bands, config, torch.full((5, 4), 0.75), [0])
+    assert torch.allclose(brighter, image * 1.15)  # every ratio of bands is kept
+    sharper = recolour(image, bands, config, torch.full((5, 4), 0.75), [1])
+    nir, its = image[:, 0], sharper[:, 0]
+    assert torch.allclose(its.mean((1, 2)), nir.mean((1, 2)), atol=1e-6)
+    assert torch.allclose(its.std((1, 2)), 1.25 * nir.std((1, 2)), atol=1e-5)
+    alone = recolour(image[:, [3, 2, 1]], RGB, config, torch.full((5, 4), 0.75), [1])
+    assert torch.allclose(sharper[:, [3, 2, 1]], alone)  # colours as if there were no near infrared
 
 
 def test_views_stay_within_range_and_size() -> None:

@@ -87,6 +87,13 @@ def test_the_reference_preset_is_the_published_recipe() -> None:
     assert configure("reference", pairs=["objective=supervised"]).ema_periods == ()
 
 
+def test_steps_follow_the_warm_up() -> None:
+    config = dataclasses.replace(TrainConfig(), schedule="step", lr=1.0, warm_up=0.1, decay=0.1, decay_every=3)
+    rates = [config.learning_rate(step, total=100, epoch=10) for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert [rates[step] for step in (10, 29, 30, 59, 60)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
 def test_the_cosine_rises_then_falls_to_nothing() -> None:
     config = dataclasses.replace(TrainConfig(), lr=1.0, warm_up=0.1)
     rates = [config.learning_rate(step, total=100, epoch=7) for step in range(101)]

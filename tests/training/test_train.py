@@ -1,23 +1,32 @@
 """Training learns, stops anywhere and goes on as if it had not, and is the same however many share it."""
 
 import csv
+import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partialmethod
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from geokr import train
 from geokr.checkpoint import BEST, LAST, load
 from geokr.config import configure
-from geokr.learner import begin, facts_of, learn
+from geokr.journal import Journal, drawn
+from geokr.learner import Learner, begin, facts_of, learn, validate
 from geokr.loader import TileLoader
 from geokr.processes import Place
 
@@ -43,7 +52,7 @@ def same(one: Any, other: Any) -> bool:
 
 def same_state(one: Path, other: Path) -> bool:
     first, second = load(one), load(other)
-    names = ("step", "student", "teacher", "optimiser", "window", "best", "mean", "std")
+    names = ("step", "student", "teacher", "optimiser", "scaler", "window", "best", "mean", "std")
     return all(same(getattr(first, name), getattr(second, name)) for name in names)
 
 
@@ -68,8 +77,11 @@ def test_the_best_step_is_kept_though_others_follow(
     coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([0.5, 0.2, 0.9])
+    judge = train.validate
     others = {"kl_of_mean": 1.0, "top1": 1.0, "mae": 0.0}
-    monkeypatch.setattr(train, "validate", lambda learner: {"kl": next(found), **others})
+    monkeypatch.setattr(
+        train, "validate", lambda learner: replace(judge(learner), numbers={"kl": next(found), **others})
+    )
     assert command(coloured, tmp_path, "steps=3", "validate_every=1") == 0
     assert (load(tmp_path / BEST).step, load(tmp_path / LAST).step) == (2, 3)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -192,11 +204,184 @@ def test_a_run_of_other_settings_is_moved_aside_if_asked(coloured: Path, tmp_pat
     assert not (tmp_path / "run.3").exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run(
-    coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("settings", "loss"), [(["optimiser=sgd", "lr=1e30"], "nan"), (["highest_loss=0.5"], "")])
+def test_a_loss_that_explodes_stops_the_run_and_leaves_the_tiles(
+    coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], loss: str
 ) -> None:
-    assert command(coloured, tmp_path, "steps=40", "optimiser=sgd", "lr=1e30", "warm_up=0") == 2
-    assert "the loss is nan at step 6: try a lower lr" in capsys.readouterr().err
+    settings = ["steps=40", "warm_up=0", "checkpoint_every=5", *settings]
+    assert command(coloured, tmp_path, *settings) == 2
+    (path,) = (tmp_path / "diverged").iterdir()
+    found = re.search(
+        r"the loss is (\S+) at step (\d+), its tiles are in (\S+): try a lower lr", capsys.readouterr().err
+    )
+    assert found is not None
+    assert found[3] == str(path) == str(tmp_path / f"diverged/step{found[2]}-rank0.safetensors")
+    assert found[1] == loss or float(found[1]) > 0.5
+    step = int(found[2]) - 1
+    batch = list(TileLoader(coloured, "train", batch=32, min_known=0.5).epoch(step // 6))[step % 6]
+    kept = load_file(path)
+    assert torch.equal(kept["image"], batch.image)
+    assert torch.equal(kept["share"], batch.share)
+    assert not (tmp_path / LAST).exists()  # the first one would have been of weights that are no numbers
+
+
+def by_a_step(dataset: Path, *settings: str, weight: torch.Tensor | None = None) -> Learner:
+    """A learner of layer normalisation, whose answer for a tile depends on that tile alone, after a few steps."""
+    config = configure("geokr", None, [*SMALL, "model=test_vit", "steps=4", "warm_up=0", *settings])
+    training = TileLoader(dataset, "train", batch=32)
+    held_out = TileLoader(dataset, "val", batch=32, shuffle=False)
+    learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+    for batch in islice(training, 3):
+        learn(learner, batch if weight is None else replace(batch, weight=weight))
+    return learner
+
+
+def far(one: Learner, other: Learner) -> float:
+    """The largest difference between the students' weights."""
+    pairs = zip(one.student.parameters(), other.student.parameters(), strict=True)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("objective", ["geokr", "supervised"])
+def test_parts_of_a_step_are_the_step(coloured: Path, objective: str) -> None:
+    settings = ["optimiser=sgd", "lr=0.05", f"objective={objective}"]
+    weight = torch.linspace(0.1, 3, 32)
+    whole = by_a_step(coloured, *settings, weight=weight)
+    parts = by_a_step(coloured, *settings, "accumulate=4", weight=weight)
+    assert far(whole, parts) < 1e-5
+    assert torch.allclose(whole.window, parts.window, atol=1e-6)
+    assert far(whole, by_a_step(coloured, *settings)) > 1e-3  # weights matter
+
+
+def test_tiles_without_weight_are_not_learnt_from(coloured: Path) -> None:
+    """The step is that of the tiles with weight alone, whatever the others say."""
+    weight = (torch.arange(32) % 2).float()
+    settings = ["optimiser=sgd", "lr=0.05", "objective=supervised"]
+    one, other = (by_a_step(coloured, *settings, weight=factor * weight) for factor in (1, 7))
+    assert far(one, other) < 1e-6  # their size does not count
+    assert far(one, by_a_step(coloured, *settings, weight=1 - weight)) > 1e-3
+
+
+def test_tiles_are_filtered_and_weighted_by_columns(build, tmp_path: Path) -> None:
+    """Tiles of one scene are left out; others count as much as their label covers, which here is what tells them."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (4, 20, 4, 32, 32), dtype=np.uint8)
+    share = np.zeros((4, 20, 3), np.float32)
+    share[:, ::2, 0] = share[:, 1::2, 1] = 1
+    dataset = build(
+        tmp_path / "dataset",
+        {"one": image, "other": image},
+        {"one": share, "other": share},
+        split=lambda scene, row, col: "val" if row == 3 else "train",
+        known=lambda scene, row, col: 1.0 if col % 2 == 0 else 0.01,
+    )
+    settings = ["where=scene=one", "weight=known", "min_known=0", "steps=30", "batch=20", "lr=1e-3", "ema=0.5"]
+    assert command(dataset, tmp_path / "run", *settings) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["tiles"], metrics["val_tiles"]) == (60, 20)
+    # Pixels say nothing: the best answer is the weighted mean label, 0.99 of the first class, which is half wrong.
+    assert metrics["val_kl"] > 1.0 > metrics["val_kl_mean_baseline"]
+
+
+def test_a_long_gradient_is_shortened(coloured: Path) -> None:
+    settings = ["optimiser=sgd", "lr=1", "weight_decay=0", "objective=supervised", "steps=1"]
+    start = by_a_step(coloured, *settings, weight=torch.ones(32))
+    assert start.config.clip == 0
+    config = configure("geokr", None, [*SMALL, "model=test_vit", *settings, "warm_up=0", "clip=0.01"])
+    training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
+    learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+    before = [parameter.detach().clone() for parameter in learner.student.parameters()]
+    learn(learner, next(iter(training)))
+    moved = [now - then for now, then in zip(learner.student.parameters(), before, strict=True)]
+    assert float(torch.cat([part.flatten() for part in moved]).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_activations_computed_again_change_nothing(coloured: Path) -> None:
+    """Batch statistics neither, though a block then runs twice."""
+    settings = ["model=test_resnet", "optimiser=sgd", "lr=0.01"]
+    kept, again = by_a_step(coloured, *settings), by_a_step(coloured, *settings, "recompute=true")
+    calls = []
+    again.student.encoder.layer2[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    learn(again, next(iter(again.training)))
+    learn(kept, next(iter(kept.training)))
+    assert len(calls) == 2
+    for network in ("student", "teacher"):
+        states = [getattr(learner, network).state_dict() for learner in (kept, again)]
+        for name, value in states[0].items():
+            assert torch.allclose(value, states[1][name], atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        (["amp=bf16"], 3e-2),
+        (["amp=fp16"], 3e-2),
+        (["channels_last=false"], 1e-4),
+        (["compile=true"], 1e-4),
+    ],
+)
+def test_other_ways_to_compute_come_to_the_same(
+    coloured: Path, settings: list[str], tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As torch.compile does, but without generating code, which takes minutes.
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    common = ["model=test_resnet", "optimiser=sgd", "lr=0.01"]
+    plain, other = by_a_step(coloured, *common), by_a_step(coloured, *common, *settings)
+    assert far(plain, other) < tolerance
+    assert torch.allclose(plain.window[:3], other.window[:3], atol=tolerance)
+    if "amp=fp16" in settings:
+        assert other.scaler.get_scale() > 1
+    if settings[0].startswith("amp"):
+        assert far(plain, other) > 0
+
+
+def test_a_step_that_overflows_in_half_precision_is_left_out_and_scaled_down(coloured: Path) -> None:
+    learner = by_a_step(coloured, "amp=fp16")
+    learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**100})
+    before = [parameter.detach().clone() for parameter in learner.student.parameters()]
+    learn(learner, next(iter(learner.training)))
+    assert all(torch.equal(*pair) for pair in zip(before, learner.student.parameters(), strict=True))
+    assert learner.scaler.get_scale() == 2.0**99
+
+
+@pytest.mark.parametrize("settings", [["amp=fp16"], ["optimiser=lamb"], ["accumulate=2", "recompute=true"]])
+def test_stopping_and_going_on_holds_for_all_of_the_state(
+    coloured: Path, tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["steps=9", "probe=0", *settings]
+    assert command(coloured, tmp_path / "whole", *settings) == 0
+
+    def interrupted(learner, batch) -> None:
+        learn(learner, batch)
+        if learner.step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train, "learn", interrupted)
+    assert command(coloured, tmp_path / "parts", *settings) == 128 + signal.SIGTERM
+    assert bool(load(tmp_path / "parts" / LAST).scaler) == ("amp=fp16" in settings)
+    monkeypatch.undo()
+    assert command(coloured, tmp_path / "parts", *settings) == 0
+    assert same_state(tmp_path / "whole" / LAST, tmp_path / "parts" / LAST)
+
+
+def test_validation_judges_features_and_classes_too(coloured: Path) -> None:
+    config = configure("geokr", None, [*SMALL, "steps=60", "lr=3e-3", "ema=0.9"])
+    training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
+    learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+    first = validate(learner)
+    for epoch in range(10):
+        for batch in training.epoch(epoch):
+            learn(learner, batch)
+            learner.noted = learner.step
+    last = validate(learner)
+    assert last.numbers["knn_top1"] > 0.8
+    assert last.numbers["knn_mae"] < first.numbers["knn_mae"]
+    assert np.sum(last.confusion) == pytest.approx(1)
+    assert np.sum(last.confusion, axis=1) == pytest.approx(held_out.share.mean(0), abs=1e-6)
+    assert np.trace(last.confusion) > np.trace(first.confusion)
+    assert list(last.error) == list(training.classes)
+    assert np.mean(list(last.error.values())) == pytest.approx(last.numbers["mae"])
+    assert torch.equal(last.shares["label"], torch.from_numpy(held_out.share))
 
 
 def test_the_teacher_of_each_preset(coloured: Path) -> None:
@@ -237,26 +422,44 @@ def test_the_teacher_of_each_preset(coloured: Path) -> None:
 
 
 RANK = """
+import signal
 import sys
 from pathlib import Path
 import torch
 from geokr import train
 from geokr.config import configure
-from geokr.processes import taking_place
+from geokr.processes import taking_place, whole
 
 data, out, *settings = sys.argv[1:]
-learners, begin = [], train.begin
+learners, begin, learn = [], train.begin, train.learn
 train.begin = lambda *arguments: learners.append(begin(*arguments)) or learners[-1]
+
+def stopped(learner, batch):
+    learn(learner, batch)
+    if learner.step == 5 and place.rank == 1:
+        signal.raise_signal(signal.SIGTERM)
+
+def run(name, *more):
+    return train.train(data, Path(out) / name, configure(pairs=[*settings, *more]), place)
+
 with taking_place("cpu") as place:
-    for model in ("test_vit", "test_resnet"):
-        assert train.train(data, Path(out) / model, configure(pairs=[f"model={model}", *settings]), place) == 0
-held = [network.state_dict() for learner in learners for network in (learner.student, learner.teacher)]
-torch.save(held, Path(out) / f"rank{place.rank}.pt")
+    assert run("copied", "model=test_vit") == 0
+    assert run("batch-norm", "model=test_resnet") == 0
+    assert run("shared", "model=test_vit", "shard=true") == 0
+    train.learn = stopped
+    assert run("stopped", "model=test_vit", "shard=true", "steps=14") == 128 + signal.SIGTERM
+    train.learn = learn
+    stopped_at = learners[-1].step
+    assert run("stopped", "model=test_vit", "shard=false", "steps=14") == 0
+    assert run("not-stopped", "model=test_vit", "steps=14") == 0
+    held = [whole(network.state_dict()) for learner in learners for network in (learner.student, learner.teacher)]
+torch.save([stopped_at, held], Path(out) / f"rank{place.rank}.pt")
 """
 
 
 def test_two_processes_do_the_work_of_one(coloured: Path, tmp_path: Path) -> None:
-    settings = ["image_size=32", "batch=32", "steps=8", "loggers=[]", "optimiser=sgd"]
+    settings = ["image_size=32", "batch=32", "steps=8", "loggers=[]", "optimiser=adamw", "lr=1e-3", "clip=0.5"]
+    settings += ["accumulate=2", "weight_decay=0.1", "weight=known"]
     alone = tmp_path / "alone"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -265,15 +468,28 @@ def test_two_processes_do_the_work_of_one(coloured: Path, tmp_path: Path) -> Non
     line = [sys.executable, "-c", RANK, str(coloured), str(tmp_path), *settings]
     ranks = [subprocess.Popen(line, env={**common, "RANK": str(rank)}, cwd=REPOSITORY) for rank in range(2)]
     assert train.main(["--data", str(coloured), "--out", str(alone), "model=test_vit", *settings]) == 0
-    assert [rank.wait(60) for rank in ranks] == [0, 0]
-    # With layer normalisation a tile's output depends on that tile alone: only rounding differs.
-    one, two = load(alone / LAST), load(tmp_path / "test_vit" / LAST)
-    for name, value in one.student.items():
-        assert torch.allclose(value, two.student[name], atol=1e-5), name
-    metrics = [json.loads((run / "metrics.json").read_text()) for run in (alone, tmp_path / "test_vit")]
-    assert metrics[0] == pytest.approx(metrics[1], abs=1e-4)
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
+
+    # With layer normalisation a tile's output depends on that tile alone: only rounding differs, whether each process
+    # holds all weights or a part of them. Adam divides by the gradient's size, which makes much of rounding.
+    one = load(alone / LAST)
+    for run in ("copied", "shared"):
+        other = load(tmp_path / run / LAST)
+        for name, value in one.student.items():
+            assert torch.allclose(value, other.student[name], atol=2e-4), (run, name)
+        assert other.optimiser["state"].keys() == one.optimiser["state"].keys()
+        metrics = [json.loads((path / "metrics.json").read_text()) for path in (alone, tmp_path / run)]
+        assert metrics[0].pop("val_mae_of") == pytest.approx(metrics[1].pop("val_mae_of"), abs=1e-3)
+        assert metrics[0] == pytest.approx(metrics[1], abs=1e-3)
+
+    # A signal to one process stops all, at the next step at which they talk. What was shared out goes on in copies.
+    ended = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    assert [at for at, _ in ended] == [10, 10]
+    stopped, not_stopped = load(tmp_path / "stopped" / LAST), load(tmp_path / "not-stopped" / LAST)
+    for name, value in stopped.student.items():
+        assert torch.allclose(value, not_stopped.student[name], atol=2e-4), name
     # With batch normalisation each sees its own tiles' statistics, but both end with the same networks.
-    assert same(*(torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)))
+    assert same(*ended)
 
 
 ONLY_TORCH = """
@@ -299,8 +515,51 @@ def test_training_needs_torch_timm_and_tensorstore_alone(coloured: Path, tmp_pat
     assert (tmp_path / "metrics.json").exists()
 
 
-def test_logs_for_viewers(coloured: Path, tmp_path: Path) -> None:
+def test_logs_for_viewers(coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(coloured, tmp_path, "steps=4", "validate_every=2", "loggers=tensorboard,dvclive") == 0
-    assert list((tmp_path / "tensorboard").glob("events.*"))
+    assert re.search(r"loss \d\.\d+, \d+ tiles/s, \d+% waiting for data", capsys.readouterr().err)
+    seen = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "histograms": 0}).Reload()
+    tags = seen.Tags()
+    assert set(tags["images"]) == {"confusion", "views of student and teacher"}
+    kinds = {f"{kind}/{name}" for kind in ("label", "predicted") for name in ("water", "forest", "bare")}
+    assert set(tags["histograms"]) == kinds
+    assert {"val/knn_top1", "mae/water", "train/waiting"} <= set(tags["scalars"])
+    assert [event.step for event in seen.Images("confusion")] == [2, 4]
+    views = Image.open(io.BytesIO(seen.Images("views of student and teacher")[0].encoded_image_string))
+    assert views.size == (8 * 32, 2 * 32)
+    label = seen.Histograms("label/water")[0].histogram_value
+    assert (label.num, label.min >= 0, label.max <= 1) == (64, True, True)
+    for path in (tmp_path / "plots/confusion.png", tmp_path / "dvclive/plots/images/confusion.png"):
+        assert Image.open(path).size[0] > 3 * 40
     curve = (tmp_path / "dvclive/plots/metrics/val/kl.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in curve] == ["step", "2", "4"]
+
+
+def test_the_picture_of_confusion_is_dark_where_shares_went() -> None:
+    """Two classes: the first half taken for the second, the second right, and a third that is nowhere."""
+    picture = drawn([[0.2, 0.2, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 0.0]], ["water", "forest", "bare"])
+    cell = [[picture.getpixel((110 + 44 * column + 2, 40 + 44 * row + 2)) for column in range(3)] for row in range(3)]
+    half, full, none = (128, 128, 255), (0, 0, 255), (255, 255, 255)
+    assert cell == [[half, half, none], [none, full, none], [none, none, none]]
+
+
+def test_views_are_shown_in_true_colour(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, ("tensorboard",), 0)
+    views = torch.zeros(4, 4, 6, 6)  # nir, red, green, blue: all red but the teacher's second, which is blue
+    views[:, 0] = 0.5
+    views[:3, 1] = views[3:, 3] = 1
+    journal.show_views(1, views, ("nir", "red", "green", "blue"))
+    journal.close()
+    (event,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("views of student and teacher")
+    picture = Image.open(io.BytesIO(event.encoded_image_string))
+    found = [picture.getpixel(place) for place in ((3, 3), (9, 3), (3, 9), (9, 9))]
+    assert found == [(255, 0, 0)] * 3 + [(0, 0, 255)]
+
+
+def test_batch_norm_over_processes_needs_gpus(coloured: Path) -> None:
+    config = configure("geokr", None, [*SMALL, "sync_batch_norm=true"])
+    training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
+    facts = facts_of(training, held_out)
+    with pytest.raises(ValueError, match="sync_batch_norm needs GPUs"):
+        begin(config, Place(0, 2, torch.device("cpu")), training, held_out, facts)
+    begin(config, ALONE, training, held_out, facts)
