@@ -3,11 +3,17 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import label_noise, storage, zion
+from benchmarks import build, chaos, label_noise, labels, loader, ortho, step, storage, zion
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
-    "storage": storage.main,
+    "build": build.main,
+    "chaos": chaos.main,
     "label-noise": label_noise.main,
+    "labels": labels.main,
+    "loader": loader.main,
+    "ortho": ortho.main,
+    "step": step.main,
+    "storage": storage.main,
     "zion": zion.main,
 }
 

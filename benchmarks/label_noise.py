@@ -46,14 +46,14 @@ PARAMS = """
 build:
   tile: 64
   stride: 48
-  split: {shares: {train: 0.6, val: 0.4}, cell: 2500, seed: 0}
+  split: {shares: {train: 0.35, val: 0.65}, cell: 2500, seed: 0}
 train:
   model: test_resnet
   bands: [red, green, blue, nir]
   image_size: 32
   crop: 1.0
   batch: 64
-  epochs: 40
+  epochs: 80
   ema: 0.99
   probe: 0
   validate_every: 1000000

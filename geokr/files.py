@@ -21,6 +21,11 @@ def is_url(path: str | Path) -> bool:
     return str(path).startswith(S3)
 
 
+def join(dataset: str | Path, *parts: str) -> str:
+    """A path or URL inside the data set. `dataset` may be a local directory or `s3://...`."""
+    return "/".join([str(dataset).rstrip("/"), *parts])
+
+
 def exists(path: str | Path) -> bool:
     """Whether there is such a file, or such an object."""
     if not is_url(path):
@@ -38,6 +43,16 @@ def read(path: str | Path) -> bytes:
     if answer.state != "value":
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     return bytes(answer.value)
+
+
+def modified(path: str | Path) -> float:
+    """When a file was written, s since the epoch, by the clock of its disk or of its server."""
+    if not is_url(path):
+        return Path(path).stat().st_mtime
+    import obstore  # the extra `s3`, which only building takes
+
+    root, _, key = str(path).rpartition("/")
+    return obstore.head(s3_store(root, endpoint()), key)["last_modified"].timestamp()
 
 
 def write(path: str | Path, data: bytes | memoryview) -> None:
@@ -72,9 +87,10 @@ def append(path: str | Path, line: str) -> None:
     """Add a line to a small text file. An object in a bucket is written anew."""
     if is_url(path):
         before = read(path) if exists(path) else b""
-        write(path, before + f"{line}\n".encode())
+        write(path, before + f"{line}\n".encode(errors="backslashreplace"))
         return
-    with Path(path).open("a", encoding="utf-8") as file:
+    # A file's name may be no UTF-8.
+    with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{line}\n")
 
 
@@ -98,6 +114,16 @@ def _sync(directory: Path) -> None:
 def endpoint() -> str | None:
     """The S3 server, where it is not AWS's own."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+@lru_cache(maxsize=16)  # one pool of connections each
+def s3_store(root: str, server: str | None) -> Any:
+    """obstore's name for a place in a bucket. server: `endpoint()`."""
+    from obstore.store import S3Store
+
+    # A server that is not AWS's own may be one without encryption on the same network.
+    given: Any = {} if server is None else {"endpoint": server, "client_options": {"allow_http": True}}
+    return S3Store.from_url(root, **given)
 
 
 def kvstore(root: str | Path) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def write_index(dataset: str | Path, columns: Mapping[str, npt.NDArray[Any]], fo
     frame = geopandas.GeoDataFrame({**columns, **texts}, geometry=footprints, crs="EPSG:4326")
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False, compression="zstd", schema_version="1.1.0")
-    files.write(f"{dataset}/{INDEX}", buffer.getbuffer())
+    files.write(files.join(dataset, INDEX), buffer.getbuffer())
 
 
 def read_index(dataset: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -115,11 +115,12 @@ def read_index(dataset: str | Path, columns: Sequence[str] | None = None) -> pa.
 
     Raises ValueError naming the columns that it does not have.
     """
-    path = f"{dataset}/{INDEX}"
-    there = [name for name in pq.read_schema(path).names if name != "geometry"]
+    path = files.join(dataset, INDEX)
+    source = pa.BufferReader(files.read(path)) if files.is_url(path) else path
+    there = [name for name in pq.read_schema(source).names if name != "geometry"]
     if missing := [name for name in columns or () if name not in (*there, "geometry")]:
         raise ValueError(f"{path} has no column {', '.join(missing)}, only {', '.join(there)}")
-    return pq.read_table(path, columns=there if columns is None else list(columns))
+    return pq.read_table(source, columns=there if columns is None else list(columns))
 
 
 def read_extent(dataset: str | Path) -> tuple[tuple[float, ...], tuple[str, ...]]:
@@ -141,8 +142,8 @@ def read_summary(dataset: str | Path) -> dict[str, Any]:
 
     Raises ValueError where `dataset` is not a finished data set.
     """
-    path = Path(dataset) / DATASET
-    if not path.is_file():
+    path = files.join(dataset, DATASET)
+    if not files.exists(path):
         raise ValueError(f"{path}: no such file; is {dataset} a data set that was built to the end?")
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    summary: dict[str, Any] = json.loads(files.read(path))
     return summary

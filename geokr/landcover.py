@@ -1,35 +1,32 @@
-"""A land-cover product: its sheets, and exact class shares of footprints.
+"""Land-cover products and their sheets, as found in directories.
 
-A product is described by a file in `knowledge/`: how its sheets are named, how far each one counts, and
-what its codes mean.
+A product is described by a file in `knowledge/products/`, or one of the user's: how its sheets are named, how far
+each one counts, and what its codes mean.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import geopandas
 import numpy as np
-import numpy.typing as npt
 import rasterio
 import shapely
-from exactextract import exact_extract
-from exactextract.raster import NumPyRasterSource
 from pyproj import CRS
 from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
-from geokr.crs import is_geographic, transformer
-from geokr.legend import KNOWLEDGE, Legend, read_legend, read_toml
+from geokr.crs import is_geographic
+from geokr.legend import BASE, KNOWLEDGE, OWN, Legend, Taxonomy, read_legend, read_taxonomy, read_toml
+from geokr.outlines import LONLAT, Floats, project, rings
 
-Floats = npt.NDArray[np.float64]
+Extent = tuple[float, float, float, float]
+"""West, south, east and north, degrees. East may lie beyond 180."""
 
-OUTSIDE = -1
-"""Stands for a cell outside the raster; no code of a product."""
-POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
+RASTERS = (".tif", ".tiff", ".img", ".nc", ".hdf", ".vrt", ".jp2")
+"""How files are named that may be sheets of a product nobody has described."""
 
 
 class LandCoverError(ValueError):
@@ -38,18 +35,25 @@ class LandCoverError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """One raster of a product."""
+    """One raster of a product, or one band of it."""
 
     path: str
+    """The file."""
+    source: str
+    """What GDAL opens: the file, or a layer in it."""
+    band: int
+    """From 1 on."""
     crs: str
     """WKT or authority code."""
     transform: tuple[float, float, float, float, float, float]
     """Pixel corner (col, row) to CRS units, row-major; without rotation."""
     width: int
     height: int
-    extent: tuple[float, float, float, float] | None
-    """Where the sheet counts: west, south, east, north in degrees; None for all that its pixels cover.
-    Neighbouring sheets may overlap beyond it, and disagree there."""
+    nodata: int | None
+    """The code that the file itself calls no data."""
+    extent: Extent | None
+    """Where the sheet counts; None for all that its pixels cover. Neighbouring sheets may overlap beyond it, and
+    disagree there."""
     outline: shapely.Polygon
     """Where the sheet counts, as a polygon in longitude and latitude, for finding the sheets of a place. Without
     an extent it is a little too large. It may go on past 180 degrees."""
@@ -61,96 +65,283 @@ class LandCover:
 
     name: str
     """`<product>_<year>`: the name of the label set that comes of it."""
+    year: int
     legend: Legend
     sheets: tuple[Sheet, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
-    """What a product says about footprints."""
+class Product:
+    """A land-cover product as its file describes it."""
 
-    fraction: Floats
-    """(n, class) float64: area share of each class within the known part; sums to 1, or all 0 where known is 0."""
-    known: Floats
-    """(n,) float64: share of the footprint's area that is covered with a class of the legend."""
-    unlisted: frozenset[int]
-    """Codes met in the pixels that the legend does not mention; their area counts as unknown."""
+    path: Path
+    name: str
+    rules: tuple[dict[str, Any], ...]
+    """How its sheets are named, one for each kind of file: see docs/landcover.md."""
+
+    def match(self, file: str) -> tuple[dict[str, Any], dict[str, str]] | None:
+        """The rule that a file's name follows, and the parts of the name; None where it follows none."""
+        for rule in self.rules:
+            if match := re.search(rule["name"], file, re.IGNORECASE):
+                return rule, match.groupdict()
+        return None
 
 
-def find(paths: Iterable[str | Path], knowledge: Path = KNOWLEDGE) -> list[LandCover]:
+def products(own: Iterable[str | Path] = ()) -> list[Product]:
+    """The products that are known: first those described in the user's files or directories, then the shipped ones.
+
+    Raises LandCoverError for a description that cannot be used.
+    """
+    files: list[Path] = []
+    for place in map(Path, own):
+        found = sorted(place.glob("*.toml")) if place.is_dir() else [place]
+        if not found:
+            raise LandCoverError(f"{place}: no .toml file is in there")
+        files += found
+    return [read_product(path) for path in [*files, *sorted((KNOWLEDGE / "products").glob("*.toml"))]]
+
+
+def read_product(path: Path) -> Product:
+    """A product's description. Raises LandCoverError naming the file and the fault."""
+    try:
+        content = read_toml(path)
+        rules = content["sheets"]
+        for rule in rules:
+            groups = re.compile(rule["name"]).groupindex
+            if not {"year", "years"} & {*groups, *rule}:
+                raise ValueError("a rule for sheets has no group `year` in its name, and no key `year` or `years`")
+            match rule["extent"]:
+                case "bounds" | [_, _, _, _]:
+                    needed: set[str] = set()
+                case "globeland30":
+                    needed = {"hemisphere", "zone", "latitude"}
+                case "grid_zone":
+                    needed = {"zone", "band"}
+                case {"degrees": _, "corner": "lower left" | "upper left"}:
+                    needed = {"latitude", "longitude"}
+                case other:
+                    raise ValueError(f"no sheet can have the extent {other!r}")
+            if missing := needed - set(groups):
+                raise ValueError(f"the sheets' name has no group {sorted(missing)}, which their extent needs")
+        if not re.fullmatch(r"[a-z0-9_]+", content["name"]):
+            raise ValueError(f"the name {content['name']!r} must be of small letters, digits and _")
+        return Product(path, content["name"], tuple(rules))
+    except KeyError as error:
+        raise LandCoverError(f"{path}: {error} is missing") from error
+    except re.error as error:
+        raise LandCoverError(f"{path}: the sheets' name is not a regular expression: {error}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise LandCoverError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
+def find(paths: Iterable[str | Path], legends: Iterable[str | Path] = (), taxonomy: str = BASE) -> list[LandCover]:
     """Products found under directories (or named files), sorted by name; other files are passed over.
 
-    Raises LandCoverError where a path does not exist, a sheet cannot be used or is there twice, or nothing is
-    recognised.
+    legends: the user's descriptions of products. taxonomy: see `read_taxonomy`, or `own` for each product's own
+    classes. Raises LandCoverError where a path does not exist, a description or a sheet cannot be used, a sheet
+    is there twice or overlaps another, or nothing is recognised.
     """
-    descriptions = [(path, read_toml(path)) for path in sorted(knowledge.glob("*.toml")) if path.stem != "classes"]
-    files: list[Path] = []
+    known = products(legends)
     places = [Path(path) for path in paths]
+    survey = take_stock(places, known, taxonomy)
+    if survey.faults:
+        raise LandCoverError(survey.faults[0])
+    if not survey.covers:
+        names = ", ".join(product.name for product in known)
+        raise LandCoverError(
+            f"{', '.join(map(str, places))}: no land-cover sheet is recognised here; known are {names}"
+        )
+    return survey.covers
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What lies under some directories."""
+
+    covers: list[LandCover]
+    """Sorted by name; of sheets without a fault."""
+    faults: list[str]
+    """A sentence for each sheet that cannot be used."""
+    unplaced: list[Path]
+    """Rasters that no product recognises."""
+
+
+def take_stock(places: Iterable[Path], known: Sequence[Product], taxonomy: str) -> Survey:
+    """The products under directories, and all that is wrong with their sheets.
+
+    Raises LandCoverError where a path does not exist, or a description or taxonomy cannot be used.
+    """
+    faults: list[str] = []
+    unplaced: list[Path] = []
+    found: dict[tuple[str, int], tuple[Product, dict[str, Sheet]]] = {}
+    for file in walk(places):
+        product, matched = next(((p, m) for p in known if (m := p.match(file.name))), (None, None))
+        if product is None or matched is None:
+            unplaced += [file] if file.suffix.lower() in RASTERS else []
+            continue
+        try:
+            for year, sheet in read_sheets(file, *matched):
+                _, sheets = found.setdefault((product.name, year), (product, {}))
+                if (key := file.name.lower()) in sheets:  # its area would count twice
+                    raise LandCoverError(f"{file}: the sheet is there already, as {sheets[key].path}")
+                sheets[key] = sheet
+        except LandCoverError as error:
+            faults.append(str(error))
+    try:
+        classes: Taxonomy | None = None if taxonomy == OWN else read_taxonomy(taxonomy)
+        legends = {product.path: read_legend(product.path, classes) for product, _ in found.values()}
+    except ValueError as error:
+        raise LandCoverError(str(error)) from error
+    covers = [
+        LandCover(f"{name}_{year}", year, legends[product.path], tuple(sheets.values()))
+        for (name, year), (product, sheets) in sorted(found.items(), key=lambda item: item[0])
+    ]
+    for cover in covers:
+        faults += overlaps(cover.sheets)
+    return Survey(covers, faults, unplaced)
+
+
+def walk(places: Iterable[Path]) -> Iterator[Path]:
+    """The files under directories, and named files, in order, each once. Raises LandCoverError for a wrong path."""
+    files: dict[Path, Path] = {}
     for place in places:
         if not place.exists():
             raise LandCoverError(f"{place}: no such file or directory")
-        files += sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
-    found: dict[str, dict[str, Sheet]] = {}
-    legends: dict[str, Legend] = {}
-    for file in {file.resolve(): file for file in files}.values():
-        for path, description in descriptions:
-            match = re.search(description["sheets"]["name"], file.name, re.IGNORECASE)
-            if match:
-                name = f"{description['name']}_{match['year']}"
-                if name not in legends:
-                    legends[name] = read_legend(path, knowledge / "classes.toml")
-                sheets = found.setdefault(name, {})
-                if (key := file.name.lower()) in sheets:  # its area would count twice
-                    raise LandCoverError(f"{file}: the sheet is there already, as {sheets[key].path}")
-                sheets[key] = read_sheet(file, description["sheets"], match.groupdict())
-                break
-    if not found:
-        known = ", ".join(description["name"] for _, description in descriptions)
-        raise LandCoverError(
-            f"{', '.join(map(str, places))}: no land-cover sheet is recognised here; known are {known}"
-        )
-    return [LandCover(name, legends[name], tuple(sheets.values())) for name, sheets in sorted(found.items())]
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if path.is_file():
+                files[path.resolve()] = path
+    return iter(files.values())
 
 
-def read_sheet(path: Path, rules: dict[str, Any], parts: dict[str, str]) -> Sheet:
-    """A sheet from its raster's header, its product's rules and the parts of its name.
+def read_sheets(path: Path, rule: dict[str, Any], parts: dict[str, str]) -> list[tuple[int, Sheet]]:
+    """The sheets of a file with their years, one for each band that stands for a year.
 
-    Raises LandCoverError where the raster cannot be opened, has no CRS or one that is not of the Earth, is
-    rotated, or denies its name.
+    Reads the raster's header, and its last block. Raises LandCoverError where the raster cannot be opened, is cut
+    short, has no CRS or one that is not of the Earth, is rotated, has other bands than its rule says, or denies its
+    name.
     """
+    source = rule.get("layer", "{path}").format(path=path)
+    years = [int(year) for year in rule.get("years") or [rule.get("year") or parts["year"]]]
     try:
-        with rasterio.open(path) as source:
-            crs = rules.get("crs") or (source.crs.to_wkt() if source.crs else "")
-            transform, width, height = source.transform, source.width, source.height
+        with rasterio.open(source) as raster:
+            crs = rule.get("crs") or (raster.crs.to_wkt() if raster.crs else "")
+            transform, width, height = raster.transform, raster.width, raster.height
+            count, kind = raster.count, raster.dtypes[0] if raster.count else "none"
+            nodata = raster.nodata
+            if count:
+                read_last_block(path, raster)
     except RasterioIOError as error:
-        raise LandCoverError(f"{path}: not a raster that can be read: {error}") from error
+        raise LandCoverError(f"{path}: not a raster that can be read: {' '.join(str(error).split())}") from error
     if not crs:
         raise LandCoverError(f"{path}: the raster has no CRS")
     if transform.b or transform.d or transform.e >= 0:
         raise LandCoverError(f"{path}: a sheet must be north-up, its transform is {tuple(transform)[:6]}")
-    left, top = transform.c, transform.f
-    right, bottom = left + transform.a * width, top + transform.e * height
-    bounds = np.array([[(left, top), (right, top), (right, bottom), (left, bottom)]])
+    if np.dtype(kind).kind not in "iu" if count else True:
+        raise LandCoverError(f"{path}: its cells are of type {kind}, expected whole numbers")
+    if "years" in rule and count != len(years):
+        raise LandCoverError(f"{path}: it has {count} bands, expected {len(years)}, one for each year of {years}")
+    if CRS(crs) == CRS(LONLAT):
+        crs = LONLAT
+    shape = tuple(transform)[:6], width, height
+    region = outline(path, crs, *shape)
+    extent = nominal(path, rule["extent"], parts, region)
+    if extent is not None:
+        beyond = shapely.box(*extent)
+        region = shapely.intersection(region, beyond) if isinstance(rule["extent"], list) else beyond
+    code = None if nodata is None or not np.isfinite(nodata) else int(nodata)
+    if code is not None and kind == "int8":  # signed bytes are read as unsigned ones
+        code %= 256
+    return [
+        (year, Sheet(str(path), source, band, crs, *shape, code, extent, region))
+        for band, year in enumerate(years, start=1)
+    ]
+
+
+def read_last_block(path: Path, raster: Any) -> None:
+    """Raise LandCoverError where the last block of a raster cannot be read: a download that broke off lacks it."""
+    rows, cols = raster.block_shapes[-1]
+    row, col = (raster.height - 1) // rows * rows, (raster.width - 1) // cols * cols
+    try:
+        raster.read(raster.count, window=Window(col, row, raster.width - col, raster.height - row))
+    except RasterioIOError as error:
+        raise LandCoverError(f"{path}: its last cells cannot be read; is it cut short?") from error
+
+
+def outline(path: Path, crs: str, transform: Sequence[float], width: int, height: int) -> shapely.Polygon:
+    """Where a raster's cells lie, in longitude and latitude; a little too large, so that no place is lost.
+
+    Raises LandCoverError where they are no place on Earth.
+    """
+    a, _, left, _, e, top = transform
+    right, bottom = left + a * width, top + e * height
+    corners = np.array([[(left, top), (right, top), (right, bottom), (left, bottom)]])
     tolerance = 1e-5
     try:
-        outline = shapely.Polygon(rings(bounds, crs, "EPSG:4326", tolerance)[0])
-    except (ProjError, ValueError) as error:
-        raise LandCoverError(f"{path}: its bounds in its CRS are no place on Earth: {error}") from error
-    if rules["extent"] == "utm_sheet":
-        extent = utm_sheet(path, outline, parts)
-        return Sheet(str(path), crs, tuple(transform)[:6], width, height, extent, shapely.box(*extent))
-    # The outline's edges are straight between its points: without a margin, places at the border would be lost.
-    outline = outline.buffer(tolerance * outline.length)
-    return Sheet(str(path), crs, tuple(transform)[:6], width, height, None, outline)
+        ring = rings(corners, crs, LONLAT, tolerance)
+        if is_geographic(crs) or returns(ring[0], corners[0, 0], crs, abs(a)):
+            # The edges are straight between their points: without a margin, places at the border would be lost.
+            polygon = shapely.Polygon(ring[0])
+            return polygon.buffer(tolerance * polygon.length)
+    except (ProjError, ValueError):
+        pass
+    # A corner beyond the edge of the world, as in sheets at the rim of the sinusoidal grid: what lies within counts.
+    try:
+        x, y = np.meshgrid(np.linspace(left, right, 65), np.linspace(top, bottom, 65))
+        points = np.stack([x, y], axis=-1).reshape(-1, 2)
+        places = project(points, crs, LONLAT)
+        error = np.abs(project(places, LONLAT, crs) - points).max(axis=1)
+        places = places[np.isfinite(places).all(axis=1) & (error < abs(a))]
+    except ProjError as fault:
+        raise LandCoverError(f"{path}: its bounds in its CRS are no place on Earth: {fault}") from fault
+    if len(places) < 3:
+        raise LandCoverError(f"{path}: its bounds in its CRS are no place on Earth")
+    margin = np.ptp(places, axis=0) / 32 + 1e-3
+    return shapely.box(*(places.min(axis=0) - margin), *(places.max(axis=0) + margin))
 
 
-def utm_sheet(path: Path, outline: shapely.Polygon, parts: dict[str, str]) -> tuple[float, float, float, float]:
-    """The nominal extent of a GlobeLand30 sheet, degrees: 5 of latitude by the 6 (12 from 60 on) of its zone.
+def returns(ring: Floats, corner: Floats, crs: str, tolerance: float) -> bool:
+    """Whether the first place of a ring is where it came from: no other way round the world was taken."""
+    return bool(np.abs(project(ring[:1], LONLAT, crs)[0] - corner).max() < tolerance)
+
+
+def nominal(path: Path, rule: Any, parts: dict[str, str], region: shapely.Polygon) -> Extent | None:
+    """Where a sheet counts by its name and its product's rule. Raises LandCoverError where its pixels lie elsewhere."""
+    match rule:
+        case "bounds":
+            return None
+        case [west, south, east, north]:
+            return west, south, east, north
+        case "globeland30":
+            extent = globeland30_extent(path, region, parts)
+        case "grid_zone":
+            extent = grid_zone(path, int(parts["zone"]), parts["band"].upper())
+        case _:
+            west, corner = degrees(parts["longitude"]), degrees(parts["latitude"])
+            south = corner - (rule["degrees"] if rule["corner"] == "upper left" else 0)
+            extent = west, south, west + rule["degrees"], south + rule["degrees"]
+    west, south, east, north = extent
+    middle = region.centroid
+    x = middle.x + 360.0 * round(((west + east) / 2 - middle.x) / 360.0)
+    if not (west - 1 <= x <= east + 1 and south - 1 <= middle.y <= north + 1):
+        raise LandCoverError(
+            f"{path}: its pixels lie around longitude {middle.x:.1f}, latitude {middle.y:.1f}, its name says otherwise"
+        )
+    return extent
+
+
+def degrees(text: str) -> float:
+    """`N24`, `W125` or `-2` as degrees, north and east positive."""
+    number = float(text.lstrip("NSEWnsew"))
+    return -number if text[0] in "SWsw" else number
+
+
+def globeland30_extent(path: Path, region: shapely.Polygon, parts: dict[str, str]) -> Extent:
+    """The nominal extent of a GlobeLand30 sheet: 5 degrees of latitude by the 6 (12 from 60 on) of its zone.
 
     The name gives the zone; its latitude is the band's edge nearer to the equator or farther from it, so the
     band is the one that holds the middle of the pixels. Raises LandCoverError where the two disagree.
     """
-    south = float(np.floor(outline.centroid.y / 5.0) * 5.0)
+    south = float(np.floor(region.centroid.y / 5.0) * 5.0)
     north = south + 5.0
     hemisphere = "n" if south >= 0 else "s"
     if parts["hemisphere"].lower() != hemisphere or float(parts["latitude"]) not in (abs(south), abs(north)):
@@ -158,156 +349,40 @@ def utm_sheet(path: Path, outline: shapely.Polygon, parts: dict[str, str]) -> tu
             f"{path}: its pixels lie between latitudes {south:g} and {north:g}, its name says otherwise"
         )
     west = -180.0 + 6.0 * (int(parts["zone"]) - 1)
-    east = west + (6.0 if max(abs(south), abs(north)) <= 60.0 else 12.0)
-    middle = outline.centroid.x + 360.0 * round(((west + east) / 2 - outline.centroid.x) / 360.0)
-    if not west - 1 <= middle <= east + 1:
-        raise LandCoverError(
-            f"{path}: its pixels lie at longitude {outline.centroid.x:.1f}, not in zone {parts['zone']}"
-        )
-    return west, south, east, north
+    return west, south, west + (6.0 if max(abs(south), abs(north)) <= 60.0 else 12.0), north
 
 
-def project(points: Floats, source: str, target: str) -> Floats:
-    """(..., 2) float64 points from one CRS to another, x before y. Longitudes are those nearest to the old ones."""
-    if source == target:
-        return points
-    x, y = transformer(source, target).transform(points[..., 0], points[..., 1])
-    if is_geographic(source) and is_geographic(target):
-        x = x + 360.0 * np.round((points[..., 0] - x) / 360.0)
-    return np.stack([x, y], axis=-1)
+def grid_zone(path: Path, zone: int, band: str) -> Extent:
+    """A zone of the military grid: 6 degrees by 8 (12 in band X), with the exceptions of Norway and Svalbard.
 
-
-def class_shares(corners: Floats, crs: str, cover: LandCover) -> Shares:
-    """Class shares of quadrilateral footprints, as areas of intersection.
-
-    corners: (n, 4, 2) float64 in `crs`, in order around the footprint; its edges are straight there. A sheet
-    counts within its nominal extent alone. Areas within a sheet are measured in the plane of its CRS; on a
-    geographic one, as the part of each cell in that plane times the cell's area on the sphere. The parts of a
-    footprint in several nominal extents weigh by their areas on the sphere.
-    Raises LandCoverError naming a sheet that cannot be read.
+    Source: DMA TM 8358.1, chapter 3. Raises LandCoverError where there is none of that name.
     """
-    areas = np.zeros((len(corners), len(cover.legend.classes)))
-    unlisted: frozenset[int] = frozenset()
-    outlines = rings(corners, crs, "EPSG:4326")
-    for turn in (-360.0, 0.0, 360.0):  # at the antimeridian, a place has two longitudes
-        quads = np.asarray(shapely.polygons(outlines + np.array([turn, 0.0])))
-        for sheet in cover.sheets:
-            touching = np.flatnonzero(shapely.intersects(quads, sheet.outline))
-            if len(touching) == 0:
-                continue
-            parts = in_sheet(corners[touching], crs, sheet, outlines[touching, 0, 0] + turn)
-            weight = np.ones(len(touching))
-            if sheet.extent is not None:
-                leaving = ~shapely.contains_properly(sheet.outline, quads[touching])
-                parts[leaving], weight[leaving] = clip(quads[touching[leaving]], sheet)
-            shares, codes = sheet_shares(parts, sheet, cover.legend)
-            areas[touching] += shares * weight[:, None]
-            unlisted |= cover.legend.unlisted(codes)
-    known = areas.sum(axis=1)
-    fraction = np.divide(areas, known[:, None], out=np.zeros_like(areas), where=known[:, None] > 0)
-    return Shares(fraction, np.minimum(known, 1.0), unlisted)
+    row = "CDEFGHJKLMNPQRSTUVWX".find(band)
+    if row < 0 or not 1 <= zone <= 60:
+        raise LandCoverError(f"{path}: the military grid has no zone {zone}{band}")
+    west = -180.0 + 6.0 * (zone - 1)
+    odd = {"31V": (0, 3), "32V": (3, 12), "31X": (0, 9), "33X": (9, 21), "35X": (21, 33), "37X": (33, 42)}
+    west, east = odd.get(f"{zone}{band}", (west, west + 6.0))
+    return west, -80.0 + 8.0 * row, east, 84.0 if band == "X" else -72.0 + 8.0 * row
 
 
-def rings(corners: Floats, source: str, target: str, tolerance: float = 1e-7) -> Floats:
-    """Footprints in another CRS, with points added to their edges until these bend as they must: (n, 4 * k, 2).
+def overlaps(sheets: Sequence[Sheet]) -> list[str]:
+    """A sentence for each pair of sheets whose pixels overlap by more than a cell, no extent saying which counts.
 
-    An edge's middle misses the straight line between its projected ends by some share of the edge's length;
-    k parts lower that by k squared, to the tolerance. Longitudes do not jump along a footprint: they go on
-    past 180 degrees. Raises ValueError where a point has no place in the target.
+    Only sheets of one CRS are compared here; what others share is found where a footprint is covered twice.
     """
-    if len(corners) == 0 or CRS(source) == CRS(target):
-        return corners
-    halved = bent(cut_edges(corners, 2), source, target)
-    ends, middles = halved[:, 0::2], halved[:, 1::2]
-    following = np.roll(ends, -1, axis=1)
-    miss = np.linalg.norm(middles - (ends + following) / 2, axis=2)
-    length = np.linalg.norm(following - ends, axis=2)
-    k = int(np.clip(np.ceil(np.sqrt((miss / length).max() / tolerance)), 1, 256))
-    return bent(cut_edges(corners, k), source, target)
-
-
-def cut_edges(corners: Floats, k: int) -> Floats:
-    """Footprints with each edge cut into k equal parts: (n, 4 * k, 2)."""
-    steps = np.arange(k)[:, None] / k
-    points = corners[:, :, None] * (1 - steps) + np.roll(corners, -1, axis=1)[:, :, None] * steps
-    return points.reshape(len(corners), -1, 2)
-
-
-def bent(points: Floats, source: str, target: str) -> Floats:
-    """Rings in another CRS, without jumps of longitude. Raises ValueError where a point has no place there."""
-    result = project(points, source, target)
-    if not np.isfinite(result).all():
-        raise ValueError(f"a point has no place in {target}")
-    if is_geographic(target) and not is_geographic(source):
-        result[..., 0] = np.unwrap(result[..., 0], period=360.0, axis=1)
-    return result
-
-
-def in_sheet(corners: Floats, crs: str, sheet: Sheet, longitudes: Floats) -> npt.NDArray[np.object_]:
-    """Footprints as polygons in a sheet's CRS. longitudes: of the first corners; tells which turn a geographic CRS
-    is to count."""
-    points = rings(corners, crs, sheet.crs)
-    if is_geographic(sheet.crs):
-        turns = np.round((longitudes - points[:, 0, 0]) / 360.0)
-        points = points + np.stack([360.0 * turns, np.zeros(len(points))], axis=-1)[:, None]
-    return np.asarray(shapely.polygons(points))
-
-
-def clip(quads: npt.NDArray[np.object_], sheet: Sheet) -> tuple[npt.NDArray[np.object_], Floats]:
-    """Footprints (longitude, latitude) cut to a sheet's nominal extent, in the sheet's CRS; the area left of each."""
-    step = np.sqrt(shapely.area(quads)) / 64
-    quads = shapely.segmentize(quads, step)
-    cut = np.asarray(shapely.intersection(quads, sheet.outline))
-    for i in np.flatnonzero(~np.isin(shapely.get_type_id(cut), POLYGONAL)):  # a footprint that touches leaves points
-        cut[i] = shapely.MultiPolygon([part for part in shapely.get_parts(cut[i]) if part.geom_type == "Polygon"])
-    cut = shapely.segmentize(cut, step)  # it follows a parallel or meridian, which bends in the sheet's CRS
-    left = shapely.area(equal_area(cut)) / shapely.area(equal_area(quads))
-    return np.asarray(shapely.transform(cut, lambda points: project(points, "EPSG:4326", sheet.crs))), left
-
-
-def equal_area(polygons: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
-    """Polygons in longitude and latitude, in the plane of longitude and the sine of latitude: a sphere's areas."""
-
-    def flat(points: Floats) -> Floats:
-        return np.column_stack([np.deg2rad(points[:, 0]), np.sin(np.deg2rad(points[:, 1]))])
-
-    return np.asarray(shapely.transform(polygons, flat))
-
-
-def sheet_shares(
-    polygons: npt.NDArray[np.object_], sheet: Sheet, legend: Legend
-) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Area share of each class in polygons (in the sheet's CRS): (n, class), and the codes met."""
-    shares = np.zeros((len(polygons), len(legend.classes)))
-    used = np.flatnonzero(~shapely.is_empty(polygons))
-    if len(used) == 0:
-        return shares, np.array([], np.int64)
-    cells, bounds = read_cells(sheet, shapely.total_bounds(polygons[used]))
-    raster = NumPyRasterSource(cells, *bounds, srs_wkt=CRS(sheet.crs).to_wkt())
-    frame = geopandas.GeoDataFrame(geometry=polygons[used], crs=sheet.crs)
-    weighted = "(coverage_weight=area_spherical_m2)" if is_geographic(sheet.crs) else ""
-    table = exact_extract(raster, frame, ["unique", f"frac{weighted}"], output="pandas")
-    row = np.repeat(used, [len(codes) for codes in table["unique"]])
-    codes = np.concatenate(table["unique"].to_list()).astype(np.int64)
-    np.add.at(shares, row, legend.shares(codes) * np.concatenate(table["frac"].to_list())[:, None])
-    return shares, np.setdiff1d(codes, [OUTSIDE])
-
-
-def read_cells(sheet: Sheet, bounds: Floats) -> tuple[npt.NDArray[Any], tuple[float, float, float, float]]:
-    """The window of a sheet's grid that covers bounds (left, bottom, right, top), and the window's own bounds.
-
-    Cells beyond the raster are OUTSIDE. Raises LandCoverError where the sheet cannot be read.
-    """
-    a, _, left, _, e, top = sheet.transform
-    c0, c1 = int((bounds[0] - left) // a), int((bounds[2] - left) // a) + 1
-    r0, r1 = int((bounds[3] - top) // e), int((bounds[1] - top) // e) + 1
-    c, r = np.clip([c0, c1], 0, sheet.width), np.clip([r0, r1], 0, sheet.height)
-    try:
-        with rasterio.open(sheet.path) as source:
-            cells = np.full((r1 - r0, c1 - c0), OUTSIDE, np.promote_types(source.dtypes[0], np.int16))
-            if c[0] < c[1] and r[0] < r[1]:
-                window = Window(c[0], r[0], c[1] - c[0], r[1] - r[0])
-                cells[r[0] - r0 : r[1] - r0, c[0] - c0 : c[1] - c0] = source.read(1, window=window)
-    except RasterioIOError as error:
-        raise LandCoverError(f"{sheet.path}: cannot be read: {error}") from error
-    return cells, (left + a * c0, top + e * r1, left + a * c1, top + e * r0)
+    faults = []
+    free = [sheet for sheet in sheets if sheet.extent is None]
+    for crs in sorted({sheet.crs for sheet in free}):
+        group = [sheet for sheet in free if sheet.crs == crs]
+        boxes = []
+        for sheet in group:
+            a, _, left, _, e, top = sheet.transform
+            boxes.append(shapely.box(left + a, top + e * (sheet.height - 1), left + a * (sheet.width - 1), top + e))
+        first, second = shapely.STRtree(boxes).query(boxes, predicate="intersects")
+        faults += [
+            f"{group[j].path}: it overlaps {group[i].path}; their common area would count twice"
+            for i, j in zip(first, second, strict=True)
+            if i < j
+        ]
+    return faults

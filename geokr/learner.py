@@ -244,10 +244,12 @@ def learn(learner: Learner, batch: Batch) -> None:
     torch.manual_seed(seed_of(config.seed, step, DROPOUT, place.rank))  # for networks that drop at random
     for group in learner.optimiser.param_groups:
         group["lr"] = config.learning_rate(step, learner.total, len(learner.training))
+    batch = filled(batch, config.batch // place.world)
     image = batch.image.to(place.device, non_blocking=True)  # (n, band, y, x) uint8
     target = batch.share.to(place.device, non_blocking=True)  # (n, k)
     weight = batch.weight.to(place.device, non_blocking=True)  # (n,)
-    weight = weight / (over_ranks(weight.sum(), place) / place.world)  # processes' gradients are averaged
+    total = over_ranks(weight.sum(), place).clamp_min(1e-9)
+    weight = weight * (place.world / total)  # processes' gradients are averaged
 
     learner.optimiser.zero_grad(set_to_none=True)
     sums = learner.window.new_zeros(3)
@@ -272,6 +274,22 @@ def learn(learner: Learner, batch: Batch) -> None:
         average(teacher, learner.student, config.ema, buffers=False)
     learner.window[step - learner.noted] = sums
     learner.step += 1
+
+
+def filled(batch: Batch, tiles: int) -> Batch:
+    """A batch from which broken tiles were left out, with empty ones of no weight in their stead.
+
+    All processes then compute as much, which those that wait for each other rely on.
+    """
+    missing = tiles - len(batch.image)
+    if not missing:
+        return batch
+    names = ("image", "share", "known", "weight")
+    padded = {name: getattr(batch, name) for name in names}
+    padded = {
+        name: torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) for name, values in padded.items()
+    }
+    return dataclasses.replace(batch, **padded)
 
 
 def step_losses(learner: Learner, image: torch.Tensor, target: torch.Tensor, part: int) -> torch.Tensor:
@@ -332,7 +350,8 @@ def validate(learner: Learner) -> Verdict:
 
     known = None
     if config.probe:
-        sample = islice(learner.training.epoch(0), -(-config.probe // config.batch))
+        size = config.batch // place.world
+        sample = (filled(some, size) for some in islice(learner.training.epoch(0), -(-config.probe // config.batch)))
         parts = zip(*((features, share) for _, features, share in predict(learner, sample)), strict=True)
         known = [from_all_ranks(torch.cat(part), place) for part in parts]  # (m, feature), (m, class)
     found, labels, predicted = [], [], []

@@ -1,28 +1,20 @@
-"""Tile shards to batches.
+"""Tile shards to batches: what is read, in its order, as tensors."""
 
-tensorstore reads and decodes in threads of its own, so there are no worker processes; a process that
-has read with it must not be forked.
-"""
-
-import json
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import tensorstore as ts
 import torch
 
 from geokr.index import TILES
-from geokr.selection import Weighting, choose
-
-CACHE = 2**27
-"""Bytes of decoded chunks and shard indexes kept. Order is random, so the indexes are what it is for."""
+from geokr.order import DRAW, ORDER, PAIRS, Companions, Positions, by_shard, class_chances, companions, draw, random
+from geokr.pixels import Pixels, Read
+from geokr.selection import Tiles, Weighting, choose
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +38,13 @@ class Batch:
 class TileLoader:
     """Batches of the tiles of one split.
 
-    Shuffled, an epoch is a random permutation of all tiles, a function of seed and epoch alone; the last
-    tiles that do not fill a batch on every rank are dropped. Not shuffled, it is every tile once, in the
-    order of the index. `world` ranks read disjoint parts of it, so that together they see the same tiles
-    at a step as one rank with a batch `world` times as large; within such a step the tiles are sorted by
-    place, since order does not matter there.
+    Shuffled, an epoch has as many tiles as the split, in an order that is a function of seed and epoch alone; the
+    last ones, that do not fill a batch on every rank, are dropped. Not shuffled, it is every tile once, in the order
+    of the index. `world` ranks read disjoint parts of an epoch.
+
+    Without `buffer` the order is a random permutation: together the ranks see the same tiles at a step as one rank
+    with a batch `world` times as large, and within such a step tiles are sorted by place, since order does not
+    matter there. With it, tiles come shard after shard, each read once and whole: see `by_shard`.
     """
 
     def __init__(
@@ -64,51 +58,73 @@ class TileLoader:
         min_known: float = 0.0,
         where: Sequence[str] = (),
         weight: Weighting = (),
+        balance: float = 0.0,
+        pairs: bool = False,
         shuffle: bool = True,
+        buffer: int = 0,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
         prefetch: int = 4,
+        on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        """batch: tiles in a batch of this rank. classes: those to learn, over which shares are renormalised;
-        none given, all of the data set's. where: conditions on columns of the index, such as `gsd<=4` or
-        `satellite=GF1|GF2`, all of which a tile must meet. weight: columns of the index whose product is a tile's
-        weight, or a function. prefetch: batches read ahead.
+        """batch: tiles in a batch of this rank.
 
-        Raises ValueError where no tile is left: none in the split, none of these classes, no scene with these bands.
+        classes: those to learn, over which shares are renormalised; none given, all of the data set's.
+        where: conditions on columns of the index, such as `gsd<=4` or `satellite=GF1|GF2`, all of which a tile must
+        meet. weight: columns of the index whose product is a tile's weight, or a function.
+        balance: 0 reads each tile once an epoch; 1 draws tiles, some several times and some not at all, such that
+        the classes come with equal mass; numbers between are between.
+        pairs: only places of several dates, and with each tile another one of its place, drawn anew each epoch.
+        buffer: 0 for a full permutation; else about how many tiles are shuffled in memory, read shard by shard.
+        prefetch: batches read ahead.
+        on_error: raise where a tile cannot be read, or leave it out of its batch and count it in `skipped`.
+
+        Raises ValueError where no tile is left, naming what was asked for.
         """
         self.dataset, self.split = str(dataset), split
-        self.bands, self.batch, self.shuffle = tuple(bands), batch, shuffle
-        self.seed, self.rank, self.world, self.prefetch = seed, rank, world, prefetch
-        self.classes, tiles = choose(dataset, split, classes=classes, min_known=min_known, where=where, weight=weight)
-        self._root = f"{self.dataset}/{TILES}"
-        self._arrays, lacking = _open_scenes(self._root, tiles.scenes, self.bands)
-        self.scenes_left_out: tuple[str, ...] = tuple(lacking)
+        self.bands, self.batch, self.shuffle, self.buffer = tuple(bands), batch, shuffle, buffer
+        self.seed, self.rank, self.world, self.prefetch, self.on_error = seed, rank, world, prefetch, on_error
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be raise or skip, got {on_error}")
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance must be in 0..1, got {balance:g}")
+        if buffer and (pairs or not shuffle):
+            raise ValueError("a buffer is for shuffled tiles without pairs: it reads shard after shard")
+        if balance and not shuffle:
+            raise ValueError("balanced tiles are drawn at random; they need shuffle")
+        self.classes, tiles = choose(
+            dataset, split, classes=classes, min_known=min_known, where=where, weight=weight, pairs=pairs
+        )
+        self._pixels = _open(self.dataset, split, tiles, self.bands)
+        self.scenes_left_out: tuple[str, ...] = tuple(self._pixels.lacking)
         """Scenes with tiles of this split that lack one of the bands."""
-        if lacking:
-            there = np.array([name in self._arrays for name in tiles.scenes])[tiles.scene]
-            if not there.any():
-                found = "; ".join(sorted({", ".join(bands) for bands in lacking.values()}))
-                raise ValueError(
-                    f"{dataset}: no scene of split {split} has bands {', '.join(self.bands)}; they have {found}"
-                )
-            log.warning("%s: %d scenes lack a band of %s, left out", dataset, len(lacking), ", ".join(self.bands))
-            tiles = tiles.only(there)
-        self.chosen = tiles
+        self.chosen = self._pixels.tiles
         """All tiles read, in the order of the index."""
-        self._tile: tuple[int, ...] = next(iter(self._arrays.values())).shape[2:]
+        self._companions: Companions | None = None
+        self._candidates = np.arange(len(self.chosen))
+        if self.chosen.place is not None and self.chosen.date is not None:
+            self._companions = companions(self.chosen.place, self.chosen.date)
+            self._candidates = np.flatnonzero(self._companions.others)
+            if len(self._candidates) == 0:
+                raise ValueError(f"{dataset}: split {split} has no place of two dates with bands {', '.join(bands)}")
+        self._chance = class_chances(self.share, balance) if balance else None
+        self._shard = np.unique(self._pixels.block[self._candidates], axis=0, return_inverse=True)[1].ravel()
+        self._told: set[str] = set()
+        self.skipped = 0
+        """Tiles that could not be read so far, on this rank."""
         if shuffle and len(self) == 0:
             raise ValueError(f"{dataset}: split {split} has {self.tiles} tiles, too few for a batch of {batch * world}")
 
     @property
     def tiles(self) -> int:
         """Tiles in an epoch, over all ranks."""
-        return len(self.chosen)
+        return len(self._candidates)
 
     @property
     def share(self) -> npt.NDArray[np.float32]:
-        """(tile, class): the labels of all tiles read, in the order of the index."""
-        return self.chosen.share
+        """(tile, class): the labels of the tiles of an epoch, in the order of the index."""
+        return self.chosen.share[self._candidates]
 
     def __len__(self) -> int:
         """Batches in an epoch on this rank. Not shuffled, ranks may differ by one."""
@@ -118,21 +134,34 @@ class TileLoader:
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
-    def order(self, number: int) -> npt.NDArray[np.int64]:
-        """Positions of all tiles in the order of an epoch, over all ranks."""
+    def order(self, number: int) -> Positions:
+        """Positions in `chosen` in the order of an epoch: over all ranks, with a buffer those of this rank."""
         if not self.shuffle:
-            return np.arange(self.tiles)
-        return np.random.default_rng([self.seed, number]).permutation(self.tiles)
+            return self._candidates
+        drawn = np.arange(self.tiles)
+        if self._chance is not None:
+            drawn = draw(self._chance, random(self.seed, number, DRAW))
+        rng = random(self.seed, number, ORDER)
+        if self.buffer:
+            own = by_shard(self._shard[drawn], self.buffer, rng, self.rank, len(self) * self.batch)
+        else:
+            own = rng.permutation(self.tiles)
+        return self._candidates[drawn[own]]
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from batch `start` on; those before it are not read.
 
-        Raises ValueError naming scene and tile where pixels are missing or cannot be read.
+        Raises ValueError naming shard and tile where pixels are missing or cannot be read.
         """
-        order, span = self.order(number), self.batch * self.world
-        return self._read(self._part(order[i * span : (i + 1) * span]) for i in range(start, len(self)))
+        order = self.order(number)
+        if self.buffer:
+            return self._shards(order[start * self.batch :])
+        span = self.batch * self.world
+        partner = None if self._companions is None else self._companions.partner(random(self.seed, number, PAIRS))
+        steps = (order[i * span : (i + 1) * span] for i in range(start, len(self)))
+        return self._scattered((self._part(step) for step in steps), partner)
 
-    def _part(self, step: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _part(self, step: Positions) -> Positions:
         """This rank's part of the tiles of one step."""
         step = step[np.lexsort((self.chosen.col[step], self.chosen.row[step], self.chosen.scene[step]))]
         return step[self.rank * self.batch : (self.rank + 1) * self.batch]
@@ -142,9 +171,9 @@ class TileLoader:
 
         The same on every rank and for every size of batch.
         """
-        chosen = self.order(0)[:tiles]
+        chosen = self._candidates[random(self.seed, 0, ORDER).permutation(self.tiles)[:tiles]]
         counts = np.zeros((len(self.bands), 256), dtype=np.int64)
-        for batch in self._read(chosen[i : i + 64] for i in range(0, len(chosen), 64)):
+        for batch in self._scattered(chosen[i : i + 64] for i in range(0, len(chosen), 64)):
             for band in range(len(self.bands)):
                 counts[band] += np.bincount(batch.image[:, band].numpy().ravel(), minlength=256)
         level = np.arange(256) / 255
@@ -154,110 +183,148 @@ class TileLoader:
         std = np.maximum(np.sqrt(np.maximum(weight @ level**2 - mean**2, 0)), 0.5 / 255)
         return mean.tolist(), std.tolist()
 
-    def _read(self, parts: Iterable[npt.NDArray[np.int64]]) -> Iterator[Batch]:
+    def _scattered(self, parts: Iterable[Positions], partner: Positions | None = None) -> Iterator[Batch]:
         """A batch for each array of positions, several of them under way at once."""
-        under_way: deque[tuple[Batch, list[tuple[str, npt.NDArray[np.int64], Any]]]] = deque()
+        under_way: deque[tuple[list[torch.Tensor], list[Read]]] = deque()
         for part in parts:
-            under_way.append(self._request(part))
+            wanted = [part] if partner is None else [part, partner[part]]
+            images = [self._empty(len(part)) for _ in wanted]
+            reads = [self._pixels.request(*its) for its in zip(wanted, (i.numpy() for i in images), strict=True)]
+            under_way.append((images, reads))
             if len(under_way) > self.prefetch:
                 yield self._finish(*under_way.popleft())
         while under_way:
             yield self._finish(*under_way.popleft())
 
-    def _request(self, part: npt.NDArray[np.int64]) -> tuple[Batch, list[tuple[str, npt.NDArray[np.int64], Any]]]:
-        """A batch whose pixels are being read, and for each scene in it its tiles and the pending read."""
-        pinned = torch.cuda.is_available()
-        image = torch.empty((len(part), len(self.bands), *self._tile[1:]), dtype=torch.uint8, pin_memory=pinned)
-        target = image.numpy()
-        pending = []
-        bounds = np.flatnonzero(np.diff(self.chosen.scene[part], prepend=-1, append=-1))
-        for first, end in pairwise(bounds):
-            here = part[first:end]
-            scene = self.chosen.scenes[self.chosen.scene[here[0]]]
-            # One read a scene: tensorstore then opens each shard, and reads its index, once for all its tiles.
-            wanted = self._arrays[scene].vindex[self.chosen.row[here], self.chosen.col[here]]
-            pending.append((scene, here, ts.array(target[first:end]).write(wanted)))
-        labels = [
-            torch.from_numpy(values[part]) for values in (self.chosen.share, self.chosen.known, self.chosen.weight)
-        ]
-        return Batch(image, *(label.pin_memory() if pinned else label for label in labels)), pending
+    def _finish(self, images: list[torch.Tensor], reads: list[Read]) -> Batch:
+        wrong = {row: why for read in reads for row, why in self._pixels.finish(read).items()}
+        return self._batch(reads[0].positions, images, wrong)
 
-    def _finish(self, batch: Batch, pending: list[tuple[str, npt.NDArray[np.int64], Any]]) -> Batch:
-        for scene, positions, future in pending:
-            try:
-                future.result()
-            except Exception as error:  # tensorstore raises ValueError, IndexError, OSError and others
-                raise ValueError(self._why(scene, positions, error)) from error
-        return batch
+    def _shards(self, order: Positions) -> Iterator[Batch]:
+        """Batches of consecutive positions; each shard is read at its first tile and kept until its last one."""
+        steps = len(order) // self.batch
+        shard = np.unique(self._pixels.block[order], axis=0, return_inverse=True)[1].ravel()
+        by_shard = np.argsort(shard, kind="stable")
+        runs = np.split(by_shard, np.flatnonzero(np.diff(shard[by_shard])) + 1)
+        slot = np.empty(len(order), dtype=np.int64)
+        tiles_of: list[Positions] = []
+        for run in runs:  # a tile that was drawn several times is read once
+            unique, slot[run] = np.unique(order[run], return_inverse=True)
+            tiles_of.append(unique)
+        begins: dict[int, list[int]] = {}
+        for number, run in enumerate(runs):
+            begins.setdefault(int(run[0]) // self.batch, []).append(number)
+        last = [int(run[-1]) // self.batch for run in runs]
+        held: dict[int, Read] = {}
+        broken: dict[int, dict[int, str]] = {}
+        for ahead in range(steps + self.prefetch):
+            for number in begins.get(ahead, ()):
+                target = np.empty((len(tiles_of[number]), *self._pixels.tile), dtype=np.uint8)
+                held[number] = self._pixels.request(tiles_of[number], target, whole=True)
+            step = ahead - self.prefetch
+            if step < 0:
+                continue
+            mine = slice(step * self.batch, (step + 1) * self.batch)
+            image, wrong = self._empty(self.batch), {}
+            target = image.numpy()
+            for row, (number, its) in enumerate(zip(shard[mine].tolist(), slot[mine].tolist(), strict=True)):
+                if number not in broken:
+                    broken[number] = self._pixels.finish(held[number])
+                if its in broken[number]:
+                    wrong[row] = broken[number][its]
+                else:
+                    target[row] = held[number].target[its]
+            for number in set(shard[mine].tolist()):
+                if last[number] == step:
+                    del held[number], broken[number]
+            yield self._batch(order[mine], [image], wrong)
 
-    def _why(self, scene: str, positions: npt.NDArray[np.int64], error: Exception) -> str:
-        """A sentence naming the first tile of a scene's read that cannot be read."""
-        for position in positions:
-            row, col = int(self.chosen.row[position]), int(self.chosen.col[position])
-            try:
-                self._arrays[scene][row, col].read().result()
-            except Exception as its:
-                reason = str(its).split(" [")[0]
-                return (
-                    f"{self._root}/{scene}: tile ({row}, {col}) cannot be read; build the scene's tiles again: {reason}"
-                )
-        return f"{self._root}/{scene}: a read failed, and went well when tried again: {error}"
+    def _batch(self, positions: Positions, images: list[torch.Tensor], wrong: dict[int, str]) -> Batch:
+        """A batch of tiles whose pixels are there, less those that are wrong: row -> why."""
+        if wrong and self.on_error == "raise":
+            raise ValueError(next(iter(wrong.values())))
+        if wrong:
+            for shard in {self._pixels.shard(positions[row]) for row in wrong} - self._told:
+                log.warning("%s: tiles cannot be read, left out", shard)
+                self._told.add(shard)
+            if len(wrong) == len(positions):
+                raise ValueError(f"no tile of a batch can be read: {next(iter(wrong.values()))}")
+            self.skipped += len(wrong)
+            right = np.setdiff1d(np.arange(len(positions)), list(wrong))
+            positions, images = positions[right], [_pinned(image[right]) for image in images]
+        tiles = self.chosen
+        share, known, weight = (
+            _pinned(torch.from_numpy(values[positions])) for values in (tiles.share, tiles.known, tiles.weight)
+        )
+        return Batch(images[0], share, known, weight, images[1] if len(images) > 1 else None)
+
+    def _empty(self, tiles: int) -> torch.Tensor:
+        shape = (tiles, *self._pixels.tile)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
 
-def _kvstore(root: str) -> dict[str, str] | str:
-    """tensorstore's name for a directory or URL."""
-    return root + "/" if "://" in root else {"driver": "file", "path": f"{Path(root).resolve()}/"}
+def _pinned(values: torch.Tensor) -> torch.Tensor:
+    return values.pin_memory() if torch.cuda.is_available() else values
 
 
-def _open_scenes(
-    root: str, scenes: Sequence[str], bands: tuple[str, ...]
-) -> tuple[Mapping[str, Any], Mapping[str, tuple[str, ...]]]:
-    """The scenes' images (row, col, band, y, x) with their bands as asked for, and the bands of scenes that lack one.
+def _open(dataset: str, split: str, tiles: Tiles, bands: Sequence[str]) -> Pixels:
+    pixels = Pixels(f"{dataset}/{TILES}", tiles, bands)
+    if pixels.lacking:
+        log.warning(
+            "%s: %d scenes of split %s lack a band of %s, left out",
+            dataset,
+            len(pixels.lacking),
+            split,
+            ", ".join(bands),
+        )
+    return pixels
 
-    Raises ValueError naming the scene that is not in the store, or whose tiles differ in size or type.
+
+class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """The tiles of one split by number, for a `DataLoader` of PyTorch or Lightning, with its own sampler.
+
+    A sample is {"image": (band, y, x) uint8, "share": (class,) float32, "known", "weight": float32}. Batches are
+    read at once, in tensorstore's threads: `num_workers=0` is as it should be. Worker processes must not be forked
+    (`multiprocessing_context="spawn"`).
     """
-    context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE}})
-    store = ts.KvStore.open(_kvstore(root), context=context).result()
-    groups = [(scene, store.read(f"{scene}/zarr.json")) for scene in scenes]
-    order: dict[str, list[int]] = {}
-    lacking: dict[str, tuple[str, ...]] = {}
-    for scene, answer in groups:
-        found = answer.result()
-        if found.state != "value":
-            raise ValueError(f"{root}/{scene}: the index lists tiles of this scene, but the store does not have it")
-        there = tuple(json.loads(found.value)["attributes"]["bands"])
-        if set(bands) <= set(there):
-            order[scene] = [there.index(band) for band in bands]
-        else:
-            lacking[scene] = there
-    # A chunk that is not there must raise: the fill value would be a black tile with a real label.
-    spec = {"driver": "zarr3", "fill_missing_data_reads": False, "recheck_cached_data": False}
-    opening = {
-        scene: ts.open({**spec, "kvstore": (store / f"{scene}/image/").spec().to_json()}, context=context, read=True)
-        for scene in order
-    }
-    arrays: dict[str, Any] = {}
-    expected: Any = None
-    for scene, future in opening.items():
-        try:
-            array = future.result()
-        except Exception as error:
-            raise ValueError(f"{root}/{scene}: its image cannot be opened: {str(error).split(' [')[0]}") from error
-        expected = expected or (array.shape[3:], array.dtype)
-        if (array.shape[3:], array.dtype) != expected or array.dtype != ts.uint8:
-            raise ValueError(
-                f"{root}/{scene}: tiles of {array.shape[3:]} px in {array.dtype.name}, "
-                f"expected {expected[0]} px in uint8 as in the other scenes"
-            )
-        arrays[scene] = _pick(array, order[scene])
-    return arrays, lacking
 
+    def __init__(
+        self,
+        dataset: str | Path,
+        split: str,
+        *,
+        bands: Sequence[str] = ("red", "green", "blue"),
+        classes: Sequence[str] = (),
+        min_known: float = 0.0,
+        where: Sequence[str] = (),
+        weight: Weighting = (),
+    ) -> None:
+        """See TileLoader."""
+        self.bands = tuple(bands)
+        self.classes, tiles = choose(dataset, split, classes=classes, min_known=min_known, where=where, weight=weight)
+        self._pixels: Pixels | None = _open(str(dataset), split, tiles, self.bands)
+        self.chosen = self._pixels.tiles
+        self._root = self._pixels.root
 
-def _pick(array: Any, bands: list[int]) -> Any:
-    """An image's bands, by position. Evenly spaced ones as a slice: tensorstore copies a list 2.5 times as slowly."""
-    step = bands[1] - bands[0] if len(bands) > 1 else 1
-    if bands != [bands[0] + step * i for i in range(len(bands))]:
-        return array[:, :, bands]
-    end = bands[-1] + (1 if step > 0 else -1)  # -1 is not the last one in tensorstore: it comes before the first
-    picked = array[:, :, bands[0] : end : step]
-    return picked[ts.d["band"].translate_to[0]]
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pixels": None}  # a worker process opens the shards for itself
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        """Samples by number. Raises ValueError naming shard and tile where one cannot be read."""
+        self._pixels = self._pixels or Pixels(self._root, self.chosen, self.bands)
+        positions = np.asarray(indices, dtype=np.int64)
+        image = torch.empty((len(positions), *self._pixels.tile), dtype=torch.uint8)
+        if wrong := self._pixels.finish(self._pixels.request(positions, image.numpy())):
+            raise ValueError(next(iter(wrong.values())))
+        arrays = {
+            name: torch.from_numpy(getattr(self.chosen, name)[positions]) for name in ("share", "known", "weight")
+        }
+        return [
+            {"image": image[i], **{name: values[i] for name, values in arrays.items()}} for i in range(len(positions))
+        ]

@@ -40,13 +40,18 @@ class Tiles:
     """Share of the tile's area that the label covers."""
     weight: npt.NDArray[np.float32]
     """What the tile counts for in a loss; 1 where no weight was asked for."""
+    place: npt.NDArray[np.int64] | None = None
+    """Equal for tiles of one place. None, as `date`, unless pairs were asked for."""
+    date: npt.NDArray[np.int64] | None = None
+    """Day of the image, as days since 1970."""
 
     def __len__(self) -> int:
         return len(self.scene)
 
     def only(self, keep: npt.NDArray[np.bool_]) -> "Tiles":
         """The tiles for which `keep` is true."""
-        return replace(self, **{f.name: getattr(self, f.name)[keep] for f in fields(self) if f.name != "scenes"})
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scenes"}
+        return replace(self, **{name: values[keep] for name, values in arrays.items() if values is not None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +111,12 @@ def choose(
     min_known: float = 0.0,
     where: Sequence[str] = (),
     weight: Weighting = (),
+    pairs: bool = False,
 ) -> tuple[tuple[str, ...], Tiles]:
     """The classes to learn, and the tiles of a split that meet all conditions and hold any of these classes.
 
     classes: none given, all of the data set's; shares are renormalised over them. where: see `read_condition`.
+    pairs: know the tiles' places and dates; a tile without one of them is left out.
     Raises ValueError naming the data set where a class or a column is not there, a tile's weight is missing or
     negative, or no tile is left.
     """
@@ -119,6 +126,8 @@ def choose(
         raise ValueError(f"{dataset} has no class {', '.join(unknown)}, only {', '.join(there)}")
     conditions = [read_condition(text) for text in where]
     columns = ["scene", "row", "col", "known", "split", *classes, *(condition.column for condition in conditions)]
+    if pairs:
+        columns += ["place", "acquired"]
     rows = read_index(dataset, None if callable(weight) else list(dict.fromkeys([*columns, *weight])))
     met = pc.and_(pc.equal(rows["split"], split), pc.greater_equal(rows["known"], min_known))
     for text, condition in zip(where, conditions, strict=True):
@@ -126,6 +135,8 @@ def choose(
             met = pc.and_(met, condition.met(rows[condition.column]))
         except ValueError as error:
             raise ValueError(f"{dataset}/{INDEX}: {text}: {error}") from error
+    if pairs:
+        met = pc.and_(met, pc.and_(pc.is_valid(rows["place"]), pc.is_valid(rows["acquired"])))
     rows = rows.filter(met)
     if rows.num_rows == 0:
         also = "".join(f" and {text}" for text in where)
@@ -144,7 +155,13 @@ def choose(
         share=share.astype(np.float32),
         known=rows["known"].to_numpy().astype(np.float32),
         weight=_weights(dataset, rows, weight),
+        place=_codes(rows["place"]) if pairs else None,
+        date=rows["acquired"].cast(pa.date32()).cast(pa.int32()).to_numpy().astype(np.int64) if pairs else None,
     )
+
+
+def _codes(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
 
 
 def _weights(dataset: str | Path, rows: pa.Table, weight: Weighting) -> npt.NDArray[np.float32]:

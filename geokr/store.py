@@ -9,22 +9,27 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import zarr
+from numcodecs import Blosc
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, ObjectStore
 
 from geokr import files
+from geokr.files import join as join
 from geokr.index import TILES as TILES
 
 SCHEMA = 1
@@ -32,14 +37,23 @@ SCHEMA = 1
 
 LABELS = "labels"
 
-TILE_STATUS = ("not_built", "accepted", "void", "dark", "flat", "cloud")
+TILE_STATUS = ("not_built", "accepted", "void", "dark", "flat", "cloud", "missing_lines")
 """Why a tile was rejected. Position is code; append only."""
 LABEL_STATUS = ("not_built", "labelled", "unknown")
 """`unknown`: the product covers no part of the tile with a class of the legend."""
 ACCEPTED = TILE_STATUS.index("accepted")
 
+_BLOSC = Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)
+"""The fastest of those measured, and the smallest: see docs/decisions.md."""
 SMALL = (ZstdCodec(level=0), Crc32cCodec())
 """How arrays are stored that hold a number or a few a tile."""
+
+CHUNK = re.compile(r"/c/(\d+)/(\d+)$")
+"""A chunk of `status` by its key."""
+
+
+GO_ON = "build into another data set, undo the change, or delete the scene there to have it built anew"
+"""What to do where a scene was built with other settings."""
 
 
 class StoreError(ValueError):
@@ -73,19 +87,10 @@ def opened(root: str, *, writable: bool = False) -> Store:
     Raises FileNotFoundError for a directory that is not there.
     """
     if files.is_url(root):
-        return _bucket(root, files.endpoint()).with_read_only(not writable)
+        return ObjectStore(files.s3_store(root, files.endpoint()), read_only=not writable)
     if not Path(root).is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), root)
     return DurableStore(root, read_only=not writable)
-
-
-@lru_cache(maxsize=16)  # one pool of connections a store
-def _bucket(root: str, endpoint: str | None) -> Store:
-    from obstore.store import S3Store  # the extra `s3`
-
-    # A server that is not AWS's own may be one without encryption on the same network.
-    given: Any = {} if endpoint is None else {"endpoint": endpoint, "client_options": {"allow_http": True}}
-    return ObjectStore(S3Store.from_url(root, **given))
 
 
 @contextmanager
@@ -103,11 +108,6 @@ def writing(where: str) -> Iterator[None]:
 
 def _cannot(where: str, why: str) -> str:
     return f"{where}: cannot be written: {why}; put that right, and the same command goes on from here"
-
-
-def join(dataset: str | Path, *parts: str) -> str:
-    """A path or URL inside the data set. `dataset` may be a local directory or `s3://...`."""
-    return "/".join([str(dataset).rstrip("/"), *parts])
 
 
 def label_store(label_set: str) -> str:
@@ -133,6 +133,9 @@ def create_tiles(
 ) -> None:
     """Make a scene's group with `image` (row, col, band, y, x) and `status` (row, col), or check it.
 
+    Beside them `cloud` (row, col) float32, the share of bright pixels, NaN where a tile was not looked at, and
+    `lattice_error` (row, col) float32, the error of its block's orthorectification, px of the image.
+
     A group that is there already is left as it is if its attributes and its arrays' layout are the wanted ones.
     A rejected tile stays at the fill value 0, which a shard stores for free.
     Raises StoreError where the scene was built with other settings, naming what differs.
@@ -153,9 +156,12 @@ def create_tiles(
             **layout,
             fill_value=0,
             dimension_names=["row", "col", "band", "y", "x"],
-            # The fastest of those measured, and the smallest: see docs/decisions.md.
-            compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()],
+            # Read at random it is decoded several times as fast as zstd: see docs/decisions.md. As `_shard` has it.
+            compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
         )
+        figures: dict[str, Any] = {"shape": shape, "chunks": (block, block), "dtype": "float32"}
+        for name in ("cloud", "lattice_error"):
+            group.create_array(name, **figures, fill_value=float("nan"), dimension_names=["row", "col"])
         _create_status(group, shape, block, TILE_STATUS)
 
 
@@ -230,17 +236,35 @@ def _new_group(
             del group[name]
         group.attrs.put(wanted)
         return group
-    found = dict(group.attrs)
-    differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-    for key, now in layout.items():
-        if (was := getattr(group[array], key)) != now:
-            differing.append(f"{key} of {array} ({was}, now {now})")
-    if differing:
-        raise StoreError(
-            f"{root}/{scene} was built with other settings ({', '.join(differing)}); "
-            "build into another data set, or delete this one"
-        )
+    there = {f"{key} of {array}": str(getattr(group[array], key)) for key in layout}
+    asked = {f"{key} of {array}": str(value) for key, value in layout.items()}
+    same(root, scene, dict(group.attrs) | there, wanted | asked)
     return None
+
+
+def same(root: str, scene: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise StoreError where a scene's attributes are not the wanted ones: it was built from other input or settings.
+
+    The sentence says what changed, and how to go on.
+    """
+    was, now = flat(json.loads(json.dumps(found))), flat(json.loads(json.dumps(wanted)))  # as they will be read
+    changed = [
+        f"{key} was {was.get(key, 'not there')}, now {now.get(key, 'not there')}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    ]
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        what = f"{', '.join(changed[:5])}{more}"
+        raise StoreError(f"{root}/{scene} was built with other settings or from other input ({what}); {GO_ON}")
+
+
+def flat(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": value}
+    return found
 
 
 def open_scene(root: str, scene: str, mode: str = "r") -> zarr.Group:
@@ -251,6 +275,47 @@ def open_scene(root: str, scene: str, mode: str = "r") -> zarr.Group:
     except FileNotFoundError as error:
         kind = StoreError if mode == "r" else StoreWriteError  # it was made before: a file system was lost
         raise kind(f"{root}/{scene}: no such scene in the store") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What is there of a scene in a store."""
+
+    attributes: dict[str, Any]
+    shape: tuple[int, ...]
+    """Rows and columns of tiles."""
+    blocks: frozenset[tuple[int, int]]
+    """Row and column of the blocks that are done: their part of `status` exists, and is non-zero, since it is only
+    ever written whole."""
+
+
+def built(root: str, names: Iterable[str]) -> dict[str, Built]:
+    """What is there of the named scenes, by name; scenes whose groups are not whole are left out.
+
+    Reads no chunk, and of each scene two small files and one listing: a store of a thousand scenes takes a second.
+    """
+    try:
+        return sync(_built(root, list(names)))
+    except FileNotFoundError:  # no store yet
+        return {}
+
+
+async def _built(root: str, names: list[str]) -> dict[str, Built]:
+    there = opened(root)
+    prototype = default_buffer_prototype()
+
+    async def one(name: str) -> tuple[str, Built] | None:
+        documents = [await there.get(f"{name}/{part}", prototype) for part in ("zarr.json", "status/zarr.json")]
+        if None in documents:
+            return None
+        group, array = (json.loads(document.to_bytes()) for document in documents if document is not None)
+        done = set()
+        async for key in there.list_prefix(f"{name}/status/c/"):
+            if match := CHUNK.search(key):
+                done.add((int(match[1]), int(match[2])))
+        return name, Built(group["attributes"], tuple(array["shape"]), frozenset(done))
+
+    return dict(filter(None, await concurrent_map([(name,) for name in names], one, 64)))
 
 
 def scenes(root: str) -> list[str]:
@@ -291,15 +356,55 @@ def write_block(
         wanted = (rows.stop - rows.start, cols.stop - cols.start, *array.shape[2:])
         if values.shape != wanted:  # zarr-python would cut it to size
             raise StoreError(f"{name} of a block has shape {values.shape}, expected {wanted}")
-        key = array.metadata.encode_chunk_key((i, j, *(0,) * (values.ndim - 2)))
-        targets.append((array, values, array.store_path / key))
-    # At the grid's border a block is smaller than its shard, and Zarr would read what is there, to keep the rest
-    # of it: the remains of a killed run, perhaps. The status goes first, so that a block is whole or not built.
+        targets.append((array, values, i, j, side))
     with writing(f"{group.store_path}, rows {rows.start}-{rows.stop}, columns {cols.start}-{cols.stop}"):
-        for _, _, path in reversed(targets):
-            sync(path.delete())
-        for array, values, _ in targets:
-            array[rows, cols] = values
+        # The status goes first, so that a block is whole or not built. What else is there is replaced, not deleted:
+        # a worker that has lost its client may be writing the same block to its end.
+        sync((array.store_path / f"c/{i}/{j}").delete())
+        for array, values, i, j, side in targets:
+            _replace(array, values, i, j, side)
+
+
+def _replace(array: Any, values: npt.NDArray[Any], i: int, j: int, side: int) -> None:
+    """Write the whole shard or chunk (i, j, 0 ...), whatever is there.
+
+    At the grid's border a block is smaller than its shard, and Zarr would read what is there, to keep the rest of it:
+    the remains of a killed run, perhaps. So the array is written as if it went on to the shard's end.
+    """
+    if array.shards is not None:
+        path = array.store_path / array.metadata.encode_chunk_key((i, j, *(0,) * (values.ndim - 2)))
+        shard = _shard(values, side)
+        sync(path.delete() if shard is None else path.set(default_buffer_prototype().buffer.from_bytes(shard)))
+        return
+    shape = ((i + 1) * side, (j + 1) * side, *array.shape[2:])
+    padding = [(0, side - values.shape[0]), (0, side - values.shape[1]), *[(0, 0)] * (values.ndim - 2)]
+    metadata = replace(array.metadata, shape=shape)
+    wider: Any = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=array.store_path, config=array.config))
+    wider[i * side :, j * side :] = np.pad(values, padding) if any(map(any, padding)) else values
+
+
+def _shard(values: npt.NDArray[Any], side: int) -> bytes | None:
+    """A shard of tiles, row by row, as the codec `sharding_indexed` of Zarr v3 has it; None where all are 0.
+
+    zarr-python's own codec takes three times as long, in comparisons with the fill value and in passing chunks around.
+    """
+    index = np.full((side, side, 2), 2**64 - 1, "<u8")  # which stands for a tile at the fill value
+    parts: list[bytes] = []
+    end = 0
+    for r, c in np.ndindex(values.shape[:2]):
+        tile = np.ascontiguousarray(values[r, c])
+        if tile.any():
+            coded = _BLOSC.encode(tile)
+            parts += [coded, _crc32c(coded)]
+            index[r, c] = end, len(coded) + 4
+            end += len(coded) + 4
+    if not parts:
+        return None
+    return b"".join([*parts, index.tobytes(), _crc32c(index.tobytes())])
+
+
+def _crc32c(data: bytes) -> bytes:
+    return int(google_crc32c.value(data)).to_bytes(4, "little")
 
 
 def status(group: zarr.Group) -> npt.NDArray[np.uint8]:
@@ -316,6 +421,30 @@ def consolidate(root: str) -> None:
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         with writing(root):
             zarr.consolidate_metadata(opened(root, writable=True))
+
+
+def consolidated(root: str) -> dict[str, Any]:
+    """What a store's root says of the groups and arrays in it: path -> metadata; nothing where it says none."""
+    document = json.loads(files.read(join(root, "zarr.json")))
+    found: dict[str, Any] = (document.get("consolidated_metadata") or {}).get("metadata", {})
+    return found
+
+
+def own_metadata(root: str, path: str) -> dict[str, Any]:
+    """What a group or array says of itself."""
+    found: dict[str, Any] = json.loads(files.read(join(root, path, "zarr.json")))
+    return found
+
+
+def chunks(group: zarr.Group, name: str) -> set[tuple[int, int]]:
+    """Row and column of the blocks of which an array has a file, by listing alone."""
+
+    async def listed() -> list[str]:
+        place = group.store_path / name / "c"
+        return [key async for key in place.store.list_prefix(f"{place.path}/")]
+
+    parts = [key.split("/c/")[-1].split("/") for key in sync(listed())]
+    return {(int(i), int(j)) for i, j, *rest in parts if all(part.isdecimal() for part in rest)}
 
 
 def count(statuses: npt.NDArray[np.uint8], names: tuple[str, ...]) -> Iterator[tuple[str, int]]:

@@ -6,16 +6,16 @@ A run that was stopped, by Ctrl-C or worse, goes on where it was when the same c
 """
 
 import argparse
-import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from geokr import files, store
 from geokr.landcover import LandCover, LandCoverError, find
 from geokr.store import StoreError
 from pipeline import quarantine, stages
@@ -24,13 +24,14 @@ from pipeline.config import BuildConfig, ConfigError, read_config
 from pipeline.delivery import Refusal, read_delivery
 from pipeline.finding import deliveries
 from pipeline.footprint import flat_terrain
-from pipeline.grid import peak_bytes
 from pipeline.items import write_static
-from pipeline.radiometry import Stretch
-from pipeline.report import LOG, summary_table
-from pipeline.run import ClusterError, cluster
+from pipeline.radiometry import RadiometryError, Stretch, read_coefficients
+from pipeline.report import summary_table
+from pipeline.run import LIBRARIES, ClusterError, cluster
 from pipeline.stac import is_remote
+from pipeline.watch import note
 
+KINDS = ("percentile", "percentile-per-band", "toa", "dn")
 STAGES = ("catalog", "tiles", "labels", "index")
 
 
@@ -45,9 +46,17 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--scenes", nargs="+", metavar="PLACE", help="folders, archives, GeoTIFFs and STAC documents, or URLs of such")
     add("--landcover", nargs="+", metavar="DIR", help="directories (or files) with land-cover sheets")
+    add("--legend", nargs="+", dest="legends", metavar="FILE", help="your own descriptions of land-cover products")
+    add("--taxonomy", metavar="NAME", help="classes of the labels: globeland30, paper, own or a file (globeland30)")
     add("--imagery", choices=("mss", "pan", "pansharpened"), help="which images of a delivery are tiled (mss)")
     add("--dem", metavar="FILE", help="heights above the ellipsoid; without it the ground is taken as flat")
-    add("--out", metavar="DATASET", help="directory of the data set")
+    add("--geoid", metavar="FILE", help="heights of the geoid above the ellipsoid, where the DEM's are above the geoid")
+    add("--resampling", choices=("bilinear", "cubic", "nearest"), help="of the images' pixels (bilinear)")
+    add(
+        "--radiometry", choices=KINDS, help="what is stored: 8 bits stretched, reflectance, or the numbers (percentile)"
+    )
+    add("--coefficients", metavar="FILE.csv", help="calibration for --radiometry toa, instead of the built-in table")
+    add("--out", metavar="DATASET", help="directory of the data set, or s3://bucket/prefix")
     add("--stac", metavar="DIR", help="write the scenes as a static STAC catalog too")
     add("--params", metavar="FILE.yaml", help="settings, in a section `build`")
     add("--tile", type=int, metavar="PX", help="side of a tile (256)")
@@ -57,19 +66,36 @@ def arguments() -> argparse.ArgumentParser:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, metavar="N", help="processes on this machine (one a core)")
     where.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786")
+    add(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="of a worker on this machine, such as 2GiB (the machine's, shared out)",
+    )
+    add(
+        "--dashboard", default="127.0.0.1:8787", metavar="ADDRESS", help="where to serve Dask's dashboard (%(default)s)"
+    )
+    add("--performance-report", metavar="FILE.html", help="write Dask's report of the run")
     add("--dry-run", action="store_true", help="print scenes, grids, blocks, bytes and memory; touch nothing")
     add("--strict", action="store_true", help="exit with 3 if anything was refused")
     return parser
+
+
+def size(text: str) -> int:
+    """Bytes from `512MiB`, `2GiB`, `2GB` or a plain number."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?)?", text, re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 2GiB")
+    power = " KMGT".index((match[2] or " ").upper())
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     options = arguments().parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    given = {
-        key: getattr(options, key)
-        for key in ("scenes", "imagery", "landcover", "dem", "out", "tile", "stride", "labels")
-    }
+    known = BuildConfig.model_fields.keys() & vars(options).keys()
+    given = {key: getattr(options, key) for key in known}
     try:
         config = read_config(options.params, {key: value for key, value in given.items() if value is not None})
         if options.workers is not None and options.workers < 1:
@@ -78,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.dry_run:
             print("\n".join(plan(config, covers)))
             return 0
-        Path(config.out).mkdir(parents=True, exist_ok=True)
+        if not files.is_url(config.out):
+            Path(config.out).mkdir(parents=True, exist_ok=True)
         with logging_redirect_tqdm():
             build(config, covers, options)
     except (ConfigError, ClusterError, LandCoverError, StoreError, OSError) as error:
@@ -87,36 +114,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    refused = quarantine.read(Path(config.out))
+    refused = quarantine.read(config.out)
     if refused:
-        print(f"{len(refused)} refused: see {Path(config.out) / quarantine.FILE}", file=sys.stderr)
+        print(f"{len(refused)} refused: see {store.join(config.out, quarantine.FILE)}", file=sys.stderr)
     return 3 if refused and options.strict else 0
 
 
 def check_inputs(config: BuildConfig) -> list[LandCover]:
     """The land cover; raises a sentence about any path or label set that is not there, before any work."""
-    for path in (*config.scenes, *config.landcover, *([config.dem] if config.dem else [])):
+    for path in (*config.scenes, *config.landcover, *filter(None, (config.dem, config.geoid, config.coefficients))):
         if not is_remote(path) and not Path(path).exists():
             raise ConfigError(f"{path}: no such file or directory")
-    if config.imagery == "pansharpened":
-        raise ConfigError("imagery: pansharpened scenes can be cataloged, but not be tiled yet")
-    covers = find(config.landcover)
+    if config.coefficients is not None:
+        try:
+            read_coefficients(config.coefficients)
+        except RadiometryError as error:
+            raise ConfigError(str(error)) from error
+    covers = find(config.landcover, config.legends, config.taxonomy)
     stages.label_set(config, covers)
     return covers
 
 
 def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namespace) -> None:
     """Run the stages on one cluster, or the one that was asked for, and note each in the data set's log."""
-    out = Path(config.out)
+    out = config.out
     entries: list[Entry] | None = None
-    with cluster(options.workers, options.scheduler) as client:
+    with cluster(
+        options.workers, options.scheduler, options.dashboard, options.memory, options.performance_report
+    ) as client:
         print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
+        note(out, "run", stages=[options.only] if options.only else STAGES, settings=config.model_dump(mode="json"))
         for stage in (options.only,) if options.only else STAGES:
             began = time.monotonic()
             if stage == "catalog":
                 entries = stages.catalog(config, client)
                 if options.stac:
                     write_static(Path(options.stac), [entry.scene for entry in entries])
+                stages.refuse_idle(config, covers, entries)  # before the pixels, which take longest
             elif entries is None:
                 entries = earlier_catalog(out)
             match stage:
@@ -126,22 +160,22 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
                     stages.labels(config, covers, entries, client)
                 case "index":
                     print("\n".join(summary_table(stages.make_index(config, covers, entries, client))))
-            line = {
-                "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                "stage": stage,
-                "seconds": round(time.monotonic() - began, 1),
-                "threads": sum(client.nthreads().values()),
-                "dashboard": client.dashboard_link,
-            }
-            with (out / LOG).open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+            note(
+                out,
+                "stage",
+                stage=stage,
+                seconds=round(time.monotonic() - began, 1),
+                threads=sum(client.nthreads().values()),
+                dashboard=client.dashboard_link,
+            )
 
 
-def earlier_catalog(out: Path) -> list[Entry]:
+def earlier_catalog(out: str) -> list[Entry]:
     """The entries that an earlier run of the first stage wrote."""
-    if not (out / CATALOG).is_file():
-        raise ConfigError(f"{out / CATALOG}: no such file; run the stage catalog first")
-    return read_catalog(out / CATALOG)
+    path = store.join(out, CATALOG)
+    if not files.exists(path):
+        raise ConfigError(f"{path}: no such file; run the stage catalog first")
+    return read_catalog(path)
 
 
 def plan(config: BuildConfig, covers: list[LandCover]) -> list[str]:
@@ -161,20 +195,19 @@ def plan(config: BuildConfig, covers: list[LandCover]) -> list[str]:
             continue
         rows, cols = grid.blocks
         tiles = grid.rows * grid.cols
-        size = tiles * len(entry.scene.bands) * grid.tile**2
-        total, most = total + tiles, most + size
+        pixels = tiles * len(entry.scene.bands) * grid.tile**2
+        total, most = total + tiles, most + pixels
         first = entry.scene.images[0]
-        itemsize = 1 if entry.scene.dtype == "uint8" else 2
-        memory = max(memory, peak_bytes(grid.block, grid.tile, grid.stride, len(entry.scene.bands), itemsize))
+        memory = max(memory, stages.promised_bytes(entry.scene, grid, config))
         lines.append(
             f"scene     {name}: {first.width} x {first.height} px, {entry.scene.gsd:g} m, "
-            f"{grid.geobox.crs}, {grid.rows} x {grid.cols} tiles in {rows * cols} blocks, at most {size / 1e6:.0f} MB"
+            f"{grid.geobox.crs}, {grid.rows} x {grid.cols} tiles in {rows * cols} blocks, at most {pixels / 1e6:.0f} MB"
         )
     for cover in covers:
         lines.append(f"landcover {cover.name}: {len(cover.sheets)} sheets, classes {', '.join(cover.legend.classes)}")
     lines.append(
         f"in all    {len(found)} scenes, {total} tiles, at most {most / 1e6:.0f} MB of pixels before compression, "
-        f"peak memory of a worker {memory / 1e6:.0f} MB beside the 300 MB of its libraries"
+        f"peak memory of a worker {memory / 1e6:.0f} MB beside the {LIBRARIES / 1e6:.0f} MB of its libraries"
     )
     return lines
 

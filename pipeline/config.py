@@ -6,6 +6,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.ortho import Resampling
+from pipeline.quality import Rules
+from pipeline.radiometry import Kind
 from pipeline.scene import Imagery
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -17,16 +20,6 @@ class Strict(BaseModel):
     """Refuses keys it does not know, and never changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RuleConfig(Strict):
-    """Thresholds of rejection: see pipeline.quality.Rules, whose defaults these repeat by name."""
-
-    dark_level: Annotated[int, Field(ge=1, le=255)] = 20
-    dark_share: Share = 0.1
-    flat_range: Share = 0.05
-    cloud_level: Annotated[int, Field(ge=0, le=254)] = 230
-    cloud_share: Share = 0.5
 
 
 class SplitConfig(Strict):
@@ -52,6 +45,10 @@ class BuildConfig(Strict):
     """Directories or files with scenes."""
     landcover: Annotated[list[str], Field(min_length=1)]
     """Directories or files with land-cover sheets."""
+    legends: list[str] = []
+    """The user's own descriptions of land-cover products: files, or directories of them."""
+    taxonomy: str = "globeland30"
+    """Classes of the labels: globeland30, paper, own (each product's own), or a file of the user's."""
     out: str
     """The data set's directory."""
     imagery: Imagery = "mss"
@@ -68,11 +65,25 @@ class BuildConfig(Strict):
     """Side of a block, tiles: the unit of work, of memory and of a shard."""
     stretch: tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]] = (1.0, 99.0)
     """Percentiles of a scene that become 0 and 255."""
-    rules: RuleConfig = RuleConfig()
+    geoid: str | None = None
+    """Heights of the geoid above the ellipsoid, where the DEM's are above the geoid: a raster that GDAL opens."""
+    resampling: Resampling = "bilinear"
+    """bilinear, cubic (sharper) or nearest (digital numbers as they are)."""
+    radiometry: Kind = "percentile"
+    """What is stored: percentile or percentile-per-band (8 bits), toa (reflectance) or dn (16 bits)."""
+    coefficients: str | None = None
+    """For toa: a table instead of the one that is built in, CSV as pipeline/calibration.csv."""
+    pansharpen_weights: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] | None = None
+    """Weight of each band in the panchromatic one; equal unless given."""
+    rules: Rules = Rules()
     labels: str | None = None
     """Label set of the index, `<product>_<year>`; may be left out where the land cover holds only one."""
     min_known: Share = 0.5
     """A tile of which the land cover knows less than this share is left out of the index."""
+    min_agreement: Share | None = None
+    """A tile on which the label sets agree less than this is left out of the index, and one with no second set."""
+    max_year_gap: Annotated[float, Field(ge=0)] | None = None
+    """A tile whose image and label lie more years apart than this is left out of the index, and one without a date."""
     split: SplitConfig = SplitConfig()
 
     @model_validator(mode="after")
@@ -81,6 +92,12 @@ class BuildConfig(Strict):
             raise ValueError(f"stride must be in 1..{self.tile} px (the tile), got {self.stride}")
         if (side := (self.block - 1) * self.stride + self.tile) > LARGEST_BLOCK:
             raise ValueError(f"{self.block} x {self.block} tiles make a block of {side} px, more than {LARGEST_BLOCK}")
+        if self.geoid is not None and self.dem is None:
+            raise ValueError("a geoid is of use to a DEM alone")
+        if self.coefficients is not None and self.radiometry != "toa":
+            raise ValueError(f"coefficients are of use to radiometry toa alone, not to {self.radiometry}")
+        if self.radiometry == "toa" and self.imagery == "pansharpened":
+            raise ValueError("the reflectance of pansharpened pixels is not known; choose another radiometry")
         if self.stretch[0] >= self.stretch[1]:
             raise ValueError(f"the stretch must run from a lower to a higher percentile, got {self.stretch}")
         return self
@@ -114,7 +131,7 @@ def read_config(params: str | Path | None, overrides: dict[str, Any]) -> BuildCo
         source = f"{params}: " if params is not None and not {*first["loc"][:1]} & overrides.keys() else ""
         if first["type"] == "missing" and len(first["loc"]) == 1:
             raise ConfigError(f"{source}{where} is missing; give it as --{where} or in a parameter file") from error
-        if first["type"] == "extra_forbidden":
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             raise ConfigError(f"{source}{where} is not a setting of a build") from error
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{source}{where}: {message}" if where else f"{source}{message}") from error

@@ -1,7 +1,7 @@
 """The UTM lattice of tiles over a scene, and the blocks in which it is built. Arithmetic only."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +89,17 @@ class TileGrid:
         transform: Affine = self.geobox.transform
         return np.stack([transform.c + transform.a * x, transform.f + transform.e * y], axis=-1)
 
+    def places(self, rows: Iterable[int], cols: Iterable[int]) -> list[str]:
+        """A name for the place of each tile: the same for tiles of all scenes with this origin, zone and GSD.
+
+        `<EPSG code>_<GSD in m>_<east>_<north>`, the last two counted in strides from the zone's origin.
+        """
+        transform: Affine = self.geobox.transform
+        step = self.stride * transform.a
+        left, top = round(transform.c / step), round(transform.f / step)
+        head = f"{str(self.geobox.crs).removeprefix('EPSG:')}_{transform.a:g}"
+        return [f"{head}_{left + c}_{top - r}" for r, c in zip(rows, cols, strict=True)]
+
 
 def utm(lon: float, lat: float) -> str:
     """The UTM zone of a place, `EPSG:326zz` in the north and `EPSG:327zz` in the south."""
@@ -96,13 +107,38 @@ def utm(lon: float, lat: float) -> str:
     return f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"
 
 
+POLAR = 84.0
+"""Degrees of latitude beyond which UTM is not defined."""
+
+
+def plane_of(lon: float, lat: float) -> str:
+    """The CRS of a place: its UTM zone, and beyond 84 degrees universal polar stereographic (EPSG:5041, 5042).
+
+    UPS is what UTM's own definition goes on with: metres, easting and northing, one scale. EPSG:3413 and 3031, true
+    to scale at 70 N and 71 S, stretch a pixel at the pole by 3 per cent; UPS by 0.6.
+    """
+    if abs(lat) > POLAR:
+        return "EPSG:5041" if lat > 0 else "EPSG:5042"
+    return utm(lon, lat)
+
+
+def centre_of(footprint: shapely.Polygon) -> tuple[float, float]:
+    """Longitude and latitude of the centre of area, on the ground and not on a map of degrees."""
+    ring = shapely.get_coordinates(footprint.exterior)
+    lon, lat = ring.mean(axis=0)
+    local = f"+proj=laea +lon_0={lon} +lat_0={lat} +datum=WGS84"
+    flat = shapely.Polygon(np.column_stack(transformer("EPSG:4326", local).transform(ring[:, 0], ring[:, 1])))
+    lon, lat = transformer(local, "EPSG:4326").transform(flat.centroid.x, flat.centroid.y)
+    return float(lon), float(lat)
+
+
 def scene_grid(footprint: shapely.Polygon, gsd: float, tile: int, stride: int, block: int) -> TileGrid | None:
     """The grid of a scene: every tile that fits into the bounds of its footprint, or None where none does.
 
-    footprint: longitude and latitude, degrees. gsd: side of a pixel, m. The zone is that of the centroid.
+    footprint: longitude and latitude, degrees; across the antimeridian they go on past 180. gsd: side of a pixel, m.
+    The CRS is that of the footprint's centre, however far the scene reaches into another.
     """
-    centre = footprint.centroid
-    crs = utm(centre.x, centre.y)
+    crs = plane_of(*centre_of(footprint))
     ring = shapely.get_coordinates(footprint.exterior)
     x, y = transformer("EPSG:4326", crs).transform(ring[:, 0], ring[:, 1])
     step, side = stride * gsd, tile * gsd
@@ -115,13 +151,17 @@ def scene_grid(footprint: shapely.Polygon, gsd: float, tile: int, stride: int, b
     return TileGrid(GeoBox(shape, Affine(gsd, 0, left * step, 0, -gsd, top * step), crs), tile, stride, block)
 
 
-def peak_bytes(block: int, tile: int, stride: int, bands: int, itemsize: int) -> int:
+def peak_bytes(
+    block: int, tile: int, stride: int, bands: int, itemsize: int, *, pan: bool = False, stored: int = 1
+) -> int:
     """Peak memory of building one block, bytes: what a plan promises.
 
     Source window and resampled pixels in the file's type (the window up to twice the block, for a scene
-    that lies askew), the two float32 coordinate maps and the mask, the stretched block, the cut tiles and
-    their encoded copy.
+    that lies askew), the DEM's window (twice, of no more cells than the block has pixels) and the mask, the stretched
+    block, the cut tiles and their encoded copy. pan: whether a panchromatic image sharpens the bands. stored:
+    bytes of a stored pixel in each band.
     """
     pixels = ((block - 1) * stride + tile) ** 2
     tiles = block * block * tile * tile
-    return pixels * (3 * bands * itemsize + 2 * 4 + 2 + bands) + 2 * tiles * bands
+    sources = 3 * (bands + pan) * itemsize + 2 * pan
+    return pixels * (sources + 2 * 4 + 2 + bands * stored) + 2 * tiles * bands * stored

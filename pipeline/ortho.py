@@ -1,59 +1,166 @@
 """Orthorectification: the pixels of a grid on the map, from one image.
 
-One path for every source. The sensor model is evaluated in float64 on a lattice of destination pixels,
-interpolated between its nodes, and all bands are resampled at once.
+One path for every source. The sensor model is evaluated in float64 on a lattice of destination pixels and
+interpolated between its nodes; the ground's height is taken at each pixel; all bands are resampled at once.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from numba import njit, uint64
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
 
 from geokr.crs import transformer
-from pipeline.raster import Pixels, read
+from pipeline.quality import missing_lines
+from pipeline.raster import Pixels, Valid, read_parts
 from pipeline.scene import Image, SceneError
-from pipeline.sensor import Floats, SensorModel
-from pipeline.terrain import Terrain
+from pipeline.sensor import RPC, Floats, SensorModel
+from pipeline.terrain import Relief, Terrain, flat
+
+Map = npt.NDArray[np.float32]
+Heights = npt.NDArray[np.float32]
+Resampling = Literal["bilinear", "cubic", "nearest"]
 
 TOLERANCE = 0.05
 """Largest interpolation error of the lattice that is accepted, px of the image."""
-STEPS = (16, 8, 4, 2)
+STEPS = (128, 64, 32, 16, 8, 4)
 """Distances of lattice nodes that are tried, destination px."""
+STRIP = 64
+"""Rows that are resampled at a time, so that their coordinates stay in the processor's cache."""
 LONGEST = 32_766
 """The longest side of an image that OpenCV resamples, px."""
 
 
+FIELDS = 8
+"""Smooth functions of the place on the map, of which a pixel's place in the image is made."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lattice:
-    """Where the destination pixels lie in the image, on every `step`-th of them."""
+    """Where destination pixels lie in the image, as a function of place and height.
+
+    On the map the camera is smooth, while the ground need not be. So the nodes of a lattice hold the place among
+    the DEM's cells, and image coordinates as quadratics in height; between the nodes these are interpolated, and
+    the height is taken from the DEM anew at each pixel.
+    """
 
     step: int
     """Distance of the nodes, destination px. Node k stands at (k - 0.5) * step, measured from the grid's edge."""
-    col: Floats
-    row: Floats
-    """(node row, node col) float64: image coordinates, px from the image's outer corner."""
+    fields: Floats
+    """(FIELDS, node row, node col) float64: column and row among the relief's cells, then three coefficients each,
+    of z ** 0, 1 and 2, for the image's column and row; not finite where there is no such place."""
+    relief: Relief
+    middle: float
+    half: float
+    """z = (height - middle) / half; m."""
     error: float
-    """Largest interpolation error found at the centres of cells, px of the image."""
+    """Largest error found at the centres of cells, px of the image."""
 
-    def dense(self, values: Floats, offset: float, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
-        """Values at every destination pixel less an offset: `shape` float32, bilinear between the nodes."""
-        nodes = (values - offset).astype(np.float32)
-        size = (nodes.shape[1] * self.step, nodes.shape[0] * self.step)
-        whole = cv2.resize(nodes, size, interpolation=cv2.INTER_LINEAR)
-        return np.asarray(whole[self.step : self.step + shape[0], self.step : self.step + shape[1]])
+    def maps(self, rows: slice, cols: slice, origin: tuple[float, float] = (0.5, 0.5)) -> tuple[Map, Map]:
+        """Image coordinates (x, y) of destination pixels, float32, less an origin: index coordinates unless given."""
+        shape = (rows.stop - rows.start, cols.stop - cols.start)
+        x, y = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        fields = self.fields.copy()
+        fields[2] -= origin[0]
+        fields[5] -= origin[1]
+        trace(fields, self.step, rows.start, cols.start, self.relief.cells, self.middle, self.half, x, y)
+        return x, y
+
+    def dense(self, shape: tuple[int, int]) -> tuple[Map, Map]:
+        """Image coordinates (col, row) of every pixel of a grid of that shape, float32."""
+        return self.maps(slice(0, shape[0]), slice(0, shape[1]), (0.0, 0.0))
+
+    def reach(self) -> Floats:
+        """Bounds of the image coordinates in each cell of the lattice, over the heights there.
+
+        (cell row, cell col, 4) float64: least and most column, least and most row; NaN where there is none.
+        """
+        return bounds(self.fields, self.relief.cells, self.middle, self.half)
 
 
-def locate(geobox: GeoBox, x: Floats, y: Floats, model: SensorModel, terrain: Terrain) -> tuple[Floats, Floats]:
-    """Image coordinates (col, row) of destination positions; x and y in px from the grid's outer corner."""
-    transform = geobox.transform
-    east = transform.a * x + transform.b * y + transform.c
-    north = transform.d * x + transform.e * y + transform.f
-    lon, lat = transformer(str(geobox.crs), "EPSG:4326").transform(east, north)
-    return model.image(lon, lat, terrain.heights(lon, lat))
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc", "arcp"})
+def trace(
+    fields: Floats, step: int, top: int, left: int, cells: Heights, middle: float, half: float, x: Map, y: Map
+) -> None:  # pragma: no cover
+    """Image coordinates of the pixels from (top, left) on, into x and y: see Lattice."""
+    height, width = cells.shape
+    flat, nodes, n = cells.ravel(), fields.shape[2], x.shape[1]
+    line = np.empty((FIELDS, nodes), np.float32)
+    u, v, at = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.uint32)
+    ramp = ((np.arange(step) + 0.5) / step).astype(np.float32)
+    # The last cell's far side belongs to it; the loops below read the next cell, too.
+    far_u, far_v, zero = np.float32(width - 1.001), np.float32(height - 1.001), np.float32(0)
+    scale, shift = np.float32(1 / half), np.float32(-middle / half)
+    for i in range(x.shape[0]):
+        place = (top + i + 0.5) / step + 0.5
+        k = int(place)
+        t = place - k
+        for q in range(FIELDS):
+            for m in range(nodes):
+                line[q, m] = np.float32(fields[q, k, m] * (1 - t) + fields[q, k + 1, m] * t)
+        for m in range(nodes - 1):
+            start = m * step - step // 2 - left
+            low, high = max(0, -start), min(step, n - start)
+            u0, v0 = line[0, m], line[1, m]
+            du, dv = line[0, m + 1] - u0, line[1, m + 1] - v0
+            for j in range(low, high):
+                uj = min(max(u0 + du * ramp[j], zero), far_u)
+                vj = min(max(v0 + dv * ramp[j], zero), far_v)
+                col, row = np.int32(uj), np.int32(vj)
+                u[start + j], v[start + j] = uj - np.float32(col), vj - np.float32(row)
+                at[start + j] = np.uint32(row * np.int32(width) + col)
+        for j in range(n):  # u becomes z
+            upper, lower = uint64(at[j]), uint64(at[j]) + uint64(width)  # a signed index would be checked
+            one = uint64(1)
+            first = flat[upper] + (flat[upper + one] - flat[upper]) * u[j]
+            second = flat[lower] + (flat[lower + one] - flat[lower]) * u[j]
+            u[j] = (first + (second - first) * v[j]) * scale + shift
+        for m in range(nodes - 1):
+            start = m * step - step // 2 - left
+            low, high = max(0, -start), min(step, n - start)
+            a0, a1, a2, b0, b1, b2 = line[2, m], line[3, m], line[4, m], line[5, m], line[6, m], line[7, m]
+            da0, da1, da2 = line[2, m + 1] - a0, line[3, m + 1] - a1, line[4, m + 1] - a2
+            db0, db1, db2 = line[5, m + 1] - b0, line[6, m + 1] - b1, line[7, m + 1] - b2
+            for j in range(low, high):
+                s, z = ramp[j], u[start + j]
+                x[i, start + j] = (a0 + da0 * s) + z * ((a1 + da1 * s) + z * (a2 + da2 * s))
+                y[i, start + j] = (b0 + db0 * s) + z * ((b1 + db1 * s) + z * (b2 + db2 * s))
+
+
+@njit(cache=True, nogil=True)
+def bounds(fields: Floats, cells: Heights, middle: float, half: float) -> Floats:  # pragma: no cover
+    """See Lattice.reach. A quadratic's bend beyond its ends is bounded by a quarter of its coefficient."""
+    height, width = cells.shape
+    found = np.full((fields.shape[1] - 1, fields.shape[2] - 1, 4), np.nan)
+    for i in range(found.shape[0]):
+        for j in range(found.shape[1]):
+            corners = fields[:, i : i + 2, j : j + 2]
+            if not np.isfinite(corners).all():
+                continue
+            # Beyond the cells the border goes on, so at least one row and column of them counts.
+            c0, r0 = min(max(int(corners[0].min()), 0), width - 1), min(max(int(corners[1].min()), 0), height - 1)
+            c1, r1 = max(int(corners[0].max()) + 2, c0 + 1), max(int(corners[1].max()) + 2, r0 + 1)
+            low = (cells[r0:r1, c0:c1].min() - middle) / half
+            high = (cells[r0:r1, c0:c1].max() - middle) / half
+            for axis in range(2):
+                a, b, c = corners[2 + 3 * axis], corners[3 + 3 * axis], corners[4 + 3 * axis]
+                at_low, at_high = a + low * (b + low * c), a + high * (b + high * c)
+                bend = np.abs(c).max() * (high - low) ** 2 / 4
+                found[i, j, 2 * axis] = min(at_low.min(), at_high.min()) - bend
+                found[i, j, 2 * axis + 1] = max(at_low.max(), at_high.max()) + bend
+    return found
+
+
+def geographic(geobox: GeoBox, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Longitude and latitude of destination positions; x and y in px from the grid's outer corner."""
+    t = geobox.transform
+    lon, lat = transformer(str(geobox.crs), "EPSG:4326").transform(t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f)
+    return lon, lat
 
 
 def lattice(geobox: GeoBox, model: SensorModel, terrain: Terrain, tolerance: float = TOLERANCE) -> Lattice:
@@ -62,77 +169,185 @@ def lattice(geobox: GeoBox, model: SensorModel, terrain: Terrain, tolerance: flo
     The narrowest of STEPS is used where none is; its error is in the result.
     """
     rows, cols = geobox.shape
+    relief = None
     for step in STEPS:
         nx, ny = math.ceil(cols / step), math.ceil(rows / step)
         x, y = np.meshgrid((np.arange(nx + 2) - 0.5) * step, (np.arange(ny + 2) - 0.5) * step)
-        col, row = locate(geobox, x, y, model, terrain)
-        # The centre of the cell between four nodes. Every second one either way is enough to judge by.
-        x, y = np.meshgrid(np.arange(0, nx + 1, 2) * step, np.arange(0, ny + 1, 2) * step)
-        found = locate(geobox, x.astype(np.float64), y.astype(np.float64), model, terrain)
-        error = 0.0
-        for nodes, truth in zip((col, row), found, strict=True):
-            means = (nodes[:-1, :-1] + nodes[1:, :-1] + nodes[:-1, 1:] + nodes[1:, 1:])[::2, ::2] / 4
-            error = max(error, float(np.nan_to_num(np.abs(means - truth)).max()))
+        lon, lat = geographic(geobox, x, y)
+        if relief is None:  # the widest lattice reaches farthest
+            relief = terrain.relief(lon, lat, most=rows * cols + 4096) if isinstance(model, RPC) else flat(0.0)
+            low, high = float(relief.cells.min()), float(relief.cells.max())
+            middle, half = (low + high) / 2, max((high - low) / 2, 1.0)
+        fields = np.empty((FIELDS, *x.shape))
+        fields[:2] = relief.place(lon, lat)
+        below, on, above = (np.stack(model.image(lon, lat, np.full(x.shape, middle + z * half))) for z in (-1, 0, 1))
+        fields[2::3], fields[3::3], fields[4::3] = on, (above - below) / 2, (above + below) / 2 - on
+        mesh = Lattice(step, fields, relief, middle, half, 0.0)
+        error = worst(mesh, geobox, model)
         if error <= tolerance:
             break
-    return Lattice(step, col, row, error)
+    return replace(mesh, error=error)
 
 
-def resample(
-    source: Pixels, valid: npt.NDArray[np.bool_] | None, x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]
-) -> tuple[Pixels, npt.NDArray[np.bool_]]:
-    """Bilinear samples of an image at pixel centres (x, y): (row, col, band) of the source's type, and a mask.
+def worst(mesh: Lattice, geobox: GeoBox, model: SensorModel) -> float:
+    """Largest distance, px of the image, at the centres of the lattice's cells from what the model says itself."""
+    means = (mesh.fields[:, :-1, :-1] + mesh.fields[:, 1:, :-1] + mesh.fields[:, :-1, 1:] + mesh.fields[:, 1:, 1:]) / 4
+    x, y = np.meshgrid(np.arange(means.shape[2]) * float(mesh.step), np.arange(means.shape[1]) * float(mesh.step))
+    z = (mesh.relief.at(means[0], means[1]) - mesh.middle) / mesh.half
+    lon, lat = geographic(geobox, x, y)
+    truth = np.stack(model.image(lon, lat, mesh.relief.at(*mesh.relief.place(lon, lat))))
+    with np.errstate(invalid="ignore"):
+        found = means[2::3] + z * (means[3::3] + z * means[4::3])
+        return float(np.nan_to_num(np.abs(found - truth), nan=0.0, posinf=0.0).max())
 
-    source: (row, col, band). valid: (row, col), False where a source pixel is no data; None if all are good.
-    x, y: float32, index coordinates (0 is the centre of the first pixel). The mask is False where a sample
-    draws on a pixel outside the source or on one without data; the values there mean nothing.
+
+def resample(source: Pixels, x: Map, y: Map, kind: Resampling) -> Pixels:
+    """Samples of an image at index coordinates (0 is the centre of the first pixel): (row, col, band), its type.
+
+    source: (row, col, band), at most 4 bands. x, y: float32. What draws on a pixel outside the source means nothing.
     """
-    height, width, bands = source.shape
-    good = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    # OpenCV weighs up to four channels at once, on a raster of 1/32 px.
-    groups = [
-        np.atleast_3d(cv2.remap(np.ascontiguousarray(source[..., k : k + 4]), x, y, cv2.INTER_LINEAR))
-        for k in range(0, bands, 4)
-    ]
-    pixels = groups[0] if len(groups) == 1 else np.concatenate(groups, axis=2)
-    if valid is not None and not valid.all():
-        # In 16 bits, so that no weight that could change a pixel is rounded away.
-        good &= cv2.remap((~valid).astype(np.uint16) * np.uint16(65535), x, y, cv2.INTER_LINEAR) == 0
-    return pixels, good
+    if kind == "cubic":
+        pixels = np.empty((*x.shape, source.shape[2]), source.dtype)
+        convolve(source, x, y, pixels)
+        return pixels
+    code = cv2.INTER_LINEAR if kind == "bilinear" else cv2.INTER_NEAREST
+    return np.asarray(cv2.remap(source, x, y, code)).reshape(*x.shape, source.shape[2])
 
 
-def orthorectify(geobox: GeoBox, image: Image, terrain: Terrain) -> tuple[Pixels, npt.NDArray[np.bool_], Lattice]:
-    """A grid's pixels from an image: (row, col, band) in the file's type, (row, col) validity, and the lattice.
+@njit(cache=True, nogil=True, error_model="numpy")
+def convolve(source: Pixels, x: Map, y: Map, pixels: Pixels) -> None:  # pragma: no cover
+    """Cubic convolution of four by four pixels (R. Keys, 1981, a = -1/2), rounded and held within the type."""
+    rows, cols, bands = source.shape
+    most = 255.0 if source.itemsize == 1 else 65535.0
+    across, down = np.empty(4), np.empty(4)
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            if not (x[i, j] >= 1 and y[i, j] >= 1 and x[i, j] <= cols - 2 and y[i, j] <= rows - 2):
+                pixels[i, j] = 0
+                continue
+            col, row = min(int(x[i, j]), cols - 3), min(int(y[i, j]), rows - 3)
+            for weights, t in ((across, x[i, j] - col), (down, y[i, j] - row)):
+                weights[0] = ((-0.5 * t + 1.0) * t - 0.5) * t
+                weights[1] = (1.5 * t - 2.5) * t * t + 1.0
+                weights[2] = ((-1.5 * t + 2.0) * t + 0.5) * t
+                weights[3] = (0.5 * t - 0.5) * t * t
+            for band in range(bands):
+                total = 0.0
+                for r in range(4):
+                    part = 0.0
+                    for c in range(4):
+                        part += across[c] * source[row - 1 + r, col - 1 + c, band]
+                    total += down[r] * part
+                pixels[i, j, band] = int(min(max(total, 0.0), most) + 0.5)
 
-    Validity is False where the ground lies outside the image or the image has no data. Only the window of the
-    image that the grid needs is read. Raises SceneError naming the file where it cannot be read.
+
+def groups(bands: int) -> list[slice]:
+    """Bands that are resampled together: at most four, and not two, for which OpenCV has no exact weights."""
+    found, start = [], 0
+    while start < bands:
+        left = bands - start
+        size = 4 if left >= 4 else 1 if left == 2 else left
+        found.append(slice(start, start + size))
+        start += size
+    return found
+
+
+MARGIN: dict[Resampling, float] = {"nearest": -0.499, "bilinear": 0.0, "cubic": 1.0}
+"""A sample so far within the outermost pixels' centres draws on no pixel outside the image, px."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ortho:
+    """A grid's pixels."""
+
+    pixels: Pixels
+    """(row, col, band), in the file's type."""
+    valid: npt.NDArray[np.bool_]
+    """(row, col): False where a pixel draws on what lies outside the image or has no data; it means nothing there."""
+    missing: npt.NDArray[np.bool_] | None
+    """(row, col): where a pixel draws on a line that is missing in the image; None where none does."""
+    lattice: Lattice
+
+
+def orthorectify(
+    geobox: GeoBox, image: Image, terrain: Terrain, kind: Resampling = "bilinear", missing_level: float = 0.0
+) -> Ortho:
+    """A grid's pixels from an image, of which only the window that the grid needs is read.
+
+    missing_level: see `pipeline.quality.missing_lines`; the lines of an image that lies on a map are not raw ones.
+    Raises SceneError naming the file where it cannot be read.
     """
     shape = (geobox.shape[0], geobox.shape[1])
     mesh = lattice(geobox, image.model, terrain)
-    window = source_window(mesh, image.width, image.height)
+    pixels, valid = np.zeros((*shape, len(image.bands)), image.dtype), np.zeros(shape, np.bool_)
+    reach = mesh.reach()
+    window = source_window(reach, image.width, image.height)
     if window is None:
-        return np.zeros((*shape, len(image.bands)), image.dtype), np.zeros(shape, np.bool_), mesh
+        return Ortho(pixels, valid, None, mesh)
     c0, r0, width, height = window
     if max(width, height) > LONGEST:
         raise SceneError(
             f"{image.path}: a block of {shape[1]} x {shape[0]} px at {image.gsd:g} m draws on {width} x {height} px "
             f"of it, more than {LONGEST}; give a smaller block, or is the ground sampling distance wrong?"
         )
-    bands, valid = read(image, Window(c0, r0, width, height))
-    source = np.ascontiguousarray(np.moveaxis(bands, 0, -1))
-    del bands  # a block's memory is promised: see pipeline.grid.peak_bytes
-    x = mesh.dense(mesh.col, c0 + 0.5, shape)
-    y = mesh.dense(mesh.row, r0 + 0.5, shape)
-    pixels, good = resample(source, valid, x, y)
-    return pixels, good, mesh
+    parts = groups(len(image.bands))
+    sources, known = read_parts(image, Window(c0, r0, width, height), parts)
+    bad = without_data(known, kind)
+    gone = missing_lines(sources[0], missing_level) if isinstance(image.model, RPC) else np.zeros(height, np.bool_)
+    lost = np.zeros(shape, np.bool_) if gone.any() else None
+    near = gone | np.append(gone[1:], False) | np.insert(gone[:-1], 0, False)
+    margin = MARGIN[kind]
+    for top in range(0, shape[0], STRIP):
+        rows = slice(top, min(top + STRIP, shape[0]))
+        cols = columns(reach, mesh.step, rows, shape[1], window)
+        if cols.start == cols.stop:
+            continue
+        x, y = mesh.maps(rows, cols, (c0 + 0.5, r0 + 0.5))
+        good = (x >= margin) & (x <= width - 1 - margin) & (y >= margin) & (y <= height - 1 - margin)
+        for part, source in zip(parts, sources, strict=True):
+            pixels[rows, cols, part] = resample(source, x, y, kind)
+        if bad is not None:
+            # In 16 bits, so that no weight that could change a pixel is rounded away.
+            good &= resample(bad, x, y, "nearest" if kind == "nearest" else "bilinear")[..., 0] == 0
+        valid[rows, cols] = good
+        if lost is not None:
+            lost[rows, cols] = good & near[np.clip(np.nan_to_num(y + 0.5), 0, height - 1).astype(np.intp)]
+    return Ortho(pixels, valid, lost, mesh)
 
 
-def source_window(mesh: Lattice, width: int, height: int) -> tuple[int, int, int, int] | None:
-    """The part of an image that a lattice draws on: first column, first row, width, height; None where none."""
-    known = np.isfinite(mesh.col) & np.isfinite(mesh.row)
+def without_data(valid: Valid, kind: Resampling) -> Pixels | None:
+    """65535 at every pixel without data, (row, col, 1) uint16; None where there is no such pixel."""
+    if valid is None or valid.all():
+        return None
+    mask = (~valid).astype(np.uint16) * np.uint16(65535)
+    if kind == "cubic":  # which draws on one pixel more than bilinear sampling, all round
+        mask = np.asarray(cv2.dilate(mask, np.ones((3, 3), np.uint8)), np.uint16)
+    return np.asarray(mask[..., None])
+
+
+def source_window(reach: Floats, width: int, height: int) -> tuple[int, int, int, int] | None:
+    """The part of an image that is drawn on: first column, first row, width, height; None where none is."""
+    known = np.isfinite(reach).all(axis=-1)
     if not known.any():
         return None
-    col, row = mesh.col[known], mesh.row[known]
-    c0, c1 = max(0, math.floor(col.min()) - 2), min(width, math.ceil(col.max()) + 2)
-    r0, r1 = max(0, math.floor(row.min()) - 2), min(height, math.ceil(row.max()) + 2)
+    low_x, high_x, low_y, high_y = reach[known].T
+    # Cells that miss the image altogether draw on nothing.
+    near = (high_x > -2) & (low_x < width + 2) & (high_y > -2) & (low_y < height + 2)
+    if not near.any():
+        return None
+    c0, c1 = max(0, math.floor(low_x[near].min()) - 2), min(width, math.ceil(high_x[near].max()) + 2)
+    r0, r1 = max(0, math.floor(low_y[near].min()) - 2), min(height, math.ceil(high_y[near].max()) + 2)
     return (c0, r0, c1 - c0, r1 - r0) if c1 > c0 and r1 > r0 else None
+
+
+def columns(reach: Floats, step: int, rows: slice, width: int, window: tuple[int, int, int, int]) -> slice:
+    """The run of destination columns of some rows that can lie in a window of the image."""
+    c0, r0, w, h = window
+    first, last = (2 * row // step + 1 >> 1 for row in (rows.start, rows.stop - 1))
+    low_x, high_x, low_y, high_y = np.moveaxis(reach[first : last + 1], -1, 0)
+    near = (high_x > c0 - 2) & (low_x < c0 + w + 2) & (high_y > r0 - 2) & (low_y < r0 + h + 2)
+    cells = np.flatnonzero(near.any(axis=0))
+    if len(cells) == 0:
+        return slice(0, 0)
+    start, stop = int(cells[0]) * step - step // 2, int(cells[-1] + 1) * step - step // 2
+    return slice(min(max(start, 0), width), min(stop, width))  # cells reach beyond the grid

@@ -1,7 +1,12 @@
-"""From digital numbers to stored pixels. Pure functions."""
+"""From digital numbers to stored pixels: stretches, reflectance, or the numbers themselves."""
 
+import csv
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -47,3 +52,256 @@ def percentile_stretch(
     if not top > bottom:
         raise ValueError(f"the image has one value, {bottom:g}, from its {low:g} to its {high:g} % percentile")
     return Stretch(float(bottom), float(top))
+
+
+# --- what is stored
+
+Kind = Literal["percentile", "percentile-per-band", "toa", "dn"]
+"""How digital numbers become stored pixels."""
+
+REFLECTANCE = 1e-4
+"""Reflectance that one step of a stored `toa` pixel stands for."""
+CALIBRATION = Path(__file__).parent / "calibration.csv"
+PLAUSIBLE = {
+    "coastal": (1550, 1900), "blue": (1850, 2050), "green": (1750, 1950), "yellow": (1600, 1800), "red": (1450, 1650),
+    "red_edge_1": (1300, 1500), "red_edge_2": (1150, 1350), "nir": (950, 1150), "pan": (1200, 1650),
+}  # fmt: skip
+"""What the solar irradiance of a band can be, W / m2 / um: a list that is shifted by one band is not within these."""
+BRIGHTEST = (0.1, 4.0)
+"""Reflectance of a pixel of ten bits that is all ones: a gain's reciprocal is ten times beyond."""
+
+
+class RadiometryError(ValueError):
+    """Numbers that cannot be used, or are not there: one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Radiometry:
+    """Digital numbers to stored pixels: in each band a straight line, cut at the type's ends and rounded."""
+
+    kind: Kind
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    """The digital numbers that become 0, and the type's largest value, in each band."""
+    dtype: str
+    """`uint8` or `uint16`."""
+    numbers: Mapping[str, Any]
+    """What these follow from, for the provenance."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("uint8", "uint16"):
+            raise ValueError(f"pixels are stored as uint8 or uint16, not as {self.dtype}")
+        if len(self.low) != len(self.high) or not all(h > b for b, h in zip(self.low, self.high, strict=True)):
+            raise ValueError(f"each band needs high > low, got {self.low} .. {self.high}")
+
+    @property
+    def top(self) -> int:
+        """The type's largest value."""
+        return int(np.iinfo(self.dtype).max)
+
+    def apply(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Stored pixels of (..., band) digital numbers."""
+        if pixels.shape[-1] != len(self.low):
+            raise ValueError(f"{pixels.shape[-1]} bands, but numbers for {len(self.low)}")
+        stored = np.empty(pixels.shape, self.dtype)
+        for k, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
+            if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
+                every = np.arange(2 ** (8 * pixels.dtype.itemsize), dtype=np.float64)
+                stored[..., k] = self._line(every, low, high)[pixels[..., k]]
+            else:
+                stored[..., k] = self._line(pixels[..., k].astype(np.float64), low, high)
+        return stored
+
+    def _line(self, values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[Any]:
+        scaled = (values - low) * (self.top / (high - low))
+        return np.clip(np.rint(np.nan_to_num(scaled)), 0, self.top).astype(self.dtype)
+
+    def digital_numbers(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """The digital numbers of (..., band) stored pixels, to half a step of the stored type, between low and high."""
+        low, high = np.array(self.low), np.array(self.high)
+        return np.asarray(low + stored.astype(np.float64) * ((high - low) / self.top))
+
+    def attributes(self) -> dict[str, Any]:
+        """What a scene's group says of it: all that turns its pixels back."""
+        said: dict[str, Any] = {"kind": self.kind, "low": list(self.low), "high": list(self.high), **self.numbers}
+        # The CF conventions' names: stored x scale_factor + add_offset is reflectance.
+        return said | ({"scale_factor": REFLECTANCE, "add_offset": 0.0} if self.kind == "toa" else {})
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__} | {"numbers": dict(self.numbers)}
+
+
+def radiometry_from_json(value: dict[str, Any]) -> Radiometry:
+    """The inverse of `to_json`."""
+    return Radiometry(**value | {"low": tuple(value["low"]), "high": tuple(value["high"])})
+
+
+def stretched(stretch: Stretch, bands: int) -> Radiometry:
+    """One stretch for all bands: the paper's."""
+    return Radiometry("percentile", (stretch.low,) * bands, (stretch.high,) * bands, "uint8", {})
+
+
+def stretched_per_band(
+    sample: npt.NDArray[Any], valid: npt.NDArray[np.bool_], low: float, high: float, bands: Sequence[str]
+) -> Radiometry:
+    """A stretch for each band, from its own percentiles. sample, valid and errors as of `percentile_stretch`."""
+    counted = sample[:, valid & (sample != 0).any(axis=0)]
+    if counted.size == 0:
+        raise ValueError("the image holds no data")
+    bottom, top = np.percentile(counted, [low, high], axis=1)
+    for name, b, t in zip(bands, bottom, top, strict=True):
+        if not t > b:
+            raise ValueError(f"band {name} has one value, {b:g}, from its {low:g} to its {high:g} % percentile")
+    ends = tuple(map(float, bottom)), tuple(map(float, top))
+    return Radiometry("percentile-per-band", *ends, "uint8", {"percentiles": [low, high]})
+
+
+def as_they_are(dtype: str, bands: int) -> Radiometry:
+    """Digital numbers, stored unchanged."""
+    return Radiometry("dn", (0.0,) * bands, (float(np.iinfo(dtype).max),) * bands, dtype, {})
+
+
+# --- reflectance
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """One band's calibration in one year."""
+
+    gain: float
+    offset: float
+    """Radiance = gain x digital number + offset, W / m2 / sr / um."""
+    irradiance: float
+    """Of the Sun above the atmosphere at one astronomical unit, mean of the band, W / m2 / um."""
+
+
+Key = tuple[str, str, int, str]
+"""Satellite, sensor, year, band."""
+
+
+def read_coefficients(path: str | Path = CALIBRATION) -> dict[Key, Coefficients]:
+    """A table of coefficients: CSV with the columns satellite, sensor, year, band, gain, offset, irradiance.
+
+    Raises RadiometryError naming file, line and value for a row that cannot be right.
+    """
+    columns = ("satellite", "sensor", "year", "band", "gain", "offset", "irradiance")
+    table: dict[Key, Coefficients] = {}
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+                raise RadiometryError(f"{path}: there is no column {missing[0]}")
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                try:
+                    key = (row["satellite"].strip(), row["sensor"].strip(), int(row["year"]), row["band"].strip())
+                    found = Coefficients(float(row["gain"]), float(row["offset"]), float(row["irradiance"]))
+                except (TypeError, ValueError, AttributeError) as error:
+                    raise RadiometryError(f"{where}: {error}") from error
+                if key in table:
+                    raise RadiometryError(f"{where}: {' '.join(map(str, key))} is there twice")
+                if fault := implausible(key[3], found):
+                    raise RadiometryError(f"{where}: {' '.join(map(str, key))}: {fault}")
+                table[key] = found
+    except (OSError, UnicodeDecodeError) as error:
+        raise RadiometryError(f"{path}: cannot be read: {error}") from error
+    return table
+
+
+def implausible(band: str, found: Coefficients) -> str | None:
+    """What is wrong with coefficients, or None. Public tables hold reciprocal gains, zeros, and shifted bands."""
+    if not all(map(math.isfinite, (found.gain, found.offset, found.irradiance))):
+        return "a value that is not a finite number"
+    if not found.gain > 0:
+        return f"the gain must be positive, got {found.gain:g}"
+    low, high = PLAUSIBLE.get(band, (200, 2200))
+    if not low <= found.irradiance <= high:
+        return f"a solar irradiance of {found.irradiance:g} W/m2/um; in the band {band} it is {low} to {high}"
+    brightest = math.pi * (found.gain * 1023 + found.offset) / found.irradiance
+    if not BRIGHTEST[0] <= brightest <= BRIGHTEST[1]:
+        return (
+            f"a gain of {found.gain:g} and an offset of {found.offset:g} make a reflectance of {brightest:.2f} of the "
+            f"number 1023, which is beyond {BRIGHTEST[0]} to {BRIGHTEST[1]}; is the gain a reciprocal?"
+        )
+    if abs(math.pi * found.offset / found.irradiance) > 0.1:
+        return f"an offset of {found.offset:g} W/m2/sr/um makes a reflectance of more than 0.1 by itself"
+    return None
+
+
+def reflectance(bands: Mapping[str, Coefficients], zenith: float, distance: float) -> Radiometry:
+    """Digital numbers to reflectance at the top of the atmosphere.
+
+    pi x radiance x distance ** 2 / (irradiance x cos(zenith)): Chander, Markham and Helder, 2009, equation 4.
+    zenith: of the Sun, degrees. distance: of the Sun, astronomical units.
+    """
+    if not 0 <= zenith < 85:
+        raise RadiometryError(f"the Sun stands {zenith:.1f} degrees from the zenith, which leaves no reflectance")
+    low, high, top = [], [], np.iinfo("uint16").max * REFLECTANCE
+    for c in bands.values():
+        per_number = math.pi * distance**2 / (c.irradiance * math.cos(math.radians(zenith)))
+        low.append(-c.offset / c.gain)
+        high.append((top / per_number - c.offset) / c.gain)
+    numbers = {
+        "gain": [c.gain for c in bands.values()],
+        "offset": [c.offset for c in bands.values()],
+        "irradiance": [c.irradiance for c in bands.values()],
+        "solar_zenith": zenith,
+        "earth_sun_distance": distance,
+    }
+    return Radiometry("toa", tuple(low), tuple(high), "uint16", numbers)
+
+
+def scaled(scales: Sequence[float], offsets: Sequence[float]) -> Radiometry:
+    """Reflectance of images whose files say how it follows from their numbers, as those of a STAC catalog do."""
+    if not all(scale > 0 for scale in scales):
+        raise RadiometryError(f"scales must be positive, got {[*scales]}")
+    top = np.iinfo("uint16").max * REFLECTANCE
+    low = tuple(-offset / scale for scale, offset in zip(scales, offsets, strict=True))
+    high = tuple((top - offset) / scale for scale, offset in zip(scales, offsets, strict=True))
+    return Radiometry("toa", low, high, "uint16", {"scales": [*scales], "offsets": [*offsets]})
+
+
+def sun(when: datetime, lon: float, lat: float) -> tuple[float, float]:
+    """Where the Sun stands: its angle from the zenith, degrees, and its distance, astronomical units.
+
+    To a hundredth of a degree, from the Astronomical Almanac's low-precision formulas (valid 1950 to 2050).
+    when: UTC. lon, lat: degrees.
+    """
+    days = (when - datetime(2000, 1, 1, 12, tzinfo=UTC)).total_seconds() / 86400
+    anomaly = math.radians(357.528 + 0.9856003 * days)
+    ecliptic = math.radians(280.460 + 0.9856474 * days + 1.915 * math.sin(anomaly) + 0.020 * math.sin(2 * anomaly))
+    tilt = math.radians(23.439 - 4e-7 * days)
+    ascension = math.atan2(math.cos(tilt) * math.sin(ecliptic), math.cos(ecliptic))
+    declination = math.asin(math.sin(tilt) * math.sin(ecliptic))
+    hour = math.radians(280.46061837 + 360.98564736629 * days + lon) - ascension
+    phi = math.radians(lat)
+    height = math.sin(phi) * math.sin(declination) + math.cos(phi) * math.cos(declination) * math.cos(hour)
+    distance = 1.00014 - 0.01671 * math.cos(anomaly) - 0.00014 * math.cos(2 * anomaly)
+    return math.degrees(math.acos(max(-1.0, min(1.0, height)))), distance
+
+
+def solar_zenith(fields: Mapping[str, str], when: datetime, lon: float, lat: float) -> float:
+    """The Sun's angle from the zenith, degrees: as the metadata say, held against the time and the place.
+
+    Raises RadiometryError where the two are more than three degrees apart: some files hold an elevation.
+    """
+    computed, _ = sun(when, lon, lat)
+    for name, sign in (
+        ("SolarZenith", 1),
+        ("SunZenith", 1),
+        ("SolarElevation", -1),
+        ("SunElevation", -1),
+        ("SunAltitude", -1),
+    ):
+        try:
+            said = float(fields.get(name, ""))
+        except ValueError:
+            continue
+        said = said if sign > 0 else 90.0 - said
+        if abs(said - computed) > 3.0:
+            raise RadiometryError(
+                f"{name} puts the Sun {said:.1f} degrees from the zenith, but at {when:%Y-%m-%d %H:%M} UTC and "
+                f"{lon:.2f} E {lat:.2f} N it stood at {computed:.1f}"
+            )
+        return said
+    return computed

@@ -1,7 +1,7 @@
 """Images as files: what the header of one says, and the pixels and validity of a window of it."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -122,16 +122,32 @@ def read(image: Image, window: Window | None = None, shape: tuple[int, int] | No
     window: in px of the image, the whole of it if None. shape: to which it is decimated, nearest neighbour.
     Raises SceneError naming the file where it cannot be read.
     """
-    size = {} if shape is None else {"out_shape": (len(image.bands), *shape)}
+    whole = [slice(0, len(image.bands))]
+    (pixels,), valid = read_parts(image, window or Window(0, 0, image.width, image.height), whole, shape)
+    return np.ascontiguousarray(np.moveaxis(pixels, -1, 0)), valid
+
+
+def read_parts(
+    image: Image, window: Window, parts: Sequence[slice], shape: tuple[int, int] | None = None
+) -> tuple[list[Pixels], Valid]:
+    """Pixels of some runs of an image's bands, (row, col, band) each, and where all of its bands hold data.
+
+    As `read`; a pixel's bands beside each other are what most files hold, and what resampling wants.
+    """
+    size = (int(window.height), int(window.width)) if shape is None else shape
+    indexes = image.indexes or tuple(range(1, len(image.bands) + 1))
+    found, mask = [], None
     try:
         with open_image(image.path) as file:
-            pixels = np.asarray(file.read(list(image.indexes) or None, window=window, **size))
-            mask = None
+            for part in parts:
+                pixels = np.empty((*size, part.stop - part.start), file.dtypes[0])
+                file.read([*indexes[part]], window=window, out=np.moveaxis(pixels, -1, 0))
+                found.append(pixels)
             if image.masked:
-                mask = np.asarray(file.dataset_mask(window=window, out_shape=shape)) != 0
+                mask = np.asarray(file.dataset_mask(window=window, out_shape=size)) != 0
     except RasterioIOError as error:
         raise SceneError(f"{image.path}: cannot be read: {error}") from error
     if image.nodata is None:
-        return pixels, mask
-    valid = (pixels != image.nodata).all(axis=0)
-    return pixels, valid if mask is None else valid & mask
+        return found, mask
+    valid = np.logical_and.reduce([(pixels != image.nodata).all(axis=2) for pixels in found])
+    return found, valid if mask is None else valid & mask

@@ -13,9 +13,7 @@ import numpy.typing as npt
 
 from geokr import store
 from geokr.index import INDEX, read_summary
-
-LOG = "build.jsonl"
-"""One line a stage that ran: when, how long, on how many threads, and where its dashboard was."""
+from pipeline.watch import LOG
 
 
 def summary_table(summary: dict[str, Any]) -> list[str]:
@@ -25,10 +23,14 @@ def summary_table(summary: dict[str, Any]) -> list[str]:
     tiles = f"{sum(status.values())}: " + ", ".join(f"{value} {key}" for key, value in status.items())
     splits = ", ".join(f"{value} {key}" for key, value in counts["splits"].items())
     rows = [
-        ("scenes", f"{counts['scenes']} built, {counts['quarantined']} refused"),
+        (
+            "scenes",
+            f"{counts['scenes']} built, {counts['incomplete']} of them in part, {counts['quarantined']} refused",
+        ),
         ("tiles", tiles),
         ("index", f"{counts['index']} tiles, labels of {summary['labels']}"),
         ("", f"{counts['unknown']} left out for want of land cover"),
+        ("", f"{counts['unfit']} left out since label sets disagree or their year is too far away"),
         ("splits", f"{splits}, {counts['between_splits']} between two"),
     ]
     for split, shares in summary["class_shares"].items():
@@ -51,7 +53,8 @@ def dashboard(dataset: Path) -> list[str]:
     """A line with the address that the dashboard had while the data set was built; none where no log says."""
     path = dataset / LOG
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [f"{'dashboard was':<18}{json.loads(lines[-1])['dashboard']}"] if lines else []
+    found = [line["dashboard"] for line in map(json.loads, lines) if "dashboard" in line]
+    return [f"{'dashboard was':<18}{found[-1]}"] if found else []
 
 
 def picture(dataset: Path, path: Path, tiles: int = 6) -> None:

@@ -26,8 +26,13 @@ class RowJob:
     scene: Scene
     grid: TileGrid
     labels: str
-    """The label set."""
+    """The label set, `<product>_<year>`."""
     min_known: float
+    others: tuple[str, ...] = ()
+    """Label sets to compare it with."""
+    min_agreement: float | None = None
+    max_year_gap: float | None = None
+    """Years."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,10 @@ class SceneRows:
     """Tiles by status; `not_built` is 0 for a whole scene."""
     unknown: int
     """Accepted tiles left out because the land cover knows too little of them."""
+    unfit: int
+    """Those left out because label sets disagree on them, or their image and label lie too many years apart."""
+    missing: int
+    """Tiles of blocks whose pixels or labels were not built."""
     columns: dict[str, npt.NDArray[Any]]
     """(n,) each: the columns of the index, in its order, without split and geometry."""
     corners: Floats
@@ -45,19 +54,34 @@ class SceneRows:
 
 
 def scene_rows(job: RowJob) -> SceneRows:
-    """List one scene's tiles. Raises StoreError where the scene is not in the stores or is not whole."""
+    """List one scene's tiles. Raises StoreError where the scene is not in the stores or nothing of it was built.
+
+    A block that could not be built is missing; the scene's others are listed.
+    """
     scene, grid = job.scene, job.grid
     tiles = store.open_scene(store.join(job.dataset, store.TILES), scene.id)
     labels = store.open_scene(store.join(job.dataset, store.label_store(job.labels)), scene.id)
     status = store.status(tiles)
     statuses = dict(store.count(status, store.TILE_STATUS))
-    for group, found in ((tiles, status), (labels, store.status(labels))):
-        if not found.all():
-            raise store.StoreError(f"{group.store_path}: {int((found == 0).sum())} tiles of this scene are not built")
+    built = status != 0
+    for group, found in ((tiles, built), (labels, store.status(labels) != 0)):
+        if not found.any():
+            raise store.StoreError(f"{group.store_path}: none of the tiles of this scene are built")
+        built = built & found
     known = np.asarray(labels["known"][:])  # type: ignore[index]
-    accepted = status == store.ACCEPTED
-    row, col = np.nonzero(accepted & (known >= job.min_known) & (known > 0))
-    fraction = np.asarray(labels["fraction"][:])[row, col]  # type: ignore[index]
+    accepted = built & (status == store.ACCEPTED)
+    fit = accepted & (known >= job.min_known) & (known > 0)
+    enough = int(fit.sum())
+    every = np.asarray(labels["fraction"][:])  # type: ignore[index]
+    agreement = agreements(job, every, labels.attrs["classes"])
+    gap = float("nan") if scene.acquired is None else float(job.labels.rpartition("_")[2]) - scene.acquired.year
+    # What has no value meets no condition, as in training.
+    if job.min_agreement is not None:
+        fit &= agreement >= job.min_agreement
+    if job.max_year_gap is not None:
+        fit &= abs(gap) <= job.max_year_gap
+    row, col = np.nonzero(fit)
+    fraction = every[row, col]
     corners = grid.corners(slice(0, grid.rows), slice(0, grid.cols))[row, col]
     lon, lat = transformer(str(grid.geobox.crs), "EPSG:4326").transform(corners[..., 0], corners[..., 1])
     n = len(row)
@@ -65,6 +89,7 @@ def scene_rows(job: RowJob) -> SceneRows:
     columns: dict[str, npt.NDArray[Any]] = {
         "tile": np.array([f"{scene.id}_r{r:03d}_c{c:03d}" for r, c in zip(row, col, strict=True)], dtype=object),
         "scene": np.full(n, scene.id, dtype=object),
+        "place": np.array(grid.places(row.tolist(), col.tolist()), dtype=object),
         "row": row.astype(np.int32),
         "col": col.astype(np.int32),
         "satellite": np.full(n, scene.satellite, dtype=object),
@@ -72,11 +97,35 @@ def scene_rows(job: RowJob) -> SceneRows:
         "acquired": np.full(n, acquired, dtype="datetime64[us]"),
         "gsd": np.full(n, scene.gsd, dtype=np.float32),
         "known": known[row, col],
+        "cloud": np.asarray(tiles["cloud"][:])[row, col],  # type: ignore[index]
+        "agreement": agreement[row, col],
+        "year_gap": np.full(n, gap, dtype=np.float32),
     }
     for k, name in enumerate(labels.attrs["classes"]):  # type: ignore[arg-type]
         columns[str(name)] = fraction[:, k]
-    unknown = int(accepted.sum()) - n
-    return SceneRows(statuses, unknown, columns, np.stack([lon, lat], axis=-1))
+    unknown, unfit, missing = int(accepted.sum()) - enough, enough - n, int((~built).sum())
+    return SceneRows(statuses, unknown, unfit, missing, columns, np.stack([lon, lat], axis=-1))
+
+
+def agreements(job: RowJob, fraction: npt.NDArray[np.float32], classes: object) -> npt.NDArray[np.float32]:
+    """How far the other label sets say the same of a scene's tiles: (row, col) float32 in 0..1.
+
+    1 - half the sum of the differences of the classes' shares, the mean over those other sets that know something of
+    the tile and have the same classes; NaN where there is none.
+    """
+    total, count = np.zeros(fraction.shape[:2]), np.zeros(fraction.shape[:2])
+    for name in job.others:
+        try:
+            group = store.open_scene(store.join(job.dataset, store.label_store(name)), job.scene.id)
+        except store.StoreError:  # refused when it was labelled
+            continue
+        if group.attrs["classes"] != classes:
+            continue
+        other, known = np.asarray(group["fraction"][:]), np.asarray(group["known"][:])  # type: ignore[index]
+        total += np.where(known > 0, 1 - np.abs(fraction - other).sum(axis=-1, dtype=np.float64) / 2, 0)
+        count += known > 0
+    mean: npt.NDArray[np.float64] = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    return np.clip(mean, 0.0, 1.0).astype(np.float32)  # shares of float32 may sum to a little more than 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +138,7 @@ class Table:
     """(n, 4, 2) float64: corners of the footprints, longitude and latitude in degrees."""
     statuses: dict[str, int]
     unknown: int
+    unfit: int
     splits: tuple[str, ...]
 
     def counts(self) -> dict[str, Any]:
@@ -97,6 +147,7 @@ class Table:
         return {
             "tiles": self.statuses,
             "unknown": self.unknown,
+            "unfit": self.unfit,
             "index": len(split),
             "splits": {name: int((split == name).sum()) for name in self.splits},
             "between_splits": sum(value is None for value in split),
@@ -118,7 +169,8 @@ def assemble(parts: Sequence[SceneRows], split: SplitConfig) -> Table:
     columns = {key: np.concatenate([part.columns[key] for part in parts]) for key in parts[0].columns}
     columns["split"] = split_by_place(corners, split.shares, split.cell, split.seed)
     statuses = {key: sum(part.statuses[key] for part in parts) for key in parts[0].statuses}
-    return Table(columns, corners, statuses, sum(part.unknown for part in parts), tuple(split.shares))
+    unknown, unfit = sum(part.unknown for part in parts), sum(part.unfit for part in parts)
+    return Table(columns, corners, statuses, unknown, unfit, tuple(split.shares))
 
 
 def footprints(corners: Floats) -> npt.NDArray[np.object_]:

@@ -1,6 +1,7 @@
 """One block of tiles, straight through: read the scene's window, compute, write the shard."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,11 +10,12 @@ from odc.geo.geobox import GeoBox
 
 from geokr import store
 from pipeline.grid import Block, TileGrid
-from pipeline.ortho import Lattice, orthorectify
-from pipeline.quality import VOID, Rules, judge
-from pipeline.radiometry import Stretch
+from pipeline.ortho import Ortho, Resampling, orthorectify
+from pipeline.pansharpen import brovey, equal_weights
+from pipeline.quality import MISSING_LINES, VOID, Rules, judge
+from pipeline.radiometry import Radiometry, Stretch
 from pipeline.raster import Pixels
-from pipeline.scene import Scene
+from pipeline.scene import Scene, SceneError
 from pipeline.terrain import Terrain
 
 
@@ -26,11 +28,17 @@ class TileJob:
     scene: Scene
     terrain: Terrain
     stretch: Stretch
+    """To the 8 bits that tiles are judged by."""
     rules: Rules
     grid: TileGrid
     i: int
     j: int
     """The block's row and column."""
+    radiometry: Radiometry | None = None
+    """What is stored; the stretched pixels unless given."""
+    resampling: Resampling = "bilinear"
+    weights: tuple[float, ...] | None = None
+    """Of the bands in pansharpening; equal unless given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,58 +54,96 @@ class TileReport:
 
 
 def build_tiles(job: TileJob) -> TileReport:
-    """Build one block: orthorectify, stretch, cut, judge, and write its shard and statuses.
+    """Build one block and write its shard, its figures and its statuses.
 
     Raises SceneError where the image cannot be read; nothing of the block is marked as done then.
     """
     block = job.grid.at(job.i, job.j)
-    pixels, valid, meshes = orthorectify_all(block.geobox, job.scene, job.terrain)
-    images, status = cut(job.stretch.apply(pixels), valid, block, job.grid, job.rules)
+    arrays, status, report = make_tiles(job)
     group = store.open_scene(job.root, job.scene.id, "r+")
-    store.write_block(group, block.rows, block.cols, {"image": images}, status)
-    return TileReport(
-        status.size,
-        int((status == store.ACCEPTED).sum()),
-        min(mesh.step for mesh in meshes),
-        max(mesh.error for mesh in meshes),
+    store.write_block(group, block.rows, block.cols, arrays, status)
+    return report
+
+
+def make_tiles(job: TileJob) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[np.uint8], TileReport]:
+    """One block's arrays by their names in the store, and its status: orthorectify, sharpen, judge, cut.
+
+    Writes nothing. Raises SceneError where the image cannot be read.
+    """
+    block = job.grid.at(job.i, job.j)
+    found = whole(block.geobox, job)
+    stretched = job.stretch.apply(found.pixels)
+    grey = mean_of_bands(stretched)
+    if job.radiometry is None or job.radiometry.kind == "percentile":
+        stored: Pixels = stretched
+    else:
+        del stretched
+        stored = job.radiometry.apply(found.pixels)
+    images, status, cloud = cut(stored, grey, found.valid, found.missing, block, job.grid, job.rules)
+    error = np.full(status.shape, found.lattice.error, np.float32)
+    accepted = int((status == store.ACCEPTED).sum())
+    report = TileReport(status.size, accepted, found.lattice.step, found.lattice.error)
+    return {"image": images, "cloud": cloud, "lattice_error": error}, status, report
+
+
+def whole(geobox: GeoBox, job: TileJob) -> Ortho:
+    """A grid's pixels from all images of a scene, band after band, sharpened where it has a panchromatic one.
+
+    Valid where all of them are. The lattice is the one of those with the largest error.
+    """
+    scene, level = job.scene, job.rules.missing_level
+    found = [orthorectify(geobox, image, job.terrain, job.resampling, level) for image in scene]
+    colour = found[: len(scene.images)]
+    pixels = colour[0].pixels if len(colour) == 1 else np.concatenate([part.pixels for part in colour], axis=2)
+    if scene.pan is not None:
+        weights = job.weights or equal_weights(pixels.shape[2])
+        try:
+            brovey(pixels, found[-1].pixels[..., 0], weights)
+        except ValueError as error:
+            raise SceneError(f"{scene.pan.path}: {error}") from error
+    masks = [part.missing for part in found if part.missing is not None]
+    return Ortho(
+        pixels,
+        found[0].valid if len(found) == 1 else np.logical_and.reduce([part.valid for part in found]),
+        np.logical_or.reduce(masks) if masks else None,
+        max((part.lattice for part in found), key=lambda lattice: lattice.error),
     )
 
 
-def orthorectify_all(
-    geobox: GeoBox, scene: Scene, terrain: Terrain
-) -> tuple[Pixels, npt.NDArray[np.bool_], list[Lattice]]:
-    """A grid's pixels from all images of a scene: (y, x, band), (y, x) valid in all of them, their lattices."""
-    pixels, valid, meshes = zip(*(orthorectify(geobox, image, terrain) for image in scene.images), strict=True)
-    if len(pixels) == 1:
-        return pixels[0], valid[0], [*meshes]
-    return np.concatenate(pixels, axis=2), np.logical_and.reduce(valid), [*meshes]
-
-
 def cut(
-    pixels: Pixels, valid: npt.NDArray[np.bool_], block: Block, grid: TileGrid, rules: Rules
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Tiles of a block, and why some are rejected.
+    pixels: Pixels,
+    grey: npt.NDArray[np.uint8],
+    valid: npt.NDArray[np.bool_],
+    missing: npt.NDArray[np.bool_] | None,
+    block: Block,
+    grid: TileGrid,
+    rules: Rules,
+) -> tuple[Pixels, npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Tiles of a block, why some are rejected, and how bright they are.
 
-    pixels: (y, x, band) uint8; valid: (y, x). Returns image (row, col, band, y, x) uint8, 0 throughout in
-    rejected tiles, and status (row, col) uint8. A tile with one pixel that is not valid is `void`.
+    pixels: (y, x, band), what is stored; grey: (y, x) uint8, what is judged; valid, missing: (y, x). Returns image
+    (row, col, band, y, x), 0 throughout in rejected tiles and where a pixel is not valid, status (row, col) uint8,
+    and cloud (row, col) float32, the share of bright pixels, NaN where the tile was not looked at.
     """
     rows, cols = block.rows.stop - block.rows.start, block.cols.stop - block.cols.start
-    bands = pixels.shape[2]
-    images = np.zeros((rows, cols, bands, grid.tile, grid.tile), np.uint8)
+    images = np.zeros((rows, cols, pixels.shape[2], grid.tile, grid.tile), pixels.dtype)
     status = np.full((rows, cols), VOID, np.uint8)
-    grey = mean_of_bands(pixels)
+    cloud = np.full((rows, cols), np.nan, np.float32)
     for r in range(rows):
         for c in range(cols):
-            y, x = (
-                slice(r * grid.stride, r * grid.stride + grid.tile),
-                slice(c * grid.stride, c * grid.stride + grid.tile),
-            )
-            if not valid[y, x].all():
+            top, left = r * grid.stride, c * grid.stride
+            here = np.s_[top : top + grid.tile, left : left + grid.tile]
+            full = bool(valid[here].all())
+            if not full and (~valid[here]).mean() > min(rules.void_share, 1 - 1e-9):
                 continue
-            status[r, c] = judge(grey[y, x], rules)
+            if missing is not None and missing[here].any():
+                status[r, c] = MISSING_LINES
+                continue
+            status[r, c], cloud[r, c] = judge(grey[here] if full else grey[here][valid[here]], rules)
             if status[r, c] == store.ACCEPTED:
-                images[r, c] = pixels[y, x].transpose(2, 0, 1)
-    return images, status
+                tile = pixels[here] if full else np.where(valid[here][..., None], pixels[here], 0)
+                images[r, c] = tile.transpose(2, 0, 1)
+    return images, status, cloud
 
 
 def mean_of_bands(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

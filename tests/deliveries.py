@@ -19,6 +19,8 @@ from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
+from pipeline.catalog import CatalogJob, Entry, survey
+from pipeline.finding import Delivery
 from pipeline.scene import Image, Scene
 from pipeline.sensor import RPC, Georeferenced, SensorModel
 
@@ -116,11 +118,12 @@ def fields(width: int = WIDTH, height: int = HEIGHT) -> dict[str, object]:
 
 
 def contents(stem: str = STEM, rpc: RPC | None = None) -> dict[str, bytes]:
-    """The files of a good delivery, by name."""
+    """The files of a good delivery, by name. Its product number is that of the name."""
+    product = {"ProductID": f"1288{stem.partition('L1A')[2][:10]}"} if "L1A" in stem else {}
     return {
         f"{stem}.tiff": tiff(coordinates()),
         f"{stem}.rpb": rpb(rpc or camera()).encode(),
-        f"{stem}.xml": xml(fields()).encode(),
+        f"{stem}.xml": xml(fields() | product).encode(),
     }
 
 
@@ -217,3 +220,8 @@ def write_dem(path: Path, heights: npt.NDArray[Any], transform: Affine, crs: str
     """A DEM of (row, col) heights; its path."""
     path.write_bytes(tiff(heights[None], transform=transform, crs=crs, nodata=nodata))
     return str(path)
+
+
+def surveyed(scene: Scene, dem: str | None = None, low: float = 1.0, high: float = 99.0, **settings: Any) -> Entry:
+    """What a survey decides of a scene, with settings of a CatalogJob by name."""
+    return survey(scene, CatalogJob(Delivery(scene.delivery, ()), dem, (low, high), **settings))

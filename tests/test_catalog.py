@@ -11,17 +11,18 @@ from typing import Any
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 import shapely
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import quarantine
-from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, survey, unchanged, write_catalog
+from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
 from pipeline.delivery import Refusal, read_delivery
 from pipeline.finding import deliveries
-from pipeline.radiometry import Stretch
+from pipeline.radiometry import Radiometry, Stretch
 from pipeline.raster import open_image
 from pipeline.scene import Image, Scene, SceneError
 from pipeline.sensor import Georeferenced
@@ -39,6 +40,7 @@ from tests.deliveries import (
     contents,
     coordinates,
     rpb,
+    surveyed,
     tiff,
     write_archive,
     write_dem,
@@ -78,7 +80,7 @@ def test_the_stretch_is_that_of_every_20th_pixel(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(1, 4000, (3, 210, 330)).astype(np.uint16)
     files = contents() | {f"{STEM}.tiff": tiff(values), f"{STEM}.rpb": rpb(camera(330, 210)).encode()}
     files[f"{STEM}.xml"] = files[f"{STEM}.xml"].replace(b">90<", b">330<").replace(b">70<", b">210<")
-    entry = survey(only(write_folder(tmp_path, files)), None, 2.0, 97.0)
+    entry = surveyed(only(write_folder(tmp_path, files)), None, 2.0, 97.0)
     with open_image(entry.scene.images[0].path) as file:
         sample = file.read(out_shape=(3, 210 // 20, 330 // 20))
     assert (entry.stretch.low, entry.stretch.high) == tuple(np.percentile(sample, [2, 97]))
@@ -86,7 +88,7 @@ def test_the_stretch_is_that_of_every_20th_pixel(tmp_path: Path) -> None:
 
 def test_without_a_dem_the_ground_is_flat_at_the_rpcs_height(tmp_path: Path) -> None:
     scene = only(write_folder(tmp_path, contents()))
-    entry = survey(scene, None, 1.0, 99.0)
+    entry = surveyed(scene, None, 1.0, 99.0)
     assert entry.terrain == Terrain(None, GROUND)
     assert entry.dem_coverage == 0
     assert entry.scene.footprint.equals_exact(scene.footprint, 1e-12)
@@ -96,7 +98,7 @@ def test_with_a_dem_the_footprint_is_where_the_views_meet_the_ground(tmp_path: P
     """The camera leans by 3 px in 100 m, so the height depends on the place, and the place on the height."""
     model = camera(lean=(0.03, -0.02))
     scene = only(write_folder(tmp_path / "scene", contents(rpc=model)))
-    entry = survey(scene, slope(tmp_path), 1.0, 99.0)
+    entry = surveyed(scene, slope(tmp_path), 1.0, 99.0)
     ring = shapely.get_coordinates(entry.scene.footprint.exterior)
     height = 400.0 + 4000.0 * (ring[:, 0] - (LON - 0.05))
     col, row = model.image(ring[:, 0], ring[:, 1], height)
@@ -106,14 +108,42 @@ def test_with_a_dem_the_footprint_is_where_the_views_meet_the_ground(tmp_path: P
     assert entry.terrain == Terrain(str(tmp_path / "dem.tif"), GROUND)
 
 
-def test_what_the_dem_does_not_cover_is_counted(tmp_path: Path) -> None:
+def test_holes_of_the_dem_are_counted(tmp_path: Path) -> None:
     scene = only(write_folder(tmp_path / "scene", contents()))
-    assert 0.3 < survey(scene, slope(tmp_path, holes=True), 1.0, 99.0).dem_coverage < 0.7
+    entry = surveyed(scene, slope(tmp_path, holes=True))
+    assert entry.dem_holes > 50
+    assert entry.dem_coverage == 1  # they are interpolated
+    assert surveyed(scene, slope(tmp_path)).dem_holes == 0
+
+
+def test_each_radiometry_is_decided_by_the_survey(tmp_path: Path) -> None:
+    scene = only(write_folder(tmp_path / "scene", contents()))
+    scene = replace(scene, acquired=datetime(2020, 5, 23, 5, 3, 8, tzinfo=UTC))  # by day
+    assert surveyed(scene).radiometry is None
+    per_band = surveyed(scene, radiometry="percentile-per-band").radiometry
+    assert per_band is not None
+    assert len(set(per_band.high)) == 2  # columns and rows
+    dn = surveyed(scene, radiometry="dn").radiometry
+    assert dn is not None
+    assert (dn.dtype, dn.high) == ("uint16", (65535.0,) * 4)
+    table = tmp_path / "mine.csv"
+    rows = [f"GF1,PMS1,2020,{band},0.2,1,{e}" for band, e in zip(scene.bands, (1945, 1854, 1543, 1081), strict=True)]
+    table.write_text("\n".join(["satellite,sensor,year,band,gain,offset,irradiance", *rows]))
+    toa = surveyed(scene, radiometry="toa", coefficients=str(table)).radiometry
+    assert toa is not None
+    assert toa.numbers["gain"] == [0.2] * 4
+    assert toa.numbers["solar_zenith"] == pytest.approx(4.3, abs=1)  # near noon in May, at 25 N 105 E
+    with pytest.raises(SceneError, match=r"calibration\.csv has no coefficients of GF1 PMS1 2020 blue; give a table"):
+        surveyed(scene, radiometry="toa")
+    scaled = replace(scene, images=(replace(scene.images[0], scales=(1e-4,) * 4, offsets=(-0.1,) * 4),))
+    own = surveyed(scaled, radiometry="toa").radiometry
+    assert own is not None
+    assert own.low == pytest.approx((1000.0,) * 4)
 
 
 def test_an_image_on_a_map_has_no_use_for_a_dem(tmp_path: Path) -> None:
     image = tiff(coordinates(), crs="EPSG:32648", transform=Affine(8, 0, 5e5, 0, -8, 2.7e6))
-    entry = survey(only(write_folder(tmp_path, {"map.tif": image})), "/no/such/dem.tif", 1.0, 99.0)
+    entry = surveyed(only(write_folder(tmp_path, {"map.tif": image})), "/no/such/dem.tif", 1.0, 99.0)
     assert entry.terrain == Terrain(None, 0.0)
 
 
@@ -133,14 +163,14 @@ def test_an_image_cut_anywhere_is_refused(tmp_path: Path, interleave: str, share
 def test_an_image_of_one_value_is_refused(tmp_path: Path, value: int, fault: str) -> None:
     files = contents() | {f"{STEM}.tiff": tiff(np.full((4, HEIGHT, WIDTH), value, np.uint8))}
     with pytest.raises(SceneError, match=f"{STEM}.tiff: {fault}"):
-        survey(only(write_folder(tmp_path, files)), None, 1.0, 99.0)
+        surveyed(only(write_folder(tmp_path, files)), None, 1.0, 99.0)
 
 
 def test_nodata_has_no_part_in_the_stretch(tmp_path: Path) -> None:
     values = coordinates()
     values[:, :, 40:] = 60_000
     image = tiff(values, nodata=60_000, crs="EPSG:32648", transform=Affine(8, 0, 5e5, 0, -8, 2.7e6))
-    assert survey(only(write_folder(tmp_path, {"map.tif": image})), None, 0.0, 100.0).stretch.high < 200
+    assert surveyed(only(write_folder(tmp_path, {"map.tif": image})), None, 0.0, 100.0).stretch.high < 200
 
 
 # --- on disk
@@ -191,8 +221,12 @@ def entries(draw: st.DrawFn) -> Entry:
         footprint=shapely.box(*draw(st.tuples(*[st.floats(-180, 180)] * 4))),
         metadata=draw(st.dictionaries(texts, texts, max_size=4)),
     )
-    terrain = Terrain(draw(st.none() | texts), draw(st.floats(-500, 9000)))
-    return Entry(scene, terrain, Stretch(low, low + draw(st.floats(1, 1e5))), draw(st.floats(0, 1)))
+    terrain = Terrain(draw(st.none() | texts), draw(st.floats(-500, 9000)), draw(st.none() | texts))
+    ends = tuple(draw(st.lists(st.floats(0, 100), min_size=1, max_size=4)))
+    stored = Radiometry("dn", ends, tuple(end + 1 for end in ends), "uint16", draw(st.dictionaries(texts, texts)))
+    stretch = Stretch(low, low + draw(st.floats(1, 1e5)))
+    holes = draw(st.integers(0, 2**40))
+    return Entry(scene, terrain, stretch, draw(st.floats(0, 1)), holes, draw(st.none() | st.just(stored)))
 
 
 @given(written=st.lists(entries(), max_size=4, unique_by=lambda entry: entry.scene.id))
@@ -361,7 +395,20 @@ def test_a_ground_without_dem_is_said_aloud(tmp_path: Path, caplog: pytest.LogCa
         catalog(config(tmp_path, dem=slope(tmp_path, holes=True)), None)
     said = [record.getMessage() for record in caplog.records]
     assert f"{NAME}: no DEM: the ground is taken as flat at 500 m above the ellipsoid" in said[0]
-    assert "of the outline; the rest is taken as flat at 500 m" in said[1]
+    assert "dem.tif does not say what its heights are above; they are taken as above the ellipsoid" in said[1]
+    assert f"{NAME}: 77 cells of the DEM hold no height; they were interpolated" in said[2]
+    assert len(said) == 3
+
+
+def test_a_dem_that_ends_within_the_scene_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path / "scenes", contents())
+    dem = slope(tmp_path)
+    with rasterio.open(dem) as file:
+        west = file.read(1)[:, : file.width // 2]
+        half = write_dem(tmp_path / "half.tif", west, file.transform, file.crs.to_string())
+    with caplog.at_level(logging.WARNING):
+        catalog(config(tmp_path, dem=half), None)
+    assert any("of the outline; the rest is taken as flat at 500 m" in record.getMessage() for record in caplog.records)
 
 
 def test_a_dem_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.config import LARGEST_BLOCK, BuildConfig, ConfigError, RuleConfig, read_config
+from pipeline.config import LARGEST_BLOCK, BuildConfig, ConfigError, read_config
 from pipeline.quality import Rules
 
 NEEDED: dict[str, Any] = {"scenes": ["scenes"], "landcover": ["maps"], "out": "dataset"}
@@ -46,7 +46,7 @@ def test_a_file_gives_settings_and_the_command_line_goes_over_them(tmp_path: Pat
     config = read_config(path, {"tile": 128, "out": "there"})
     assert (config.scenes, config.out, config.tile, config.stride) == (["a", "b"], "there", 128, 48)
     assert config.stretch == (2.0, 98.0)
-    assert config.rules == RuleConfig(dark_level=5)
+    assert config.rules == Rules(dark_level=5)
     assert config.split.shares == {"train": 0.5, "test": 0.5}
     assert read_config(path, {}).tile == 64
 
@@ -73,7 +73,7 @@ def test_a_file_gives_settings_and_the_command_line_goes_over_them(tmp_path: Pat
         ("build: {split: {shares: {}}}", "split: the shares of the splits must sum to 1"),
         ("build: {split: {cell: 0}}", "split.cell: Input should be greater than 0"),
         ("build: {split: {seed: -1}}", "split.seed: Input should be greater than or equal to 0"),
-        ("build: {rules: 5}", "rules: Input should be a valid dictionary"),
+        ("build: {rules: 5}", "rules: Input should be a dictionary"),
         ("", "there is no section `build`"),
         ("train: {}", "there is no section `build`"),
         ("build: 5", "there is no section `build`"),
@@ -125,10 +125,6 @@ def test_sizes_are_accepted_exactly_where_a_block_can_be_built(tile: int, stride
     else:
         assert possible
         assert (config.tile, config.stride, config.block) == (tile, stride, block)
-
-
-def test_the_rules_have_the_same_defaults_in_both_places() -> None:
-    assert Rules(**RuleConfig().model_dump()) == Rules()
 
 
 def test_settings_do_not_change() -> None:

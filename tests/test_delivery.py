@@ -75,7 +75,8 @@ def test_a_scene_is_what_its_files_say(tmp_path: Path) -> None:
     assert (scene.gsd, scene.images[0].width, scene.images[0].height, scene.dtype) == (GSD, WIDTH, HEIGHT, "uint16")
     assert scene.bands == ("blue", "green", "red", "nir")
     assert scene.images[0].model == camera()
-    assert scene.metadata == {key: str(value) for key, value in fields().items() if value is not None}
+    said = fields() | {"ProductID": "12880001234567"}
+    assert scene.metadata == {key: str(value) for key, value in said.items() if value is not None}
     assert [Path(file).suffix for file in scene.files] == [".rpb", ".tiff", ".xml"]
 
 

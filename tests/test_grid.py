@@ -1,6 +1,7 @@
 """The lattice of tiles: what blocks cover, where origins lie, and what memory is promised."""
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
-from pyproj import Transformer
+from pyproj import Geod, Transformer
 
 from geokr import store
-from pipeline.grid import TileGrid, peak_bytes, scene_grid, utm
+from pipeline.grid import TileGrid, centre_of, peak_bytes, plane_of, scene_grid, utm
 from pipeline.quality import Rules
-from pipeline.radiometry import Stretch
+from pipeline.radiometry import Stretch, as_they_are
 from pipeline.sensor import Georeferenced
 from pipeline.terrain import Terrain
 from pipeline.tiles import TileJob, build_tiles
@@ -185,6 +186,46 @@ def test_the_zone_of_a_place(lon: float, lat: float, code: str) -> None:
     assert utm(lon, lat) == code
 
 
+@pytest.mark.parametrize(
+    ("lon", "lat", "code"),
+    [
+        (10.0, 84.1, "EPSG:5041"),
+        (10.0, 83.9, "EPSG:32632"),
+        (-170.0, 88.0, "EPSG:5041"),
+        (10.0, -84.1, "EPSG:5042"),
+        (10.0, -83.9, "EPSG:32732"),
+    ],
+)
+def test_beyond_84_degrees_the_plane_is_polar_stereographic(lon: float, lat: float, code: str) -> None:
+    assert plane_of(lon, lat) == code
+    footprint = shapely.box(lon - 1.0, lat - 0.05, lon + 1.0, lat + 0.05)
+    grid = scene_grid(footprint, 16.0, 64, 48, 4)
+    assert grid is not None
+    assert str(grid.geobox.crs) == code
+    # Tiles keep their places and size: a pixel is 16 m on the ground to within what the projection says of itself.
+    corners = grid.corners(slice(0, grid.rows), slice(0, grid.cols)).reshape(-1, 4, 2)
+    lons, lats = Transformer.from_crs(code, 4326, always_xy=True).transform(corners[..., 0], corners[..., 1])
+    side = Geod(ellps="WGS84").inv(lons[:, 0], lats[:, 0], lons[:, 1], lats[:, 1])[2]
+    assert side == pytest.approx(64 * 16.0, rel=7e-3)
+    assert abs(lats.mean() - lat) < 0.05
+
+
+def test_the_centre_decides_where_a_scene_belongs() -> None:
+    """Across a zone's edge, the equator and 84 degrees: by a little on either side."""
+    for shift, codes in (
+        (-0.01, ("EPSG:32648", "EPSG:32748", "EPSG:32632")),
+        (0.01, ("EPSG:32649", "EPSG:32648", "EPSG:5041")),
+    ):
+        boxes = ((108 + shift, 20.0, 0), (105.0, shift, 1), (10.0, 84 + shift, 2))
+        for lon, lat, k in boxes:
+            grid = scene_grid(shapely.box(lon - 0.3, lat - 0.3, lon + 0.3, lat + 0.3), 16.0, 64, 48, 4)
+            assert grid is not None
+            assert str(grid.geobox.crs) == codes[k]
+    # A sliver to the west does not outweigh the rest of the scene.
+    lopsided = shapely.Polygon([(107.0, 20.0), (108.9, 20.3), (108.9, 19.7)])
+    assert centre_of(lopsided) == pytest.approx((108.267, 20.0), abs=0.01)
+
+
 @pytest.mark.parametrize("lon", [179.95, 180.05, -180.05, -179.95])
 def test_a_scene_across_the_antimeridian_lies_in_one_zone(lon: float) -> None:
     footprint = shapely.box(lon - 0.1, -17.1, lon + 0.1, -17.0)
@@ -199,10 +240,18 @@ def test_a_scene_across_the_antimeridian_lies_in_one_zone(lon: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bands", "dtype", "turn"), [(4, "uint16", 0.0), (4, "uint16", 40.0), (3, "uint8", 40.0), (8, "uint16", 40.0)]
+    ("bands", "dtype", "turn", "pan", "dn"),
+    [
+        (4, "uint16", 0.0, False, False),
+        (4, "uint16", 40.0, False, False),
+        (3, "uint8", 40.0, False, False),
+        (8, "uint16", 40.0, False, True),
+        (4, "uint16", 40.0, True, False),
+        (4, "uint16", 0.0, True, True),
+    ],
 )
 def test_building_a_block_takes_no_more_memory_than_promised(
-    tmp_path: Path, bands: int, dtype: str, turn: float
+    tmp_path: Path, bands: int, dtype: str, turn: float, pan: bool, dn: bool
 ) -> None:
     """An image that lies askew is drawn on by a window of up to twice the block; nodata makes a mask of it, too."""
     tile, stride, block, gsd = 256, 200, 4, 10.0
@@ -211,11 +260,16 @@ def test_building_a_block_takes_no_more_memory_than_promised(
     placed = Affine.translation(5e5, 2e6) @ Affine.rotation(turn) @ Affine.scale(gsd, -gsd)
     model = Georeferenced(CRS, tuple(placed @ Affine.translation(-size / 2, -size / 2))[:6])
     pixels = np.random.default_rng(0).integers(30, 220, (bands, size, size)).astype(dtype)
-    scene = scene_of(image_of(tmp_path / "image.tif", pixels, model, gsd, nodata=0))
+    image = image_of(tmp_path / "image.tif", pixels, model, gsd, nodata=0)
+    scene = replace(
+        scene_of(image), pan=image_of(tmp_path / "pan.tif", pixels[:1], model, gsd, nodata=0) if pan else None
+    )
+    stored = as_they_are("uint16", bands) if dn else None
     box = GeoBox((side, side), Affine(gsd, 0, 5e5 - side * gsd / 2, 0, -gsd, 2e6 + side * gsd / 2), CRS)
     root = str(tmp_path / "tiles.zarr")
-    sizes: dict[str, Any] = {"bands": bands, "tile": tile, "block": block, "dtype": "uint8"}
-    job = TileJob(root, scene, Terrain(None, 0.0), Stretch(0, 250), Rules(), TileGrid(box, tile, stride, block), 0, 0)
+    sizes: dict[str, Any] = {"bands": bands, "tile": tile, "block": block, "dtype": "uint16" if dn else "uint8"}
+    grid = TileGrid(box, tile, stride, block)
+    job = TileJob(root, scene, Terrain(None, 0.0), Stretch(0, 250), Rules(), grid, 0, 0, stored)
     del pixels
 
     def peak() -> int:
@@ -228,5 +282,5 @@ def test_building_a_block_takes_no_more_memory_than_promised(
         return most
 
     peak()  # what libraries keep after their first use is not the block's
-    promised = peak_bytes(block, tile, stride, bands, np.dtype(dtype).itemsize)
+    promised = peak_bytes(block, tile, stride, bands, np.dtype(dtype).itemsize, pan=pan, stored=2 if dn else 1)
     assert promised / 4 < peak() <= promised

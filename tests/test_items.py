@@ -16,12 +16,25 @@ from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.view import ViewExtension
 from stac_geoparquet.arrow import stac_table_to_items
 
-from pipeline.catalog import Entry, read_catalog, survey, write_catalog
+from pipeline.catalog import Entry, read_catalog, write_catalog
 from pipeline.delivery import read_delivery
 from pipeline.finding import deliveries
 from pipeline.items import box, item, whole, write_static
 from pipeline.scene import Imagery, Scene
-from tests.deliveries import GSD, HEIGHT, NAME, WIDTH, contents, coordinates, fields, pair, tiff, write_archive, xml
+from tests.deliveries import (
+    GSD,
+    HEIGHT,
+    NAME,
+    WIDTH,
+    contents,
+    coordinates,
+    fields,
+    pair,
+    surveyed,
+    tiff,
+    write_archive,
+    xml,
+)
 from tests.deliveries import write_folder as write
 from tests.test_stac import sentinel
 from tests.test_stac import write as write_item
@@ -30,7 +43,7 @@ from tests.test_stac import write as write_item
 def entries(place: Path, imagery: Imagery = "mss") -> list[Entry]:
     found = [item for one in deliveries([place]) for item in read_delivery(one, imagery)]
     assert all(isinstance(scene, Scene) for scene in found), found
-    return [survey(scene, None, 1.0, 99.0) for scene in found if isinstance(scene, Scene)]
+    return [surveyed(scene, None, 1.0, 99.0) for scene in found if isinstance(scene, Scene)]
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
 from geokr import store
-from geokr.landcover import LandCover, LandCoverError, class_shares, find
+from geokr.landcover import LandCover, LandCoverError, find
+from geokr.shares import class_shares
 from pipeline.grid import TileGrid
 from pipeline.labels import LabelJob, LabelReport, build_labels
 from pipeline.rows import RowJob, SceneRows, footprints, scene_rows
@@ -46,6 +47,7 @@ SHORE = 97.0
 COAST = 130.0
 """Metres right of the scene's corner: from here on the map says nothing."""
 SET = "nlcd_2019"
+EXTRA = ("agreement", "year_gap")
 
 
 def grid(block: int = BLOCK) -> TileGrid:
@@ -239,11 +241,23 @@ def test_rows_are_the_accepted_tiles_of_which_enough_is_known(dataset: Path, min
 def test_rows_have_the_columns_of_the_index_in_its_order_and_types(dataset: Path) -> None:
     listed = rows(dataset)
     kinds = {name: values.dtype for name, values in listed.columns.items()}
-    assert list(kinds) == ["tile", "scene", "row", "col", "satellite", "sensor", "acquired", "gsd", "known", *CLASSES]
+    assert list(kinds) == [
+        "tile",
+        "scene",
+        "row",
+        "col",
+        "satellite",
+        "sensor",
+        "acquired",
+        "gsd",
+        "known",
+        *EXTRA,
+        *CLASSES,
+    ]
     assert {name for name, kind in kinds.items() if kind.kind == "O"} == {"tile", "scene", "satellite", "sensor"}
     assert kinds["row"] == kinds["col"] == np.int32
     assert kinds["acquired"] == np.dtype("datetime64[us]")
-    assert {kinds[name] for name in ("gsd", "known", *CLASSES)} == {np.dtype(np.float32)}
+    assert {kinds[name] for name in ("gsd", "known", *EXTRA, *CLASSES)} == {np.dtype(np.float32)}
     assert {len(values) for values in listed.columns.values()} == {len(listed.corners)}
     assert len(set(listed.columns["tile"])) == len(listed.corners)
     assert listed.columns["tile"][0] == "scene_r000_c000"
@@ -289,6 +303,69 @@ def test_a_scene_that_is_in_one_store_alone_is_refused(dataset: Path, kind: str)
     (dataset / kind).rename(dataset / "elsewhere")
     with pytest.raises(store.StoreError, match="no such scene"):
         rows(dataset)
+
+
+# --- several label sets
+
+
+def second(dataset: Path, name: str, codes: npt.NDArray[np.uint8], classes: tuple[str, ...] | None = None) -> None:
+    """Another label set of the scene, from a map of the same grid."""
+    cover = write_map(dataset / f"{name}.tif", codes)
+    if classes is not None:
+        cover = replace(cover, legend=replace(cover.legend, classes=classes, colours=("#000000",) * len(classes)))
+    build(create(dataset, cover), cover, grid())
+
+
+def compared(dataset: Path, *others: str, **limits: Any) -> SceneRows:
+    return scene_rows(RowJob(str(dataset), scene(), grid(), SET, 0.0, others, **limits))
+
+
+def test_agreement_is_one_minus_half_the_distance_to_the_other_sets(dataset: Path) -> None:
+    wet = np.full((60, 400), 11, np.uint8)
+    wet[:, 100:] = 0
+    second(dataset, "nlcd_2001", wet)
+    second(dataset, "nlcd_2006", np.full((60, 400), 41, np.uint8))
+    alone = compared(dataset).columns
+    assert np.isnan(alone["agreement"]).all()
+    one = compared(dataset, "nlcd_2001").columns
+    unknown = one["col"] * STRIDE * GSD >= 100
+    assert unknown.any()
+    assert np.array_equal(np.isnan(one["agreement"]), unknown)
+    assert one["agreement"][~unknown] == pytest.approx(one["water"][~unknown], abs=1e-6)
+    both = compared(dataset, "nlcd_2001", "nlcd_2006").columns
+    wanted = np.where(unknown, both["forest"], (both["water"] + both["forest"]) / 2)
+    assert both["agreement"] == pytest.approx(wanted, abs=1e-6)
+    assert compared(dataset, "nlcd_2001", "nowhere_2020").columns["agreement"] == pytest.approx(
+        one["agreement"], nan_ok=True
+    )
+
+
+def test_sets_of_other_classes_are_not_compared(dataset: Path) -> None:
+    second(dataset, "nlcd_2001", np.full((60, 400), 11, np.uint8), classes=tuple(f"class_{k}" for k in range(10)))
+    assert np.isnan(compared(dataset, "nlcd_2001").columns["agreement"]).all()
+
+
+def test_the_index_keeps_tiles_on_which_the_sets_agree(dataset: Path) -> None:
+    wet = np.full((60, 400), 11, np.uint8)
+    wet[:, 100:] = 0
+    second(dataset, "nlcd_2001", wet)
+    every = compared(dataset, "nlcd_2001")
+    for least in (0.0, 0.3, 1.0):
+        kept = compared(dataset, "nlcd_2001", min_agreement=least)
+        wanted = every.columns["agreement"] >= least  # where there is nothing to compare with, no
+        assert kept.columns["tile"].tolist() == every.columns["tile"][wanted].tolist()
+        assert kept.unfit == (~wanted).sum() > 0
+        assert kept.unknown == every.unknown
+
+
+def test_the_index_keeps_tiles_whose_label_is_of_about_their_year(dataset: Path) -> None:
+    whole = rows(dataset)
+    assert set(whole.columns["year_gap"].tolist()) == {2019 - 2022}
+    assert len(compared(dataset, max_year_gap=3).corners) == len(whole.corners)
+    none = compared(dataset, max_year_gap=2.5)
+    assert len(none.corners) == 0
+    assert none.unfit == len(whole.corners)
+    assert np.isnan(rows(dataset, acquired=None).columns["year_gap"]).all()
 
 
 # --- footprints

@@ -16,13 +16,16 @@ from rasterio.io import DatasetReader
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from geokr.landcover import LandCover, LandCoverError, class_shares, find
+from geokr.landcover import LandCover, LandCoverError, find
 from geokr.legend import Legend
+from geokr.shares import class_shares
 
 Floats = npt.NDArray[np.float64]
 
-COVERAGE = 1e-7
-"""How far apart two exact answers may be: exactextract keeps the covered part of a cell as float32."""
+COVERAGE = 1e-9
+"""How far apart two exact answers may be."""
+CUT = 1e-7
+"""The same where a footprint is cut at nominal extents: a parallel bends in the sheets' CRS."""
 BENDING = 1e-6
 """The same where edges bend between two CRSs, which both sides follow by short straight pieces."""
 
@@ -94,7 +97,7 @@ def by_cells(footprint: shapely.Polygon, raster: Raster, legend: Legend) -> Floa
     x, y = raster.left + col * raster.size, raster.top - row * raster.size
     area = shapely.area(shapely.intersection(shapely.box(x, y - raster.size, x + raster.size, y), footprint))
     if raster.crs is not None and CRS(raster.crs).is_geographic:
-        # exactextract: the part of a cell in its own plane times the cell's area on the sphere.
+        # The part of a cell in its own plane times the cell's area on the sphere, as in exactextract.
         area *= np.sin(np.deg2rad(y)) - np.sin(np.deg2rad(y - raster.size))
     height, width = raster.cells.shape
     inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
@@ -310,6 +313,7 @@ def test_what_is_read_does_not_depend_on_the_size_of_the_raster(
     profile = {"driver": "GTiff", "height": side, "width": side, "count": 1, "dtype": "uint8", "tiled": True}
     with rasterio.open(path, "w", **profile, crs=raster.crs, transform=raster.transform, sparse_ok=True) as file:
         file.write(np.full((60, 60), 41, np.uint8), 1, window=Window(0, 0, 60, 60))
+    (cover,) = find([path])
     windows: list[Window] = []
     read = DatasetReader.read
 
@@ -318,7 +322,6 @@ def test_what_is_read_does_not_depend_on_the_size_of_the_raster(
         return read(self, *args, window=window, **options)
 
     monkeypatch.setattr(DatasetReader, "read", watched)
-    (cover,) = find([path])
     corners = raster.corners([[(20.5, 30.5), (33.5, 30.5), (33.5, 39.5), (20.5, 39.5)]])
     assert class_shares(corners, "EPSG:32648", cover).known == pytest.approx([1.0], abs=1e-12)
     assert [(w.col_off, w.row_off, w.width, w.height) for w in windows] == [(20, 30, 14, 10)]
@@ -390,7 +393,7 @@ def test_each_of_four_disagreeing_sheets_counts_within_its_nominal_extent(
     cover, sheets = corner
     corners = around(footprints, crs, (108.0, 25.0))
     agree(corners, crs, cover, [by_sheets(ring, crs, sheets, cover.legend) for ring in corners], BENDING)
-    assert class_shares(corners, crs, cover).known == pytest.approx(np.ones(len(corners)), abs=COVERAGE)
+    assert class_shares(corners, crs, cover).known == pytest.approx(np.ones(len(corners)), abs=CUT)
 
 
 @given(st.lists(quads(20, 20, sizes=(0.0, 1.2)).map(lambda ring: ring - 10.0), min_size=1, max_size=2), either_zone)
@@ -458,8 +461,8 @@ def test_sheets_at_the_antimeridian_count_like_those_at_greenwich(
         class_shares(corners, here, both_corners[0]),
         class_shares(corners, there, both_corners[1]),
     )
-    assert greenwich.known == pytest.approx(np.ones(len(corners)), abs=COVERAGE)
-    assert antimeridian.known == pytest.approx(greenwich.known, abs=COVERAGE)
+    assert greenwich.known == pytest.approx(np.ones(len(corners)), abs=CUT)
+    assert antimeridian.known == pytest.approx(greenwich.known, abs=CUT)
     assert antimeridian.fraction == pytest.approx(greenwich.fraction, abs=BENDING)
 
 
@@ -493,8 +496,8 @@ def test_a_global_map_has_no_seam(
     here, there = {"west": ("EPSG:32630", "EPSG:32660"), "east": ("EPSG:32631", "EPSG:32601")}[side]
     corners = around(footprints, here, (0.0, latitude))
     greenwich, antimeridian = class_shares(corners, here, both_worlds[0]), class_shares(corners, there, both_worlds[1])
-    assert greenwich.known == pytest.approx(np.ones(len(corners)), abs=COVERAGE)
-    assert antimeridian.known == pytest.approx(greenwich.known, abs=COVERAGE)
+    assert greenwich.known == pytest.approx(np.ones(len(corners)), abs=CUT)
+    assert antimeridian.known == pytest.approx(greenwich.known, abs=CUT)
     assert antimeridian.fraction == pytest.approx(greenwich.fraction, abs=BENDING)
 
 
@@ -556,7 +559,7 @@ def test_sheets_are_found_in_several_directories_by_product_and_year(tmp_path: P
         "b/N48_25_2020LC030.TIF": at((105.0, 27.5)),
         "b/n48_20_2010lc030.tif": at((105.0, 22.5)),
         "a/ESA_WorldCover_10m_2020_v100_N21E105_Map.tif": lonlat,
-        "b/esa_worldcover_10m_2020_v100_s21w105_map.TIFF": lonlat,
+        "b/esa_worldcover_10m_2020_v100_s21w105_map.TIFF": at((-103.5, -19.5), LONLAT, size=0.01),
         "b/ESA_WorldCover_10m_2021_v200_N21E105_Map.tif": lonlat,
         "a/MCD12C1.A2020001.061.2022172062638.tif": lonlat,
         "a/mcd12c1.a2001001.006.tif": lonlat,
@@ -628,14 +631,24 @@ def test_a_file_that_is_no_raster_is_refused(tmp_path: Path) -> None:
         assert refused([path]).startswith(f"{path}: not a raster that can be read")
 
 
-def test_a_sheet_that_is_cut_short_is_told_when_it_is_read(tmp_path: Path) -> None:
-    raster = at((105.0, 22.5), side=300, size=30.0)
-    path = raster.write(tmp_path / "n48_20_2020lc030.tif")
+def test_a_sheet_that_is_cut_short_is_refused_before_it_is_needed(tmp_path: Path) -> None:
+    path = at((105.0, 22.5), side=300, size=30.0).write(tmp_path / "n48_20_2020lc030.tif")
     path.write_bytes(path.read_bytes()[:-30_000])
+    assert refused([path]) == f"{path}: its last cells cannot be read; is it cut short?"
+
+
+def test_a_sheet_that_is_damaged_is_told_when_it_is_read(tmp_path: Path) -> None:
+    raster = at((105.0, 22.5), side=300, size=30.0)
+    path = tmp_path / "n48_20_2020lc030.tif"
+    profile = {"driver": "GTiff", "height": 300, "width": 300, "count": 1, "dtype": "uint8", "compress": "deflate"}
+    with rasterio.open(path, "w", **profile, crs=raster.crs, transform=raster.transform) as file:
+        file.write(drawn(3, (300, 300), [10, 20, 60]), 1)
+    content = bytearray(path.read_bytes())
+    content[2000:8000] = bytes(6000)
+    path.write_bytes(content)
     (cover,) = find([path])
-    below = raster.corners([[(10, 280), (20, 280), (20, 290), (10, 290)]])
     with pytest.raises(LandCoverError, match="cannot be read") as caught:
-        class_shares(below, "EPSG:32648", cover)
+        class_shares(raster.corners([[(10, 30), (290, 30), (290, 60), (10, 60)]]), "EPSG:32648", cover)
     assert str(caught.value).startswith(f"{path}: ")
 
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geokr.legend import KNOWLEDGE, Legend, read_legend, read_toml
+from geokr.legend import KNOWLEDGE, Legend, Taxonomy, read_legend, read_taxonomy
+
+PRODUCTS = KNOWLEDGE / "products"
 
 # The codes of each product as its makers list them, copied by hand from their documents.
 CODES = {
@@ -22,11 +24,13 @@ CLASSES = (
     "cultivated", "forest", "grassland", "shrubland", "wetland", "water", "tundra", "artificial", "bare", "snow_ice",
 )  # fmt: skip
 
-LEGENDS = {name: read_legend(KNOWLEDGE / f"{name}.toml") for name in CODES}
+LEGENDS = {name: read_legend(PRODUCTS / f"{name}.toml", read_taxonomy()) for name in CODES}
 each_product = pytest.mark.parametrize("name", CODES)
 any_legend = st.sampled_from(list(LEGENDS.values()))
 
-CLASSES_FILE = """
+WEATHER = """
+name = "weather"
+version = 3
 classes = [
   { name = "wet", colour = "#0000ff" },
   { name = "dry", colour = "#ffff00" },
@@ -35,18 +39,24 @@ classes = [
 """
 
 
-def product(tmp_path: Path, codes: str) -> tuple[Path, Path]:
-    """The files of a product with these rows, and of its classes."""
-    path, classes = tmp_path / "product.toml", tmp_path / "classes.toml"
+def product(tmp_path: Path, codes: str) -> Path:
+    """The file of a product with these rows."""
+    path = tmp_path / "product.toml"
     path.write_text(f'name = "product"\ncodes = [{codes}]\n')
-    classes.write_text(CLASSES_FILE)
-    return path, classes
+    return path
 
 
-def refusal(path: Path, classes: Path) -> str:
+def taxonomy(tmp_path: Path, text: str = WEATHER) -> Path:
+    """The file of a taxonomy of the user's."""
+    path = tmp_path / "weather.toml"
+    path.write_text(text)
+    return path
+
+
+def refusal(path: Path, classes: Taxonomy | None = None) -> str:
     """What a broken file is told, found to be one sentence."""
     with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
-        read_legend(path, classes)
+        read_legend(path, classes or read_taxonomy())
     return str(caught.value)
 
 
@@ -56,10 +66,6 @@ def column(shares: np.ndarray, name: str) -> float:
 
 
 # --- the shipped files
-
-
-def test_every_shipped_product_is_tested() -> None:
-    assert {path.stem for path in KNOWLEDGE.glob("*.toml")} == {*CODES, "classes"}
 
 
 @each_product
@@ -77,13 +83,6 @@ def test_every_code_of_a_product_is_mapped_or_ignored(name: str) -> None:
     assert legend.unlisted(codes) == frozenset()
     sums = legend.shares(codes).sum(axis=1)
     assert sums == pytest.approx([0.0 if code in legend.ignored else 1.0 for code in codes], abs=1e-12)
-
-
-@each_product
-def test_a_shipped_file_says_how_its_sheets_are_named_and_how_far_they_count(name: str) -> None:
-    sheets = read_toml(KNOWLEDGE / f"{name}.toml")["sheets"]
-    assert "year" in re.compile(sheets["name"]).groupindex
-    assert sheets["extent"] in ("bounds", "utm_sheet")
 
 
 def test_tundra_kinds_add_up() -> None:
@@ -136,11 +135,93 @@ def test_a_row_of_shares_depends_on_its_code_alone(legend: Legend, codes: list[i
 def test_a_code_split_over_classes_is_read_as_it_is_written(
     tmp_path_factory: pytest.TempPathFactory, code: int, weights: list[int]
 ) -> None:
-    parts = {name: weight / sum(weights) for name, weight in zip(("icy", "dry", "wet"), weights, strict=True) if weight}
+    names = ("snow_ice", "bare", "ignore")
+    parts = {name: weight / sum(weights) for name, weight in zip(names, weights, strict=True) if weight}
     to = ", ".join(f"{name} = {share!r}" for name, share in parts.items())
-    paths = product(tmp_path_factory.mktemp("legend"), f"{{ code = {code}, to = {{ {to} }} }}")
-    (shares,) = read_legend(*paths).shares([code])
-    assert dict(zip(("wet", "dry", "icy"), shares, strict=True)) == {"wet": 0, "dry": 0, "icy": 0, **parts}
+    path = product(tmp_path_factory.mktemp("legend"), f"{{ code = {code}, to = {{ {to} }} }}")
+    legend = read_legend(path, read_taxonomy())
+    (shares,) = legend.shares([code])
+    assert dict(zip(CLASSES, shares, strict=True)) == {name: parts.get(name, 0) for name in CLASSES}
+    assert legend.ignored == (frozenset() if shares.any() else {code})
+
+
+# --- taxonomies
+
+
+def test_the_base_taxonomy_is_globeland30s_and_the_papers_leaves_three_of_its_classes_out() -> None:
+    base, paper = read_taxonomy(), read_taxonomy("paper")
+    assert (base.name, base.version, base.classes) == ("globeland30", 1, CLASSES)
+    assert (paper.name, paper.version) == ("paper", 1)
+    assert paper.classes == tuple(name for name in CLASSES if name not in ("shrubland", "tundra"))
+    legend = read_legend(PRODUCTS / "globeland30.toml", paper)
+    assert legend.taxonomy == "paper-1"
+    assert legend.ignored == {0, 40, *range(70, 80), 255}  # no value, shrubland, tundra and the sea
+    assert legend.shares([60])[0, paper.classes.index("water")] == 1.0
+
+
+def test_a_split_code_loses_the_part_that_a_taxonomy_leaves_out() -> None:
+    paper = read_taxonomy("paper")
+    (shares,) = read_legend(PRODUCTS / "mcd12c1.toml", paper).shares([14])  # a mosaic, a tenth of it shrubland
+    assert shares.sum() == pytest.approx(0.9, abs=1e-12)
+    assert shares[paper.classes.index("cultivated")] == 0.5
+
+
+def test_a_products_own_classes_are_its_codes_by_name() -> None:
+    legend = read_legend(PRODUCTS / "worldcover.toml", None)
+    assert legend.taxonomy == "own-worldcover-1"
+    assert legend.classes[:2] == ("tree_cover", "shrubland")
+    assert legend.classes[-1] == "moss_and_lichen"
+    assert legend.ignored == {0}
+    assert np.array_equal(legend.shares([10, 20, 0])[:, :2], [[1, 0], [0, 1], [0, 0]])
+    assert len(set(legend.colours)) == len(legend.classes)
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in legend.colours)
+
+
+def test_a_taxonomy_of_the_users_is_named_by_the_rows_themselves(tmp_path: Path) -> None:
+    mine = read_taxonomy(str(taxonomy(tmp_path)))
+    row = '{ code = 5, to = "water", weather = { wet = 0.75, icy = 0.25 } }'
+    legend = read_legend(product(tmp_path, row), mine)
+    assert legend.taxonomy == "weather-3"
+    assert legend.shares([5]).tolist() == [[0.75, 0.0, 0.25]]
+    message = refusal(product(tmp_path, '{ code = 5, to = "water" }'), mine)
+    assert "code 5 does not say what it is in the taxonomy weather" in message
+
+
+def test_a_taxonomy_that_follows_from_the_base_takes_every_product(tmp_path: Path) -> None:
+    rows = "\n".join(f'{name} = "dry"' for name in CLASSES if name not in ("water", "snow_ice"))
+    text = f'{WEATHER}[base]\n{rows}\nwater = "wet"\nsnow_ice = {{ icy = 0.5, ignore = 0.5 }}\n'
+    legend = read_legend(PRODUCTS / "worldcover.toml", read_taxonomy(str(taxonomy(tmp_path, text))))
+    assert legend.shares([80, 40, 70]).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (WEATHER + '[base]\nwater = "wet"\n', "`base` speaks of ['water']"),
+        (WEATHER + "[base]\n" + "\n".join(f'{name} = "moist"' for name in CLASSES), "goes to ['moist']"),
+        (WEATHER + "[base]\n" + "\n".join(f"{name} = {{ wet = 0.5 }}" for name in CLASSES), "sum to 1"),
+        (WEATHER.replace("dry", "wet"), "a class is named twice"),
+        (WEATHER.replace("dry", "ignore"), "a class cannot be named 'ignore'"),
+        (WEATHER.replace("version = 3", ""), "'version' is missing"),
+        (WEATHER.replace('name = "weather"', ""), "'name' is missing"),
+        ("", "'classes' is missing"),
+        ("classes = 3", "int"),
+        ('classes = [{ name = "wet" }]', "'colour' is missing"),
+        ("classes = [1, 2]", "int"),
+        ("classes =", "not a TOML file"),
+    ],
+)
+def test_a_broken_taxonomy_is_refused_by_name_and_fault(tmp_path: Path, text: str, fault: str) -> None:
+    path = taxonomy(tmp_path, text)
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
+        read_taxonomy(str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert fault in str(caught.value)
+
+
+def test_a_taxonomy_that_is_nowhere_is_told_which_there_are() -> None:
+    with pytest.raises(ValueError, match=r"nowhere: no taxonomy of that name, and no file; there are .*paper, own"):
+        read_taxonomy("nowhere")
 
 
 # --- refusals
@@ -149,25 +230,25 @@ def test_a_code_split_over_classes_is_read_as_it_is_written(
 @pytest.mark.parametrize(
     ("codes", "fault"),
     [
-        ('{ code = 5, to = "wet" }, { code = 5, to = "dry" }', "code 5 is listed twice"),
-        ('{ code = 5, to = "wet" }, { code = 5, to = "ignore" }', "code 5 is listed twice"),
-        ('{ code = 5, to = "ignore" }, { code = 5, to = "wet" }', "code 5 is listed twice"),
+        ('{ code = 5, to = "water" }, { code = 5, to = "bare" }', "code 5 is listed twice"),
+        ('{ code = 5, to = "water" }, { code = 5, to = "ignore" }', "code 5 is listed twice"),
+        ('{ code = 5, to = "ignore" }, { code = 5, to = "water" }', "code 5 is listed twice"),
         ('{ code = 5, to = "moist" }', "code 5 goes to ['moist']"),
-        ("{ code = 5, to = { wet = 0.5, moist = 0.5 } }", "code 5 goes to ['moist']"),
-        ("{ code = 5, to = { wet = 0.5, dry = 0.4 } }", "sum to 1"),
-        ("{ code = 5, to = { wet = 1.5, dry = -0.5 } }", "code 5"),
+        ("{ code = 5, to = { water = 0.5, moist = 0.5 } }", "code 5 goes to ['moist']"),
+        ("{ code = 5, to = { water = 0.5, bare = 0.4 } }", "sum to 1"),
+        ("{ code = 5, to = { water = 1.5, bare = -0.5 } }", "code 5"),
         ("{ code = 5, to = {} }", "sum to 1"),
-        ('{ code = 5.5, to = "wet" }', "code 5.5 is not a whole number"),
-        ('{ code = "5", to = "wet" }', "code '5' is not a whole number"),
+        ('{ code = 5.5, to = "water" }', "code 5.5 is not a whole number"),
+        ('{ code = "5", to = "water" }', "code '5' is not a whole number"),
         ("{ code = 5, to = 7 }", "int"),
-        ('{ code = 5, to = { wet = "all" } }', "all"),
+        ('{ code = 5, to = { water = "all" } }', "all"),
         ("{ code = 5 }", "'to' is missing"),
-        ('{ to = "wet" }', "'code' is missing"),
+        ('{ to = "water" }', "'code' is missing"),
     ],
 )
 def test_a_faulty_row_is_refused_by_file_and_fault(tmp_path: Path, codes: str, fault: str) -> None:
-    path, classes = product(tmp_path, codes)
-    message = refusal(path, classes)
+    path = product(tmp_path, codes)
+    message = refusal(path)
     assert message.startswith(f"{path}: ")
     assert fault in message
 
@@ -184,25 +265,16 @@ def test_a_faulty_row_is_refused_by_file_and_fault(tmp_path: Path, codes: str, f
     ],
 )
 def test_a_broken_file_is_refused_by_name_and_fault(tmp_path: Path, text: bytes, fault: str) -> None:
-    path, classes = product(tmp_path, "")
+    path = product(tmp_path, "")
     path.write_bytes(text)
-    message = refusal(path, classes)
+    message = refusal(path)
     assert message.startswith(f"{path}: ")
     assert fault in message
-
-
-@pytest.mark.parametrize("text", ["", "classes = 3", 'classes = [{ name = "wet" }]', "classes = [1, 2]", "classes ="])
-def test_a_broken_taxonomy_is_refused_by_name(tmp_path: Path, text: str) -> None:
-    path, classes = product(tmp_path, "")
-    classes.write_text(text)
-    assert refusal(path, classes).startswith(f"{classes}: ")
 
 
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"classes": ("forest",) * 10}, "named twice"),
-        ({"colours": ("#000000",) * 9}, "9 colours for 10 classes"),
         ({"codes": {1: (1.0,)}}, "code 1"),
         ({"codes": {1: (0.0,) * 10}}, "sum to 1"),
         ({"codes": {1: (float("nan"),) * 10}}, "sum to 1"),

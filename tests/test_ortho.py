@@ -14,13 +14,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
-from rasterio.warp import Resampling, reproject
+from rasterio.warp import Resampling as Gdals
+from rasterio.warp import reproject
 
-from pipeline.grid import TileGrid
-from pipeline.ortho import STEPS, TOLERANCE, Lattice, lattice, orthorectify, resample
-from pipeline.scene import SceneError
+from pipeline import ortho
+from pipeline.footprint import outline
+from pipeline.grid import TileGrid, scene_grid
+from pipeline.ortho import STEPS, TOLERANCE, Lattice, Resampling, groups, lattice, resample
+from pipeline.raster import Pixels
+from pipeline.scene import Image, SceneError
 from pipeline.sensor import RPC, Floats, Georeferenced, SensorModel
-from pipeline.terrain import Terrain
+from pipeline.terrain import Relief, Terrain, flat
 from tests.deliveries import GROUND, GSD, HEIGHT, LAT, LON, WIDTH, camera, coordinates, image_of, rpb, write_dem
 
 CRS = "EPSG:32648"
@@ -28,6 +32,13 @@ EAST, NORTH = (float(v) for v in Transformer.from_crs(4326, CRS, always_xy=True)
 SCALE = 32
 """Grey values a pixel of the image's columns and rows: 32 see a 32nd of a pixel."""
 FLAT = Terrain(None, GROUND)
+
+
+def orthorectify(
+    geobox: GeoBox, image: Image, terrain: Terrain, kind: Resampling = "bilinear"
+) -> tuple[Pixels, npt.NDArray[np.bool_], Lattice]:
+    found = ortho.orthorectify(geobox, image, terrain, kind)
+    return found.pixels, found.valid, found.lattice
 
 
 def area(width: int, height: int, gsd: float = GSD, east: float = 0.0, north: float = 0.0) -> GeoBox:
@@ -71,7 +82,7 @@ def test_every_pixel_comes_from_where_the_camera_saw_it(
     x, y = expected(geobox, model)
     assert pixels.shape == (47, 61, 4)
     assert pixels.dtype == np.uint16
-    assert mesh.error < 1e-3  # a plane seen by a linear camera bends with the Earth alone
+    assert mesh.error < 2e-3  # a plane seen by a linear camera bends with the Earth alone
     assert valid.sum() > 1000
     inside = drawn_on(x, y)
     wanted = 100 + SCALE * np.stack([x, y, x, y], axis=-1)
@@ -115,7 +126,7 @@ def test_pixels_are_those_of_gdals_rpc_warp_over_a_dem(tmp_path: Path) -> None:
     theirs = np.zeros((4, *geobox.shape), np.uint16)
     reproject(
         bands, theirs, rpcs=rpcs, src_crs="EPSG:4326", dst_transform=geobox.transform, dst_crs=CRS,
-        resampling=Resampling.bilinear, tolerance=0, RPC_DEM=dem,
+        resampling=Gdals.bilinear, tolerance=0, RPC_DEM=dem,
     )  # fmt: skip
     # At the image's border GDAL's kernel is lopsided.
     x, y = (np.rint((band.astype(float) - 100) / SCALE) for band in theirs[:2])
@@ -161,8 +172,7 @@ def test_blocks_together_equal_the_whole_grid(tmp_path: Path) -> None:
     height = GROUND + smooth(rng.normal(size=(90, 90)), 5) * 400
     dem = write_dem(tmp_path / "dem.tif", height, Affine(30, 0, EAST - 1350, 0, -30, NORTH + 1350), CRS)
     grid = TileGrid(area(15 * 11 + 20, 12 * 11 + 20), 20, 11, 3)
-    whole, valid, mesh = orthorectify(grid.geobox, image, Terrain(dem, GROUND))
-    assert mesh.error > 0.005  # there is something to differ by
+    whole, valid, _ = orthorectify(grid.geobox, image, Terrain(dem, GROUND))
     parts, covered = 0, np.zeros(valid.shape, bool)
     for block in grid:
         pixels, good, _ = orthorectify(block.geobox, image, Terrain(dem, GROUND))
@@ -178,21 +188,22 @@ def test_blocks_together_equal_the_whole_grid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("heading", [0.0, 120.0])
-def test_a_grid_within_the_image_is_whole_however_narrow_the_lattice(tmp_path: Path, heading: float) -> None:
+def test_a_grid_within_the_image_is_whole_however_rough_the_ground(tmp_path: Path, heading: float) -> None:
     """What is read of the image is all that its pixels are drawn from."""
     model = camera(lean=(0.02, 0.01), heading=heading)
     image = image_of(tmp_path / "image.tif", coordinates(scale=SCALE), model)
     height = GROUND + 500 * smooth(np.random.default_rng(3).normal(size=(60, 60)), 3)
     dem = write_dem(tmp_path / "dem.tif", height, Affine(30, 0, EAST - 900, 0, -30, NORTH + 900), CRS)
     for size in ((30, 20), (1, 1), (2, 9)):
-        _, valid, mesh = orthorectify(area(*size), image, Terrain(dem, GROUND))
-        assert mesh.step == STEPS[-1]
+        _, valid, _ = orthorectify(area(*size), image, Terrain(dem, GROUND))
         assert valid.all()
 
 
-def test_a_grid_beside_the_image_is_void(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("east", "north"), [(5000, 0), (700, 0), (-700, 30), (-1100, 0), (0, 800), (900, -900)])
+def test_a_grid_beside_the_image_is_void(tmp_path: Path, east: float, north: float) -> None:
+    """Far from it, and so near that a cell of the lattice, which is wider than the grid, lies on both."""
     image = image_of(tmp_path / "image.tif", coordinates(), camera())
-    pixels, valid, _ = orthorectify(area(20, 30, east=5000), image, FLAT)
+    pixels, valid, _ = orthorectify(area(20, 30, east=east, north=north), image, FLAT)
     assert pixels.shape == (30, 20, 4)
     assert pixels.dtype == np.uint16
     assert not valid.any()
@@ -265,42 +276,67 @@ def truth(geobox: GeoBox, x: Floats, y: Floats, model: RPC, terrain: Terrain) ->
     return model.image(lon, lat, terrain.heights(lon, lat))
 
 
-def between(mesh: Lattice, values: Floats, x: Floats, y: Floats) -> Floats:
-    """A lattice's value at positions in px from the grid's outer corner, in float64."""
-    u, v = x / mesh.step + 0.5, y / mesh.step + 0.5
-    j, i = np.floor(u).astype(int), np.floor(v).astype(int)
-    u, v = u - j, v - i
-    upper = values[i, j] * (1 - u) + values[i, j + 1] * u
-    lower = values[i + 1, j] * (1 - u) + values[i + 1, j + 1] * u
-    return np.asarray(upper * (1 - v) + lower * v)
+def bent(seed: int = 3, strength: float = 0.02, width: int = 400, height: int = 300) -> RPC:
+    """A camera with cubic terms in place and height, much stronger than a real one's."""
+    rng = np.random.default_rng(seed)
+    model = camera(width, height, lean=(0.03, -0.01), heading=12)
+    line, samp = (np.array(values) for values in (model.line_num, model.samp_num))
+    line[4:], samp[4:] = rng.uniform(-strength, strength, (2, 16))
+    return replace(model, line_num=tuple(map(float, line)), samp_num=tuple(map(float, samp)))
 
 
 @pytest.mark.parametrize(
-    ("relief", "times", "step"), [(0, 0, 16), (60, 30, 16), (150, 30, 8), (400, 30, 4), (1000, 30, 2), (400, 3, 2)]
+    ("model", "relief", "times", "step"),
+    [
+        (camera(400, 300, lean=(0.03, -0.01), heading=12), 0, 0, 128),
+        (camera(400, 300, lean=(0.03, -0.01), heading=12), 1000, 30, 128),
+        (camera(400, 300, lean=(0.03, -0.01), heading=12), 400, 3, 128),
+        (bent(strength=0.005), 400, 3, 64),
+        (bent(), 400, 3, 16),
+        (bent(strength=0.2), 60, 3, 8),
+    ],
 )
-def test_the_error_of_the_lattice_bounds_the_truth(tmp_path: Path, relief: float, times: int, step: int) -> None:
-    """At random places, against the camera itself: ground in cells of 30 m, seen 14 degrees off nadir."""
+def test_the_error_of_the_lattice_bounds_the_truth(
+    tmp_path: Path, model: RPC, relief: float, times: int, step: int
+) -> None:
+    """At every pixel, against the camera itself: ground in cells of 30 m, seen 14 degrees off nadir.
+
+    However rough the ground, it is the camera that decides how wide the lattice may be.
+    """
     rng = np.random.default_rng(1)
     height = GROUND + relief * smooth(rng.normal(size=(160, 160)), times)
     dem = write_dem(tmp_path / "dem.tif", height, Affine(30, 0, EAST - 2400, 0, -30, NORTH + 2400), CRS)
-    model, terrain, geobox = camera(lean=(0.03, -0.01), heading=12), Terrain(dem, GROUND), area(403, 310)
+    terrain, geobox = Terrain(dem, GROUND), area(403, 310)
     mesh = lattice(geobox, model, terrain)
     assert mesh.step == step
-    x, y = rng.uniform(0, 403, 20_000), rng.uniform(0, 310, 20_000)
-    worst = 0.0
-    for values, right in zip((mesh.col, mesh.row), truth(geobox, x, y, model, terrain), strict=True):
-        worst = max(worst, float(np.abs(between(mesh, values, x, y) - right).max()))
+    x, y = np.meshgrid(np.arange(403) + 0.5, np.arange(310) + 0.5)
+    worst = float(np.abs(np.subtract(mesh.dense((310, 403)), truth(geobox, x, y, model, terrain))).max())
     print(f"step {mesh.step}: {mesh.error:.4f} px found, {worst:.4f} px in truth")
-    assert worst < 2 * mesh.error
-    assert mesh.error <= TOLERANCE or step == STEPS[-1]
+    assert worst < 2 * mesh.error + 1e-3  # coordinates in single precision
+    assert mesh.error <= TOLERANCE
+
+
+def test_ground_that_the_dem_ends_on_costs_no_accuracy(tmp_path: Path) -> None:
+    """Nodes that lie beyond the DEM, and pixels whose ground runs down from its last cell to the flat height."""
+    height = GROUND + 300 * smooth(np.random.default_rng(2).normal(size=(20, 25)), 2)
+    dem = write_dem(tmp_path / "dem.tif", height, Affine(30, 0, EAST - 100, 0, -30, NORTH + 150), CRS)
+    model, terrain, geobox = camera(400, 300, lean=(0.05, 0.02)), Terrain(dem, GROUND - 200), area(300, 200)
+    mesh = lattice(geobox, model, terrain)
+    x, y = np.meshgrid(np.arange(300) + 0.5, np.arange(200) + 0.5)
+    worst = np.abs(np.subtract(mesh.dense((200, 300)), truth(geobox, x, y, model, terrain))).max(axis=0)
+    assert mesh.step == STEPS[0]
+    assert mesh.error < TOLERANCE
+    assert worst.max() < TOLERANCE
+    inside = terrain.heights(*places(geobox)) != GROUND - 200
+    assert 0.05 < inside.mean() < 0.5
 
 
 def test_the_widest_lattice_within_the_tolerance_is_taken(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     height = GROUND + 600 * smooth(rng.normal(size=(160, 160)), 6)
     dem = write_dem(tmp_path / "dem.tif", height, Affine(30, 0, EAST - 2400, 0, -30, NORTH + 2400), CRS)
-    model, terrain, geobox = camera(lean=(0.03, 0.0)), Terrain(dem, GROUND), area(300, 200)
-    found = {tolerance: lattice(geobox, model, terrain, tolerance) for tolerance in (10.0, 0.1, 0.05, 0.02, 0.0)}
+    model, terrain, geobox = bent(), Terrain(dem, GROUND), area(300, 200)
+    found = {tolerance: lattice(geobox, model, terrain, tolerance) for tolerance in (10.0, 0.1, 0.05, 0.001, 0.0)}
     steps = [mesh.step for mesh in found.values()]
     assert steps == sorted(steps, reverse=True)
     assert steps[0] == STEPS[0]
@@ -311,24 +347,51 @@ def test_the_widest_lattice_within_the_tolerance_is_taken(tmp_path: Path) -> Non
 
 @given(
     step=st.sampled_from(STEPS),
-    height=st.integers(1, 70),
-    width=st.integers(1, 70),
+    rows=st.tuples(st.integers(0, 150), st.integers(1, 70)),
+    cols=st.tuples(st.integers(0, 150), st.integers(1, 70)),
     slope=st.tuples(st.floats(-2, 2), st.floats(-2, 2)),
     start=st.floats(-5000, 30_000),
 )
-@example(step=16, height=33, width=17, slope=(0.7, -1.3), start=27_000.0)
+@example(step=16, rows=(0, 33), cols=(0, 17), slope=(0.7, -1.3), start=27_000.0)
 @settings(max_examples=60)
-def test_a_linear_function_comes_back_at_every_pixels_centre(
-    step: int, height: int, width: int, slope: tuple[float, float], start: float
+def test_linear_functions_come_back_at_every_pixels_centre(
+    step: int, rows: tuple[int, int], cols: tuple[int, int], slope: tuple[float, float], start: float
 ) -> None:
-    y, x = (np.arange(-(-n // step) + 2) * step - step / 2 for n in (height, width))
-    nodes = start + slope[0] * x + slope[1] * y[:, None]
-    mesh = Lattice(step, nodes, nodes, 0.0)
-    found = mesh.dense(nodes, start, (height, width))
-    wanted = slope[0] * (np.arange(width) + 0.5) + slope[1] * (np.arange(height)[:, None] + 0.5)
-    assert found.shape == (height, width)
-    assert found.dtype == np.float32
-    assert np.abs(found - wanted).max() < 1e-3
+    """Of place and of height: fields without a bend, over a DEM that is a slope, in a part of the grid."""
+    y, x = ((np.arange(-(-(first + n) // step) + 2) - 0.5) * step for first, n in (rows, cols))
+    x, y = np.meshgrid(x, y)
+    nothing = np.zeros(x.shape)
+    relief = Relief(np.array([[0, 10, 20], [10, 20, 30], [20, 30, 40]], np.float32), "", None)
+    plane = start + slope[0] * x + slope[1] * y
+    fields = np.stack([x / 300, y / 300, plane, nothing + 3, nothing, -plane, nothing, nothing - 2])
+    mesh = Lattice(step, fields, relief, 20.0, 10.0, 0.0)
+    area = slice(rows[0], sum(rows)), slice(cols[0], sum(cols))
+    found = mesh.maps(*area, (start, -start))
+    x, y = np.meshgrid(np.arange(cols[0], sum(cols)) + 0.5, np.arange(rows[0], sum(rows)) + 0.5)
+    z = ((x + y) / 30 - 20) / 10
+    assert found[0].shape == x.shape
+    assert found[0].dtype == found[1].dtype == np.float32
+    assert np.abs(found[0] - (slope[0] * x + slope[1] * y + 3 * z)).max() < 1e-3
+    assert np.abs(found[1] + slope[0] * x + slope[1] * y + 2 * z * z).max() < 1e-3
+
+
+@given(seed=st.integers(0, 99))
+@settings(max_examples=15)
+def test_no_pixel_lies_beyond_the_reach_of_its_cell(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    """What is read of the image follows from it."""
+    rng = np.random.default_rng(seed)
+    height = GROUND + 400 * smooth(rng.normal(size=(60, 60)), 1 + seed % 4)
+    folder = tmp_path_factory.mktemp("reach")
+    dem = write_dem(folder / "dem.tif", height, Affine(30, 0, EAST - 900, 0, -30, NORTH + 900), CRS)
+    mesh = lattice(area(233, 171), bent(seed, 0.05), Terrain(dem, GROUND))
+    col, row = mesh.dense((171, 233))
+    reach = mesh.reach()
+    i = ((np.arange(171) + 0.5) / mesh.step + 0.5).astype(int)[:, None]
+    j = ((np.arange(233) + 0.5) / mesh.step + 0.5).astype(int)
+    for values, low, high in ((col, 0, 1), (row, 2, 3)):
+        assert (values > reach[i, j, low] - 1e-3).all()
+        assert (values < reach[i, j, high] + 1e-3).all()
+        assert (reach[i, j, high] - reach[i, j, low]).max() < 2 * mesh.step + 100  # and it is no guess
 
 
 # --- resampling
@@ -340,37 +403,151 @@ DRAWN: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("bands", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("kind", ["bilinear", "cubic", "nearest"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("bands", [1, 3, 4])
 @pytest.mark.parametrize("ramp", DRAWN)
-def test_a_ramp_is_resampled_to_a_32nd_of_a_pixel(bands: int, ramp: str) -> None:
-    function = DRAWN[ramp]
+def test_a_ramp_is_resampled_to_a_32nd_of_a_pixel(
+    ramp: str, bands: int, dtype: type[np.unsignedinteger], kind: Resampling
+) -> None:
+    function, shrink = DRAWN[ramp], 4 if dtype is np.uint8 else 1
     row, col = np.mgrid[:23, :31].astype(float)
-    source = np.stack([function(col, row)] * bands, axis=-1).astype(np.uint16)
+    source = np.stack([function(col, row) / shrink] * bands, axis=-1).round().astype(dtype)
     rng = np.random.default_rng(bands)
-    x, y = rng.uniform(0, 30, (40, 25)).astype(np.float32), rng.uniform(0, 22, (40, 25)).astype(np.float32)
-    pixels, good = resample(source, None, x, y)
+    x, y = rng.uniform(1, 29, (40, 25)).astype(np.float32), rng.uniform(1, 21, (40, 25)).astype(np.float32)
+    pixels = resample(source, x, y, kind)
     assert pixels.shape == (40, 25, bands)
-    assert pixels.dtype == np.uint16
-    assert good.all()
-    slope = sum(abs(function(*one) - function(0.0, 0.0)) for one in ((1.0, 0.0), (0.0, 1.0)))
-    assert np.abs(pixels - function(x, y)[..., None]).max() <= 0.5 + slope / 32
+    assert pixels.dtype == dtype
+    slope = sum(abs(function(*one) - function(0.0, 0.0)) for one in ((1.0, 0.0), (0.0, 1.0))) / shrink
+    wanted = function(np.rint(x), np.rint(y)) if kind == "nearest" else function(x, y)
+    # Half a grey value of the source, half of the result, and a 32nd of a pixel.
+    assert np.abs(pixels - wanted[..., None] / shrink).max() <= 1.25 + slope / 32
 
 
-def test_the_mask_ends_at_the_centres_of_the_outermost_pixels() -> None:
-    source = np.full((5, 7, 3), 9, np.uint8)
-    x, y = np.meshgrid(np.array([-0.1, 0, 3, 6, 6.1, np.nan, np.inf], "f4"), np.array([-0.1, 0, 2, 4, 4.1], "f4"))
-    good = resample(source, None, x, y)[1]
-    inside_x, inside_y = np.array([False, True, True, True, False, False, False]), np.array([0, 1, 1, 1, 0], bool)
-    assert np.array_equal(good, inside_y[:, None] & inside_x)
+def test_cubic_resampling_is_that_of_gdal(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    values = rng.integers(0, 65536, (2, 40, 50)).astype(np.uint16)
+    image = image_of(tmp_path / "image.tif", values, Georeferenced(CRS, (10.0, 0.0, EAST, 0.0, -10.0, NORTH)))
+    geobox = GeoBox((34, 44), Affine(10, 0, EAST + 33.7, 0, -10, NORTH - 26.1), CRS)
+    pixels, valid, _ = orthorectify(geobox, image, Terrain(None, 0.0), "cubic")
+    theirs = np.zeros((2, *geobox.shape), np.uint16)
+    with rasterio.open(image.path) as file:
+        reproject(
+            rasterio.band(file, [1, 2]), theirs, dst_transform=geobox.transform, dst_crs=CRS,
+            resampling=Gdals.cubic, tolerance=0,
+        )  # fmt: skip
+    assert valid.all()
+    assert np.abs(pixels.astype(int) - np.moveaxis(theirs, 0, -1)).max() <= 2
+
+
+@pytest.mark.parametrize(("kind", "margin"), [("bilinear", 0.0), ("cubic", 1.0), ("nearest", -0.5)])
+def test_the_mask_is_of_what_each_resampling_draws_on(tmp_path: Path, kind: Resampling, margin: float) -> None:
+    """At the image's border and about a pixel without data, whose value would be seen."""
+    values = np.full((3, HEIGHT, WIDTH), 1000, np.uint16)
+    values[1, 30, 40] = 60_000
+    image = image_of(tmp_path / "image.tif", values, camera(heading=33), nodata=60_000)
+    geobox = area(110, 90, 6.0)
+    pixels, valid, _ = orthorectify(geobox, image, FLAT, kind)
+    x, y = expected(geobox, camera(heading=33))
+    far = np.maximum(np.abs(x - 40), np.abs(y - 30)) > 1 + margin
+    assert (pixels[valid] == 1000).all()
+    edge = drawn_on(x, y, margin=margin + 0.01)
+    assert valid[edge & (np.maximum(np.abs(x - 40), np.abs(y - 30)) > 1.01 + margin)].all()
+    assert not valid[~drawn_on(x, y, margin=margin - 0.01)].any()
+    assert not valid[np.maximum(np.abs(x - 40), np.abs(y - 30)) < 1 + margin - 1 / 32].any()
+    assert 0 < (edge & ~far).sum() < 60
+
+
+def test_a_place_without_coordinates_is_void() -> None:
+    """A lattice whose nodes lie nowhere on one side."""
+    x, y = np.meshgrid((np.arange(6) - 0.5) * 16, (np.arange(5) - 0.5) * 16)
+    fields = np.stack([x * 0, y * 0, x, x * 0, x * 0, y, x * 0, x * 0])
+    fields[2:, :, 4:] = np.nan
+    mesh = Lattice(16, fields, flat(0.0), 0.0, 1.0, 0.0)
+    col, row = mesh.dense((60, 70))
+    assert np.isnan(col[:, 56:]).all()
+    assert not np.isnan(row[:, :40]).any()
+    assert np.isnan(mesh.reach()[:, 3:]).all()
+
+
+@pytest.mark.parametrize(
+    ("bands", "sizes"),
+    [(1, [1]), (2, [1, 1]), (3, [3]), (4, [4]), (5, [4, 1]), (6, [4, 1, 1]), (8, [4, 4]), (13, [4, 4, 4, 1])],
+)
+def test_bands_are_resampled_in_groups_without_a_pair(bands: int, sizes: list[int]) -> None:
+    found = groups(bands)
+    assert [part.stop - part.start for part in found] == sizes
+    assert [k for part in found for k in range(part.start, part.stop)] == [*range(bands)]
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(0.02, 0.02), (0.03, 0.04), (0.5, 0.5), (0.98, 0.01)])
-def test_no_weight_of_a_pixel_without_data_is_too_small_to_matter(dx: float, dy: float) -> None:
+def test_no_weight_of_a_pixel_without_data_is_too_small_to_matter(tmp_path: Path, dx: float, dy: float) -> None:
     """A weight of 1/2500 of 65535 is 26 grey values."""
-    source, valid = np.full((6, 6, 1), 100, np.uint16), np.ones((6, 6), bool)
-    source[3, 3], valid[3, 3] = 65535, False
-    x, y = np.full((9, 8), 2 + dx, np.float32), np.full((9, 8), 2 + dy, np.float32)
-    pixels, good = resample(source, valid, x, y)
-    assert not good.any() or (pixels[good] == 100).all()
-    for sign in (-1, 1):  # on the other side it is not drawn on at all
-        assert resample(source, valid, np.full_like(x, 3 + sign * 1.25), y)[1].all()
+    values = np.full((1, 20, 20), 100, np.uint16)
+    values[0, 9, 8] = 65535
+    image = image_of(tmp_path / "image.tif", values, Georeferenced(CRS, (10, 0, EAST, 0, -10, NORTH)), nodata=65535)
+    geobox = GeoBox((12, 12), Affine(10, 0, EAST + 10 * (3 + dx), 0, -10, NORTH - 10 * (3 + dy)), CRS)
+    pixels, valid, _ = orthorectify(geobox, image, Terrain(None, 0.0))
+    assert (pixels[valid] == 100).all()
+    assert valid.sum() >= valid.size - 4
+
+
+# --- wherever on Earth
+
+
+@pytest.mark.parametrize(
+    ("lon", "lat"),
+    [(108.0, 24.8), (105.3, 0.0), (180.0, -17.0), (-179.999, 60.0), (10.0, 86.0), (179.99, 88.5), (-45.0, -85.0)],
+)
+def test_a_scene_lands_where_its_camera_puts_it_anywhere(tmp_path: Path, lon: float, lat: float) -> None:
+    """On a zone's edge, the equator, the antimeridian and near the poles, on the grid that it gets there."""
+    model = camera(lon=lon, lat=lat, heading=33, lean=(0.02, 0.01))
+    image = image_of(tmp_path / "image.tif", coordinates(scale=SCALE), model)
+    footprint = outline(image, FLAT)
+    grid = scene_grid(footprint, 7.3, 16, 12, 8)
+    assert grid is not None
+    drawn = 0
+    for block in grid:
+        pixels, valid, mesh = orthorectify(block.geobox, image, FLAT)
+        t, (height, width) = block.geobox.transform, block.geobox.shape
+        east, north = np.meshgrid(t.c + (np.arange(width) + 0.5) * t.a, t.f + (np.arange(height) + 0.5) * t.e)
+        there = Transformer.from_crs(str(block.geobox.crs), 4326, always_xy=True).transform(east, north)
+        col, row = model.image(*there, np.full(east.shape, GROUND))
+        wanted = 100 + SCALE * np.stack([col, row], axis=-1) - SCALE / 2
+        assert np.abs(pixels[..., :2] - wanted)[valid].max(initial=0) <= 1.6 + SCALE * mesh.error
+        assert mesh.error <= TOLERANCE
+        drawn += int(valid.sum())
+    assert drawn > 4000
+
+
+# --- missing lines
+
+
+def raw(values: npt.NDArray[Any], gone: list[slice]) -> npt.NDArray[Any]:
+    for lines in gone:
+        values[:, lines] = 0
+    return values
+
+
+@pytest.mark.parametrize("kind", ["bilinear", "cubic", "nearest"])
+def test_pixels_that_draw_on_missing_lines_are_marked(tmp_path: Path, kind: Resampling) -> None:
+    values = raw(np.random.default_rng(0).integers(300, 500, (4, HEIGHT, WIDTH)).astype(np.uint16), [slice(20, 27)])
+    model = camera(heading=33)
+    geobox = area(80, 70, 7.0)
+    image = image_of(tmp_path / "image.tif", values, model)
+    found = ortho.orthorectify(geobox, image, FLAT, kind, 0.2)
+    x, y = expected(geobox, model)
+    inside = drawn_on(x, y, margin=1.1)
+    assert found.missing is not None
+    assert found.missing[inside & (y > 19) & (y < 27)].all()
+    assert not found.missing[(y < 17) | (y > 29)].any()
+    assert found.valid[inside].all()
+    assert found.pixels[found.valid & ~found.missing].min() >= 250
+    assert ortho.orthorectify(geobox, image, FLAT, kind).missing is None
+
+
+def test_lines_of_an_image_on_a_map_are_not_looked_at(tmp_path: Path) -> None:
+    values = raw(np.full((1, 60, 60), 400, np.uint16), [slice(20, 27)])
+    image = image_of(tmp_path / "image.tif", values, Georeferenced(CRS, (10, 0, EAST, 0, -10, NORTH)))
+    geobox = GeoBox((50, 50), Affine(10, 0, EAST + 50, 0, -10, NORTH - 50), CRS)
+    assert ortho.orthorectify(geobox, image, FLAT, "bilinear", 0.2).missing is None

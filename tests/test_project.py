@@ -21,7 +21,8 @@ WITH_DASK = {"pipeline/run.py"}
 WITH_TORCH = {f"geokr/{name}.py" for name in ("augment", "config", "loader", "models", "objectives", "teacher")}
 WITH_TORCH |= {f"geokr/{name}.py" for name in ("checkpoint", "export", "journal", "learner", "processes", "train")}
 CREATES_ARRAYS = {"geokr/store.py"}
-TRAINING = WITH_TORCH | {f"geokr/{name}.py" for name in ("card", "files", "index", "legend", "selection")}
+TRAINING_ALSO = ("card", "files", "index", "legend", "order", "pixels", "selection")
+TRAINING = WITH_TORCH | {f"geokr/{name}.py" for name in TRAINING_ALSO}
 """What a machine that only trains imports."""
 TRAINING_NEEDS = {"geokr", "torch", "timm", "numpy", "pyarrow", "tensorstore", "safetensors", "yaml", "tqdm"}
 TRAINING_LACKS = ("dask", "distributed", "geopandas", "pydantic", "pyproj", "rasterio", "shapely", "zarr")

@@ -20,13 +20,12 @@ from moto.server import ThreadedMotoServer
 
 from geokr.index import read_summary
 from pipeline.build_levir_kr import main
-from pipeline.catalog import survey
 from pipeline.delivery import Refusal, read_delivery
 from pipeline.finding import deliveries
 from pipeline.raster import read
 from pipeline.scene import Imagery, Scene
 from pipeline.stac import absolute, found, items
-from tests.deliveries import coordinates, tiff
+from tests.deliveries import coordinates, surveyed, tiff
 
 SIDE = 120
 """Px of the 10 m bands."""
@@ -131,7 +130,7 @@ def test_a_sentinel_2_item_is_a_scene_of_its_10_m_bands(tmp_path: Path, version:
     assert {(image.scales, image.offsets, image.nodata) for image in scene.images} == {((0.0001,), (-0.1,), 0.0)}
     assert scene.metadata["eo:cloud_cover"] == "3.2"
     assert [read(image)[0][0, 7, 9] for image in scene.images] == [111, 108, 109, 110]  # 100 + row or column + k
-    assert survey(scene, None, 1.0, 99.0).scene.bands == scene.bands
+    assert surveyed(scene, None, 1.0, 99.0).scene.bands == scene.bands
     assert len(scene.files) == 5
 
 

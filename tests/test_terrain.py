@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import rasterio
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from pyproj import Transformer
 
 from pipeline.scene import SceneError
 from pipeline.sensor import Floats
-from pipeline.terrain import Terrain
+from pipeline.terrain import Terrain, vertical
 from tests.deliveries import tiff, write_dem
 
 CRS, CELL, ROWS, COLS, LEFT, TOP = "EPSG:32648", 30.0, 40, 50, 500_000.0, 2_750_000.0
@@ -52,33 +53,169 @@ def test_a_plane_comes_back_between_the_centres(dem: str, col: float, row: float
     assert found == pytest.approx(plane(LEFT + cols * CELL, TOP - rows * CELL), abs=1e-3)
 
 
-def test_the_border_cell_goes_on_to_its_edge_and_no_further(dem: str) -> None:
+def test_the_border_cell_goes_on_for_one_cell_and_then_down_to_the_flat_height(dem: str) -> None:
+    """Without a step, which would tear the image."""
     terrain, values = Terrain(dem, FLAT), cells()
     col, row = np.array([0.01, COLS - 0.01, 0.01, 20.5]), np.array([0.01, 0.01, ROWS - 0.01, ROWS - 0.01])
     assert heights(terrain, col, row) == pytest.approx([values[0, 0], values[0, -1], values[-1, 0], values[-1, 20]])
-    beyond = np.array([-0.01, COLS + 0.01, 20.0, 20.0]), np.array([5.0, 5.0, -0.01, ROWS + 0.01])
-    assert heights(terrain, *beyond) == pytest.approx([FLAT] * 4)
+    for away, share in ((0.3, 1.0), (0.5, 1.0), (1.0, 0.5), (1.25, 0.25), (1.5, 0.0), (30.0, 0.0)):
+        beyond = np.array([-away, COLS + away, 20.5, 20.5]), np.array([5.5, 5.5, -away, ROWS + away])
+        border = np.array([values[5, 0], values[5, -1], values[0, 20], values[-1, 20]])
+        assert heights(terrain, *beyond) == pytest.approx(share * border + (1 - share) * FLAT, abs=1e-3)
     mixed = heights(terrain, np.array([-500.0, 10.5, 9999.0]), np.array([3.5, 3.5, 3.5]))
     assert mixed == pytest.approx([FLAT, values[3, 10], FLAT])
 
 
-@pytest.mark.parametrize(("hole", "nodata"), [(-32768.0, -32768.0), (np.nan, np.nan), (np.nan, None)])
-def test_a_hole_has_the_flat_height_and_does_not_count_as_covered(
-    tmp_path: Path, hole: float, nodata: float | None
-) -> None:
+@pytest.mark.parametrize(
+    ("hole", "nodata"), [(-32768.0, -32768.0), (np.nan, np.nan), (np.nan, None), (-9999.0, None), (3e38, None)]
+)
+def test_a_hole_is_filled_from_its_border_and_counted(tmp_path: Path, hole: float, nodata: float | None) -> None:
+    """Whether or not the file says what stands for no height."""
     values = cells()
     values[10:20, 5:25] = hole
     terrain = Terrain(write_dem(tmp_path / "dem.tif", values, TRANSFORM, CRS, nodata), FLAT)
-    col, row = np.array([10.0, 24.0, 30.0]), np.array([15.0, 11.0, 15.0])
-    inside = plane(LEFT + col * CELL, TOP - row * CELL)[2]
-    assert heights(terrain, col, row) == pytest.approx([FLAT, FLAT, inside])
-    # Half in, half out of the hole: between the two heights.
-    (edge,) = heights(terrain, np.array([25.0]), np.array([15.5]))
-    assert edge == pytest.approx((FLAT + values[15, 25]) / 2)
+    col, row = np.meshgrid(np.arange(5.5, 25), np.arange(10.5, 20))
+    border = cells()[9:21, 4:26]
+    found = heights(terrain, col, row)
+    assert (found >= border.min()).all()
+    assert (found <= border.max()).all()
+    assert np.abs(found - plane(LEFT + col * CELL, TOP - row * CELL)).max() < 60  # of a hole over 120 m of relief
     x, y = np.meshgrid(np.arange(0.75, COLS), np.arange(0.75, ROWS))
     lon, lat = Transformer.from_crs(CRS, 4326, always_xy=True).transform(LEFT + x * CELL, TOP - y * CELL)
-    # The hole's 10 x 20 cells, and the points whose neighbours are in it.
-    assert terrain.coverage(lon, lat) == pytest.approx(1 - 11 * 21 / (COLS * ROWS))
+    assert terrain.coverage(lon, lat) == 1
+    assert terrain.holes(lon, lat) == 200
+    assert terrain.holes(lon[:5], lat[:5]) == 0
+
+
+def test_a_hole_is_filled_alike_whatever_window_is_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    values = rng.uniform(500, 900, (300, 320)).astype(np.float32)
+    values[100:210, 90:230] = np.nan
+    values[20:30, 5:9] = np.nan
+    terrain = Terrain(write_dem(tmp_path / "dem.tif", values, TRANSFORM, CRS), FLAT)
+    col, row = np.meshgrid(np.arange(100.5, 200, 7), np.arange(110.5, 200, 7))
+    whole = heights(terrain, np.array([[1.0, 319.0]]), np.array([[1.0, 299.0]]))
+    assert whole.shape == (1, 2)
+    at_once = heights(terrain, np.append(col, [0.5, 319.5]), np.append(row, [0.5, 299.5]))[:-2]
+    one_by_one = [
+        float(heights(terrain, np.array([c]), np.array([r]))[0]) for c, r in zip(col.flat, row.flat, strict=True)
+    ]
+    assert at_once == pytest.approx(one_by_one, abs=1e-3)
+    assert np.ptp(at_once) > 10
+
+
+def test_a_hole_too_large_to_fill_has_the_flat_height(tmp_path: Path) -> None:
+    values = np.full((250, 260), 800.0, np.float32)
+    values[:, 20:] = np.nan
+    terrain = Terrain(write_dem(tmp_path / "dem.tif", values, TRANSFORM, CRS), FLAT)
+    assert heights(terrain, np.array([60.5, 250.5]), np.array([100.5, 100.5])) == pytest.approx([800, FLAT])
+    lon, lat = Transformer.from_crs(CRS, 4326, always_xy=True).transform(LEFT + 250.5 * CELL, TOP - 100.5 * CELL)
+    assert terrain.coverage(np.array([lon]), np.array([lat])) == 0
+
+
+def test_a_mosaic_is_read_as_one(tmp_path: Path) -> None:
+    """A VRT over two sheets that meet."""
+    values = cells()
+    for name, part in (("west", np.s_[:, :30]), ("east", np.s_[:, 30:])):
+        moved = TRANSFORM @ Affine.translation(part[1].start or 0, 0)
+        write_dem(tmp_path / f"{name}.tif", values[part], moved, CRS)
+    size = "yOff='0' ySize='40'"
+    sources = "".join(
+        f"<SimpleSource><SourceFilename relativeToVRT='1'>{name}.tif</SourceFilename><SourceBand>1</SourceBand>"
+        f"<SrcRect xOff='0' xSize='{w}' {size}/><DstRect xOff='{x}' xSize='{w}' {size}/></SimpleSource>"
+        for name, x, w in (("west", 0, 30), ("east", 30, 20))
+    )
+    (tmp_path / "dem.vrt").write_text(
+        f"<VRTDataset rasterXSize='{COLS}' rasterYSize='{ROWS}'><SRS>{CRS}</SRS>"
+        f"<GeoTransform>{', '.join(map(str, TRANSFORM.to_gdal()))}</GeoTransform>"
+        f"<VRTRasterBand dataType='Float32' band='1'>{sources}</VRTRasterBand></VRTDataset>"
+    )
+    col, row = np.meshgrid(np.arange(1.3, COLS - 1, 2.7), np.arange(1.3, ROWS - 1, 3.1))
+    found = heights(Terrain(str(tmp_path / "dem.vrt"), FLAT), col, row)
+    assert found == pytest.approx(plane(LEFT + col * CELL, TOP - row * CELL), abs=1e-3)
+
+
+@pytest.mark.parametrize("left", [-180.0, 0.0])
+@pytest.mark.parametrize("lon", [179.3, 179.99, -179.99, 180.0, 0.02, -0.02])
+def test_a_dem_of_the_whole_earth_goes_on_past_its_edge(tmp_path: Path, left: float, lon: float) -> None:
+    """Heights that are no function of where the file begins: 1000 + 500 cos(longitude) + latitude."""
+    col, row = np.arange(720), np.arange(40)
+    values = 1000 + 500 * np.cos(np.radians(left + (col + 0.5) / 2)) + (10 - (row[:, None] + 0.5) / 2)
+    placed = Affine(0.5, 0, left, 0, -0.5, 10.0)
+    dem = write_dem(tmp_path / "dem.tif", values.astype(np.float32), placed, "EPSG:4326")
+    lons = lon + np.linspace(-0.7, 0.7, 29)
+    lats = np.linspace(3, 4, 29)
+    found = Terrain(dem, FLAT).heights(lons, lats)
+    assert found == pytest.approx(1000 + 500 * np.cos(np.radians(lons)) + lats, abs=0.05)
+    assert Terrain(dem, FLAT).relief(lons, lats).cells.size < 100  # and not all the way round
+
+
+@pytest.mark.parametrize("lon", [179.95, -179.95, 180.0])
+def test_a_dem_across_the_antimeridian_is_read_on_both_sides(tmp_path: Path, lon: float) -> None:
+    """A regional one from 179 E on, whose longitudes go past 180."""
+    values = np.tile(100.0 + np.arange(40), (30, 1)).astype(np.float32)
+    dem = write_dem(tmp_path / "dem.tif", values, Affine(0.05, 0, 179.0, 0, -0.05, 1.0), "EPSG:4326")
+    lons = lon + np.array([-0.1, 0.0, 0.1])
+    wanted = 100 + ((lons - 179) % 360) / 0.05 - 0.5
+    assert Terrain(dem, FLAT).heights(lons, np.full(3, 0.5)) == pytest.approx(wanted, abs=1e-2)
+
+
+def test_a_dem_much_finer_than_asked_for_is_read_in_larger_cells(tmp_path: Path) -> None:
+    values = np.add.outer(np.arange(640.0), np.arange(512.0) * 2).astype(np.float32)
+    dem = write_dem(tmp_path / "dem.tif", values, TRANSFORM, CRS)
+    col, row = np.meshgrid(np.linspace(30, 480, 9), np.linspace(30, 600, 9))
+    lon, lat = Transformer.from_crs(CRS, 4326, always_xy=True).transform(LEFT + col * CELL, TOP - row * CELL)
+    relief = Terrain(dem, FLAT).relief(lon, lat, most=5000)
+    assert 1000 < relief.cells.size <= 6000
+    assert relief.at(*relief.place(lon, lat)) == pytest.approx((row - 0.5) + (col - 0.5) * 2, abs=1e-2)
+
+
+# --- heights above the geoid
+
+
+def geoid_grid(path: Path, left: float = -180.0) -> str:
+    """Undulations that are linear: 20 + longitude / 10 + latitude / 5 on a quarter of a degree."""
+    lon, lat = left + 0.25 * np.arange(1440), 90.0 - 0.25 * np.arange(721)
+    values = 20 + ((lon + 180) % 360 - 180) / 10 + lat[:, None] / 5
+    return write_dem(path, values.astype(np.float32), Affine(0.25, 0, left - 0.125, 0, -0.25, 90.125), "EPSG:4326")
+
+
+@pytest.mark.parametrize("left", [-180.0, 0.0])
+def test_heights_above_the_geoid_become_ellipsoidal(tmp_path: Path, dem: str, left: float) -> None:
+    terrain = Terrain(dem, FLAT, geoid_grid(tmp_path / "geoid.tif", left))
+    col, row = np.meshgrid(np.arange(0.75, COLS - 0.5, 3.3), np.arange(0.75, ROWS - 0.5, 2.9))
+    lon, lat = Transformer.from_crs(CRS, 4326, always_xy=True).transform(LEFT + col * CELL, TOP - row * CELL)
+    wanted = plane(LEFT + col * CELL, TOP - row * CELL) + 20 + lon / 10 + lat / 5
+    assert heights(terrain, col, row) == pytest.approx(wanted, abs=2e-3)
+    # The flat height is the camera's own, and ellipsoidal already.
+    assert heights(terrain, np.array([-50.0]), np.array([5.0])) == pytest.approx([FLAT])
+
+
+def test_a_geoid_that_ends_before_the_dem_is_refused_by_name(tmp_path: Path, dem: str) -> None:
+    grid = write_dem(tmp_path / "geoid.tif", np.full((5, 5), 30.0), Affine(1, 0, 10, 0, -1, 40), "EPSG:4326")
+    with pytest.raises(SceneError, match=r"geoid\.tif: the geoid has no height at 10\d\.\d\d E, 2\d\.\d\d N"):
+        heights(Terrain(dem, FLAT, grid), np.array([10.0]), np.array([10.0]))
+
+
+@pytest.mark.parametrize(
+    ("crs", "datum"),
+    [
+        ("EPSG:4326+5773", "EGM96 height"),
+        ("EPSG:32648+3855", "EGM2008 height"),
+        ("EPSG:4326", None),
+        ("EPSG:4979", "ellipsoid"),
+    ],
+)
+def test_what_a_dem_says_of_its_heights_is_noticed(tmp_path: Path, crs: str, datum: str | None) -> None:
+    placed = TRANSFORM if "32648" in crs else Affine(0.01, 0, 105.0, 0, -0.01, 25.0)
+    dem = write_dem(tmp_path / "dem.tif", np.full((60, 60), 700.0), placed, CRS)
+    with rasterio.open(dem, "r+") as file:
+        file.crs = rasterio.CRS.from_user_input(crs)
+    assert vertical(dem) == datum
+    lon, lat = np.array([105.2]), np.array([24.7]) if "32648" not in crs else np.array([24.85])
+    if "32648" in crs:
+        lon = np.array([105.003])
+    assert Terrain(dem, FLAT).heights(lon, lat) == pytest.approx([700])
 
 
 def test_a_dem_in_another_crs_and_upside_down_is_read_where_it_lies(tmp_path: Path) -> None:

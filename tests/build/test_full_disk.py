@@ -1,4 +1,4 @@
-"""A disk that fills up: the build says so, claims nothing that is not there, and goes on when there is space again."""
+"""A disk that fills up, is lost, or may not be written: the build says so, claims nothing too much, and goes on."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def test_a_disk_that_fills_up(built: Built, tmp_path: Path) -> None:
     out, copies = tmp_path / "dataset", tmp_path / "copies"
     out.mkdir()
     copies.mkdir()
-    build = [sys.executable, "-m", "pipeline.build_levir_kr", *built.arguments, "--out", str(out), "--workers", "2"]
+    build = [sys.executable, "-m", "pipeline.build_levir_kr", *built.arguments, "--out", str(out), "--workers", "1"]
     script = ["sh", "-c", SCRIPT, "sh", str(whole // 2), str(out), str(copies), *build]
     done = subprocess.run([*OWN_MOUNTS, *script], capture_output=True, text=True, check=False, timeout=300)
     first, second = done.stderr.split("first: ")
@@ -52,4 +52,40 @@ def test_a_disk_that_fills_up(built: Built, tmp_path: Path) -> None:
             assert (full / file).exists() == before.exists()
             assert not before.exists() or (full / file).read_bytes() == before.read_bytes()
     assert not (full / "index.parquet").exists()
+    assert contents(copies / "resumed") == contents(built.dataset)
+
+
+LOST = """
+set -u
+mount -t tmpfs -o size=1g tmpfs "$1" || exit 99
+mkdir "$1/dataset"
+mount --bind "$1/dataset" "$2"
+disk=$1; out=$2; copies=$3; shift 3
+"$@" & build=$!
+until [ "$(find "$out" -path '*/tiles.zarr/*/status/c/*' -type f | wc -l)" -gt 4 ]; do sleep 0.02; done
+umount -l "$out"
+wait $build; echo "first: $?" >&2
+echo "left: $(ls -A "$out")" >&2
+mount --bind "$disk/dataset" "$out"
+"$@"; echo "second: $?" >&2
+cp -r "$out" "$copies/resumed"
+mount -o remount,bind,ro "$out"
+"$@"; echo "third: $?" >&2
+"""
+
+
+def test_a_disk_that_is_lost_and_one_that_may_not_be_written(built: Built, tmp_path: Path) -> None:
+    disk, out, copies = (tmp_path / name for name in ("disk", "dataset", "copies"))
+    for directory in (disk, out, copies):
+        directory.mkdir()
+    build = [sys.executable, "-m", "pipeline.build_levir_kr", *built.arguments, "--out", str(out), "--workers", "1"]
+    script = ["sh", "-c", LOST, "sh", str(disk), str(out), str(copies), *build]
+    done = subprocess.run([*OWN_MOUNTS, *script], capture_output=True, text=True, check=False, timeout=300)
+    assert "Traceback" not in done.stderr
+    first, second, third = done.stderr.replace("first: 2", "|").replace("second: 0", "|").split("|")
+    (said,) = [line for line in first.splitlines() if line.startswith("error: ")]
+    assert "no such scene in the store" in said or "cannot be written" in said
+    assert "left: \n" in second
+    assert "Read-only file system" in third
+    assert third.rstrip().endswith("third: 2")
     assert contents(copies / "resumed") == contents(built.dataset)

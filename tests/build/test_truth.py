@@ -49,15 +49,14 @@ def test_pixels_are_drawn_from_where_the_camera_saw_them(built: Built) -> None:
         assert grid is not None
         status = store.status(store.open_scene(str(built.dataset / store.TILES), entry.scene.id))
         for block in grid:
-            _, valid, mesh = orthorectify(block.geobox, entry.scene.images[0], entry.terrain)
+            found = orthorectify(block.geobox, entry.scene.images[0], entry.terrain)
+            valid, mesh = found.valid, found.lattice
             t = block.geobox.transform
             x, y = np.meshgrid(np.arange(valid.shape[1]) + 0.5, np.arange(valid.shape[0]) + 0.5)
             e, n = t.a * x + t.c, t.e * y + t.f
             lon, lat = Transformer.from_crs(str(grid.geobox.crs), shot.camera.crs, always_xy=True).transform(e, n)
             col, row = shot.camera.project(lon, lat, built.world.height(lon, lat))
-            away = np.maximum(
-                np.abs(mesh.dense(mesh.col, 0, valid.shape) - col), np.abs(mesh.dense(mesh.row, 0, valid.shape) - row)
-            )
+            away = np.abs(np.subtract(mesh.dense(valid.shape), [col, row])).max(axis=0)
             for r, c in np.argwhere(status[block.rows, block.cols] == store.ACCEPTED):
                 top, left = r * grid.stride, c * grid.stride
                 worst = max(worst, float(away[top : top + grid.tile, left : left + grid.tile].max()))

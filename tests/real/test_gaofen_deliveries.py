@@ -16,7 +16,8 @@ from rasterio.warp import Resampling, reproject
 
 from geokr import store
 from geokr.index import read_summary
-from geokr.landcover import class_shares, find
+from geokr.landcover import find
+from geokr.shares import class_shares
 from pipeline.build_levir_kr import main
 from pipeline.catalog import Entry, read_catalog
 from pipeline.config import BuildConfig
@@ -97,8 +98,8 @@ def test_geolocation_agrees_with_gdal(built: tuple[Path, str], entries: list[Ent
         pixels, warped, rpcs=rpcs, src_crs="EPSG:4326", dst_transform=transform, dst_crs=crs,
         resampling=Resampling.bilinear, tolerance=0, **height,
     )  # fmt: skip
-    _, valid, mesh = orthorectify(grid.geobox, scene.images[0], entry.terrain)
-    ours = np.stack([mesh.dense(mesh.col, 0.0, valid.shape), mesh.dense(mesh.row, 0.0, valid.shape)])
+    mesh = orthorectify(grid.geobox, scene.images[0], entry.terrain).lattice
+    ours = np.stack(mesh.dense((grid.geobox.shape[0], grid.geobox.shape[1])))
     group = store.open_scene(str(built[0] / store.TILES), scene_id)
     accepted = np.argwhere(store.status(group) == store.ACCEPTED)
     assert len(accepted) > 5

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pystac
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from geokr import export, train
 from geokr.card import licences
 from geokr.checkpoint import BEST, LAST, load
+from geokr.index import read_extent, write_index
 from geokr.models import RGB, build, build_encoder, fit, torchvisions
 
 SETTINGS = ["model=test_resnet", "image_size=32", "batch=32", "steps=3", "bands=nir,red,green,blue", "loggers=[]"]
@@ -165,6 +167,17 @@ def test_the_model_card_names_the_data_the_numbers_and_the_rights(folder: Path, 
     names: dict[str, Any] = {}
     exec(code, names)  # what the card tells people to do
     assert names["encoder"].conv1[0].weight.shape[1] == 4
+
+
+def test_the_extent_is_that_of_the_index(tmp_path: Path) -> None:
+    boxes = [shapely.geometry.box(100, 30, 101, 31), shapely.geometry.box(102, 29, 103, 30)]
+    moments = np.array(["2020-05-01T03:04:05", "2019-12-31T23:00:00"], "datetime64[us]")
+    write_index(tmp_path, {"acquired": moments}, boxes)
+    bounds, acquired = read_extent(tmp_path)
+    assert bounds == (100, 29, 103, 31)
+    assert acquired == ("2019-12-31T23:00:00", "2020-05-01T03:04:05")
+    write_index(tmp_path, {"row": np.arange(2)}, boxes)
+    assert read_extent(tmp_path)[1] == ()
 
 
 def test_licences_are_those_of_the_product() -> None:

@@ -204,9 +204,11 @@ def test_a_run_of_other_settings_is_moved_aside_if_asked(coloured: Path, tmp_pat
     assert not (tmp_path / "run.3").exists()
 
 
-@pytest.mark.parametrize(("settings", "loss"), [(["optimiser=sgd", "lr=1e30"], "nan"), (["highest_loss=0.5"], "")])
+@pytest.mark.parametrize(
+    ("settings", "loss", "at"), [(["optimiser=sgd", "lr=1e30"], "nan", "2"), (["highest_loss=0.5"], "", "1")]
+)
 def test_a_loss_that_explodes_stops_the_run_and_leaves_the_tiles(
-    coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], loss: str
+    coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], loss: str, at: str
 ) -> None:
     settings = ["steps=40", "warm_up=0", "checkpoint_every=5", *settings]
     assert command(coloured, tmp_path, *settings) == 2
@@ -215,6 +217,7 @@ def test_a_loss_that_explodes_stops_the_run_and_leaves_the_tiles(
         r"the loss is (\S+) at step (\d+), its tiles are in (\S+): try a lower lr", capsys.readouterr().err
     )
     assert found is not None
+    assert found[2] == at
     assert found[3] == str(path) == str(tmp_path / f"diverged/step{found[2]}-rank0.safetensors")
     assert found[1] == loss or float(found[1]) > 0.5
     step = int(found[2]) - 1
@@ -260,6 +263,20 @@ def test_tiles_without_weight_are_not_learnt_from(coloured: Path) -> None:
     one, other = (by_a_step(coloured, *settings, weight=factor * weight) for factor in (1, 7))
     assert far(one, other) < 1e-6  # their size does not count
     assert far(one, by_a_step(coloured, *settings, weight=1 - weight)) > 1e-3
+
+
+def test_a_batch_that_lacks_tiles_is_a_step_of_those_that_are_there(coloured: Path) -> None:
+    learners = [by_a_step(coloured, "optimiser=sgd", "lr=0.05", "accumulate=2") for _ in range(2)]
+    batch = next(iter(learners[0].training))
+    short = replace(batch, image=batch.image[:20], share=batch.share[:20], weight=batch.weight[:20])
+    learn(learners[0], replace(batch, weight=(torch.arange(32) < 20).float()))
+    learn(learners[1], replace(short, known=batch.known[:20]))
+    assert far(*learners) < 1e-6
+    nothing = {name: getattr(batch, name)[:0] for name in ("image", "share", "known", "weight")}
+    before = learners[1].step
+    learn(learners[1], replace(batch, **nothing))
+    assert learners[1].step == before + 1
+    assert all(bool(parameter.isfinite().all()) for parameter in learners[1].student.parameters())
 
 
 def test_tiles_are_filtered_and_weighted_by_columns(build, tmp_path: Path) -> None:

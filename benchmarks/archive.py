@@ -1,0 +1,69 @@
+"""An archive of scenes of real size for benchmarks: 7300 x 6908 px of 16 bits in four bands, over rough ground."""
+
+import warnings
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning
+
+from pipeline.sample.camera import fit_rpc
+from pipeline.sample.delivery import Shot, relief, rpb_text, xml_text
+from pipeline.sample.files import SHOTS, camera, surroundings, write_dem, write_sheets
+from pipeline.sample.world import World
+
+WIDTH, HEIGHT = 7300, 6908
+"""Size of a multispectral image of GF-2, px."""
+GSD = 3.24
+"""Its ground sampling distance, m."""
+
+
+def shots(count: int, width: int = WIDTH, height: int = HEIGHT) -> list[Shot]:
+    """Deliveries of one place, a day apart each."""
+    view = camera(0, 0, 631_000, 193, 14, 1, GSD, f"{width}x{height}")
+    first = replace(SHOTS[0], camera=view)
+    return [
+        replace(first, acquired=first.acquired + timedelta(days=k), product=first.product + k) for k in range(count)
+    ]
+
+
+def write_archive(directory: Path, count: int, width: int = WIDTH, height: int = HEIGHT) -> None:
+    """Write `scenes/`, `dem.tif` and `landcover/`.
+
+    The pixels are smooth noise of several sizes with a sensor's noise over it, in 10 bits: as hard to compress as
+    real ones, and made in seconds. Scenes after the first are links to its image.
+    """
+    world, every = World.from_seed(0), shots(count, width, height)
+    box = surroundings(every)
+    write_dem(directory / "dem.tif", world, box)
+    write_sheets(directory / "landcover", world, box)
+    draw = np.random.default_rng(0)
+    pixels = np.empty((height, width, 4), np.uint16)
+    for band in range(4):
+        ground = np.full((height, width), 400 + 60 * band, np.float32)
+        for cell, swing in ((700, 90), (120, 60), (24, 40), (6, 20)):
+            noise = draw.normal(0, swing, (height // cell + 3, width // cell + 3)).astype(np.float32)
+            ground += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        ground += draw.normal(0, 4, ground.shape).astype(np.float32)
+        pixels[..., band] = np.clip(ground, 1, 1023)
+    first: Path | None = None
+    for shot in every:
+        folder = directory / "scenes" / shot.name
+        folder.mkdir(parents=True, exist_ok=True)
+        low, high = relief(shot.camera, world.height)
+        rpc = fit_rpc(shot.camera, low - 300, high + 300)
+        (folder / f"{shot.image}.rpb").write_text(rpb_text(rpc), encoding="ascii")
+        (folder / f"{shot.image}.xml").write_text(xml_text(shot), encoding="utf-8")
+        image = folder / f"{shot.image}.tiff"
+        if first is not None:
+            image.hardlink_to(first)
+            continue
+        first = image
+        with warnings.catch_warnings(), rasterio.open(
+            image, "w", driver="GTiff", width=width, height=height, count=4, dtype="uint16", interleave="pixel",
+        ) as target:  # fmt: skip
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            target.write(np.moveaxis(pixels, -1, 0))

@@ -1,0 +1,341 @@
+"""How fast a build is, against GDAL's warp with a file a tile, and how it grows: a line a case.
+
+plain      the whole build on one core, and the same scene the plain way: GDAL's warp with RPC and DEM to a GeoTIFF,
+           from that a GeoTIFF chip and a JSON label for each accepted tile, its classes counted by pixel centres.
+workers    two worker processes against one, on one archive.
+scenes     time and the peak memory of a worker for 1, 4 and 16 scenes; the peer is one scene, times their number.
+size       peak memory of a worker for scenes of a quarter of the pixels, and for whole ones.
+scheduler  as many blocks as 1,430,000 tiles make, which do nothing: seconds and peak memory of the scheduler's process.
+
+Scenes have 7300 x 6908 px in four bands of 16 bits. Each measurement runs in processes of its own.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.enums import Resampling
+from rasterio.warp import reproject, transform_bounds
+from rasterio.windows import from_bounds
+
+from benchmarks.archive import HEIGHT, WIDTH, write_archive
+from geokr import store
+from geokr.landcover import find
+from geokr.legend import Legend
+from pipeline import stages
+from pipeline.catalog import read_catalog
+from pipeline.config import BuildConfig
+from pipeline.quality import Rules, judge
+from pipeline.run import Batch, cluster, single_threaded, stream
+
+TILES = 1_430_000
+"""Of Levir-KR."""
+CASES = ("plain", "workers", "scenes", "size", "scheduler")
+NEAR = 2
+"""Grey levels by which a pixel may differ and count as equal: GDAL widens its kernel a little."""
+ALIKE = 0.02
+"""Largest mean difference of a class's share that counts as equal: pixel centres against exact areas."""
+
+
+def config_of(archive: Path, out: Path) -> BuildConfig:
+    return BuildConfig(
+        scenes=[str(archive / "scenes")],
+        landcover=[str(archive / "landcover")],
+        dem=str(archive / "dem.tif"),
+        out=str(out),
+    )
+
+
+def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
+    """Build; 0 workers: in a plain loop, on one core. Seconds, tiles built, and the workers' peak memory, bytes."""
+    config = config_of(archive, out)
+    out.mkdir(parents=True)
+    covers = find(config.landcover)
+
+    def build(client: Any) -> float:
+        began = time.perf_counter()
+        entries = stages.catalog(config, client)
+        stages.tiles(config, entries, client)
+        stages.labels(config, covers, entries, client)
+        stages.make_index(config, covers, entries, client)
+        return time.perf_counter() - began
+
+    if workers == 0:
+        one_core()
+        seconds, memory = build(None), peak()
+    else:
+        with cluster(workers, dashboard="127.0.0.1:0") as client:
+            seconds, memory = build(client), max(client.run(peak).values())
+    grids = [grid for entry in read_catalog(out / "scenes.parquet") if (grid := stages.grid_of(entry, config))]
+    return {"seconds": seconds, "tiles": sum(grid.rows * grid.cols for grid in grids), "memory": memory}
+
+
+def plain(archive: Path, out: Path) -> dict[str, Any]:
+    """The same tiles the plain way, on one core. Its grid and stretch are read from the data set beside `out`."""
+    one_core()
+    entries = read_catalog(out.parent / "ours" / "scenes.parquet")
+    config = config_of(archive, out)
+    rules = Rules()
+    sheets = sorted((archive / "landcover").glob("*.tif"))
+    began, tiles = time.perf_counter(), 0
+    for entry in entries:
+        scene, grid = entry.scene, stages.grid_of(entry, config)
+        assert grid is not None
+        folder = out / scene.id
+        folder.mkdir(parents=True)
+        box = grid.geobox
+        profile = {
+            "driver": "GTiff", "width": box.shape[1], "height": box.shape[0], "count": len(scene.bands),
+            "crs": str(box.crs), "transform": box.transform,
+        }  # fmt: skip
+        with (
+            rasterio.open(scene.images[0].path) as source,
+            rasterio.open(folder / "warped.tif", "w", dtype="uint16", BIGTIFF="IF_SAFER", **profile) as target,
+        ):
+            for band in range(1, len(scene.bands) + 1):
+                reproject(
+                    rasterio.band(source, band), rasterio.band(target, band), rpcs=source.rpcs,
+                    resampling=Resampling.bilinear, RPC_DEM=str(archive / "dem.tif"),
+                )  # fmt: skip
+        low, high = entry.stretch.low, entry.stretch.high
+        chip = profile | {"width": grid.tile, "height": grid.tile, "dtype": "uint8"}
+        with rasterio.open(folder / "warped.tif") as warped:
+            for r in range(grid.rows):
+                for c in range(grid.cols):
+                    tiles += 1
+                    window = rasterio.windows.Window(c * grid.stride, r * grid.stride, grid.tile, grid.tile)
+                    pixels = warped.read(window=window)
+                    if (pixels == 0).all(axis=0).any():
+                        continue
+                    grey = np.clip(np.rint((pixels - low) * (255.0 / (high - low))), 0, 255).astype(np.uint8)
+                    if judge(np.rint(grey.mean(axis=0)).astype(np.uint8), rules)[0] != store.ACCEPTED:
+                        continue
+                    transform = warped.window_transform(window)
+                    with rasterio.open(folder / f"{r}_{c}.tif", "w", **chip | {"transform": transform}) as target:
+                        target.write(grey)
+                    bounds = rasterio.windows.bounds(window, warped.transform)
+                    (folder / f"{r}_{c}.json").write_text(json.dumps(counted(sheets, bounds, str(box.crs))))
+    return {"seconds": time.perf_counter() - began, "tiles": tiles}
+
+
+def counted(sheets: list[Path], bounds: tuple[float, ...], crs: str) -> dict[str, float]:
+    """Shares of the codes of the first sheet that holds a tile's centre, by pixel centres."""
+    for path in sheets:
+        with rasterio.open(path) as sheet:
+            left, bottom, right, top = transform_bounds(crs, sheet.crs, *bounds)
+            x, y = (left + right) / 2, (bottom + top) / 2
+            if not (sheet.bounds.left <= x <= sheet.bounds.right and sheet.bounds.bottom <= y <= sheet.bounds.top):
+                continue
+            codes = sheet.read(1, window=from_bounds(left, bottom, right, top, sheet.transform), boundless=False)
+        values, counts = np.unique(codes, return_counts=True)
+        return {str(code): float(n / codes.size) for code, n in zip(values.tolist(), counts.tolist(), strict=True)}
+    return {}
+
+
+def compare(built: Path, plain_way: Path, legend: Legend) -> dict[str, float]:
+    """How far the two agree: share of tiles that both accept, of pixels within NEAR, mean difference of shares."""
+    both = either = 0
+    near: list[float] = []
+    apart: list[npt.NDArray[np.float64]] = []
+    for folder in sorted(path for path in plain_way.iterdir() if path.is_dir()):
+        tiles = store.open_scene(str(built / store.TILES), folder.name)
+        labels = store.open_scene(str(built / store.label_store("globeland30_2020")), folder.name)
+        accepted = store.status(tiles) == store.ACCEPTED
+        chips = {tuple(map(int, path.stem.split("_"))) for path in folder.glob("*_*.tif")}
+        mine = set(zip(*(place.tolist() for place in np.nonzero(accepted)), strict=True))
+        both, either = both + len(chips & mine), either + len(chips | mine)
+        fraction = np.asarray(labels["fraction"][:])  # type: ignore[index]
+        for r, c in sorted(chips & mine)[:: max(1, len(chips) // 100)]:
+            with rasterio.open(folder / f"{r}_{c}.tif") as chip:
+                theirs = chip.read().astype(int)
+            pixels = np.asarray(tiles["image"][r, c]).astype(int)  # type: ignore[index]
+            near.append(float((np.abs(pixels - theirs) <= NEAR).mean()))
+            said = json.loads((folder / f"{r}_{c}.json").read_text())
+            shares = np.array(list(said.values())) @ legend.shares([int(code) for code in said])
+            apart.append(np.abs(fraction[r, c] - shares))
+    return {"tiles": both / either, "pixels": statistics.mean(near), "labels": float(np.mean(apart))}
+
+
+def nothing(_: object) -> None:
+    """A block that takes no time."""
+
+
+def blocks(side: int = 16) -> dict[str, Any]:
+    """A stream of empty blocks over two workers: seconds, blocks, and the peak memory of this process, bytes."""
+    per_scene = 16  # a scene of 4 x 4 blocks, 4,096 tiles
+    scenes = math.ceil(TILES / side**2 / per_scene)
+    with cluster(2, dashboard="127.0.0.1:0") as client:
+        began = time.perf_counter()
+        batches = (Batch(f"tiles-scene{k}", range(per_scene)) for k in range(scenes))
+        done = sum(1 for _ in stream(nothing, batches, client))
+        seconds = time.perf_counter() - began
+    return {"seconds": seconds, "blocks": done, "memory": peak()}
+
+
+def one_core() -> None:
+    """Hold this process to one core, and the libraries to one thread."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    single_threaded()
+
+
+def peak() -> int:
+    """Most memory that this process has held, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measured(function: str, *arguments: object) -> dict[str, Any]:
+    """What a function of this module returns, in a process of its own."""
+    line = (
+        f"import json, benchmarks.build as b; from pathlib import Path; print(json.dumps(b.{function}(*{arguments!r})))"
+    )
+    line = line.replace("PosixPath", "Path")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GDAL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def remove(path: Path) -> None:
+    subprocess.run(["rm", "-rf", str(path)], check=True)
+
+
+def case_plain(scratch: Path, size: tuple[int, int], rounds: int) -> bool:
+    archive = scratch / "archive"
+    write_archive(archive, 1, *size)
+    times: dict[str, list[float]] = {"ours": [], "plain": []}
+    for _ in range(rounds):
+        for name in times:
+            remove(scratch / name)
+        found = measured("ours", archive, scratch / "ours", 0)
+        times["ours"].append(found["seconds"])
+        theirs = measured("plain", archive, scratch / "plain")
+        times["plain"].append(theirs["seconds"])
+    (cover,) = find([archive / "landcover"])
+    agreement = compare(scratch / "ours", scratch / "plain", cover.legend)
+    remove(scratch / "ours")
+    remove(scratch / "plain")
+    equal = agreement["tiles"] > 0.98 and agreement["pixels"] > 0.98 and agreement["labels"] < ALIKE
+    mine, peers = (found["tiles"] / statistics.median(times[name]) for name in ("ours", "plain"))
+    print(
+        f"case=build-plain ours={mine:.1f} peer={peers:.1f} unit=tiles/s/core ratio={mine / peers:.2f} "
+        f"equal={'yes' if equal else 'no'} tiles={found['tiles']} rounds={rounds} same_tiles={agreement['tiles']:.4f} "
+        f"pixels_within_{NEAR}={agreement['pixels']:.4f} share_difference={agreement['labels']:.4f} "
+        f"memory={found['memory'] / 2**20:.0f}MiB",
+        flush=True,
+    )
+    return equal
+
+
+def case_workers(scratch: Path, size: tuple[int, int], rounds: int) -> bool:
+    archive = scratch / "archive"
+    write_archive(archive, 4, *size)
+    times: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for workers in times:
+            found = measured("ours", archive, scratch / f"by{workers}", workers)
+            times[workers].append(found["seconds"])
+            if workers == 1:
+                first = files(scratch / "by1")
+            equal = files(scratch / f"by{workers}") == first
+            remove(scratch / f"by{workers}")
+    two, one = (found["tiles"] / statistics.median(times[workers]) for workers in (2, 1))
+    print(
+        f"case=build-workers ours={two:.1f} peer={one:.1f} unit=tiles/s ratio={two / one:.2f} "
+        f"equal={'yes' if equal else 'no'} tiles={found['tiles']} rounds={rounds}",
+        flush=True,
+    )
+    return equal
+
+
+def case_scenes(scratch: Path, size: tuple[int, int], _: int) -> bool:
+    alone = 0.0
+    for count in (1, 4, 16):
+        remove(scratch / "archive")
+        write_archive(scratch / "archive", count, *size)
+        found = measured("ours", scratch / "archive", scratch / "grown", 2)
+        remove(scratch / "grown")
+        alone = alone or found["seconds"]
+        print(
+            f"case=build-scenes-{count} ours={found['seconds']:.1f} peer={alone * count:.1f} unit=s "
+            f"ratio={alone * count / found['seconds']:.2f} equal=yes tiles={found['tiles']} "
+            f"worker={found['memory'] / 2**20:.0f}MiB",
+            flush=True,
+        )
+    return True
+
+
+def case_size(scratch: Path, size: tuple[int, int], _: int) -> bool:
+    memory = []
+    for part in (2, 1):
+        remove(scratch / "archive")
+        write_archive(scratch / "archive", 1, size[0] // part, size[1] // part)
+        found = measured("ours", scratch / "archive", scratch / "sized", 1)
+        remove(scratch / "sized")
+        memory.append(found["memory"] / 2**20)
+    quarter, whole = memory
+    print(
+        f"case=build-size ours={whole:.0f} peer={quarter:.0f} unit=MiB ratio={whole / quarter:.2f} equal=yes "
+        f"size={size[0]}x{size[1]}",
+        flush=True,
+    )
+    return True
+
+
+def case_scheduler(_: Path, __: tuple[int, int], ___: int) -> bool:
+    found = measured("blocks")
+    print(
+        f"case=build-scheduler ours={found['seconds']:.1f} peer=120 unit=s ratio={120 / found['seconds']:.1f} "
+        f"equal=yes blocks={found['blocks']} memory={found['memory'] / 2**20:.0f}MiB",
+        flush=True,
+    )
+    return bool(found["blocks"] * 256 >= TILES)
+
+
+def files(dataset: Path) -> dict[str, bytes]:
+    """Every file of a data set but its log and summary, which names the paths."""
+    skipped = ("build.jsonl",)
+    return {
+        path.relative_to(dataset).as_posix(): hashlib.sha256(path.read_bytes()).digest()
+        for path in dataset.rglob("*")
+        if path.is_file() and path.name not in skipped
+    }
+
+
+def main(argv: list[str]) -> int:
+    """The command. Exit status 1 where results that should be equal are not."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--case", choices=CASES, help="one case alone")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements of a case (%(default)s)")
+    parser.add_argument("--size", type=int, nargs=2, default=(WIDTH, HEIGHT), metavar="PX", help="of a scene")
+    options = parser.parse_args(argv)
+    run: dict[str, Callable[[Path, tuple[int, int], int], bool]] = {
+        "plain": case_plain, "workers": case_workers, "scenes": case_scenes, "size": case_size,
+        "scheduler": case_scheduler,
+    }  # fmt: skip
+    good = True
+    for name in [options.case] if options.case else CASES:
+        with tempfile.TemporaryDirectory(prefix="geokr-build-") as scratch:
+            good &= run[name](Path(scratch), tuple(options.size), options.rounds)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

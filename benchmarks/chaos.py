@@ -1,0 +1,183 @@
+"""Kill a worker, the scheduler or the client of a build at a random moment, go on until it is done, and compare.
+
+Each round builds the sample world anew on a scheduler and two workers of its own, kills one of the processes with
+SIGKILL, once or twice, gives the same command again until it ends well, and compares every file of the data set with
+that of a build that nobody disturbed; only the log `build.jsonl` may differ.
+"""
+
+import argparse
+import hashlib
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from pipeline.sample.files import SHOTS, write_world
+from pipeline.watch import LOG
+
+PARAMS = "build: {tile: 64, stride: 48, block: 8, split: {cell: 2500, shares: {train: 0.7, val: 0.3}}}\n"
+VICTIMS = ("worker", "scheduler", "client")
+PATIENCE = 300.0
+"""A run that has not ended by then hangs, s."""
+
+
+def digests(dataset: Path) -> dict[str, str]:
+    """SHA-256 of every file of a data set but its log, by its path in there."""
+    return {
+        path.relative_to(dataset).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(dataset.rglob("*"))
+        if path.is_file() and path.name != LOG
+    }
+
+
+@dataclass
+class Cluster:
+    """A Dask scheduler and two workers, as processes that can be killed."""
+
+    scratch: Path
+    port: int = 0
+    scheduler: "subprocess.Popen[bytes] | None" = None
+    workers: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+    gone: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"tcp://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start whatever is not running."""
+        if self.scheduler is None or self.scheduler.poll() is not None:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self.port = free.getsockname()[1]
+            self.scheduler = self.process("dask_scheduler", "--host", "127.0.0.1", "--port", str(self.port))
+            # Workers without a scheduler end by themselves, maybe not before they have finished a block.
+            self.gone, self.workers = self.gone + self.workers, []
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        while len(self.workers) < 2:
+            options = ("--no-nanny", "--nthreads", "1", "--host", "127.0.0.1", "--local-directory", str(self.scratch))
+            self.workers.append(self.process("dask_worker", self.address, *options))
+
+    def process(self, command: str, *arguments: str) -> "subprocess.Popen[bytes]":
+        line = [sys.executable, "-m", f"distributed.cli.{command}", *arguments, "--no-dashboard"]
+        return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in [*self.gone, *self.workers, *filter(None, [self.scheduler])]:
+            process.kill()
+            process.wait()
+
+
+@dataclass
+class Chaos:
+    """A world, the undisturbed data set made of it, and what was done so far."""
+
+    directory: Path
+    draw: random.Random
+    command: list[str] = field(default_factory=list)
+    calm: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    """Of an undisturbed run on a cluster that is up."""
+    kills: Counter[str] = field(default_factory=Counter)
+    runs: int = 0
+
+    def prepare(self, scenes: int) -> None:
+        """Write a world of so many scenes, and build it undisturbed."""
+        world = self.directory / "world"
+        write_world(world, shots=SHOTS[:scenes])
+        (self.directory / "params.yaml").write_text(PARAMS, encoding="utf-8")
+        self.command = [
+            sys.executable, "-m", "pipeline.build_levir_kr", "--scenes", str(world / "scenes"),
+            "--landcover", str(world / "landcover"), "--dem", str(world / "dem.tif"),
+            "--params", str(self.directory / "params.yaml"),
+        ]  # fmt: skip
+        with Cluster(self.directory) as cluster:
+            began = time.monotonic()
+            status = self.start(self.directory / "calm", cluster).wait(PATIENCE)
+            self.seconds = time.monotonic() - began
+        if status:
+            raise RuntimeError(f"the undisturbed build ended with {status}: {self.said()}")
+        self.calm = digests(self.directory / "calm")
+
+    def start(self, out: Path, cluster: Cluster) -> "subprocess.Popen[bytes]":
+        command = [*self.command, "--out", str(out), "--scheduler", cluster.address]
+        with (self.directory / "said").open("wb") as said:
+            return subprocess.Popen(command, stdout=said, stderr=said)
+
+    def said(self) -> str:
+        """What the last run printed."""
+        return (self.directory / "said").read_text(encoding="utf-8", errors="replace")
+
+    def round(self, name: str, victims: Sequence[str], cluster: Cluster) -> list[str]:
+        """Build once, with a kill in each of the first runs; what is wrong with the result, a line each."""
+        out = self.directory / name
+        for victim in [*victims, None]:
+            cluster.start()
+            self.runs += 1
+            client = self.start(out, cluster)
+            try:
+                if victim is not None:
+                    client.wait(self.draw.uniform(0.15, 0.85) * self.seconds)
+            except subprocess.TimeoutExpired:
+                process = {"client": client, "scheduler": cluster.scheduler}.get(victim or "")
+                (process or self.draw.choice(cluster.workers)).kill()
+                self.kills[str(victim)] += 1
+                if victim == "worker":
+                    time.sleep(0.2)
+                    cluster.start()
+            try:
+                status = client.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                client.kill()
+                return [f"{name}: the run hangs after the kill of {victim}: {self.said()}"]
+            expected = {"client": (-9, 0), "scheduler": (2, 0)}.get(victim or "", (0,))
+            if status not in expected or "Traceback" in self.said():
+                return [f"{name}: exit status {status} after the kill of {victim}: {self.said()}"]
+        found = digests(out)
+        paths = sorted(path for path in found.keys() | self.calm.keys() if found.get(path) != self.calm.get(path))
+        return [f"{name}: {path} differs after the kill of {', '.join(victims)}" for path in paths]
+
+
+def main(argv: list[str]) -> int:
+    """The command. Exit status 1 where a data set differs or a run ended badly."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks chaos", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="builds to disturb (%(default)s)")
+    parser.add_argument("--scenes", type=int, default=3, metavar="N", help="scenes of the world (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims (%(default)s)")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="geokr-chaos-") as temporary:
+        chaos = Chaos(Path(temporary), random.Random(options.seed))
+        chaos.prepare(options.scenes)
+        began, good = time.monotonic(), 0
+        with Cluster(Path(temporary)) as cluster:
+            for n in range(options.rounds):
+                # Each is the first victim of every third round; half of the rounds have a second one.
+                victims = [VICTIMS[n % 3], *chaos.draw.sample(VICTIMS, chaos.draw.randint(0, 1))]
+                faults = chaos.round(f"round{n}", victims, cluster)
+                good += not faults
+                for fault in faults:
+                    print(fault, file=sys.stderr)
+                subprocess.run(["rm", "-rf", str(Path(temporary) / f"round{n}")], check=True)
+        seconds = time.monotonic() - began
+    kills = " ".join(f"{victim}={chaos.kills[victim]}" for victim in VICTIMS)
+    equal = "yes" if good == options.rounds else "no"
+    print(
+        f"case=chaos ours={good} peer={options.rounds} unit=rounds ratio={good / options.rounds:.3f} equal={equal} "
+        f"files={len(chaos.calm)} kills={chaos.kills.total()} {kills} runs={chaos.runs} seconds={seconds:.0f}"
+    )
+    return 0 if good == options.rounds else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

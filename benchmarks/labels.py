@@ -1,0 +1,214 @@
+"""How fast are exact labels? Class shares of tiles, beside exactextract and rasterstats, on one core.
+
+Tiles of 256 px every 200 px in UTM, a block of 16 x 16 at a time, over maps of 30 m and 10 m in the same UTM zone and
+in longitude and latitude. Ours is the whole way from corners to shares, the reading and the change of CRS included.
+exactextract gets the window once a block as an array and the outlines already in the map's CRS, neither of them
+timed; that is its fastest way. Results are compared before the times. rasterstats counts pixel centres: its error is
+the largest difference of a share from ours.
+
+With GEOKR_REAL_DATA, a synthetic scene of 3,000 tiles over the real WorldCover tile of Sao Tome is labelled too, as a
+stage of a build does it, in a process of its own: time and peak memory.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import shapely
+from affine import Affine
+from exactextract import exact_extract
+from exactextract.raster import NumPyRasterSource
+from odc.geo.geobox import GeoBox
+from pyproj import CRS
+from rasterio.windows import Window
+from rasterstats import zonal_stats
+
+from geokr import store
+from geokr.landcover import LandCover, find
+from geokr.outlines import Floats, project, rings
+from geokr.shares import class_shares
+from pipeline.grid import TileGrid
+from pipeline.labels import LabelJob, build_labels
+
+UTM = "EPSG:32648"
+LONLAT = "EPSG:4326"
+LEFT, TOP = 400_000.0, 2_700_000.0
+CASES = (("2m-over-30m", 2.0, 30.0), ("2m-over-10m", 2.0, 10.0), ("16m-over-10m", 16.0, 10.0))
+CODES = (10, 20, 30, 40, 50, 60, 80, 90)
+EQUAL = 2e-7
+"""How far apart shares may be: exactextract holds the covered part of a cell in single precision."""
+
+
+def patches(side: int, seed: int) -> npt.NDArray[np.uint8]:
+    """A square map of patches some ten cells wide, a twentieth of its cells of another class than their patch."""
+    rng = np.random.default_rng(seed)
+    cuts = [np.sort(rng.integers(0, side // 10 + 1, side)) for _ in range(2)]
+    coarse = rng.choice(np.array(CODES, np.uint8), (side // 10 + 1, side // 10 + 1))
+    cells = coarse[np.ix_(*cuts)]
+    odd = rng.random(cells.shape, np.float32) < 0.05
+    cells[odd] = rng.choice(np.array(CODES, np.uint8), int(odd.sum()))
+    return cells
+
+
+def write_map(folder: Path, corners: Floats, size: float, crs: str) -> LandCover:
+    """A map of cells of a size (m) that covers corners (UTM), in a CRS."""
+    x, y = (project(corners, UTM, crs).reshape(-1, 2)[:, k] for k in range(2))
+    unit = size if crs == UTM else size / 111_320.0
+    side = int(max(np.ptp(x), np.ptp(y)) / unit) + 40
+    transform = Affine(unit, 0, x.min() - 20.3 * unit, 0, -unit, y.max() + 20.6 * unit)
+    path = folder / ("nlcd_2019.tif" if crs == UTM else "lonlat" / Path("nlcd_2019.tif"))
+    path.parent.mkdir(exist_ok=True)
+    profile = {"driver": "GTiff", "width": side, "height": side, "count": 1, "dtype": "uint8", "crs": crs}
+    with rasterio.open(
+        path, "w", **profile, transform=transform, tiled=True, blockxsize=512, blockysize=512, compress="deflate"
+    ) as file:
+        file.write(patches(side, 1), 1)
+    (cover,) = find([path])
+    return cover
+
+
+def by_exactextract(polygons: npt.NDArray[np.object_], cover: LandCover) -> Callable[[], Floats]:
+    """The same shares from exactextract, the window and the polygons at hand."""
+    (sheet,) = cover.sheets
+    left, lower, right, upper = shapely.total_bounds(polygons)
+    a, _, x, _, e, y = sheet.transform
+    c0, c1 = int((left - x) // a), int((right - x) // a) + 1
+    r0, r1 = int((upper - y) // e), int((lower - y) // e) + 1
+    with rasterio.open(sheet.path) as file:
+        cells = file.read(1, window=Window(c0, r0, c1 - c0, r1 - r0))
+    raster = NumPyRasterSource(cells, x + a * c0, y + e * r1, x + a * c1, y + e * r0, srs_wkt=CRS(sheet.crs).to_wkt())
+    frame = geopandas.GeoDataFrame(geometry=polygons, crs=sheet.crs)
+    weighted = "(coverage_weight=area_spherical_m2)" if sheet.crs == LONLAT else ""
+
+    def run() -> Floats:
+        table = exact_extract(raster, frame, ["unique", f"frac{weighted}"], output="pandas")
+        row = np.repeat(np.arange(len(polygons)), [len(codes) for codes in table["unique"]])
+        codes = np.concatenate(table["unique"].to_list()).astype(np.int64)
+        shares = np.zeros((len(polygons), len(cover.legend.classes)))
+        np.add.at(shares, row, cover.legend.shares(codes) * np.concatenate(table["frac"].to_list())[:, None])
+        return shares
+
+    return run
+
+
+def by_rasterstats(polygons: npt.NDArray[np.object_], cover: LandCover) -> Floats:
+    """Shares by pixel centres."""
+    shares = np.zeros((len(polygons), len(cover.legend.classes)))
+    for k, counts in enumerate(zonal_stats(list(polygons), cover.sheets[0].path, categorical=True, nodata=255)):
+        codes = np.array(list(counts), np.int64)
+        weights = np.array(list(counts.values()), float)
+        if len(codes):
+            shares[k] = weights @ cover.legend.shares(codes) / weights.sum()
+    return shares
+
+
+def seconds(function: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def compare(name: str, gsd: float, size: float, crs: str, folder: Path, rounds: int) -> bool:
+    """One case: prints its lines, and returns whether the results are equal."""
+    side = 15 * 200 + 256
+    grid = TileGrid(GeoBox((side, side), Affine(gsd, 0, LEFT, 0, -gsd, TOP), UTM), 256, 200, 16)
+    corners = grid.corners(slice(0, 16), slice(0, 16)).reshape(-1, 4, 2)
+    cover = write_map(folder, corners, size, crs)
+    polygons = np.asarray(shapely.polygons(rings(corners, UTM, crs)))
+    peer = by_exactextract(polygons, cover)
+    shares = class_shares(corners, UTM, cover)
+    ours, theirs = shares.fraction * shares.known[:, None], peer()
+    apart = float(np.abs(ours - theirs).max())
+    equal = "yes" if apart <= EQUAL else "NO"
+    times: list[tuple[float, float]] = []
+    while len(times) < rounds:
+        times.append((min(seconds(lambda: class_shares(corners, UTM, cover)) for _ in range(3)), seconds(peer)))
+    mine, other = (len(corners) / statistics.median(column) for column in zip(*times, strict=True))
+    where = "utm" if crs == UTM else "lonlat"
+    print(
+        f"case=labels-{name}-{where} ours={mine:.0f} peer={other:.0f} unit=tiles/s ratio={mine / other:.1f} "
+        f"equal={equal} apart={apart:.1e} against=exactextract",
+        flush=True,
+    )
+    few = slice(0, 16)
+    counted: list[Floats] = []
+    slow = 16 / seconds(lambda: counted.append(by_rasterstats(polygons[few], cover)))
+    error = float(np.abs(counted[0] - ours[few]).max())
+    print(
+        f"case=labels-{name}-{where} ours={mine:.0f} peer={slow:.0f} unit=tiles/s ratio={mine / slow:.0f} "
+        f"peer_error={error:.1e} against=rasterstats",
+        flush=True,
+    )
+    return equal == "yes"
+
+
+def whole_sheet(path: str, out: str, answer: "multiprocessing.Queue[tuple[int, int, float, float]]") -> None:
+    """Label 50 x 60 tiles of 256 px, 1 m, around Sao Tome by blocks; puts tiles, labelled, seconds, MB."""
+    (cover,) = find([path])
+    warm = np.array([[(6.6, 0.2), (6.601, 0.2), (6.601, 0.201), (6.6, 0.201)]])
+    class_shares(warm, LONLAT, cover)
+    shape = (49 * 200 + 256, 59 * 200 + 256)
+    grid = TileGrid(GeoBox(shape, Affine(1, 0, 228_000, 0, -1, 33_000), "EPSG:32632"), 256, 200, 16)
+    store.create_labels(
+        out, "scene", shape=(50, 60), classes=cover.legend.classes, block=16, attributes={"product": cover.name}
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    reports = [
+        build_labels(LabelJob(out, "scene", cover, grid, i, j))
+        for i in range(grid.blocks[0])
+        for j in range(grid.blocks[1])
+    ]
+    took = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    answer.put((sum(r.tiles for r in reports), sum(r.labelled for r in reports), took, peak / 1024))
+
+
+def sao_tome(path: Path, folder: Path) -> bool:
+    """Prints the line of the real sheet; returns whether every tile was labelled."""
+    context = multiprocessing.get_context("spawn")
+    answer: multiprocessing.Queue[tuple[int, int, float, float]] = context.Queue()
+    process = context.Process(target=whole_sheet, args=(str(path), str(folder / "labels.zarr"), answer))
+    process.start()
+    tiles, labelled, took, peak = answer.get()
+    process.join()
+    print(
+        f"case=labels-worldcover-36000x36000 tiles={tiles} labelled={labelled} seconds={took:.2f} "
+        f"unit=tiles/s ours={tiles / took:.0f} peak_MB={peak:.0f} above the process's libraries"
+    )
+    return labelled == tiles
+
+
+def main(argv: list[str]) -> int:
+    """The command. Exit status 1 where results differ or a tile stays without a label."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks labels", description=__doc__)
+    default = Path(os.environ.get("GEOKR_REAL_DATA", "data")) / "landcover"
+    parser.add_argument("--data", type=Path, default=default, help="folder of the WorldCover tile")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(argv)
+    sheet = options.data / "ESA_WorldCover_10m_2020_v100_N00E006_Map.tif"
+    cores = os.sched_getaffinity(0)
+    with tempfile.TemporaryDirectory() as temporary:
+        os.sched_setaffinity(0, {min(cores)})
+        try:
+            good = [compare(*case, crs, Path(temporary), options.rounds) for case in CASES for crs in (UTM, LONLAT)]
+            if sheet.is_file():
+                good.append(sao_tome(sheet, Path(temporary)))
+        finally:
+            os.sched_setaffinity(0, cores)
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,238 @@
+"""The cluster files: rendered, validated, and what they start is started here, on 127.0.0.1, and builds a block."""
+
+import asyncio
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import asyncssh
+import dask_kubernetes
+import jsonschema
+import pytest
+import yaml
+from dask.distributed import Client
+
+from geokr import store
+from pipeline.quality import Rules
+from pipeline.stages import grid_of
+from pipeline.tiles import TileJob, build_tiles
+from tests.build.conftest import Built
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = ROOT / "workflows"
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(ROOT),
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+}
+
+
+def script(name: str) -> ModuleType:
+    """A file of workflows/, imported."""
+    spec = importlib.util.spec_from_file_location(name, WORKFLOWS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def builds_a_block(built: Built, client: Client, place: Path) -> None:
+    """A worker of the cluster writes one block, byte for byte the one that is known."""
+    client.wait_for_workers(1, timeout=60)
+    entry = built.entries[0]
+    grid = grid_of(entry, built.config)
+    assert grid is not None
+    root = str(place / "tiles.zarr")
+    known = store.open_scene(str(built.dataset / store.TILES), entry.scene.id)
+    layout = {"shape": (grid.rows, grid.cols), "bands": len(entry.scene.bands), "tile": grid.tile, "block": grid.block}
+    store.create_tiles(root, entry.scene.id, **layout, dtype="uint8", attributes=dict(known.attrs))
+    i, j = next(iter(sorted(store.chunks(known, "image"))))
+    rules = Rules(**built.config.rules.model_dump())
+    job = TileJob(root, entry.scene, entry.terrain, entry.stretch, rules, grid, i, j)
+    assert client.submit(build_tiles, job, pure=False).result(timeout=120).accepted > 0
+    shard = Path(entry.scene.id, "image", "c", str(i), str(j), "0", "0", "0")
+    assert (Path(root) / shard).read_bytes() == (built.dataset / store.TILES / shard).read_bytes()
+
+
+@contextmanager
+def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A command and what it starts, ended at the end."""
+    process = subprocess.Popen(command, text=True, start_new_session=True, **{"env": ENVIRONMENT, **options})
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=30)
+
+
+# --- SLURM
+
+
+def test_a_slurm_job_says_what_it_takes() -> None:
+    command = [sys.executable, str(WORKFLOWS / "slurm.py"), "--print", "--queue", "cpu", "--account", "project"]
+    more = ["--memory", "2GiB", "--walltime", "01:30:00", "--directive=--exclusive", "--setup", "module load gdal"]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    wanted = ["-J geokr", "-p cpu", "-A project", "-n 1", "--cpus-per-task=1", "--mem=2G", "-t 01:30:00", "--exclusive"]
+    assert {f"#SBATCH {line}" for line in wanted} <= {*lines}
+    assert "module load gdal" in lines
+    (worker,) = [line for line in lines if "dask worker" in line or "dask_worker" in line]
+    assert "tcp://127.0.0.1:" in worker
+    assert "--nthreads 1" in worker
+    assert "--death-timeout 120" in worker
+
+
+def test_a_slurm_job_builds(built: Built, tmp_path: Path) -> None:
+    """SLURM's commands are played by two that start the job's script here, and end it."""
+    (tmp_path / "bin").mkdir()
+    pids = tmp_path / "pids"
+    commands = {
+        # SLURM keeps the script; who submits deletes it.
+        "sbatch": f'cp "$1" job; setsid sh job >/dev/null 2>&1 & echo $! >> {pids}; echo Submitted batch job $!',
+        "scancel": "",
+    }
+    for name, text in commands.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = os.pathsep.join([str(tmp_path / "bin"), ENVIRONMENT["PATH"]])
+    command = [sys.executable, str(WORKFLOWS / "slurm.py"), "--jobs", "1", "--memory", "2GiB"]
+    environment = ENVIRONMENT | {"PATH": path}
+    try:
+        with running(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            address = process.stdout.readline().removeprefix("scheduler: ").strip()
+            assert address.startswith("tcp://127.0.0.1:")
+            with Client(address, timeout="30s") as client:
+                builds_a_block(built, client, tmp_path)
+    finally:
+        for pid in pids.read_text().split():
+            os.killpg(int(pid), signal.SIGKILL)
+
+
+# --- Kubernetes
+
+
+def strict(schema: Any) -> Any:
+    """A schema that knows no field but those it names, as the API server drops or refuses the others."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: strict(value) for key, value in schema.items()}
+    if isinstance(found.get("properties"), dict) and "type" in found:
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    """What the operator's resource definition says of a DaskCluster."""
+    operator = Path(dask_kubernetes.__file__).parent / "operator/deployment/helm/dask-kubernetes-operator"
+    file = operator / "crds" / "daskcluster.yaml"
+    (version,) = yaml.safe_load(file.read_text())["spec"]["versions"]
+    found = strict(version["schema"]["openAPIV3Schema"])
+    found["properties"] |= {name: {} for name in ("apiVersion", "kind", "metadata")}
+    return dict(found)
+
+
+def resource() -> dict[str, Any]:
+    return dict(yaml.safe_load((WORKFLOWS / "kubernetes.yaml").read_text()))
+
+
+def test_the_kubernetes_resource_is_what_the_operator_takes(schema: dict[str, Any]) -> None:
+    jsonschema.validate(resource(), schema)
+    wrong = resource()
+    wrong["spec"]["worker"]["spec"]["containers"][0]["ressources"] = {}
+    with pytest.raises(jsonschema.ValidationError, match="ressources"):
+        jsonschema.validate(wrong, schema)
+
+
+def test_the_kubernetes_commands_build(built: Built, tmp_path: Path) -> None:
+    spec = resource()["spec"]
+    (scheduler,), (worker,) = (spec[part]["spec"]["containers"] for part in ("scheduler", "worker"))
+    ports = {port["name"]: port["containerPort"] for port in scheduler["ports"]}
+    assert ports == {port["targetPort"]: port["port"] for port in spec["scheduler"]["service"]["ports"]}
+    assert (ports["tcp-comm"], ports["http-dashboard"]) == (8786, 8787)  # Dask's own, which the arguments leave alone
+    limit = worker["args"][worker["args"].index("--memory-limit") + 1]
+    assert limit == worker["resources"]["limits"]["memory"] + "B"
+    # As in a pod, but on this host's loopback alone and on ports that are free.
+    port = free_port()
+    here = [argument.replace("0.0.0.0", "127.0.0.1") for argument in scheduler["args"]]
+    address = f"tcp://127.0.0.1:{port}"
+    arguments = [argument.replace("$(DASK_WORKER_NAME)", "geokr-worker-1") for argument in worker["args"]]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+    with running([*here, "--port", str(port), "--dashboard-address", "127.0.0.1:0"], **quiet):
+        until = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < until:
+            time.sleep(0.1)
+        pod = running(arguments, **quiet, env=ENVIRONMENT | {"DASK_SCHEDULER_ADDRESS": address})
+        with pod, Client(address, timeout="30s") as client:
+            builds_a_block(built, client, tmp_path)
+            (found,) = client.scheduler_info()["workers"].values()
+            assert (found["name"], found["nthreads"], found["memory_limit"]) == ("geokr-worker-1", 1, 3 << 30)
+
+
+# --- SSH
+
+
+def test_ssh_workers_build(built: Built, tmp_path: Path) -> None:
+    """A server of SSH on loopback, which runs what it is asked to."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+
+    class Anybody(asyncssh.SSHServer):
+        def begin_auth(self, username: str) -> bool:
+            return False
+
+    processes: list[subprocess.Popen[bytes]] = []
+
+    async def run(session: Any) -> None:
+        process = subprocess.Popen(
+            session.command, shell=True, env=ENVIRONMENT, cwd=tmp_path, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        processes.append(process)
+        await session.redirect(stdout=process.stdout, stderr=process.stderr)
+        while process.poll() is None:
+            await asyncio.sleep(0.1)
+        session.exit(process.returncode)
+
+    async def listen() -> Any:
+        return await asyncssh.listen(
+            "127.0.0.1", 0, server_factory=Anybody, server_host_keys=[key], process_factory=run
+        )
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    server = asyncio.run_coroutine_threadsafe(listen(), loop).result(30)
+    ssh = script("ssh")
+    options = ssh.arguments().parse_args(["127.0.0.1", "--workers", "1", "--port", str(free_port())])
+    try:
+        with ssh.cluster(options, port=server.get_port(), known_hosts=None, client_keys=None) as machines:
+            assert machines.scheduler_address == f"tcp://127.0.0.1:{options.port}"
+            with Client(machines.scheduler_address, timeout="30s") as client:
+                builds_a_block(built, client, tmp_path)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        loop.call_soon_threadsafe(server.close)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)

@@ -1,0 +1,173 @@
+"""Several label sets side by side: added without touching a pixel, compared in the index, in other classes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from geokr import store
+from geokr.index import read_index
+from pipeline import labels
+from pipeline.build_levir_kr import main
+from tests.build.conftest import Built
+
+BASE, OTHER = "globeland30_2020", "dynamic_world_2016"
+
+
+@pytest.fixture(scope="module")
+def other(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another product over the western part of the scenes: forest in its north, water in its south."""
+    west, south, east, north = geopandas.read_parquet(built.dataset / "scenes.parquet").total_bounds
+    folder = tmp_path_factory.mktemp("other")
+    size = (north - south) / 60
+    profile = {"driver": "GTiff", "height": 62, "width": 31, "count": 1, "dtype": "uint8", "crs": "EPSG:4326"}
+    transform = Affine((east - west) / 60, 0, west, 0, -size, north + size)
+    with rasterio.open(folder / "dynamic_world_2016.tif", "w", **profile, transform=transform) as file:
+        file.write(np.repeat(np.array([1, 0], np.uint8), 31)[:, None].repeat(31, axis=1), 1)
+    return folder
+
+
+def files(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and date of every file."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+def copied(built: Built, place: Path, labels_too: bool = True) -> Path:
+    shutil.copytree(built.dataset, place)
+    if not labels_too:
+        shutil.rmtree(place / store.LABELS)
+    return place
+
+
+def test_a_product_is_added_without_touching_a_pixel_and_compared(
+    built: Built, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copied(built, tmp_path / "added")
+    tiles, base = files(out / store.TILES), files(out / store.label_store(BASE))
+    before = geopandas.read_parquet(out / "index.parquet")
+    assert before["agreement"].isna().all()
+    assert set(before["year_gap"]) == {2020 - date.year for date in before["acquired"]}
+    assert labels.main(["--data", str(out), "--landcover", str(other), "--workers", "1"]) == 0
+    assert files(out / store.TILES) == tiles
+    assert files(out / store.label_store(BASE)) == base
+    after = geopandas.read_parquet(out / "index.parquet")
+    summary = json.loads((out / "dataset.json").read_text())
+    assert (summary["labels"], summary["label_sets"]) == (BASE, [OTHER, BASE])
+    assert summary["settings"]["landcover"] == [*built.config.landcover, str(other)]
+    assert "splits" in summary["counts"]
+    same = [name for name in before.columns if name not in ("agreement", "geometry")]
+    assert before[same].equals(after[same])
+    classes = summary["classes"]
+    assert 0 < after["agreement"].isna().sum() < len(after)
+    for _, row in after.iterrows():
+        group = store.open_scene(str(out / store.label_store(OTHER)), row["scene"])
+        known = group["known"][row["row"], row["col"]]
+        assert np.isnan(row["agreement"]) == (known == 0)
+        if known > 0:
+            apart = np.abs(row[classes].to_numpy(float) - group["fraction"][row["row"], row["col"]]).sum()
+            assert row["agreement"] == pytest.approx(1 - apart / 2, abs=1e-6)
+    # A build of both from the start comes to the same.
+    again = copied(built, tmp_path / "again", labels_too=False)
+    arguments = [*built.arguments, "--out", str(again), "--workers", "1", "--labels", BASE]
+    arguments.insert(arguments.index("--landcover") + 1, str(other))
+    assert main([*arguments, "--only", "labels"]) == main([*arguments, "--only", "index"]) == 0
+    assert (again / "index.parquet").read_bytes() == (out / "index.parquet").read_bytes()
+    capsys.readouterr()
+    # From now on the index may be of the new set.
+    assert labels.main(["--data", str(out), "--landcover", str(other), "--labels", OTHER, "--workers", "1"]) == 0
+    turned = read_index(out)
+    assert turned.num_rows == int((after["agreement"] >= 0).sum())
+    assert set(turned["year_gap"].to_pylist()) == {2016 - date.year for date in after["acquired"]}
+    assert labels.main(["--data", str(out), "--landcover", str(other), "--labels", "nlcd_2019"]) == 2
+    assert "error: labels is nlcd_2019, expected one of dynamic_world_2016" in capsys.readouterr().err
+
+
+def test_the_papers_classes_are_another_taxonomy_and_never_mixed_with_the_base(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copied(built, tmp_path / "dataset")
+    arguments = [*built.arguments, "--out", str(out), "--workers", "1", "--taxonomy", "paper"]
+    assert main([*arguments, "--only", "labels"]) == 2
+    said = capsys.readouterr().err
+    assert "was built with other settings" in said
+    assert "taxonomy" in said
+    shutil.rmtree(out / store.LABELS)
+    assert main([*arguments, "--only", "labels"]) == main([*arguments, "--only", "index"]) == 0
+    summary = json.loads((out / "dataset.json").read_text())
+    assert (summary["taxonomy"], len(summary["classes"])) == ("paper-1", 8)
+    paper, base = geopandas.read_parquet(out / "index.parquet"), geopandas.read_parquet(built.dataset / "index.parquet")
+    assert "shrubland" not in paper.columns
+    both = base.set_index("tile").loc[paper["tile"]].reset_index()
+    left_out = both["shrubland"] + both["tundra"]  # of GlobeLand30 and of the sample world, whose sea is code 60
+    assert paper["known"].to_numpy() == pytest.approx((both["known"] * (1 - left_out)).to_numpy(), abs=1e-6)
+    assert paper[summary["classes"]].sum(axis=1).to_numpy() == pytest.approx(np.ones(len(paper)), abs=1e-6)
+
+
+def test_land_cover_of_elsewhere_is_refused_before_a_pixel_is_read(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "elsewhere", tmp_path / "dataset"
+    folder.mkdir()
+    profile = {"driver": "GTiff", "height": 9, "width": 9, "count": 1, "dtype": "uint8", "crs": "EPSG:4326"}
+    path = folder / "dynamic_world_2016.tif"
+    with rasterio.open(path, "w", **profile, transform=Affine(0.1, 0, -30, 0, -0.1, -20)) as file:
+        file.write(np.ones((9, 9), np.uint8), 1)
+    arguments = [*built.arguments, "--out", str(out), "--workers", "1", "--labels", BASE]
+    arguments.insert(arguments.index("--landcover") + 1, str(folder))
+    assert main(arguments) == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert said == f"error: {OTHER}: none of its sheets, {path} and 0 more, covers any of the scenes"
+    assert not (out / store.TILES).exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ("min_agreement: 0.5", "min_agreement is set, but globeland30_2020 is the only label set"),
+        ("taxonomy: nowhere", "nowhere: no taxonomy of that name"),
+        ("legends: [/no/such/file.toml]", "/no/such/file.toml: cannot be read"),
+        ("max_year_gap: -1", "max_year_gap"),
+        ("min_agreement: 2", "min_agreement"),
+    ],
+)
+def test_a_setting_of_labels_at_fault_stops_at_once(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: str, fault: str
+) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text(f"build: {{block: 8, {settings}}}\n")
+    arguments = [*built.arguments, "--out", str(tmp_path / "dataset")]
+    arguments[arguments.index("--params") + 1] = str(params)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    assert fault in said
+
+
+def test_a_class_may_not_be_named_as_a_column_of_the_index(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taxonomy = tmp_path / "mine.toml"
+    names = [
+        "cultivated",
+        "forest",
+        "grassland",
+        "shrubland",
+        "wetland",
+        "water",
+        "tundra",
+        "artificial",
+        "bare",
+        "snow_ice",
+    ]
+    rows = "\n".join(f'{name} = "place"' for name in names)
+    taxonomy.write_text(
+        f'name = "mine"\nversion = 1\nclasses = [{{ name = "place", colour = "#000000" }}]\n[base]\n{rows}\n'
+    )
+    assert main([*built.arguments, "--out", str(tmp_path / "dataset"), "--taxonomy", str(taxonomy)]) == 2
+    assert "mine-1: no class may be named place, as a column of the index" in capsys.readouterr().err

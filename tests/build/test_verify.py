@@ -1,0 +1,303 @@
+"""Each kind of damage is found, by the check that should find it, with scene and block."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pandas as pd
+import pytest
+
+from geokr import store
+from pipeline.verify import main
+from tests.build.conftest import Built
+
+LABELS = store.label_store("globeland30_2020")
+
+
+@pytest.fixture
+def dataset(built: Built, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    shutil.copytree(built.dataset, tmp_path / "dataset")
+    return tmp_path / "dataset"
+
+
+def failed(dataset: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, str]:
+    """Check -> first fault, of the checks that fail; the others must be ok, and the exit status must say it."""
+    capsys.readouterr()
+    status = main([str(dataset), *options])
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("      ")]
+    assert {line[:6] for line in lines} <= {"ok    ", "FAIL  "}
+    names = [line[6:].split(":")[0] for line in lines]
+    there = ["schema", "metadata", "provenance", "statuses", "shards", "labels", "index", "splits", "sample"]
+    assert names == [
+        name
+        for name in there
+        if (name != "labels" or "--fast" not in options) and (name != "sample" or "--sample" in options)
+    ]
+    found = dict(line[6:].split(": ", 1) for line in lines if line.startswith("FAIL"))
+    assert status == (1 if found else 0)
+    return found
+
+
+def with_tiles(dataset: Path) -> tuple[str, int, int, Path]:
+    """A scene, a block of it that is not its first and has accepted tiles, and its shard."""
+    for scene in store.scenes(str(dataset / store.TILES)):
+        for shard in sorted((dataset / store.TILES / scene / "image" / "c").glob("*/*/0/0/0")):
+            i, j = int(shard.parts[-5]), int(shard.parts[-4])
+            if (i, j) != (0, 0):
+                return scene, i, j, shard
+    raise AssertionError("no such block")
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x10
+    path.write_bytes(data)
+
+
+def rewrite(dataset: Path, change: Callable[[geopandas.GeoDataFrame], geopandas.GeoDataFrame]) -> None:
+    """Change the index as somebody would who takes care that dataset.json goes with it."""
+    index = change(geopandas.read_parquet(dataset / "index.parquet"))
+    index.to_parquet(dataset / "index.parquet", index=False, schema_version="1.1.0")
+    summary = json.loads((dataset / "dataset.json").read_text())
+    summary["sha256"]["index.parquet"] = hashlib.sha256((dataset / "index.parquet").read_bytes()).hexdigest()
+    summary["counts"]["index"] = len(index)
+    (dataset / "dataset.json").write_text(json.dumps(summary))
+
+
+def place(tile: Any, block: int = 8) -> str:
+    row, col = int(tile["row"]), int(tile["col"])
+    return f"{tile['scene']} block ({row // block}, {col // block}): tile ({row}, {col})"
+
+
+@pytest.mark.parametrize("options", [["--fast"], [], ["--full", "--sample", "12"]])
+def test_a_sound_data_set_passes(built: Built, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
+    assert failed(built.dataset, capsys, *options) == {}
+
+
+def test_a_place_without_a_data_set_is_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "no dataset.json" in capsys.readouterr().err
+
+
+def test_a_flipped_byte_in_any_shard(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    shards = sorted(dataset.glob(f"{store.TILES}/*/image/c/*/*/0/0/0"))
+    assert len(shards) > 10
+    for shard in shards[::4]:
+        whole = shard.read_bytes()
+        flip(shard, int(rng.integers(len(whole))))
+        (check, fault), *others = failed(dataset, capsys, "--full").items()
+        assert (check, others) == ("shards", [])
+        scene, i, j = shard.parts[-8], shard.parts[-5], shard.parts[-4]
+        assert fault.startswith(f"{scene} block ({i}, {j}): its shard cannot be read")
+        shard.write_bytes(whole)
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_half_a_shard(dataset: Path, capsys: pytest.CaptureFixture[str], size: int) -> None:
+    scene, i, j, shard = with_tiles(dataset)
+    shard.write_bytes(shard.read_bytes()[:size])
+    assert failed(dataset, capsys)["shards"].startswith(f"{scene} block ({i}, {j}): its shard cannot be read")
+
+
+def test_a_deleted_shard(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, i, j, shard = with_tiles(dataset)
+    shard.unlink()
+    assert failed(dataset, capsys, "--fast") == {"shards": f"{scene} block ({i}, {j}): its shard is missing"}
+
+
+def test_pixels_that_are_no_fault_of_the_disk(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Checksums are right: only computing the tile anew tells."""
+    scene, i, j, _ = with_tiles(dataset)
+    image: Any = store.open_scene(str(dataset / store.TILES), scene, "r+")["image"]
+    rows, cols = slice(8 * i, 8 * i + 8), slice(8 * j, 8 * j + 8)
+    pixels = image[rows, cols]
+    pixels[pixels > 0] -= 1
+    image[rows, cols] = pixels
+    assert failed(dataset, capsys, "--full") == {}
+    found = failed(dataset, capsys, "--sample", "200")
+    assert set(found) == {"sample"}
+    assert "has other pixels when computed anew" in found["sample"]
+    assert found["sample"].startswith(f"{scene} block ({i}, {j})")
+
+
+def test_a_source_that_is_gone(dataset: Path, built: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.move(built.directory / "scenes", built.directory / "away")
+    try:
+        assert "cannot be computed anew" in failed(dataset, capsys, "--sample", "1")["sample"]
+    finally:
+        shutil.move(built.directory / "away", built.directory / "scenes")
+
+
+def test_a_status_that_is_not_there(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, i, j, _ = with_tiles(dataset)
+    (dataset / store.TILES / scene / "status" / "c" / str(i) / str(j)).unlink()
+    found = failed(dataset, capsys, "--fast")
+    assert set(found) == {"statuses", "shards", "index"}
+    assert found["statuses"].startswith(f"{scene} block ({i}, {j}): not built in ")
+    assert found["shards"] == f"{scene} block ({i}, {j}): a shard without accepted tiles"
+
+
+def test_a_flipped_byte_in_a_status(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, i, j, _ = with_tiles(dataset)
+    flip(dataset / store.TILES / scene / "status" / "c" / str(i) / str(j), 9)
+    found = failed(dataset, capsys, "--fast")
+    assert set(found) == {"statuses", "shards", "index"}
+    assert found["statuses"].startswith(f"{scene} block ({i}, {j}): the status of ")
+
+
+def test_a_status_and_its_pixels_disagree(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, *_ = with_tiles(dataset)
+    status: Any = store.open_scene(str(dataset / store.TILES), scene, "r+")["status"]
+    row, col = np.argwhere(status[:] == store.ACCEPTED)[-1]
+    status[row, col] = store.TILE_STATUS.index("cloud")
+    found = failed(dataset, capsys, "--full")
+    tile = place({"scene": scene, "row": row, "col": col})
+    assert set(found) == {"statuses", "shards", "index"}
+    assert found["shards"] == f"{tile} was rejected, but has pixels"
+    assert found["index"] == f"{tile} is listed, but was not accepted"
+
+
+def test_shares_that_do_not_sum_to_one(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, *_ = with_tiles(dataset)
+    group: Any = store.open_scene(str(dataset / LABELS), scene, "r+")
+    row, col = np.argwhere(group["known"][:] > 0)[-1]
+    group["fraction"][row, col, 0] += 0.001
+    fault = failed(dataset, capsys)["labels"]
+    assert fault.startswith(f"{place({'scene': scene, 'row': row, 'col': col})}: its shares sum to 1.001")
+
+
+def test_a_flipped_byte_in_labels(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, *_ = with_tiles(dataset)
+    flip(dataset / LABELS / scene / "fraction" / "c" / "1" / "0" / "0", 40)
+    found = failed(dataset, capsys)
+    assert set(found) == {"labels", "index"}
+    assert found["labels"].startswith(f"{scene} block (1, 0): labels cannot be read")
+
+
+def test_a_duplicated_row(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rewrite(dataset, lambda index: pd.concat([index, index.iloc[[17]]], ignore_index=True))
+    tile = geopandas.read_parquet(dataset / "index.parquet").iloc[17]
+    for options in (["--fast"], []):
+        assert failed(dataset, capsys, *options) == {"index": f"{place(tile)} is listed 2 times"}
+
+
+def test_a_row_that_is_not_there(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tile = geopandas.read_parquet(dataset / "index.parquet").iloc[17]
+    rewrite(dataset, lambda index: index.drop(index=17))
+    assert failed(dataset, capsys) == {"index": f"{place(tile)} is accepted and labelled, but not listed"}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("forest", 0.123, "has other shares in the index than in the labels"),
+        ("known", 0.75, "has other shares in the index than in the labels"),
+        ("gsd", 3.0, "has gsd 3.0, its scene"),
+        ("place", "32648_8_1_1", "has another place in the index"),
+        ("col", 999, "is listed, but the scene has"),
+    ],
+)
+def test_a_value_of_a_row_that_is_not_the_stores(
+    dataset: Path, capsys: pytest.CaptureFixture[str], column: str, value: object, said: str
+) -> None:
+    def change(index: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+        index.loc[17, column] = value if isinstance(value, str) else np.array(value, dtype=index[column].dtype)
+        return index
+
+    rewrite(dataset, change)
+    found = failed(dataset, capsys)
+    assert set(found) == {"index"}
+    assert said in found["index"]
+
+
+def test_a_train_tile_moved_onto_a_validation_tile(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = geopandas.read_parquet(dataset / "index.parquet")
+    val = index.index[index["split"] == "val"][7]
+    train = index.index[(index["split"] == "train") & (index["scene"] != index.loc[val, "scene"])][100]
+
+    def move(index: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+        index.loc[train, "geometry"] = index.loc[val, "geometry"]
+        return index
+
+    rewrite(dataset, move)
+    found = failed(dataset, capsys, "--fast")
+    assert set(found) == {"index", "splits"}
+    assert found["index"] == f"{place(index.loc[train])} does not lie where the index has it"
+    assert f"of val shares ground with {place(index.loc[train])} of train" in found["splits"]
+    assert " block (" in found["splits"].split(" of val")[0]
+
+
+def test_a_tile_between_two_splits_that_is_said_to_be_of_one(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ground in common of a corner: found without trust in what the index says of the splits."""
+    index = geopandas.read_parquet(dataset / "index.parquet")
+    val = index[index["split"] == "val"]
+    between = index[index["split"].isna()]
+    pairs = between.sjoin(val, predicate="overlaps")
+    tile = pairs.index[0]
+
+    def claim(index: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+        index.loc[tile, "split"] = "train"
+        return index
+
+    rewrite(dataset, claim)
+    found = failed(dataset, capsys, "--fast")
+    assert set(found) == {"index", "splits"}
+    assert found["index"] == f"{place(index.loc[tile])} is of train, and by its place of None"
+    assert f"shares ground with {place(index.loc[tile])} of train" in found["splits"]
+
+
+def test_metadata_that_differ_from_the_catalog(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, *_ = with_tiles(dataset)
+    file = dataset / store.TILES / scene / "zarr.json"
+    said = json.loads(file.read_text())
+    said["attributes"]["stretch"] = [0, 1]
+    file.write_text(json.dumps(said))
+    found = failed(dataset, capsys, "--fast")
+    assert set(found) == {"metadata", "provenance"}
+    assert found["provenance"].startswith(f"{scene}: its group and scenes.parquet differ in stretch")
+    assert found["metadata"].startswith(f"{scene}: its metadata")
+
+
+def test_a_scene_that_nothing_is_known_of(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    catalog = geopandas.read_parquet(dataset / "scenes.parquet")
+    catalog.iloc[1:].to_parquet(dataset / "scenes.parquet", index=False)
+    found = failed(dataset, capsys, "--fast")
+    assert set(found) == {"schema", "provenance"}
+    assert found["schema"] == "scenes.parquet: its SHA-256 is not the one in dataset.json"
+    assert found["provenance"] == f"{catalog['id'].iloc[0]}: is not in scenes.parquet"
+
+
+def test_blocks_that_could_not_be_built_are_no_damage(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As far as the quarantine says so, and no further."""
+    scene, i, j, shard = with_tiles(dataset)
+    shard.unlink()
+    (dataset / store.TILES / scene / "status" / "c" / str(i) / str(j)).unlink()
+
+    def without(index: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+        lost = (index["scene"] == scene) & (index["row"] // 8 == i) & (index["col"] // 8 == j)
+        return index[~lost]
+
+    rewrite(dataset, without)
+    file = dataset / "dataset.json"
+    summary = json.loads(file.read_text())
+    root = str(dataset / store.TILES)
+    statuses = np.concatenate([store.status(store.open_scene(root, name)).ravel() for name in store.scenes(root)])
+    summary["counts"]["tiles"] = dict(store.count(statuses, store.TILE_STATUS))
+    file.write_text(json.dumps(summary))
+    assert set(failed(dataset, capsys)) == {"statuses"}
+    entry = {"scene": scene, "stage": "tiles", "reason": "SceneError", "detail": "", "blocks": [[i, j]]}
+    (dataset / "quarantine.jsonl").write_text(json.dumps(entry) + "\n")
+    assert failed(dataset, capsys) == {}
+
+
+def test_another_layout(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = dataset / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": store.SCHEMA + 1}))
+    assert failed(dataset, capsys, "--fast")["schema"].startswith("dataset.json: schema 2")
