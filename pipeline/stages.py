@@ -178,7 +178,9 @@ def tell_ground(entry: Entry) -> None:
             scene.id,
             terrain.height,
         )
-    elif entry.dem_coverage < 1:
+    elif entry.dem_holes:
+        log.warning("%s: %d cells of the DEM hold no height; they were interpolated", scene.id, entry.dem_holes)
+    if terrain.dem is not None and entry.dem_coverage < 1:
         log.warning(
             "%s: the DEM covers %.0f %% of the outline; the rest is taken as flat at %.0f m",
             scene.id,

@@ -467,7 +467,10 @@ def test_a_store_that_is_gone_is_not_written_elsewhere(root: str, tmp_path: Path
     """As where its file system is mounted no more."""
     store.create_tiles(root, "scene", **TILES)
     group = store.open_scene(root, "scene", "r+")
+    image: Any = group["image"]
     Path(root).rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError):  # lost while a block is written
+        image[:4, :4] = pixels(1, (4, 4, 2, 16, 16))
     ones = np.ones((4, 4), np.uint8)
     with pytest.raises(store.StoreWriteError, match="cannot be written: the array image is gone"):
         store.write_block(group, slice(0, 4), slice(0, 4), {"image": pixels(1, (4, 4, 2, 16, 16))}, ones)

@@ -1,0 +1,156 @@
+"""What is left is found fast, a failed block is tried again, and nothing is ever mixed in silence."""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+
+from geokr import store
+from geokr.landcover import find
+from pipeline import stages, watch
+from pipeline.build_levir_kr import main
+from pipeline.scene import SceneError
+from pipeline.tiles import TileJob, TileReport, build_tiles
+from tests.build.conftest import Built
+from tests.build.test_runs import contents
+
+
+@pytest.fixture
+def moved(built: Built, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A copy of the scenes and of the data set made of them, and the command for them."""
+    shutil.copytree(built.directory / "scenes", tmp_path / "scenes")
+    shutil.copytree(built.dataset, tmp_path / "dataset")
+    arguments = [*built.arguments, "--out", str(tmp_path / "dataset"), "--workers", "1"]
+    arguments[arguments.index("--scenes") + 1] = str(tmp_path / "scenes")
+    return tmp_path, arguments
+
+
+def test_a_replaced_image_is_refused_by_name_before_anything_is_written(
+    moved: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, arguments = moved
+    before = contents(directory / "dataset")
+    (image,) = (directory / "scenes").glob("*/*.tiff")
+    with rasterio.open(image, "r+") as file:
+        file.write(file.read() // 2 + 7)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert image.parent.name in said
+    assert "source.sha256_of_every_20th_pixel was" in said
+    assert "delete the scene there to have it built anew" in said
+    assert contents(directory / "dataset") == before
+    shutil.rmtree(directory / "dataset" / store.TILES / image.parent.name)
+    assert main(arguments) == 0
+    after = contents(directory / "dataset")
+    assert {path for path in before if before[path] != after[path]} >= {"index.parquet", "scenes.parquet"}
+
+
+def test_a_file_that_was_only_touched_is_no_other_input(moved: tuple[Path, list[str]]) -> None:
+    directory, arguments = moved
+    shards = {path: path.stat().st_mtime_ns for path in directory.rglob("c/**/*") if path.is_file()}
+    for file in (directory / "scenes").rglob("*"):
+        os.utime(file)
+    assert main(arguments) == 0
+    assert shards == {path: path.stat().st_mtime_ns for path in directory.rglob("c/**/*") if path.is_file()}
+
+
+def test_a_scene_that_is_gone_is_left_out_aloud(moved: tuple[Path, list[str]]) -> None:
+    directory, arguments = moved
+    (image,) = (directory / "scenes").glob("*/*.tiff")
+    shutil.rmtree(image.parent)
+    assert main(arguments) == 0
+    (entry,) = map(json.loads, (directory / "dataset" / "quarantine.jsonl").read_text().splitlines())
+    assert (entry["scene"], entry["reason"]) == (image.parent.name, "gone")
+    assert image.parent.name not in set(geopandas.read_parquet(directory / "dataset" / "index.parquet")["scene"])
+
+
+def test_a_failed_block_costs_its_own_tiles_and_is_tried_again(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "dataset"
+    out.mkdir()
+    config = built.config.model_copy(update={"out": str(out)})
+    unlucky = built.entries[0].scene.id
+
+    def failing(job: TileJob) -> TileReport:
+        if job.scene.id == unlucky and (job.i, job.j) in ((0, 1), (1, 1)):
+            raise SceneError(f"{job.scene.images[0].path}: cannot be read at block {job.i}")
+        return build_tiles(job)
+
+    def run() -> dict[str, Any]:
+        entries, covers = stages.catalog(config, None), find(config.landcover)
+        stages.tiles(config, entries, None)
+        stages.labels(config, covers, entries, None)
+        return stages.make_index(config, covers, entries, None)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "build_tiles", failing)
+        summary = run()
+    (entry,) = map(json.loads, (out / "quarantine.jsonl").read_text().splitlines())
+    assert (entry["scene"], entry["stage"], entry["reason"]) == (unlucky, "tiles", "SceneError")
+    assert entry["blocks"] == [[0, 1], [1, 1]]
+    assert entry["detail"].endswith("cannot be read at block 0")  # of the first, whichever failed first
+    assert list(summary["incomplete"]) == [unlucky]
+    assert summary["counts"]["incomplete"] == 1
+    index = geopandas.read_parquet(out / "index.parquet")
+    status = store.status(store.open_scene(str(out / store.TILES), unlucky))
+    assert (status == 0).sum() == summary["incomplete"][unlucky] > 0
+    assert (index["scene"] == unlucky).sum() > 0
+    summary = run()
+    assert summary["incomplete"] == {}
+    assert contents(out) == contents(built.dataset)
+
+
+def test_tiles_of_one_place_share_its_name(built: Built) -> None:
+    index = geopandas.read_parquet(built.dataset / "index.parquet")
+    assert len(index) > index["place"].nunique()  # two of the scenes overlap
+    shared = index.groupby("place").filter(lambda tiles: len(tiles) > 1)
+    assert shared.groupby("place")["scene"].nunique().min() > 1
+    corners = index.assign(corner=[tuple(np.round(geometry.bounds, 9)) for geometry in index.geometry])
+    assert (corners.groupby("place")["corner"].nunique() == 1).all()
+    assert (corners.groupby("corner")["place"].nunique() == 1).all()
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch, "EVERY", 0.1)
+    with caplog.at_level(logging.INFO):
+        assert main([*built.arguments, "--out", str(tmp_path / "dataset"), "--workers", "1"]) == 0
+    said = [record.message for record in caplog.records if record.message.startswith("tiles: ")]
+    assert len(said) > 2
+    assert any("tiles/s" in line and "% accepted" in line and line.endswith("left") for line in said)
+    assert "took" in said[-1]
+    lines = [json.loads(line) for line in (tmp_path / "dataset" / watch.LOG).read_text().splitlines()]
+    events = [line["event"] for line in lines]
+    assert events[0] == "run"
+    assert [line["stage"] for line in lines if line["event"] == "stage"] == ["catalog", "tiles", "labels", "index"]
+    done = {line["scene"]: line for line in lines if line["event"] == "scene" and line["stage"] == "tiles"}
+    assert set(done) == {entry.scene.id for entry in built.entries}
+    index = geopandas.read_parquet(tmp_path / "dataset" / "index.parquet")
+    assert all(line["accepted"] >= (index["scene"] == scene).sum() > 0 for scene, line in done.items())
+    assert all(line["dashboard"].startswith("http://127.0.0.1:") for line in lines if line["event"] == "stage")
+
+
+def test_a_performance_report_is_written(built: Built, tmp_path: Path) -> None:
+    shutil.copytree(built.dataset, tmp_path / "dataset")
+    report = tmp_path / "report.html"
+    arguments = [*built.arguments, "--out", str(tmp_path / "dataset"), "--workers", "1", "--only", "index"]
+    assert main([*arguments, "--performance-report", str(report)]) == 0
+    assert "Task Stream" in report.read_text(encoding="utf-8")
+
+
+def test_a_block_that_no_worker_has_the_memory_for_is_refused(built: Built, tmp_path: Path) -> None:
+    out = tmp_path / "dataset"
+    arguments = [*built.arguments, "--out", str(out), "--workers", "1", "--memory", "320MB"]
+    assert main(arguments) == 2  # nothing is built
+    entries = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert {entry["reason"] for entry in entries if entry["stage"] == "tiles"} == {"MemoryError"}
+    assert all("give a smaller block" in entry["detail"] for entry in entries if entry["stage"] == "tiles")
