@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -63,6 +65,13 @@ class Relief:
         return np.asarray(upper * (1 - fv) + lower * fv)
 
 
+@contextmanager
+def open_heights(path: str) -> Iterator[Any]:
+    """A DEM opened by rasterio. GDAL sizes its cache when it first reads, be it a DEM: unbidden, 5 % of all memory."""
+    with rasterio.Env(GDAL_CACHEMAX=64), rasterio.open(path) as source:
+        yield source
+
+
 def flat(height: float) -> Relief:
     """Ground of one height."""
     return Relief(np.full((2, 2), height, np.float32), "EPSG:4326", None)
@@ -102,7 +111,7 @@ class Terrain:
         if self.dem is None:
             return flat(self.height)
         try:
-            with rasterio.open(self.dem) as source:
+            with open_heights(self.dem) as source:
                 crs = horizontal(self.dem, source.crs)
                 box, turn, period = window(source, crs, lon, lat)
                 if box is None:
@@ -151,7 +160,7 @@ class Terrain:
         """Cells without a height in the window of the DEM that holds the points; 0 without a DEM."""
         if self.dem is None:
             return 0
-        with rasterio.open(self.dem) as source:
+        with open_heights(self.dem) as source:
             box, turn, _ = window(source, horizontal(self.dem, source.crs), lon, lat)
             if box is None:
                 return 0

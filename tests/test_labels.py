@@ -252,6 +252,7 @@ def test_rows_have_the_columns_of_the_index_in_its_order_and_types(dataset: Path
         "acquired",
         "gsd",
         "known",
+        "cloud",
         *EXTRA,
         *CLASSES,
     ]
@@ -264,7 +265,7 @@ def test_rows_have_the_columns_of_the_index_in_its_order_and_types(dataset: Path
     }
     assert kinds["row"] == kinds["col"] == np.int32
     assert kinds["acquired"] == np.dtype("datetime64[us]")
-    assert {kinds[name] for name in ("gsd", "known", *EXTRA, *CLASSES)} == {np.dtype(np.float32)}
+    assert {kinds[name] for name in ("gsd", "known", "cloud", *EXTRA, *CLASSES)} == {np.dtype(np.float32)}
     assert {len(values) for values in listed.columns.values()} == {len(listed.corners)}
     assert len(set(listed.columns["tile"])) == len(listed.corners)
     assert listed.columns["tile"][0] == "scene_r000_c000"
