@@ -244,6 +244,7 @@ def test_rows_have_the_columns_of_the_index_in_its_order_and_types(dataset: Path
     assert list(kinds) == [
         "tile",
         "scene",
+        "place",
         "row",
         "col",
         "satellite",
@@ -251,13 +252,20 @@ def test_rows_have_the_columns_of_the_index_in_its_order_and_types(dataset: Path
         "acquired",
         "gsd",
         "known",
+        "cloud",
         *EXTRA,
         *CLASSES,
     ]
-    assert {name for name, kind in kinds.items() if kind.kind == "O"} == {"tile", "scene", "satellite", "sensor"}
+    assert {name for name, kind in kinds.items() if kind.kind == "O"} == {
+        "tile",
+        "scene",
+        "place",
+        "satellite",
+        "sensor",
+    }
     assert kinds["row"] == kinds["col"] == np.int32
     assert kinds["acquired"] == np.dtype("datetime64[us]")
-    assert {kinds[name] for name in ("gsd", "known", *EXTRA, *CLASSES)} == {np.dtype(np.float32)}
+    assert {kinds[name] for name in ("gsd", "known", "cloud", *EXTRA, *CLASSES)} == {np.dtype(np.float32)}
     assert {len(values) for values in listed.columns.values()} == {len(listed.corners)}
     assert len(set(listed.columns["tile"])) == len(listed.corners)
     assert listed.columns["tile"][0] == "scene_r000_c000"
@@ -290,11 +298,18 @@ def test_a_scene_without_accepted_tiles_has_no_rows(tmp_path: Path, shore: LandC
 
 
 @pytest.mark.parametrize("kind", ["tiles", "labels"])
-def test_a_scene_that_is_not_whole_is_refused(dataset: Path, kind: str) -> None:
+def test_of_a_scene_that_is_not_whole_the_rest_is_listed(dataset: Path, kind: str) -> None:
+    whole = rows(dataset)
     root = store.join(dataset, store.TILES if kind == "tiles" else store.label_store(SET))
     status = store.open_scene(root, "scene", "r+")["status"]
-    status[3, 4:6] = 0
-    with pytest.raises(store.StoreError, match="2 tiles of this scene are not built"):
+    status[3, 2:4] = 0
+    listed = rows(dataset)
+    gone = (whole.columns["row"] == 3) & np.isin(whole.columns["col"], (2, 3))
+    assert gone.any()
+    assert (whole.missing, listed.missing) == (0, 2)
+    assert listed.columns["tile"].tolist() == whole.columns["tile"][~gone].tolist()
+    status[:] = 0
+    with pytest.raises(store.StoreError, match="none of the tiles of this scene are built"):
         rows(dataset)
 
 
