@@ -70,7 +70,7 @@ def ground_distance(image: Image) -> float:
         crs, on_map = CRS.from_user_input(image.model.crs), math.sqrt(abs(Affine(*image.model.transform).determinant))
         metres = crs.is_projected and all(axis.unit_conversion_factor == 1 for axis in crs.axis_info)
         if metres and abs(math.sqrt(area) / on_map - 1) < 0.002:
-            return round(on_map, 6)
+            return round(on_map, 3)
     # To the millimetre: a reprojected pixel of 30 m must not become a grid of 29.9999997 m.
     return round(float(np.sqrt(area)), 3)
 
