@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from geokr.index import read_index
 from pipeline import build_levir_kr
 from pipeline.sample.__main__ import main as make_world
 
@@ -15,7 +16,7 @@ build:
 
 
 def dataset(folder: Path) -> tuple[Path, str]:
-    """The data set in a folder, built if it is not there, and what its pixels are.
+    """The data set in a folder, built if it is not there, and the name of its scene, or how many it has.
 
     Landsat 8 of Zion where GEOKR_REAL_DATA names a folder that has it, otherwise the sample world.
     """
@@ -34,4 +35,5 @@ def dataset(folder: Path) -> tuple[Path, str]:
             inputs = ["--scenes", f"{world}/scenes", "--landcover", f"{world}/landcover", "--dem", f"{world}/dem.tif"]
         if build_levir_kr.main([*inputs, "--params", str(params), "--out", str(out)]):
             raise RuntimeError(f"{out} was not built")
-    return out, "landsat8-zion" if zion else "sample-world"
+    scenes = read_index(out, ["scene"])["scene"].unique().to_pylist()
+    return out, scenes[0] if len(scenes) == 1 else f"{len(scenes)}-scenes"

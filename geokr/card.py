@@ -97,7 +97,7 @@ def extent(facts: Mapping[str, Any]) -> str:
 
 def licences(labels: str) -> list[str]:
     """A line on the rights in each thing that went into an encoder. labels: name of the label set."""
-    path = KNOWLEDGE / f"{labels.rpartition('_')[0]}.toml"
+    path = KNOWLEDGE / "products" / f"{labels.rpartition('_')[0]}.toml"
     product = read_toml(path) if path.is_file() else {}
     title, licence = product.get("title", labels), product.get("licence", "not stated; ask the product's owner")
     return [

@@ -220,7 +220,7 @@ class TileLoader:
         for ahead in range(steps + self.prefetch):
             for number in begins.get(ahead, ()):
                 target = np.empty((len(tiles_of[number]), *self._pixels.tile), dtype=np.uint8)
-                held[number] = self._pixels.request(tiles_of[number], target, whole=True)
+                held[number] = self._pixels.request(tiles_of[number], target)
             step = ahead - self.prefetch
             if step < 0:
                 continue

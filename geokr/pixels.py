@@ -95,25 +95,20 @@ class Pixels:
         scene, i, j = self.block[position]
         return f"{self.root}/{self.tiles.scenes[scene]}/image/c/{i}/{j}/0/0/0"
 
-    def request(self, positions: Positions, target: npt.NDArray[np.uint8], whole: bool = False) -> Read:
-        """Begin to read tiles into an array (tile, band, y, x).
-
-        whole: one request for all of the positions, which lie in one shard; faster from object stores.
-        """
+    def request(self, positions: Positions, target: npt.NDArray[np.uint8]) -> Read:
+        """Begin to read tiles into an array (tile, band, y, x)."""
         _check_threads()
         tiles, futures = self.tiles, []
-        # One read a scene: tensorstore then opens each shard, and reads its index, once for all its tiles.
+        # One read a scene: tensorstore then opens each shard, and reads its index, once for all its tiles, and joins
+        # the reads of neighbours in a shard; one of all its tiles reads it in one piece.
         scene = tiles.scene[positions]
         order = np.lexsort((tiles.col[positions], tiles.row[positions], scene))
         bounds = np.flatnonzero(np.diff(scene[order], prepend=-1, append=-1))
-        batch = ts.Batch() if whole else None
         for first, end in pairwise(bounds):
             rows = order[first:end]
             here = positions[rows]
             wanted = self._arrays[tiles.scenes[scene[rows[0]]]].vindex[tiles.row[here], tiles.col[here]]
-            futures.append((rows, _part(target, rows).write(wanted, batch=batch)))
-        if batch is not None:
-            batch.submit()
+            futures.append((rows, _part(target, rows).write(wanted)))
         return Read(positions, target, futures)
 
     def finish(self, read: Read) -> dict[int, str]:

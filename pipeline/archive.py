@@ -1,6 +1,6 @@
-"""What lies in directories and archives: deliveries, and the small files of each. Nothing is unpacked to disk.
+"""What archives hold: the names of images, and the small files beside them. Nothing is unpacked to disk.
 
-What archives hold is hostile until shown otherwise: sizes and numbers are bounded before anything is read.
+It is hostile until shown otherwise: sizes and numbers are bounded before anything is read.
 """
 
 import gzip
@@ -10,13 +10,13 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from stat import S_ISLNK
 
-from pipeline import gaofen
 from pipeline.scene import SceneError
 
 IMAGES = (".tif", ".tiff")
@@ -37,96 +37,6 @@ BROKEN = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What the libraries of archives raise over broken ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """The images of one product and the metadata beside them, or an archive that holds such."""
-
-    path: str
-    """The archive, or the first of the images."""
-    files: tuple[str, ...]
-    """Images and metadata files; the archive alone."""
-
-    @property
-    def archive(self) -> bool:
-        return self.path.lower().endswith(ARCHIVES)
-
-
-def deliveries(paths: Iterable[str | Path]) -> Iterator[Delivery]:
-    """Deliveries under directories, in the order of their paths, each once; files may be named too.
-
-    The paths are absolute: a worker elsewhere on a shared file system has another working directory.
-    Raises FileNotFoundError for a path that does not exist.
-    """
-    seen: set[str] = set()
-    for path in sorted(Path(path).absolute() for path in paths):
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or directory")
-        for delivery in under(path):
-            if delivery.path not in seen:  # or one of the paths leads into another
-                seen.add(delivery.path)
-                yield delivery
-
-
-def under(path: Path) -> list[Delivery]:
-    """The deliveries under a directory, or the one that a file belongs to, in the order of their paths."""
-    if path.is_dir():
-        names = [str(file) for file in path.rglob("*") if file.is_file()]
-        found = [Delivery(files[0], files) for files in products(names)]
-        found += [Delivery(name, (name,)) for name in names if name.lower().endswith(ARCHIVES)]
-        return sorted(found, key=lambda delivery: delivery.path)
-    if path.name.lower().endswith(ARCHIVES):
-        return [Delivery(str(path), (str(path),))]
-    beside = products(str(file) for file in path.parent.iterdir() if file.is_file())
-    return [Delivery(files[0], files) for files in beside if str(path) in files]
-
-
-def products(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Files that belong together: the images of one product in one folder, then the metadata of each.
-
-    Upper and lower case are the same, but in images' names.
-    """
-    names = sorted(names)
-    metadata = {name.lower(): name for name in names if name.lower().endswith(METADATA)}
-    images: dict[str, list[str]] = {}
-    for name in names:
-        if name.lower().endswith(IMAGES):
-            images.setdefault(product(name), []).append(name)
-    found = []
-    for _, members in sorted(images.items()):
-        wanted = [name.lower() for member in members for name in metadata_names(member)]
-        beside = [metadata[name] for name in wanted if name in metadata]
-        found.append((*members, *dict.fromkeys(beside)))
-    return found
-
-
-def metadata_names(image: str) -> list[str]:
-    """What the metadata files of an image may be called, but for upper and lower case.
-
-    Last comes the XML that all images of a delivery share where they have none each: GF-6 WFV.
-    """
-    stem = str(PurePosixPath(image).with_suffix(""))
-    return [*(stem + suffix for suffix in METADATA), f"{stem.rpartition('-')[0]}.xml"]
-
-
-def scene_name(name: str) -> str:
-    """The name of the scene that an image belongs to: without suffix and, in a Gaofen name, without the camera's."""
-    stem = PurePosixPath(name).stem
-    try:
-        return gaofen.parse_name(stem).scene
-    except gaofen.GaofenError:
-        return stem
-
-
-def product(name: str) -> str:
-    """The path that the images of one scene share; an image with any other name is alone."""
-    path = PurePosixPath(name)
-    scene = scene_name(name)
-    return name if scene == path.stem else str(path.with_name(scene))
-
-
-# --- archives
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,35 +129,46 @@ def hold(count: int, unpacked: int, packed: int) -> None:
         raise SceneError(f"{packed} bytes unpack to {unpacked} or more, which no delivery does")
 
 
-def tar_members(path: str) -> Iterator[Member]:
-    """The members of a tar, gzipped or not, directories left out. Raises SceneError without the archive's name."""
-    packed = Path(path).stat().st_size
+@contextmanager
+def tar_stream(path: str) -> Iterator[tarfile.TarFile]:
+    """A tar, gzipped or not, to be read from front to end."""
     with Path(path).open("rb") as file:
         gzipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         stream = gzip.GzipFile(fileobj=file) if gzipped else file
         with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20, tarinfo=TarHeader) as archive:
-            unpacked = 0
-            for n, entry in enumerate(archive):
-                unpacked += entry.size
-                hold(n + 1, unpacked, packed)
-                if entry.isdir():
-                    continue
-                fault = None
-                if entry.issym() or entry.islnk():
-                    fault = "is a link"
-                elif not entry.isfile():
-                    fault = "is no file but a device or pipe"
-                elif entry.issparse():
-                    fault = "is a sparse file, which cannot be read in place"
-                yield Member(entry.name, entry.size, fault, partial(tar_content, archive, entry))
+            yield archive
+
+
+def tar_members(path: str) -> Iterator[Member]:
+    """The members of a tar, directories left out. Raises SceneError without the archive's name."""
+    packed, unpacked = Path(path).stat().st_size, 0
+    with tar_stream(path) as archive:
+        for n, entry in enumerate(archive):
+            unpacked += entry.size
+            hold(n + 1, unpacked, packed)
+            if entry.isdir():
+                continue
+            fault = None
+            if entry.issym() or entry.islnk():
+                fault = "is a link"
+            elif not entry.isfile():
+                fault = "is no file but a device or pipe"
+            elif entry.issparse():
+                fault = "is a sparse file, which cannot be read in place"
+            yield Member(entry.name, entry.size, fault, partial(tar_content, archive, entry))
+
+
+EXTENSIONS = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
 
 
 class TarHeader(tarfile.TarInfo):
     """A header whose extensions, which tarfile reads into memory whole, cannot be of any size."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type not in tarfile.SUPPORTED_TYPES or self.type in tarfile.REGULAR_TYPES or self.size <= 1 << 20:
+        if self.type not in EXTENSIONS or self.size <= 1 << 20:
             return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
         raise tarfile.ReadError(f"a header of {self.size} bytes")
 

@@ -19,14 +19,16 @@ from geokr import files, store
 from geokr.landcover import LandCover, LandCoverError, find
 from geokr.store import StoreError
 from pipeline import quarantine, stages
-from pipeline.archive import deliveries
 from pipeline.catalog import CATALOG, Entry, read_catalog
 from pipeline.config import BuildConfig, ConfigError, read_config
 from pipeline.delivery import Refusal, read_delivery
+from pipeline.finding import deliveries
 from pipeline.footprint import flat_terrain
+from pipeline.items import write_static
 from pipeline.radiometry import RadiometryError, Stretch, read_coefficients
 from pipeline.report import summary_table
 from pipeline.run import LIBRARIES, ClusterError, cluster
+from pipeline.stac import is_remote
 from pipeline.watch import note
 
 KINDS = ("percentile", "percentile-per-band", "toa", "dn")
@@ -42,7 +44,7 @@ def arguments() -> argparse.ArgumentParser:
         "refused; 130 stopped by Ctrl-C.",
     )
     add = parser.add_argument
-    add("--scenes", nargs="+", metavar="DIR", help="directories (or files) with scenes: folders, .tar.gz, GeoTIFF")
+    add("--scenes", nargs="+", metavar="PLACE", help="folders, archives, GeoTIFFs and STAC documents, or URLs of such")
     add("--landcover", nargs="+", metavar="DIR", help="directories (or files) with land-cover sheets")
     add("--legend", nargs="+", dest="legends", metavar="FILE", help="your own descriptions of land-cover products")
     add("--taxonomy", metavar="NAME", help="classes of the labels: globeland30, paper, own or a file (globeland30)")
@@ -55,6 +57,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     add("--coefficients", metavar="FILE.csv", help="calibration for --radiometry toa, instead of the built-in table")
     add("--out", metavar="DATASET", help="directory of the data set, or s3://bucket/prefix")
+    add("--stac", metavar="DIR", help="write the scenes as a static STAC catalog too")
     add("--params", metavar="FILE.yaml", help="settings, in a section `build`")
     add("--tile", type=int, metavar="PX", help="side of a tile (256)")
     add("--stride", type=int, metavar="PX", help="distance of neighbouring tiles (200)")
@@ -120,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_inputs(config: BuildConfig) -> list[LandCover]:
     """The land cover; raises a sentence about any path or label set that is not there, before any work."""
     for path in (*config.scenes, *config.landcover, *filter(None, (config.dem, config.geoid, config.coefficients))):
-        if not Path(path).exists():
+        if not is_remote(path) and not Path(path).exists():
             raise ConfigError(f"{path}: no such file or directory")
     if config.coefficients is not None:
         try:
@@ -145,6 +148,8 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
             began = time.monotonic()
             if stage == "catalog":
                 entries = stages.catalog(config, client)
+                if options.stac:
+                    write_static(Path(options.stac), [entry.scene for entry in entries])
                 stages.refuse_idle(config, covers, entries)  # before the pixels, which take longest
             elif entries is None:
                 entries = earlier_catalog(out)
@@ -178,7 +183,7 @@ def plan(config: BuildConfig, covers: list[LandCover]) -> list[str]:
     lines, total, memory, most = [], 0, 0, 0
     found: dict[str, Entry] = {}
     for delivery in deliveries(config.scenes):
-        for scene in read_delivery(delivery, config.imagery):
+        for scene in read_delivery(delivery, config.imagery, config.bands):
             if isinstance(scene, Refusal):
                 lines.append(f"refused   {scene.detail}")
             elif scene.id not in found:

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import shapely
 from rasterio.windows import Window
 
 from geokr import files
-from pipeline.archive import Delivery
-from pipeline.delivery import Refusal, read_delivery, refuse
+from pipeline import items
+from pipeline.delivery import BANDS, Refusal, read_delivery, refuse
+from pipeline.finding import Delivery
 from pipeline.footprint import flat_terrain, outline
 from pipeline.pansharpen import brovey, equal_weights
 from pipeline.radiometry import (
@@ -75,12 +76,13 @@ class CatalogJob:
     """A table of calibration; None for the one that is built in."""
     weights: tuple[float, ...] | None = None
     """Of the bands in pansharpening; equal unless given."""
+    bands: tuple[str, ...] = BANDS
 
 
 def read_and_survey(job: CatalogJob) -> list[Entry | Refusal]:
     """The scenes of one delivery, surveyed; what cannot be used is a Refusal."""
     found: list[Entry | Refusal] = []
-    for scene in read_delivery(job.delivery, job.imagery):
+    for scene in read_delivery(job.delivery, job.imagery, job.bands):
         if isinstance(scene, Refusal):
             found.append(scene)
             continue
@@ -174,16 +176,20 @@ def decimated(image: Image, shape: tuple[int, int]) -> tuple[Pixels, Valid]:
 def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -> None:
     """scenes.parquet: one row a scene, sorted by id; GeoParquet with the footprints as geometry, EPSG:4326.
 
+    It is stac-geoparquet too: each row is a STAC item, whose properties are all other columns.
+
     provenance: JSON, what besides its files an entry depends on: settings and software.
     """
     rows = []
     for entry in sorted(entries, key=lambda entry: entry.scene.id):
         scene = entry.scene
-        row = {name: getattr(scene, name) for name in Scene.__slots__ if name not in ("footprint", "metadata")}
+        row = items.columns(scene)
+        row |= {
+            name: getattr(scene, name) for name in Scene.__slots__ if name not in ("acquired", "footprint", "metadata")
+        }
         rows.append(
             row
             | {
-                "bands": list(scene.bands),
                 "files": list(scene.files),
                 "images": json.dumps([image.to_json() for image in scene.images]),
                 "pan": None if scene.pan is None else json.dumps(scene.pan.to_json()),
@@ -204,15 +210,17 @@ def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -
     columns = [*rows[0]] if rows else ["id", "geometry"]
     frame = geopandas.GeoDataFrame(rows, columns=columns, geometry="geometry", crs="EPSG:4326")
     if rows:
-        frame["acquired"] = frame["acquired"].astype("datetime64[us, UTC]")
+        for name in ("datetime", "start_datetime", "end_datetime"):
+            frame[name] = frame[name].astype("datetime64[us, UTC]")
     buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False, compression="zstd", schema_version="1.1.0")
+    frame.to_parquet(buffer, index=False, compression="zstd", schema_version="1.1.0", write_covering_bbox=True)
     files.write(path, buffer.getbuffer())
 
 
-def unchanged(path: str | Path, provenance: str) -> dict[str, list[Entry]]:
+def unchanged(path: str | Path, provenance: str, digests: Mapping[str, str] | None = None) -> dict[str, list[Entry]]:
     """Entries of an earlier catalog by the delivery's path, as far as its files are older than the catalog.
 
+    digests: delivery's path -> digest of the STAC item there; what has no file on this machine is known by it.
     None where there is no catalog, or one of other settings or software.
     """
     if not files.exists(path) or set(rows_of(path).get("provenance", ())) != {provenance}:
@@ -221,7 +229,8 @@ def unchanged(path: str | Path, provenance: str) -> dict[str, list[Entry]]:
     known: dict[str, list[Entry]] = {}
     for entry in read_catalog(path):
         read_from = [Path(file) for file in entry.scene.files]
-        if read_from and all(file.is_file() and last_change(file) < written for file in read_from):
+        same_item = not read_from and (digests or {}).get(entry.scene.delivery) == entry.scene.checksum
+        if same_item or (read_from and all(file.is_file() and last_change(file) < written for file in read_from)):
             known.setdefault(entry.scene.delivery, []).append(entry)
     return known
 
@@ -243,7 +252,7 @@ def read_catalog(path: str | Path) -> list[Entry]:
     for row in rows_of(path).to_dict("records"):
         fields = {name: row[name] for name in Scene.__slots__ if name in row}
         fields |= {
-            "acquired": None if row["acquired"] is None or row["acquired"] != row["acquired"] else row["acquired"],
+            "acquired": None if row["datetime"] is None or row["datetime"] != row["datetime"] else row["datetime"],
             "files": tuple(row["files"]),
             "images": tuple(image_from_json(image) for image in json.loads(row["images"])),
             "pan": image_from_json(json.loads(row["pan"])) if isinstance(row["pan"], str) else None,

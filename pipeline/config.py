@@ -53,6 +53,8 @@ class BuildConfig(Strict):
     """The data set's directory."""
     imagery: Imagery = "mss"
     """Which images of a delivery are tiled: mss, pan, or pansharpened."""
+    bands: Annotated[tuple[str, ...], Field(min_length=1)] = ("red", "green", "blue", "nir")
+    """Common names of the bands that are taken of a STAC item, as far as it has them; other images keep all."""
     dem: str | None = None
     """Heights above the ellipsoid: any raster that GDAL opens."""
     tile: Annotated[int, Field(ge=8, le=4096)] = 256

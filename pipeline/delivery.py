@@ -4,21 +4,20 @@ Whatever is wrong with a delivery ends in a Refusal, a sentence that names file 
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
-from affine import Affine
-from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import RasterioIOError
 
-from pipeline import archive, gaofen
-from pipeline.archive import IMAGES, Delivery
+import geokr.files
+from pipeline import archive, finding, gaofen, stac
+from pipeline.archive import IMAGES
+from pipeline.finding import Delivery
 from pipeline.footprint import flat_terrain, ground_distance, outline
-from pipeline.raster import open_image
+from pipeline.raster import Header, header
 from pipeline.scene import Image, Imagery, Scene, SceneError
 from pipeline.sensor import Georeferenced, SensorModel
 
@@ -49,10 +48,27 @@ def refuse(scene: str, reason: str, detail: str) -> Refusal:
     return Refusal(scene, reason, detail)
 
 
-def read_delivery(delivery: Delivery, imagery: Imagery = "mss") -> list[Scene | Refusal]:
-    """The scenes of a delivery, read from its metadata and its images' headers; never raises for bad input."""
-    name, found = Path(delivery.path).name, list[Scene | Refusal]()
+BANDS = ("red", "green", "blue", "nir")
+
+
+def read_delivery(delivery: Delivery, imagery: Imagery = "mss", bands: Sequence[str] = BANDS) -> list[Scene | Refusal]:
+    """The scenes of a delivery, read from its metadata and its images' headers; never raises for bad input.
+
+    bands: common names of those that are taken of a STAC item, as far as it has them.
+    """
+    name, found = PurePosixPath(delivery.path).name, list[Scene | Refusal]()
+    if delivery.fault:
+        return [refuse(name, "unreadable", delivery.fault)]
+    if delivery.item:
+        item = json.loads(delivery.item)
+        try:
+            return [stac.read_item(item, delivery.path, delivery.files[0], imagery, bands)]
+        except (ValueError, OSError) as error:
+            detail = str(error) if isinstance(error, SceneError) else f"{delivery.path}: {error}"
+            return [refuse(item["id"], "unusable", detail if delivery.path in detail else f"{delivery.path}: {detail}")]
     try:
+        if delivery.archive and stac.is_remote(delivery.path):
+            raise SceneError(f"{delivery.path}: archives are read on this machine's disks alone; copy it here first")
         if delivery.archive:
             held = archive.contents(delivery.path)
             files = held.files
@@ -63,7 +79,7 @@ def read_delivery(delivery: Delivery, imagery: Imagery = "mss") -> list[Scene | 
         return [refuse(name, "unreadable", str(error))]
     except OSError as error:
         return [refuse(name, "unreadable", f"{delivery.path}: cannot be read: {error}")]
-    products = archive.products(files)
+    products = finding.products(files)
     if not products:
         return [*found, refuse(name, "no_image", f"{delivery.path}: the archive holds no TIFF")]
     for product in products:
@@ -73,7 +89,7 @@ def read_delivery(delivery: Delivery, imagery: Imagery = "mss") -> list[Scene | 
             detail = str(error) if isinstance(error, SceneError) else f"{product[0]}: {error}"
             # Members of an archive are named alone.
             where = f"{delivery.path}: " if delivery.archive and delivery.path not in detail else ""
-            found.append(refuse(archive.scene_name(product[0]), "unusable", where + detail))
+            found.append(refuse(finding.scene_name(product[0]), "unusable", where + detail))
     return found
 
 
@@ -83,6 +99,8 @@ def folder_files(names: Iterable[str]) -> dict[str, bytes | None]:
     for name in names:
         if name.lower().endswith(IMAGES):
             files[name] = None
+        elif stac.is_remote(name):
+            files[name] = geokr.files.read(name)
         elif Path(name).stat().st_size <= archive.MAX_METADATA:
             files[name] = Path(name).read_bytes()
     return files
@@ -115,7 +133,7 @@ def read_product(files: Files, delivery: Delivery, imagery: Imagery) -> Scene:
         pan=pan,
         delivery=delivery.path,
         bytes=size(delivery, (taken, *filter(None, [sharp]))),
-        files=(delivery.path,) if delivery.archive else read,
+        files=local((delivery.path,) if delivery.archive else read),
         checksum=checksum(files[name] or b"" for name in read if files[name] is not None),
         footprint=outline(first.image, flat_terrain(first.image.model)),
         metadata=first.fields,
@@ -124,7 +142,13 @@ def read_product(files: Files, delivery: Delivery, imagery: Imagery) -> Scene:
 
 def size(delivery: Delivery, images: Iterable[str]) -> int:
     """Bytes of images, or of the archive that holds them."""
-    return sum(Path(name).stat().st_size for name in ([delivery.path] if delivery.archive else images))
+    local = [name for name in ([delivery.path] if delivery.archive else images) if not stac.is_remote(name)]
+    return sum(Path(name).stat().st_size for name in local)
+
+
+def local(names: Iterable[str]) -> tuple[str, ...]:
+    """Those that are files of this machine."""
+    return tuple(name for name in names if not stac.is_remote(name))
 
 
 def choose(parts: Mapping[str, gaofen.Name], imagery: Imagery) -> tuple[str, str | None]:
@@ -149,71 +173,17 @@ class Shot:
     files: tuple[str, ...]
 
 
-def header_of(name: str, delivery: Delivery) -> tuple[str, "Header"]:
+def header_of(name: str, delivery: Delivery) -> tuple[str, Header]:
     """What GDAL opens, and what it says. Raises SceneError where it is no image of whole numbers."""
-    path = archive.member_path(delivery.path, name) if delivery.archive else name
+    path = archive.member_path(delivery.path, name) if delivery.archive else stac.gdal_path(name, name)
     return path, header(path)
-
-
-def header(path: str) -> "Header":
-    """What an image's header says. Raises SceneError where it is no image of whole numbers."""
-    try:
-        with open_image(path) as file:
-            alpha = [k for k, colour in enumerate(file.colorinterp, 1) if colour == ColorInterp.alpha]
-            found = Header(
-                file.width, file.height,
-                tuple(k for k in range(1, file.count + 1) if k not in alpha),
-                bool(alpha) or MaskFlags.per_dataset in file.mask_flag_enums[0],
-                file.dtypes,
-                # A CRS alone places nothing: without a transform, GDAL makes one up that does nothing.
-                None if file.transform == Affine.identity() else file.crs,
-                file.transform, file.nodata,
-                tuple(description or "" for description in file.descriptions), file.tags(),
-            )  # fmt: skip
-    except RasterioIOError as error:
-        raise SceneError(f"{path}: not an image that can be opened: {error}") from error
-    if len(set(found.dtypes)) != 1 or found.dtypes[0] not in ("uint8", "uint16"):
-        raise SceneError(f"{path}: pixels are {sorted(set(found.dtypes))}, expected uint8 or uint16")
-    if not found.indexes:
-        raise SceneError(f"{path}: it holds a mask alone")
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What an image's header says."""
-
-    width: int
-    height: int
-    indexes: tuple[int, ...]
-    """Bands that hold pixels, from 1: all but alpha."""
-    masked: bool
-    """Whether alpha or a mask in the file says where there is data."""
-    dtypes: tuple[str, ...]
-    crs: Any
-    """None where the image does not lie on a map."""
-    transform: Any
-    nodata: float | None
-    descriptions: tuple[str, ...]
-    tags: dict[str, str]
-
-    @property
-    def count(self) -> int:
-        return len(self.indexes)
-
-    def image(self, path: str, bands: tuple[str, ...], gsd: float, model: SensorModel) -> Image:
-        """The image that the header is of."""
-        indexes = () if self.indexes == tuple(range(1, len(self.dtypes) + 1)) else self.indexes
-        return Image(
-            path, bands, self.width, self.height, self.dtypes[0], self.nodata, gsd, model, indexes, self.masked
-        )
 
 
 def gaofen_shot(name: str, parts: gaofen.Name, files: Files, delivery: Delivery) -> Shot:
     """A Gaofen image with its XML, and its RPB or RPC text unless it lies on a map already."""
     image, header = header_of(name, delivery)
     beside = {other.lower(): other for other in files}
-    own_xml, rpb, rpc, shared_xml = (beside.get(other.lower()) for other in archive.metadata_names(name))
+    own_xml, rpb, rpc, shared_xml = (beside.get(other.lower()) for other in finding.metadata_names(name))
     xml, camera = own_xml or shared_xml, rpb or rpc
     if xml is None:
         raise SceneError(f"{image}: there is no product XML beside it")
@@ -277,7 +247,7 @@ def georeferenced(name: str, delivery: Delivery, imagery: Imagery) -> Scene:
         pan=None,
         delivery=delivery.path,
         bytes=size(delivery, (name,)),
-        files=(delivery.path,) if delivery.archive else (name,),
+        files=local((delivery.path,) if delivery.archive else (name,)),
         checksum=checksum((repr(header).encode(),)),
         footprint=footprint,
         metadata=header.tags,

@@ -1,7 +1,11 @@
 """Where an image lies on the ground, from its sensor model."""
 
+import math
+
 import numpy as np
 import shapely
+from affine import Affine
+from pyproj import CRS
 from pyproj.exceptions import ProjError
 
 from geokr.crs import transformer
@@ -53,11 +57,20 @@ def outline(image: Image, terrain: Terrain) -> shapely.Polygon:
 
 
 def ground_distance(image: Image) -> float:
-    """Side of a square with the area of the middle pixel on the ground, m."""
+    """Side of a square with the area of the middle pixel on the ground, m.
+
+    On a map in metres, and nearly true to scale there, it is the side of the pixel on the map: neighbouring scenes
+    of 10 m have 10 m, and not 10.004 m or 9.997 m each.
+    """
     col, row = np.array([0.0, 1.0, 0.0]) + image.width // 2, np.array([0.0, 0.0, 1.0]) + image.height // 2
     lon, lat = image.model.ground(col, row, np.full(3, flat_terrain(image.model).height))
     x, y = plane(lon, lat)
     area = abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))
+    if isinstance(image.model, Georeferenced):
+        crs, on_map = CRS.from_user_input(image.model.crs), math.sqrt(abs(Affine(*image.model.transform).determinant))
+        metres = crs.is_projected and all(axis.unit_conversion_factor == 1 for axis in crs.axis_info)
+        if metres and abs(math.sqrt(area) / on_map - 1) < 0.002:
+            return round(on_map, 3)
     # To the millimetre: a reprojected pixel of 30 m must not become a grid of 29.9999997 m.
     return round(float(np.sqrt(area)), 3)
 

@@ -91,14 +91,21 @@ def parse_name(stem: str) -> Name:
     )
 
 
+_CHINESE = re.compile(rb"""\s*<\?xml[^>]{0,80}?encoding\s*=\s*["'](?:gb2312|gbk|gb18030)["'][^>]{0,80}\?>""", re.I)
+
+
 def parse_xml(text: bytes) -> dict[str, str]:
     """Every element of a product XML that holds text, by its tag; a tag used twice gets `_2`, `_3` ...
 
-    Raises GaofenError for an empty file, broken XML, entities or a document type.
+    GB2312 and its successors are read where the file declares one. Raises GaofenError for an empty file, broken
+    XML, entities or a document type.
     """
     if not text.strip():
         raise GaofenError("the file is empty")
+    declared = _CHINESE.match(text)
     try:
+        if declared is not None:  # which the parser does not know; the other two are parts of the last
+            text = text[declared.end() :].decode("gb18030").encode()
         root = defusedxml.ElementTree.fromstring(text, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise GaofenError(f"not a product XML: {error}") from error

@@ -19,8 +19,8 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from geokr.crs import transformer
-from pipeline.archive import deliveries
 from pipeline.delivery import Refusal, read_delivery
+from pipeline.finding import deliveries
 from pipeline.footprint import flat_terrain, outline
 from pipeline.grid import centre_of, plane_of
 from pipeline.ortho import orthorectify

@@ -1,17 +1,24 @@
-"""Images as files: opening one, and the pixels and validity of a window of it."""
+"""Images as files: what the header of one says, and the pixels and validity of a window of it."""
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from affine import Affine
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.windows import Window
 
+from geokr import files
 from pipeline.scene import Image, SceneError
+from pipeline.sensor import SensorModel
+from pipeline.unpacked import unpacked
 
 Pixels = npt.NDArray[Any]
 Valid = npt.NDArray[np.bool_] | None
@@ -31,14 +38,82 @@ OPTIONS = {
 
 @contextmanager
 def open_image(path: str) -> Iterator[Any]:
-    """A TIFF opened by rasterio, without the siblings and tags that GDAL would add of its own accord.
+    """A TIFF opened by rasterio, from a compressed archive a copy of it; without the siblings that GDAL would add.
 
     A TIFF alone: other formats lead GDAL to other files (VRT) or addresses, which a delivery must not choose.
     """
-    with rasterio.Env(**OPTIONS), warnings.catch_warnings():
+    with rasterio.Env(**OPTIONS, **bucket_server()), warnings.catch_warnings(), unpacked(path) as opened:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path, driver="GTiff") as source:
-            yield source
+        try:
+            with rasterio.open(opened, driver="GTiff") as source:
+                yield source
+        except RasterioIOError as error:
+            if opened != path:  # nobody knows the copy's name
+                raise RasterioIOError(str(error).replace(opened, path)) from error
+            raise
+
+
+def bucket_server() -> dict[str, str]:
+    """GDAL's names for the S3 server that `AWS_ENDPOINT_URL` means."""
+    server = urlsplit(files.endpoint() or "")
+    if not server.netloc:
+        return {}
+    https = "YES" if server.scheme == "https" else "NO"
+    return {"AWS_S3_ENDPOINT": server.netloc, "AWS_HTTPS": https, "AWS_VIRTUAL_HOSTING": "FALSE"}
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an image's header says."""
+
+    width: int
+    height: int
+    indexes: tuple[int, ...]
+    """Bands that hold pixels, from 1: all but alpha."""
+    masked: bool
+    """Whether alpha or a mask in the file says where there is data."""
+    dtypes: tuple[str, ...]
+    crs: Any
+    """None where the image does not lie on a map."""
+    transform: Any
+    nodata: float | None
+    descriptions: tuple[str, ...]
+    tags: dict[str, str]
+
+    @property
+    def count(self) -> int:
+        return len(self.indexes)
+
+    def image(self, path: str, bands: tuple[str, ...], gsd: float, model: SensorModel) -> Image:
+        """The image that the header is of."""
+        indexes = () if self.indexes == tuple(range(1, len(self.dtypes) + 1)) else self.indexes
+        return Image(
+            path, bands, self.width, self.height, self.dtypes[0], self.nodata, gsd, model, indexes, self.masked
+        )
+
+
+def header(path: str) -> Header:
+    """What an image's header says. Raises SceneError where it is no image of whole numbers."""
+    try:
+        with open_image(path) as file:
+            alpha = [k for k, colour in enumerate(file.colorinterp, 1) if colour == ColorInterp.alpha]
+            found = Header(
+                file.width, file.height,
+                tuple(k for k in range(1, file.count + 1) if k not in alpha),
+                bool(alpha) or MaskFlags.per_dataset in file.mask_flag_enums[0],
+                file.dtypes,
+                # A CRS alone places nothing: without a transform, GDAL makes one up that does nothing.
+                None if file.transform == Affine.identity() else file.crs,
+                file.transform, file.nodata,
+                tuple(description or "" for description in file.descriptions), file.tags(),
+            )  # fmt: skip
+    except RasterioIOError as error:
+        raise SceneError(f"{path}: not an image that can be opened: {error}") from error
+    if len(set(found.dtypes)) != 1 or found.dtypes[0] not in ("uint8", "uint16"):
+        raise SceneError(f"{path}: pixels are {sorted(set(found.dtypes))}, expected uint8 or uint16")
+    if not found.indexes:
+        raise SceneError(f"{path}: it holds a mask alone")
+    return found
 
 
 def read(image: Image, window: Window | None = None, shape: tuple[int, int] | None = None) -> tuple[Pixels, Valid]:

@@ -102,6 +102,7 @@ def cluster(
                 host="127.0.0.1",
                 dashboard_address=dashboard,
                 local_directory=scratch,
+                env={"GEOKR_SCRATCH": os.environ.get("GEOKR_SCRATCH", f"{scratch}/unpacked")},
                 silence_logs=logging.CRITICAL,
                 scheduler_kwargs={"allowed_failures": DEATHS},
             )

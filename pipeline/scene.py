@@ -1,5 +1,6 @@
 """A scene: the images of one moment and place, where they lie, and what is known about them."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,6 +12,8 @@ from pipeline.sensor import SensorModel, model_from_json
 
 Imagery = Literal["mss", "pan", "pansharpened"]
 """Which of a delivery's images are tiled: the multispectral, the panchromatic, or the one sharpened by the other."""
+
+_ID = re.compile(r"[^/\\\ud800-\udfff]{1,200}")
 
 
 class SceneError(ValueError):
@@ -96,6 +99,9 @@ class Scene:
     """Everything the metadata file says, by element name."""
 
     def __post_init__(self) -> None:
+        # It becomes a folder, or a part of an object's key.
+        if not _ID.fullmatch(self.id) or not self.id.isprintable() or self.id.startswith((".", "__")):
+            raise ValueError(f"{self.id[:200]!r} cannot be the name of a scene: rename the image or item")
         if self.acquired is not None and self.acquired.utcoffset() != timedelta(0):
             raise ValueError(f"{self.id}: acquired must be in UTC, got {self.acquired}")
         if not self.gsd > 0:

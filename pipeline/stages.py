@@ -15,11 +15,11 @@ from typing import Any
 from geokr import files, index, store
 from geokr.landcover import LandCover
 from geokr.shares import near
-from pipeline import quarantine
-from pipeline.archive import Delivery, deliveries
+from pipeline import quarantine, stac
 from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
 from pipeline.delivery import Refusal, refuse
+from pipeline.finding import Delivery, deliveries
 from pipeline.grid import TileGrid, peak_bytes, scene_grid
 from pipeline.labels import LabelJob, build_labels, outline
 from pipeline.pansharpen import equal_weights
@@ -63,23 +63,26 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
             "coefficients": digest(table) if config.radiometry == "toa" else None,
             "weights": weights,
             "imagery": config.imagery,
+            "bands": config.bands,
             "software": software,
         }
     )
     tell_heights(dem, geoid)
-    known = unchanged(store.join(out, CATALOG), provenance)
+    found_there = list(deliveries(config.scenes))
+    digests = {here.path: stac.digest(json.loads(here.item)) for here in found_there if here.item}
+    known = unchanged(store.join(out, CATALOG), provenance, digests)
     # What refused a part of a delivery before must be found again, so such a one is read again.
     faults = [entry["detail"] for entry in quarantine.read(out) if entry["stage"] == "catalog"]
     results: list[tuple[str, Entry | Refusal]] = []
     changed: list[Delivery] = []
-    for delivery in deliveries(config.scenes):
+    for delivery in found_there:
         if delivery.path in known and not any(delivery.path in fault for fault in faults):
             results += [(delivery.path, entry) for entry in known[delivery.path]]
         else:
             changed.append(delivery)
     if not changed and not results:
-        raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there")
-    given = (dem, config.stretch, config.imagery, geoid, config.radiometry, config.coefficients, weights)
+        raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there, and no STAC item")
+    given = (dem, config.stretch, config.imagery, geoid, config.radiometry, config.coefficients, weights, config.bands)
     batches = (Batch(f"catalog-{Path(d.path).name}", [CatalogJob(d, *given)]) for d in changed)
     with Progress(out, "catalog", len(changed), "delivery") as progress:
         for job, found in stream(read_and_survey, batches, client):

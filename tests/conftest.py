@@ -16,3 +16,9 @@ settings.load_profile("geokr")
 def pytest_configure() -> None:
     if REAL_DATA and not Path(REAL_DATA).is_dir():
         raise pytest.UsageError(f"GEOKR_REAL_DATA={REAL_DATA} is not a directory; unset it to leave those tests out")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Copies of images in archives do not outlive the tests."""
+    os.environ["GEOKR_SCRATCH"] = str(tmp_path_factory.mktemp("unpacked"))

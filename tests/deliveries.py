@@ -19,8 +19,8 @@ from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
-from pipeline.archive import Delivery
 from pipeline.catalog import CatalogJob, Entry, survey
+from pipeline.finding import Delivery
 from pipeline.scene import Image, Scene
 from pipeline.sensor import RPC, Georeferenced, SensorModel
 

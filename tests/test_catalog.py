@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import quarantine
-from pipeline.archive import deliveries
 from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
 from pipeline.delivery import Refusal, read_delivery
+from pipeline.finding import deliveries
 from pipeline.radiometry import Radiometry, Stretch
 from pipeline.raster import open_image
 from pipeline.scene import Image, Scene, SceneError
@@ -175,6 +175,7 @@ def test_nodata_has_no_part_in_the_stretch(tmp_path: Path) -> None:
 
 # --- on disk
 
+names = st.from_regex(r"[A-Za-z0-9][\w.+@-]{0,20}", fullmatch=True)
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
@@ -199,7 +200,13 @@ def images(draw: st.DrawFn) -> Image:
 def entries(draw: st.DrawFn) -> Entry:
     low = draw(st.floats(0, 1e5))
     scene = Scene(
-        id=draw(texts),
+        id=draw(
+            st.from_regex(
+                r"[A-Za-z0-9][\w.+@ -]{0,20}",
+                fullmatch=True,
+                alphabet=st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Zs"]),
+            )
+        ),
         satellite=draw(st.sampled_from(["GF1", ""])),
         sensor=draw(st.sampled_from(["PMS1", ""])),
         level="L1A",
@@ -243,7 +250,7 @@ def test_a_catalog_is_a_map_for_others(tmp_path: Path) -> None:
     row = table.iloc[0]
     assert (row["id"], row["satellite"], row["gsd"]) == (NAME, "GF1", 8.0)
     assert json.loads(row["images"])[0]["width"] == WIDTH
-    assert row["acquired"].isoformat() == "2020-05-22T21:03:08+00:00"
+    assert row["datetime"].isoformat() == "2020-05-22T21:03:08+00:00"
     assert json.loads(row["metadata"])["CloudPercent"] == "101"
     assert set(json.loads(row["provenance"])) >= {"dem", "stretch", "software"}
 

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 
 from pipeline import archive
-from pipeline.archive import Delivery, deliveries
 from pipeline.catalog import CatalogJob, Entry, read_and_survey
 from pipeline.delivery import Refusal, read_delivery
+from pipeline.finding import Delivery, deliveries
 from pipeline.raster import open_image
 from pipeline.scene import Scene
 from pipeline.sensor import Georeferenced
+from tests.broken import BROKEN
 from tests.deliveries import (
     GSD,
     HEIGHT,
@@ -416,6 +417,24 @@ def test_a_folder_that_cannot_be_listed_and_names_of_no_encoding_are_refused(tmp
     Path(str(tmp_path), name.decode(errors="surrogateescape")).write_bytes(tiff(coordinates(), **PLACED))
     (refusal,) = found(tmp_path)
     assert isinstance(refusal, Refusal)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_every_kind_of_broken_delivery_has_its_sentence(tmp_path: Path, kind: str) -> None:
+    """No scene comes of it, nothing is written, and the sentence fits into a line."""
+    BROKEN[kind].write(tmp_path)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    places = [tmp_path] if "JSON" not in kind else [*tmp_path.iterdir()]  # of a folder's JSON not all is STAC
+    items = [item for one in deliveries(places) for item in read_and_survey(CatalogJob(one, None, (1.0, 99.0)))]
+    refusals = [item for item in items if isinstance(item, Refusal)]
+    assert refusals == items
+    assert any(BROKEN[kind].words in item.detail for item in refusals), refusals
+    for item in refusals:
+        assert str(tmp_path) in item.detail
+        assert len(item.detail.splitlines()) == 1
+        assert len(item.detail) < 600
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+    assert not Path("/tmp/geokr-above.tif").exists()
 
 
 # --- finding them

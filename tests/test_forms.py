@@ -1,13 +1,16 @@
 """Every form in which scenes are delivered: the table in docs/forms.md names the test of each."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from affine import Affine
+from rasterio.windows import Window
 
-from pipeline.archive import deliveries
 from pipeline.delivery import Refusal, read_delivery
+from pipeline.finding import deliveries
 from pipeline.raster import read
 from pipeline.scene import Imagery, Scene
 from tests.deliveries import (
@@ -150,3 +153,44 @@ def test_wide_field_images_have_no_suffix(tmp_path: Path) -> None:
     scenes = found(tmp_path)
     assert [item.sensor for item in scenes if isinstance(item, Scene)] == ["WFV1", "WFV2", "WFV3", "WFV4"]
     assert len(scenes) == 4
+
+
+# --- masks
+
+
+@pytest.mark.parametrize("form", ["alpha", "mask", "nodata"])
+def test_pixels_without_data_are_told_by_the_file(tmp_path: Path, form: str) -> None:
+    """An alpha band and a mask in the file, as a nodata value: the left third of the image holds nothing."""
+    pixels = coordinates(bands=3)
+    known = np.broadcast_to(np.arange(WIDTH) >= WIDTH // 3, pixels.shape[1:])
+    path, place = tmp_path / "map.tif", {"crs": "EPSG:32648", "transform": Affine(8, 0, 5e5, 0, -8, 2.7e6)}
+    if form == "alpha":
+        opaque = np.where(known, 65535, 0).astype(np.uint16)
+        path.write_bytes(tiff(np.concatenate([pixels, opaque[None]]), photometric="RGB", alpha="yes", **place))
+    elif form == "nodata":
+        path.write_bytes(tiff(np.where(known, pixels, 0), nodata=0, **place))
+    else:
+        path.write_bytes(tiff(pixels, **place))
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+            file.write_mask(known)
+    scene = only(tmp_path)
+    (image,) = scene.images
+    assert len(scene.bands) == 3
+    assert (image.masked, image.indexes) == (form != "nodata", (1, 2, 3) if form == "alpha" else ())
+    found, valid = read(image, Window(20, 10, 50, 40))
+    assert np.array_equal(found[:, known[10:50, 20:70]], pixels[:, 10:50, 20:70][:, known[10:50, 20:70]])
+    assert valid is not None
+    assert np.array_equal(valid, known[10:50, 20:70])
+    assert surveyed(scene, None, 0.0, 100.0).stretch.low >= 100  # the void does not count
+
+
+# --- the table
+
+
+def test_each_form_of_the_table_has_its_test() -> None:
+    root = Path(__file__).parent
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", (root.parent / "docs" / "forms.md").read_text())
+    rows = [line for line in (root.parent / "docs" / "forms.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(named) == len(rows) - 1  # but for the table's head
+    for file, test in named:
+        assert f"def {test}(" in (root / file).read_text(), f"{file}::{test}"

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.gaofen import GaofenError, Name, acquired, bands, gsd, parse_name, parse_rpb, parse_xml
-from tests.deliveries import STEM, camera, fields, rpb, xml
+from pipeline.gaofen import GaofenError, Name, acquired, bands, check, gsd, parse_name, parse_rpb, parse_rpc, parse_xml
+from tests.deliveries import NAME, STEM, camera, fields, rpb, rpc_text, xml
 
-GOOD_XML, GOOD_RPB = xml(fields()).encode(), rpb(camera())
+GOOD_XML, GOOD_RPB, GOOD_RPC = xml(fields()).encode(), rpb(camera()), rpc_text(camera())
 
 
 # --- names
@@ -24,6 +24,9 @@ NAMES = {
     "GF6_PMS_E120.0_N9.0_20200523_L1A1119991234-MUX": ("GF6", "PMS", 120.0, 9.0, "MUX"),
     "GF1B_PMS_E5.1_S0.4_20200523_L1A1227659999-MUX": ("GF1B", "PMS", 5.1, -0.4, "MUX"),
     "GF1D_PMS_W0.5_N51.2_20200523_L1A1227659999-PAN": ("GF1D", "PMS", -0.5, 51.2, "PAN"),
+    "GF7_DLC_E116.1_N40.3_20200523_L1A0000123456-BWDMUX": ("GF7", "DLC", 116.1, 40.3, "BWDMUX"),
+    "ZY302_TMS_E92.7_N35.0_20171027_L1A0000345912-NAD": ("ZY302", "TMS", 92.7, 35.0, "NAD"),
+    "ZY3_MUX_E116.6_N40.6_20120813_L1A0000603304": ("ZY3", "MUX", 116.6, 40.6, ""),
     "GF4_PMI_E105.0_N31.0_20200523_L1A2147483647": ("GF4", "PMI", 105.0, 31.0, ""),
 }
 
@@ -35,6 +38,24 @@ def test_a_name_says_sensor_place_and_part(stem: str) -> None:
     assert name.date in stem
     assert name.level == "L1A"
     assert f"L1A{name.product}" in stem
+
+
+@pytest.mark.parametrize(
+    ("stem", "scene", "kind"),
+    [
+        (STEM, NAME, "mss"),
+        (f"{NAME}-PAN1", NAME, "pan"),
+        (NAME, NAME, "mss"),
+        (f"{NAME}-2", f"{NAME}-2", "mss"),
+        (f"{NAME}-BWDPAN", NAME, "pan"),
+        (f"{NAME}-FWDPAN", NAME, "other"),
+        (NAME.replace("PMS1", "NAD"), NAME.replace("PMS1", "NAD"), "pan"),
+        (NAME.replace("PMS1", "MUX"), NAME.replace("PMS1", "MUX"), "mss"),
+        (NAME.replace("PMS1", "FWD"), NAME.replace("PMS1", "FWD"), "other"),
+    ],
+)
+def test_a_name_says_scene_and_kind(stem: str, scene: str, kind: str) -> None:
+    assert (parse_name(stem).scene, parse_name(stem).kind) == (scene, kind)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +121,48 @@ def test_an_xml_that_cannot_be_read_is_refused(text: bytes, sentence: str) -> No
         parse_xml(text)
 
 
+@pytest.mark.parametrize("declared", ["GB2312", "gbk", "GB18030", "UTF-16", "utf-8"])
+def test_an_xml_is_read_in_the_encoding_that_it_declares(declared: str) -> None:
+    said = xml(fields() | {"Station": "密云站"}).replace("UTF-8", declared)
+    assert parse_xml(said.encode(declared))["Station"] == "密云站"
+
+
+@pytest.mark.parametrize("declared", ["GB2312", "UTF-16"])
+def test_no_encoding_lets_entities_in(declared: str) -> None:
+    text = f'<?xml version="1.0" encoding="{declared}"?>{BOMB}'
+    with pytest.raises(GaofenError, match="not a product XML"):
+        parse_xml(text.encode(declared))
+
+
+def test_bytes_of_another_encoding_than_declared_are_refused() -> None:
+    text = xml(fields() | {"Station": "密云站"})
+    for said in (text.encode("gbk"), text.replace("UTF-8", "GB2312").encode() + b"\xff"):
+        with pytest.raises(GaofenError, match="not a product XML"):
+            parse_xml(said)
+
+
 def test_many_equal_tags_take_no_longer_than_many_others() -> None:
     assert len(parse_xml(b"<r>" + b"<a>1</a>" * 100_000 + b"</r>")) == 100_000
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({}, ""),
+        ({"SatelliteID": "GF-1", "SensorID": None, "CenterTime": None, "ReceiveTime": None}, ""),
+        ({"CenterTime": "2020-05-24 07:59:59"}, ""),  # 23:59:59 UTC of the day that the name says
+        ({"SatelliteID": "GF1B"}, "SatelliteID is GF1B, but the image is of GF1: the XML of another scene"),
+        ({"SensorID": "WFV2"}, "SensorID is WFV2, but the image is of PMS1: the XML of another scene"),
+        ({"CenterTime": "2020-05-26 05:03:08"}, "its time is 2020-05-25, but the image is of 2020-05-23"),
+    ],
+)
+def test_an_xml_of_another_scene_is_told(change: dict[str, object], sentence: str) -> None:
+    said = {key: str(value) for key, value in (fields() | change).items() if value is not None}
+    if not sentence:
+        check(parse_name(STEM), said)
+        return
+    with pytest.raises(GaofenError, match=sentence):
+        check(parse_name(STEM), said)
 
 
 # --- what the XML means
@@ -231,6 +292,42 @@ def test_a_file_of_megabytes_is_no_trap(text: str) -> None:
         parse_rpb(text)
 
 
+# --- RPC text
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_an_rpc_text_is_the_camera_of_the_rpb(newline: str) -> None:
+    wanted = camera(heading=77, lean=(0.1, -0.2))
+    assert parse_rpc(rpc_text(wanted).replace("\n", newline)) == parse_rpb(rpb(wanted)) == wanted
+    assert parse_rpc(rpc_text(wanted).replace(": ", " = ")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("SAMP_OFF", "SAMPOFF", "SAMP_OFF is missing"),
+        ("LINE_DEN_COEFF_20", "LINE_DEN_COEFF_21", "LINE_DEN_COEFF_20 is missing"),
+        ("HEIGHT_SCALE: 1000.0", "HEIGHT_SCALE: -1", "height_scale must be a positive number, got -1.0"),
+        ("LINE_DEN_COEFF_1: 1.0", "LINE_DEN_COEFF_1: 0", "line_den is all zeros"),
+        ("LINE_DEN_COEFF_1: 1.0", "LINE_DEN_COEFF_1: one", "LINE_DEN_COEFF_1 is 'one', expected a number"),
+        ("LINE_DEN_COEFF_1: 1.0", "LINE_DEN_COEFF_1: inf", "line_den holds a value that is not a finite number"),
+        ("LINE_OFF: 34.5", f"LINE_OFF: {'9x' * 999_999}", "LINE_OFF is '9x9x.{36}', expected a number"),
+    ],
+)
+def test_a_broken_rpc_text_is_refused_by_the_field_at_fault(old: str, new: str, sentence: str) -> None:
+    assert old in GOOD_RPC
+    with pytest.raises(GaofenError, match=sentence):
+        parse_rpc(GOOD_RPC.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    "text", ["A" * 2_000_000, "A:" * 1_000_000, "LINE_OFF:" + " " * 1_000_000, "\n" * 2_000_000 + "x"]
+)
+def test_an_rpc_text_of_megabytes_is_no_trap(text: str) -> None:
+    with pytest.raises(GaofenError, match=r"LINE_OFF is missing|the file is empty"):
+        parse_rpc(text)
+
+
 # --- whatever comes
 
 
@@ -268,6 +365,13 @@ def outcome(parse: Callable[[Any], Any], text: str | bytes) -> Any:
 @settings(max_examples=200)
 def test_only_gaofen_error_comes_of_an_rpb(text: str) -> None:
     found = outcome(parse_rpb, text)
+    assert "\n" not in found if isinstance(found, str) else len(found.line_num) == 20
+
+
+@given(text=st.text() | spoiled(GOOD_RPC))
+@settings(max_examples=200)
+def test_only_gaofen_error_comes_of_an_rpc_text(text: str) -> None:
+    found = outcome(parse_rpc, text)
     assert "\n" not in found if isinstance(found, str) else len(found.line_num) == 20
 
 

@@ -40,7 +40,7 @@ def test_a_known_shift_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[st
     scene = placed(tmp_path / "scene.tif", pixels, east, north)
     reference = placed(tmp_path / "reference.tif", pixels)
     found = shifts(one_scene(scene), one_scene(reference), Terrain(None, 0.0), chip=128, across=5)
-    assert len(found.moved) > 20
+    assert len(found.moved) >= 20
     assert np.median(found.moved, axis=0) == pytest.approx((east, north), abs=0.1 * GSD)
     assert np.percentile(np.abs(found.moved - [east, north]), 90) < 0.2 * GSD
     arguments = [
@@ -56,7 +56,7 @@ def test_a_known_shift_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert f"of {found.chips} chips, 8.003 m a pixel, {CRS}" in printed
+    assert f"of {found.chips} chips, 8 m a pixel, {CRS}" in printed
     assert "median shift" in printed
     assert "90 %" in printed
     with Picture.open(tmp_path / "arrows.png") as picture:

@@ -16,7 +16,7 @@ from pipeline.config import read_config
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("params", sorted((ROOT / "workflows").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("params", [ROOT / "workflows" / f"{name}.yaml" for name in ("sample", "levir_kr")])
 def test_parameter_files_are_read_by_both_halves(params: Path) -> None:
     name = yaml.safe_load(params.read_text())
     assert read_config(params, {}).labels == "globeland30_2020"

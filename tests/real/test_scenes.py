@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from pipeline.archive import deliveries
 from pipeline.delivery import read_delivery
+from pipeline.finding import deliveries
 from pipeline.footprint import flat_terrain, outline
 from pipeline.geocheck import one_scene, shifts
 from pipeline.grid import TileGrid, scene_grid

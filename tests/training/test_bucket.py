@@ -43,12 +43,11 @@ def test_pixels_come_from_a_bucket_as_from_a_disk(addressed: Path, bucket: str) 
     disk = Pixels(f"{addressed}/tiles.zarr", tiles, BANDS)
     cloud = Pixels(f"{bucket}/tiles.zarr", tiles, BANDS)
     positions = np.random.default_rng(0).permutation(len(tiles))
-    for whole in (False, True):
-        here, there = (np.zeros((len(tiles), *disk.tile), np.uint8) for _ in range(2))
-        assert disk.finish(disk.request(positions, here)) == {}
-        assert cloud.finish(cloud.request(positions, there, whole)) == {}
-        assert here.any()
-        assert np.array_equal(here, there)
+    here, there = (np.zeros((len(tiles), *disk.tile), np.uint8) for _ in range(2))
+    assert disk.finish(disk.request(positions, here)) == {}
+    assert cloud.finish(cloud.request(positions, there)) == {}
+    assert here.any()
+    assert np.array_equal(here, there)
 
 
 def test_a_shard_that_the_bucket_lacks_is_named(addressed: Path, bucket: str) -> None:

@@ -1,0 +1,128 @@
+"""Where deliveries lie: under directories, in archives, at URLs, in STAC documents; and which files belong together."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from geokr import files
+from pipeline import gaofen, stac
+from pipeline.archive import ARCHIVES, IMAGES, METADATA
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The images of one product and the metadata beside them, or an archive of such, or a STAC item."""
+
+    path: str
+    """The archive, the first of the images, or the item's address."""
+    files: tuple[str, ...]
+    """Images and metadata files; the archive alone; the document that holds the item."""
+    item: str = ""
+    """The STAC item as JSON, where it is one."""
+    fault: str = ""
+    """Why there is nothing to read, where a STAC document is at fault."""
+
+    @property
+    def archive(self) -> bool:
+        return self.path.lower().endswith(ARCHIVES)
+
+
+def deliveries(paths: Iterable[str | Path]) -> Iterator[Delivery]:
+    """Deliveries under directories, in the order of their paths, each once; files and URLs may be named too.
+
+    The paths are absolute: a worker elsewhere on a shared file system has another working directory.
+    Raises FileNotFoundError for a path that does not exist.
+    """
+    seen: set[str] = set()
+    for path in sorted(str(path) if stac.is_remote(str(path)) else str(Path(path).absolute()) for path in paths):
+        for delivery in remote(path) if stac.is_remote(path) else under(Path(path)):
+            if delivery.path not in seen:  # or one of the paths leads into another
+                seen.add(delivery.path)
+                yield delivery
+
+
+def under(path: Path) -> list[Delivery]:
+    """The deliveries under a directory, or the one that a file belongs to, in the order of their paths."""
+    if path.is_dir():
+        return ordered([str(file) for file in path.rglob("*") if file.is_file()])
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or directory")
+    name = path.name.lower()
+    if name.endswith(ARCHIVES):
+        return [Delivery(str(path), (str(path),))]
+    if name.endswith(stac.DOCUMENTS):
+        return [item_delivery(found) for found in stac.items(str(path))]
+    beside = products(str(file) for file in path.parent.iterdir() if file.is_file())
+    return [Delivery(group[0], group) for group in beside if str(path) in group]
+
+
+def remote(url: str) -> list[Delivery]:
+    """The deliveries at a URL: an image's, a STAC document's, or those of a folder in a bucket."""
+    name = url.lower()
+    if name.endswith(stac.DOCUMENTS):
+        return [item_delivery(found) for found in stac.items(url)]
+    if name.endswith(IMAGES):
+        return [Delivery(url, (url,))]
+    if name.startswith("s3://"):
+        return ordered([f"{url.rstrip('/')}/{key}" for key in files.keys_under(url)])
+    return [item_delivery(found) for found in stac.items(url)]  # an API's answer has no suffix
+
+
+def ordered(names: list[str]) -> list[Delivery]:
+    """The deliveries among files, in the order of their paths; what a STAC item refers to is no image of its own."""
+    items = [found for name in names if name.lower().endswith(stac.DOCUMENTS) for found in stac.items_here(name)]
+    referred = {asset["href"] for found in items for asset in found.item.get("assets", {}).values()}
+    found = [Delivery(group[0], group) for group in products(name for name in names if name not in referred)]
+    found += [Delivery(name, (name,)) for name in names if name.lower().endswith(ARCHIVES)]
+    return sorted([*found, *map(item_delivery, items)], key=lambda delivery: delivery.path)
+
+
+def item_delivery(found: stac.Found) -> Delivery:
+    """A STAC item as a delivery."""
+    item = json.dumps(found.item, sort_keys=True) if found.item else ""
+    return Delivery(found.href, (found.document,), item, found.fault)
+
+
+def products(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Files that belong together: the images of one product in one folder, then the metadata of each.
+
+    Upper and lower case are the same, but in images' names.
+    """
+    names = sorted(names)
+    metadata = {name.lower(): name for name in names if name.lower().endswith(METADATA)}
+    images: dict[str, list[str]] = {}
+    for name in names:
+        if name.lower().endswith(IMAGES):
+            images.setdefault(product(name), []).append(name)
+    found = []
+    for _, members in sorted(images.items()):
+        wanted = [name.lower() for member in members for name in metadata_names(member)]
+        beside = [metadata[name] for name in wanted if name in metadata]
+        found.append((*members, *dict.fromkeys(beside)))
+    return found
+
+
+def metadata_names(image: str) -> list[str]:
+    """What the metadata files of an image may be called, but for upper and lower case.
+
+    Last comes the XML that all images of a delivery share where they have none each: GF-6 WFV.
+    """
+    stem = str(PurePosixPath(image).with_suffix(""))
+    return [*(stem + suffix for suffix in METADATA), f"{stem.rpartition('-')[0]}.xml"]
+
+
+def scene_name(name: str) -> str:
+    """The name of the scene that an image belongs to: without suffix and, in a Gaofen name, without the camera's."""
+    stem = PurePosixPath(name).stem
+    try:
+        return gaofen.parse_name(stem).scene
+    except gaofen.GaofenError:
+        return stem
+
+
+def product(name: str) -> str:
+    """The path that the images of one scene share; an image with any other name is alone."""
+    path = PurePosixPath(name)
+    scene = scene_name(name)
+    return name if scene == path.stem else str(path.with_name(scene))

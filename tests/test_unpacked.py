@@ -1,0 +1,125 @@
+"""Images in compressed archives: read from a copy that is made once, shared, bounded, and never in anybody's way."""
+
+import os
+import shutil
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import unpacked as module
+from pipeline.archive import member_path
+from pipeline.raster import open_image
+from pipeline.scene import SceneError
+from pipeline.unpacked import unpacked
+from tests.deliveries import STEM, contents, coordinates, write_archive, write_zip
+
+IMAGE = f"{STEM}.tiff"
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GEOKR_SCRATCH", str(tmp_path / "scratch"))
+    return tmp_path / "scratch"
+
+
+def copies(scratch: Path) -> list[Path]:
+    return [file for file in scratch.glob("*") if file.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("form", [".tar.gz", ".tgz", ".zip", ".tar", "stored.zip"])
+def test_only_what_is_compressed_is_copied(tmp_path: Path, scratch: Path, form: str) -> None:
+    archive = tmp_path / f"in{form}"
+    if form.endswith("zip"):
+        write_zip(archive, contents(), 0 if form == "stored.zip" else 8)
+    else:
+        write_archive(archive, contents())
+    path = member_path(str(archive), IMAGE)
+    for _ in range(2):
+        with open_image(path) as file:
+            assert np.array_equal(file.read(), coordinates())
+    found = copies(scratch)
+    assert len(found) == (0 if form in (".tar", "stored.zip") else 1)
+    assert all(file.read_bytes() == contents()[IMAGE] for file in found)
+    assert oct(scratch.stat().st_mode)[-3:] == "700" if found else True
+
+
+def test_another_archive_of_the_same_name_is_unpacked_anew(tmp_path: Path, scratch: Path) -> None:
+    path = member_path(str(write_archive(tmp_path / "a.tgz", contents())), IMAGE)
+    with unpacked(path) as first:
+        pass
+    os.utime(tmp_path / "a.tgz", (1, 1))
+    with unpacked(path) as second:
+        assert first != second
+    assert len(copies(scratch)) == 2
+
+
+def test_the_oldest_copy_that_nobody_reads_makes_room(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(contents()[IMAGE])
+    monkeypatch.setattr(module, "BOUND", 2 * size + 10)
+    paths = [member_path(str(write_archive(tmp_path / f"{k}.tgz", contents())), IMAGE) for k in range(4)]
+    with unpacked(paths[0]) as kept:
+        with unpacked(paths[1]) as second:
+            assert len(copies(scratch)) == 2
+            with unpacked(paths[2]) as third:  # both are in use
+                assert third == paths[2]
+        with unpacked(paths[3]) as fourth:
+            assert fourth != paths[3]
+        assert Path(kept).exists()
+        assert not Path(second).exists()
+    assert sum(file.stat().st_size for file in copies(scratch)) <= 2 * size
+
+
+def test_without_room_on_the_disk_the_archive_is_read_in_place(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SPARE", shutil.disk_usage(tmp_path).total)
+    path = member_path(str(write_archive(tmp_path / "a.tgz", contents())), IMAGE)
+    with open_image(path) as file:
+        assert np.array_equal(file.read(), coordinates())
+    assert copies(scratch) == []
+
+
+def test_many_readers_make_one_copy(tmp_path: Path, scratch: Path) -> None:
+    path = member_path(str(write_archive(tmp_path / "a.tgz", contents())), IMAGE)
+
+    def read(_: int) -> int:
+        with unpacked(path) as copy:
+            return len(Path(copy).read_bytes())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(read, range(32))) == {len(contents()[IMAGE])}
+    assert len(copies(scratch)) == 1
+
+
+def test_the_remains_of_a_killed_run_are_replaced(tmp_path: Path, scratch: Path) -> None:
+    path = member_path(str(write_archive(tmp_path / "a.tgz", contents())), IMAGE)
+    with unpacked(path) as copy:
+        pass
+    Path(copy).rename(Path(copy).with_suffix(".new"))
+    Path(copy).with_suffix(".new").write_bytes(b"half")
+    with unpacked(path) as again:
+        assert Path(again).read_bytes() == contents()[IMAGE]
+    assert copies(scratch) == [Path(copy)]
+
+
+def test_an_archive_that_changed_since_it_was_listed_is_named(tmp_path: Path, scratch: Path) -> None:
+    archive = write_archive(tmp_path / "a.tgz", contents())
+    with pytest.raises(SceneError, match=r"a\.tgz: gone\.tif cannot be unpacked: it is not there any more"):
+        unpacked(member_path(str(archive), "gone.tif")).__enter__()
+    archive.write_bytes(archive.read_bytes()[:9_000])
+    with pytest.raises(SceneError, match=rf"a\.tgz: {IMAGE} cannot be unpacked"):
+        unpacked(member_path(str(archive), IMAGE)).__enter__()
+    assert copies(scratch) == []
+
+
+def test_a_members_name_decides_nothing_about_where_it_is_written(tmp_path: Path, scratch: Path) -> None:
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("../../above.tif"))
+    with unpacked(f"/vsitar/{{{tmp_path}/a.tgz}}/../../above.tif") as copy:
+        assert Path(copy).parent == scratch
+    assert not (tmp_path.parent / "above.tif").exists()
