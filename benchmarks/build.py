@@ -246,13 +246,14 @@ def case_workers(scratch: Path, size: tuple[int, int], rounds: int) -> bool:
     archive = scratch / "archive"
     write_archive(archive, 4, *size)
     times: dict[int, list[float]] = {1: [], 2: []}
+    equal = True
     for _ in range(rounds):
         for workers in times:
             found = measured("ours", archive, scratch / f"by{workers}", workers)
             times[workers].append(found["seconds"])
             if workers == 1:
                 first = files(scratch / "by1")
-            equal = files(scratch / f"by{workers}") == first
+            equal = equal and files(scratch / f"by{workers}") == first
             remove(scratch / f"by{workers}")
     two, one = (found["tiles"] / statistics.median(times[workers]) for workers in (2, 1))
     print(
@@ -273,7 +274,7 @@ def case_scenes(scratch: Path, size: tuple[int, int], _: int) -> bool:
         alone = alone or found["seconds"]
         print(
             f"case=build-scenes-{count} ours={found['seconds']:.1f} peer={alone * count:.1f} unit=s "
-            f"ratio={alone * count / found['seconds']:.2f} equal=yes tiles={found['tiles']} "
+            f"ratio={alone * count / found['seconds']:.2f} tiles={found['tiles']} "
             f"worker={found['memory'] / 2**20:.0f}MiB",
             flush=True,
         )
@@ -290,7 +291,7 @@ def case_size(scratch: Path, size: tuple[int, int], _: int) -> bool:
         memory.append(found["memory"] / 2**20)
     quarter, whole = memory
     print(
-        f"case=build-size ours={whole:.0f} peer={quarter:.0f} unit=MiB ratio={whole / quarter:.2f} equal=yes "
+        f"case=build-size ours={whole:.0f} peer={quarter:.0f} unit=MiB ratio={whole / quarter:.2f} "
         f"size={size[0]}x{size[1]}",
         flush=True,
     )
@@ -301,19 +302,18 @@ def case_scheduler(_: Path, __: tuple[int, int], ___: int) -> bool:
     found = measured("blocks")
     print(
         f"case=build-scheduler ours={found['seconds']:.1f} peer=120 unit=s ratio={120 / found['seconds']:.1f} "
-        f"equal=yes blocks={found['blocks']} memory={found['memory'] / 2**20:.0f}MiB",
+        f"blocks={found['blocks']} memory={found['memory'] / 2**20:.0f}MiB",
         flush=True,
     )
     return bool(found["blocks"] * 256 >= TILES)
 
 
 def files(dataset: Path) -> dict[str, bytes]:
-    """Every file of a data set but its log and summary, which names the paths."""
-    skipped = ("build.jsonl",)
+    """Digest of every file of a data set but its log."""
     return {
         path.relative_to(dataset).as_posix(): hashlib.sha256(path.read_bytes()).digest()
         for path in dataset.rglob("*")
-        if path.is_file() and path.name not in skipped
+        if path.is_file() and path.name != "build.jsonl"
     }
 
 

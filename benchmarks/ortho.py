@@ -212,7 +212,7 @@ def panchromatic(folder: Path, rpb: Path) -> bool:
     size = grid.geobox.shape[0] * grid.geobox.shape[1] / 1e6
     print(
         f"case=ortho-gf2-pan-memory ours={peak / 2**20:.0f} peer={LIMIT >> 20} unit=MiB ratio={peak / LIMIT:.2f} "
-        f"equal=yes scene={image.width}x{image.height} blocks={rows * cols} "
+        f"scene={image.width}x{image.height} blocks={rows * cols} "
         f"tiles={sum(report.tiles for report in reports)} accepted={sum(report.accepted for report in reports)} "
         f"built_at={size / seconds:.1f}Mpx/s lattice_error={max(report.lattice_error for report in reports):.4f}px",
         flush=True,

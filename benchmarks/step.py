@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
         name = torch.cuda.get_device_name(place.device) if gpu else "processor"
         print(
             f"case=step-{config.model}-{config.image_size} ours={statistics.median(real):.1f} "
-            f"peer={statistics.median(constant):.1f} unit=tiles/s ratio={ratio:.3f} equal=yes "
+            f"peer={statistics.median(constant):.1f} unit=tiles/s ratio={ratio:.3f} "
             f"device={name.replace(' ', '-')} pixels={pixels}"
         )
         if gpu:

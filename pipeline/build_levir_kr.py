@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -25,13 +26,14 @@ from pipeline.delivery import Refusal, read_delivery
 from pipeline.finding import deliveries
 from pipeline.footprint import flat_terrain
 from pipeline.items import write_static
-from pipeline.radiometry import RadiometryError, Stretch, read_coefficients
+from pipeline.ortho import Resampling
+from pipeline.radiometry import Kind, RadiometryError, Stretch, read_coefficients
 from pipeline.report import summary_table
 from pipeline.run import LIBRARIES, ClusterError, cluster
+from pipeline.scene import Imagery
 from pipeline.stac import is_remote
 from pipeline.watch import note
 
-KINDS = ("percentile", "percentile-per-band", "toa", "dn")
 STAGES = ("catalog", "tiles", "labels", "index")
 
 
@@ -48,12 +50,14 @@ def arguments() -> argparse.ArgumentParser:
     add("--landcover", nargs="+", metavar="DIR", help="directories (or files) with land-cover sheets")
     add("--legend", nargs="+", dest="legends", metavar="FILE", help="your own descriptions of land-cover products")
     add("--taxonomy", metavar="NAME", help="classes of the labels: globeland30, paper, own or a file (globeland30)")
-    add("--imagery", choices=("mss", "pan", "pansharpened"), help="which images of a delivery are tiled (mss)")
+    add("--imagery", choices=get_args(Imagery), help="which images of a delivery are tiled (mss)")
     add("--dem", metavar="FILE", help="heights above the ellipsoid; without it the ground is taken as flat")
     add("--geoid", metavar="FILE", help="heights of the geoid above the ellipsoid, where the DEM's are above the geoid")
-    add("--resampling", choices=("bilinear", "cubic", "nearest"), help="of the images' pixels (bilinear)")
+    add("--resampling", choices=get_args(Resampling), help="of the images' pixels (bilinear)")
     add(
-        "--radiometry", choices=KINDS, help="what is stored: 8 bits stretched, reflectance, or the numbers (percentile)"
+        "--radiometry",
+        choices=get_args(Kind),
+        help="what is stored: 8 bits stretched, reflectance, or the numbers (percentile)",
     )
     add("--coefficients", metavar="FILE.csv", help="calibration for --radiometry toa, instead of the built-in table")
     add("--out", metavar="DATASET", help="directory of the data set, or s3://bucket/prefix")

@@ -73,7 +73,7 @@ class BuildConfig(Strict):
     """What is stored: percentile or percentile-per-band (8 bits), toa (reflectance) or dn (16 bits)."""
     coefficients: str | None = None
     """For toa: a table instead of the one that is built in, CSV as pipeline/calibration.csv."""
-    pansharpen_weights: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] | None = None
+    pansharpen_weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """Weight of each band in the panchromatic one; equal unless given."""
     rules: Rules = Rules()
     labels: str | None = None

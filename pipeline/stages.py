@@ -51,7 +51,6 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
     dem = None if config.dem is None else str(Path(config.dem).absolute())
     software = {name: version(name) for name in SOFTWARE}
     geoid = None if config.geoid is None else str(Path(config.geoid).absolute())
-    weights = None if config.pansharpen_weights is None else tuple(config.pansharpen_weights)
     table = config.coefficients or str(CALIBRATION)
     provenance = json.dumps(
         {
@@ -61,7 +60,7 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
             "stretch": config.stretch,
             "radiometry": config.radiometry,
             "coefficients": digest(table) if config.radiometry == "toa" else None,
-            "weights": weights,
+            "weights": config.pansharpen_weights,
             "imagery": config.imagery,
             "bands": config.bands,
             "software": software,
@@ -82,7 +81,10 @@ def catalog(config: BuildConfig, client: Client | None) -> list[Entry]:
             changed.append(delivery)
     if not changed and not results:
         raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there, and no STAC item")
-    given = (dem, config.stretch, config.imagery, geoid, config.radiometry, config.coefficients, weights, config.bands)
+    given = (
+        dem, config.stretch, config.imagery, geoid, config.radiometry, config.coefficients, config.pansharpen_weights,
+        config.bands,
+    )  # fmt: skip
     batches = (Batch(f"catalog-{Path(d.path).name}", [CatalogJob(d, *given)]) for d in changed)
     with Progress(out, "catalog", len(changed), "delivery") as progress:
         for job, found in stream(read_and_survey, batches, client):
@@ -311,8 +313,7 @@ def tiles(config: BuildConfig, entries: list[Entry], client: Client | None) -> N
 
 def tile_job(config: BuildConfig, root: str, entry: Entry, grid: TileGrid, i: int, j: int) -> TileJob:
     """What building block (i, j) of a scene takes. root: the tile store."""
-    weights = None if config.pansharpen_weights is None else tuple(config.pansharpen_weights)
-    how = entry.radiometry, config.resampling, weights
+    how = entry.radiometry, config.resampling, config.pansharpen_weights
     return TileJob(root, entry.scene, entry.terrain, entry.stretch, config.rules, grid, i, j, *how)
 
 
