@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,8 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject, transform_bounds
 from rasterio.windows import from_bounds
 
-from benchmarks.archive import HEIGHT, WIDTH, write_archive
+from benchmarks.archive import HEIGHT, WIDTH, shots, write_archive
+from benchmarks.process import most_memory, one_core
 from geokr import store
 from geokr.landcover import find
 from geokr.legend import Legend
@@ -40,7 +40,7 @@ from pipeline import stages
 from pipeline.catalog import read_catalog
 from pipeline.config import BuildConfig
 from pipeline.quality import Rules, judge
-from pipeline.run import Batch, cluster, single_threaded, stream
+from pipeline.run import Batch, cluster, stream
 
 TILES = 1_430_000
 """Of Levir-KR."""
@@ -76,10 +76,10 @@ def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
 
     if workers == 0:
         one_core()
-        seconds, memory = build(None), peak()
+        seconds, memory = build(None), most_memory()
     else:
         with cluster(workers, dashboard="127.0.0.1:0") as client:
-            seconds, memory = build(client), max(client.run(peak).values())
+            seconds, memory = build(client), max(client.run(most_memory).values())
     grids = [grid for entry in read_catalog(out / "scenes.parquet") if (grid := stages.grid_of(entry, config))]
     return {"seconds": seconds, "tiles": sum(grid.rows * grid.cols for grid in grids), "memory": memory}
 
@@ -183,18 +183,7 @@ def blocks(side: int = 16) -> dict[str, Any]:
         batches = (Batch(f"tiles-scene{k}", range(per_scene)) for k in range(scenes))
         done = sum(1 for _ in stream(nothing, batches, client))
         seconds = time.perf_counter() - began
-    return {"seconds": seconds, "blocks": done, "memory": peak()}
-
-
-def one_core() -> None:
-    """Hold this process to one core, and the libraries to one thread."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    single_threaded()
-
-
-def peak() -> int:
-    """Most memory that this process has held, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds, "blocks": done, "memory": most_memory()}
 
 
 def measured(function: str, *arguments: object) -> dict[str, Any]:
@@ -265,20 +254,25 @@ def case_workers(scratch: Path, size: tuple[int, int], rounds: int) -> bool:
 
 
 def case_scenes(scratch: Path, size: tuple[int, int], _: int) -> bool:
-    alone = 0.0
+    """Equal: the first scene's files are those of the build of it alone."""
+    first, good = f"{store.TILES}/{shots(1, *size)[0].name}", True
+    alone: tuple[float, dict[str, bytes]] | None = None
     for count in (1, 4, 16):
         remove(scratch / "archive")
         write_archive(scratch / "archive", count, *size)
         found = measured("ours", scratch / "archive", scratch / "grown", 2)
+        built = {name: digest for name, digest in files(scratch / "grown").items() if name.startswith(first)}
         remove(scratch / "grown")
-        alone = alone or found["seconds"]
+        alone = alone or (found["seconds"], built)
+        equal = bool(built) and built == alone[1]
+        good = good and equal
         print(
-            f"case=build-scenes-{count} ours={found['seconds']:.1f} peer={alone * count:.1f} unit=s "
-            f"ratio={alone * count / found['seconds']:.2f} tiles={found['tiles']} "
-            f"worker={found['memory'] / 2**20:.0f}MiB",
+            f"case=build-scenes-{count} ours={found['seconds']:.1f} peer={alone[0] * count:.1f} unit=s "
+            f"ratio={alone[0] * count / found['seconds']:.2f} equal={'yes' if equal else 'no'} "
+            f"tiles={found['tiles']} worker={found['memory'] / 2**20:.0f}MiB",
             flush=True,
         )
-    return True
+    return good
 
 
 def case_size(scratch: Path, size: tuple[int, int], _: int) -> bool:

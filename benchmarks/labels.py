@@ -33,6 +33,7 @@ from pyproj import CRS
 from rasterio.windows import Window
 from rasterstats import zonal_stats
 
+from benchmarks.process import most_memory
 from geokr import store
 from geokr.landcover import LandCover, find
 from geokr.outlines import Floats, project, rings
@@ -121,12 +122,6 @@ def seconds(function: Callable[[], object]) -> float:
     return (time.perf_counter() - began) / calls
 
 
-def peak_memory() -> float:
-    """Of this process, MB. Not getrusage's, which a new process inherits from the one that started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
 def compare(name: str, gsd: float, size: float, crs: str, folder: Path, rounds: int) -> bool:
     """One case: prints its lines, and returns whether the results are equal."""
     side = 15 * 200 + 256
@@ -171,7 +166,7 @@ def whole_sheet(path: str, out: str, answer: "multiprocessing.Queue[tuple[int, i
     store.create_labels(
         out, "scene", shape=(50, 60), classes=cover.legend.classes, block=16, attributes={"product": cover.name}
     )
-    before = peak_memory()
+    before = most_memory() / 2**20
     began = time.perf_counter()
     reports = [
         build_labels(LabelJob(out, "scene", cover, grid, i, j))
@@ -179,7 +174,7 @@ def whole_sheet(path: str, out: str, answer: "multiprocessing.Queue[tuple[int, i
         for j in range(grid.blocks[1])
     ]
     took = time.perf_counter() - began
-    peak = peak_memory()
+    peak = most_memory() / 2**20
     answer.put((sum(r.tiles for r in reports), sum(r.labelled for r in reports), took, peak, before))
 
 

@@ -26,6 +26,7 @@ import shapely
 from affine import Affine
 from rasterio.warp import Resampling, reproject
 
+from benchmarks.process import most_memory
 from geokr import store
 from pipeline.footprint import outline
 from pipeline.gaofen import parse_rpb
@@ -33,7 +34,7 @@ from pipeline.grid import TileGrid, scene_grid
 from pipeline.ortho import orthorectify
 from pipeline.quality import Rules
 from pipeline.radiometry import Stretch
-from pipeline.run import single_threaded
+from pipeline.run import settle
 from pipeline.scene import Image, Scene
 from pipeline.terrain import Terrain
 from pipeline.tiles import TileJob, build_tiles
@@ -220,12 +221,6 @@ def panchromatic(folder: Path, rpb: Path) -> bool:
     return peak < LIMIT
 
 
-def most_memory() -> int:
-    """The most memory that this process has held, bytes; of Linux, since `ru_maxrss` counts what forked it, too."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) << 10
-
-
 def main(argv: list[str]) -> int:
     """The command. Exit status 1 where a figure is not what it is to be."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks ortho", description=__doc__)
@@ -235,7 +230,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", choices=("mss", "pan"), help="one case alone")
     parser.add_argument("--made", type=Path, help=argparse.SUPPRESS)  # where this command has made the case of memory
     options = parser.parse_args(argv)
-    single_threaded()
+    settle()
     if options.made is not None:
         return 0 if panchromatic(options.made, options.originals / f"{STEM}-PAN1.rpb") else 1
     good = True

@@ -45,6 +45,8 @@ ACCEPTED = TILE_STATUS.index("accepted")
 
 _BLOSC = Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)
 """The fastest of those measured, and the smallest: see docs/decisions.md."""
+OVERHEAD = 16
+"""Bytes by which a chunk that cannot be compressed grows in Blosc's format: its header."""
 SMALL = (ZstdCodec(level=0), Crc32cCodec())
 """How arrays are stored that hold a number or a few a tile."""
 
@@ -335,6 +337,7 @@ def write_block(
 ) -> None:
     """Write a whole block: its arrays first, `status` (row, col) last, which marks the block as done.
 
+    Of an array in shards only those tiles are kept whose status is ACCEPTED; the others stay at the fill value 0.
     On a disk each is there to stay before the next is begun. Raises StoreError where a status is 0, a shape is not
     the block's, or the place is not a block, and nothing is written then; StoreWriteError where the store fails.
     """
@@ -362,20 +365,21 @@ def write_block(
         # a worker that has lost its client may be writing the same block to its end.
         sync((array.store_path / f"c/{i}/{j}").delete())
         for array, values, i, j, side in targets:
-            _replace(array, values, i, j, side)
+            if array.shards is None:
+                _replace(array, values, i, j, side)
+            else:
+                shard = _shard(values, status == ACCEPTED, side)
+                path = array.store_path / array.metadata.encode_chunk_key((i, j, *(0,) * (values.ndim - 2)))
+                buffer = default_buffer_prototype().buffer
+                sync(path.delete() if shard is None else path.set(buffer.from_array_like(shard)))
 
 
 def _replace(array: Any, values: npt.NDArray[Any], i: int, j: int, side: int) -> None:
-    """Write the whole shard or chunk (i, j, 0 ...), whatever is there.
+    """Write the whole chunk (i, j, 0 ...), whatever is there.
 
-    At the grid's border a block is smaller than its shard, and Zarr would read what is there, to keep the rest of it:
-    the remains of a killed run, perhaps. So the array is written as if it went on to the shard's end.
+    At the grid's border a block is smaller than its chunk, and Zarr would read what is there, to keep the rest of it:
+    the remains of a killed run, perhaps. So the array is written as if it went on to the chunk's end.
     """
-    if array.shards is not None:
-        path = array.store_path / array.metadata.encode_chunk_key((i, j, *(0,) * (values.ndim - 2)))
-        shard = _shard(values, side)
-        sync(path.delete() if shard is None else path.set(default_buffer_prototype().buffer.from_bytes(shard)))
-        return
     shape = ((i + 1) * side, (j + 1) * side, *array.shape[2:])
     padding = [(0, side - values.shape[0]), (0, side - values.shape[1]), *[(0, 0)] * (values.ndim - 2)]
     metadata = replace(array.metadata, shape=shape)
@@ -383,28 +387,30 @@ def _replace(array: Any, values: npt.NDArray[Any], i: int, j: int, side: int) ->
     wider[i * side :, j * side :] = np.pad(values, padding) if any(map(any, padding)) else values
 
 
-def _shard(values: npt.NDArray[Any], side: int) -> bytes | None:
-    """A shard of tiles, row by row, as the codec `sharding_indexed` of Zarr v3 has it; None where all are 0.
+def _shard(values: npt.NDArray[Any], keep: npt.NDArray[np.bool_], side: int) -> npt.NDArray[np.uint8] | None:
+    """A shard of the tiles to keep, row by row, as the codec `sharding_indexed` of Zarr v3 has it; None without any.
 
     zarr-python's own codec takes three times as long, in comparisons with the fill value and in passing chunks around.
     """
-    index = np.full((side, side, 2), 2**64 - 1, "<u8")  # which stands for a tile at the fill value
-    parts: list[bytes] = []
-    end = 0
-    for r, c in np.ndindex(values.shape[:2]):
-        tile = np.ascontiguousarray(values[r, c])
-        if tile.any():
-            coded = _BLOSC.encode(tile)
-            parts += [coded, _crc32c(coded)]
-            index[r, c] = end, len(coded) + 4
-            end += len(coded) + 4
-    if not parts:
+    if not keep.any():
         return None
-    return b"".join([*parts, index.tobytes(), _crc32c(index.tobytes())])
+    index = np.full((side, side, 2), 2**64 - 1, "<u8")  # which stands for a tile at the fill value
+    most = values[0, 0].nbytes + OVERHEAD + 4
+    shard = np.empty(int(keep.sum()) * most + index.nbytes + 4, np.uint8)
+    end = 0
+    for r, c in np.argwhere(keep):
+        coded = _checked(_BLOSC.encode(np.ascontiguousarray(values[r, c])))
+        shard[end : end + len(coded)] = np.frombuffer(coded, np.uint8)
+        index[r, c] = end, len(coded)
+        end += len(coded)
+    coded = _checked(index.tobytes())
+    shard[end : end + len(coded)] = np.frombuffer(coded, np.uint8)
+    return shard[: end + len(coded)]
 
 
-def _crc32c(data: bytes) -> bytes:
-    return int(google_crc32c.value(data)).to_bytes(4, "little")
+def _checked(data: bytes) -> bytes:
+    """Data with their checksum behind them, as the codec `crc32c` has it."""
+    return data + int(google_crc32c.value(data)).to_bytes(4, "little")
 
 
 def status(group: zarr.Group) -> npt.NDArray[np.uint8]:

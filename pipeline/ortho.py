@@ -17,7 +17,7 @@ from rasterio.windows import Window
 
 from geokr.crs import transformer
 from pipeline.quality import missing_lines
-from pipeline.raster import Pixels, Valid, read_parts
+from pipeline.raster import Memory, Pixels, Valid, read_parts
 from pipeline.scene import Image, SceneError
 from pipeline.sensor import RPC, Floats, SensorModel
 from pipeline.terrain import Relief, Terrain, flat
@@ -201,17 +201,20 @@ def worst(mesh: Lattice, geobox: GeoBox, model: SensorModel) -> float:
         return float(np.nan_to_num(np.abs(found - truth), nan=0.0, posinf=0.0).max())
 
 
-def resample(source: Pixels, x: Map, y: Map, kind: Resampling) -> Pixels:
-    """Samples of an image at index coordinates (0 is the centre of the first pixel): (row, col, band), its type.
+def resample(source: Pixels, x: Map, y: Map, kind: Resampling, pixels: Pixels) -> None:
+    """Samples of an image at index coordinates (0 is the centre of the first pixel), into pixels.
 
-    source: (row, col, band), at most 4 bands. x, y: float32. What draws on a pixel outside the source means nothing.
+    source: (row, col, band), at most 4 bands. x, y: float32. pixels: (*x.shape, band), of the source's type.
+    What draws on a pixel outside the source means nothing.
     """
     if kind == "cubic":
-        pixels = np.empty((*x.shape, source.shape[2]), source.dtype)
         convolve(source, x, y, pixels)
-        return pixels
+        return
     code = cv2.INTER_LINEAR if kind == "bilinear" else cv2.INTER_NEAREST
-    return np.asarray(cv2.remap(source, x, y, code)).reshape(*x.shape, source.shape[2])
+    if pixels.strides[1] == source.shape[2] * source.itemsize:
+        cv2.remap(source, x, y, code, dst=pixels)
+    else:  # some of a pixel's bands, which OpenCV cannot write apart from the others
+        pixels[...] = cv2.remap(source, x, y, code).reshape(pixels.shape)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -252,6 +255,8 @@ def groups(bands: int) -> list[slice]:
     return found
 
 
+Mask = npt.NDArray[np.bool_] | np.bool_
+SOURCES = Memory()
 MARGIN: dict[Resampling, float] = {"nearest": -0.499, "bilinear": 0.0, "cubic": 1.0}
 """A sample so far within the outermost pixels' centres draws on no pixel outside the image, px."""
 
@@ -279,10 +284,11 @@ def orthorectify(
     """
     shape = (geobox.shape[0], geobox.shape[1])
     mesh = lattice(geobox, image.model, terrain)
-    pixels, valid = np.zeros((*shape, len(image.bands)), image.dtype), np.zeros(shape, np.bool_)
+    pixels, valid = np.empty((*shape, len(image.bands)), image.dtype), np.zeros(shape, np.bool_)
     reach = mesh.reach()
     window = source_window(reach, image.width, image.height)
     if window is None:
+        pixels[...] = 0
         return Ortho(pixels, valid, None, mesh)
     c0, r0, width, height = window
     if max(width, height) > LONGEST:
@@ -291,28 +297,36 @@ def orthorectify(
             f"of it, more than {LONGEST}; give a smaller block, or is the ground sampling distance wrong?"
         )
     parts = groups(len(image.bands))
-    sources, known = read_parts(image, Window(c0, r0, width, height), parts)
+    sources, known = read_parts(image, Window(c0, r0, width, height), parts, memory=SOURCES)
     bad = without_data(known, kind)
     gone = missing_lines(sources[0], missing_level) if isinstance(image.model, RPC) else np.zeros(height, np.bool_)
     lost = np.zeros(shape, np.bool_) if gone.any() else None
     near = gone | np.append(gone[1:], False) | np.insert(gone[:-1], 0, False)
-    margin = MARGIN[kind]
     for top in range(0, shape[0], STRIP):
         rows = slice(top, min(top + STRIP, shape[0]))
-        cols = columns(reach, mesh.step, rows, shape[1], window)
+        cols, inside = columns(reach, mesh.step, rows, shape[1], window)
+        pixels[rows, : cols.start], pixels[rows, cols.stop :] = 0, 0
         if cols.start == cols.stop:
             continue
         x, y = mesh.maps(rows, cols, (c0 + 0.5, r0 + 0.5))
-        good = (x >= margin) & (x <= width - 1 - margin) & (y >= margin) & (y <= height - 1 - margin)
         for part, source in zip(parts, sources, strict=True):
-            pixels[rows, cols, part] = resample(source, x, y, kind)
+            resample(source, x, y, kind, pixels[rows, cols, part])
+        good: Mask = np.True_ if inside else within(x, y, (height, width), MARGIN[kind])
         if bad is not None:
             # In 16 bits, so that no weight that could change a pixel is rounded away.
-            good &= resample(bad, x, y, "nearest" if kind == "nearest" else "bilinear")[..., 0] == 0
+            drawn = np.empty((*x.shape, 1), np.uint16)
+            resample(bad, x, y, "nearest" if kind == "nearest" else "bilinear", drawn)
+            good = good & (drawn[..., 0] == 0)
         valid[rows, cols] = good
         if lost is not None:
             lost[rows, cols] = good & near[np.clip(np.nan_to_num(y + 0.5), 0, height - 1).astype(np.intp)]
     return Ortho(pixels, valid, lost, mesh)
+
+
+def within(x: Map, y: Map, shape: tuple[int, int], margin: float) -> npt.NDArray[np.bool_]:
+    """Where index coordinates lie a margin or more within the centres of an image's outermost pixels."""
+    height, width = shape
+    return (x >= margin) & (x <= width - 1 - margin) & (y >= margin) & (y <= height - 1 - margin)
 
 
 def without_data(valid: Valid, kind: Resampling) -> Pixels | None:
@@ -340,14 +354,23 @@ def source_window(reach: Floats, width: int, height: int) -> tuple[int, int, int
     return (c0, r0, c1 - c0, r1 - r0) if c1 > c0 and r1 > r0 else None
 
 
-def columns(reach: Floats, step: int, rows: slice, width: int, window: tuple[int, int, int, int]) -> slice:
-    """The run of destination columns of some rows that can lie in a window of the image."""
+def columns(reach: Floats, step: int, rows: slice, width: int, window: tuple[int, int, int, int]) -> tuple[slice, bool]:
+    """The run of destination columns of some rows that can lie in a window of the image.
+
+    Also whether all of these lie in it for certain, and so far from its border that no sample draws on more.
+    """
     c0, r0, w, h = window
     first, last = (2 * row // step + 1 >> 1 for row in (rows.start, rows.stop - 1))
     low_x, high_x, low_y, high_y = np.moveaxis(reach[first : last + 1], -1, 0)
     near = (high_x > c0 - 2) & (low_x < c0 + w + 2) & (high_y > r0 - 2) & (low_y < r0 + h + 2)
     cells = np.flatnonzero(near.any(axis=0))
     if len(cells) == 0:
-        return slice(0, 0)
+        return slice(0, 0), False
+    run = slice(cells[0], cells[-1] + 1)
+    sides = (
+        low_x[:, run].min() - c0, c0 + w - high_x[:, run].max(),
+        low_y[:, run].min() - r0, r0 + h - high_y[:, run].max(),
+    )  # fmt: skip
     start, stop = int(cells[0]) * step - step // 2, int(cells[-1] + 1) * step - step // 2
-    return slice(min(max(start, 0), width), min(stop, width))  # cells reach beyond the grid
+    # Cells reach beyond the grid. Cubic convolution draws on pixels up to two from the sample, whose centre is at 0.5.
+    return slice(min(max(start, 0), width), min(stop, width)), bool(np.min(sides) >= 1.75)

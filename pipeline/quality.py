@@ -7,6 +7,7 @@ bands; missing lines are this project's own.
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field
@@ -41,13 +42,13 @@ class Rules:
     """Lines of a raw image whose mean is below this share of that of the lines beside them are missing; 0: none is."""
 
 
-def judge(grey: npt.NDArray[np.uint8], rules: Rules) -> tuple[int, float]:
-    """Status code of a tile, and the share of its pixels that are bright, from the uint8 mean of its bands.
+def judge(grey: npt.NDArray[np.uint8], rules: Rules, valid: npt.NDArray[np.bool_] | None = None) -> tuple[int, float]:
+    """Status code of a tile, and the share of its pixels that are bright, from the mean of its bands.
 
-    grey: of any shape; without the pixels that are void.
+    grey: (y, x). valid: (y, x), False where a pixel does not count; all of them do unless given.
     """
-    histogram = np.bincount(grey.ravel(), minlength=256)
-    below = np.cumsum(histogram)  # below[v]: pixels with a value <= v
+    histogram = cv2.calcHist([grey], [0], None if valid is None else valid.astype(np.uint8), [256], [0, 256])
+    below = np.cumsum(histogram.ravel().astype(np.int64))  # below[v]: pixels with a value <= v
     pixels = int(below[-1])
     dark = below[rules.dark_level - 1]
     bright = float(pixels - below[rules.cloud_level]) / pixels

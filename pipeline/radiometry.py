@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +24,6 @@ class Stretch:
     def __post_init__(self) -> None:
         if not self.high > self.low:
             raise ValueError(f"a stretch needs high > low, got {self.low} .. {self.high}")
-
-    def apply(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """Stretched pixels, uint8, of the input's shape, rounded to the nearest."""
-        if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
-            every = np.arange(2 ** (8 * pixels.dtype.itemsize), dtype=np.float64)
-            return np.asarray(self._exact(every)[pixels])  # a table of 65,536 entries beats arithmetic per pixel
-        return self._exact(pixels.astype(np.float64))
-
-    def _exact(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-        scaled = (values - self.low) * (255.0 / (self.high - self.low))
-        return np.clip(np.rint(np.nan_to_num(scaled)), 0, 255).astype(np.uint8)
 
 
 def percentile_stretch(
@@ -100,21 +90,16 @@ class Radiometry:
         return int(np.iinfo(self.dtype).max)
 
     def apply(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Stored pixels of (..., band) digital numbers."""
-        if pixels.shape[-1] != len(self.low):
-            raise ValueError(f"{pixels.shape[-1]} bands, but numbers for {len(self.low)}")
-        stored = np.empty(pixels.shape, self.dtype)
-        for k, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
-            if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
-                every = np.arange(2 ** (8 * pixels.dtype.itemsize), dtype=np.float64)
-                stored[..., k] = self._line(every, low, high)[pixels[..., k]]
-            else:
-                stored[..., k] = self._line(pixels[..., k].astype(np.float64), low, high)
-        return stored
-
-    def _line(self, values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[Any]:
-        scaled = (values - low) * (self.top / (high - low))
-        return np.clip(np.rint(np.nan_to_num(scaled)), 0, self.top).astype(self.dtype)
+        """Stored pixels of (..., band) digital numbers, uint8 or uint16; in memory they lie band after band."""
+        bands = len(self.low)
+        if pixels.shape[-1] != bands:
+            raise ValueError(f"{pixels.shape[-1]} bands, but numbers for {bands}")
+        every = np.arange(np.iinfo(pixels.dtype).max + 1, dtype=np.float64)
+        lines = [(every - low) * (self.top / (high - low)) for low, high in zip(self.low, self.high, strict=True)]
+        tables = np.clip(np.rint(lines), 0, self.top).astype(self.dtype)
+        stored = np.empty((bands, *pixels.shape[:-1]), self.dtype)
+        look_up(np.ascontiguousarray(pixels).reshape(-1, bands), tables, stored.reshape(bands, -1))
+        return np.moveaxis(stored, 0, -1)
 
     def digital_numbers(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """The digital numbers of (..., band) stored pixels, to half a step of the stored type, between low and high."""
@@ -129,6 +114,16 @@ class Radiometry:
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__} | {"numbers": dict(self.numbers)}
+
+
+@njit(cache=True, nogil=True)
+def look_up(pixels: npt.NDArray[Any], tables: npt.NDArray[Any], stored: npt.NDArray[Any]) -> None:  # pragma: no cover
+    """Each number's entry in its band's table. pixels: (pixel, band), tables: (band, number), stored: (band, pixel)."""
+    for start in range(0, len(pixels), 4096):  # which stay in the processor's cache until the last band is done
+        stop = min(start + 4096, len(pixels))
+        for band in range(len(tables)):
+            for k in range(start, stop):
+                stored[band, k] = tables[band, pixels[k, band]]
 
 
 def radiometry_from_json(value: dict[str, Any]) -> Radiometry:

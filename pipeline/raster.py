@@ -1,5 +1,7 @@
 """Images as files: what the header of one says, and the pixels and validity of a window of it."""
 
+import math
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,13 +38,19 @@ OPTIONS = {
 }
 
 
+MAPPED = 64 << 20
+"""Bytes of an image that are mapped into memory at a time; they count as the process's own."""
+
+
 @contextmanager
-def open_image(path: str) -> Iterator[Any]:
+def open_image(path: str, *, mapped: bool = False) -> Iterator[Any]:
     """A TIFF opened by rasterio, from a compressed archive a copy of it; without the siblings that GDAL would add.
 
     A TIFF alone: other formats lead GDAL to other files (VRT) or addresses, which a delivery must not choose.
+    mapped: pixels that are not compressed are taken from the file's pages, past GDAL's cache of blocks.
     """
-    with rasterio.Env(**OPTIONS, **bucket_server()), warnings.catch_warnings(), unpacked(path) as opened:
+    options = OPTIONS | bucket_server() | ({"GTIFF_VIRTUAL_MEM_IO": "YES"} if mapped else {})
+    with rasterio.Env(**options), warnings.catch_warnings(), unpacked(path) as opened:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             with rasterio.open(opened, driver="GTiff") as source:
@@ -127,26 +135,60 @@ def read(image: Image, window: Window | None = None, shape: tuple[int, int] | No
     return np.ascontiguousarray(np.moveaxis(pixels, -1, 0)), valid
 
 
+class Memory(threading.local):
+    """Where a thread reads one window after the other to.
+
+    The kernel zeroes memory that is new, which takes as long as reading.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[int, npt.NDArray[np.uint8]] = {}
+
+    def empty(self, part: int, shape: tuple[int, ...], dtype: str) -> Pixels:
+        """An array that is overwritten by the next one of the same part."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if part not in self.kept or self.kept[part].size < size:
+            self.kept.pop(part, None)
+            self.kept[part] = np.empty(size, np.uint8)
+        return self.kept[part][:size].view(dtype).reshape(shape)
+
+
 def read_parts(
-    image: Image, window: Window, parts: Sequence[slice], shape: tuple[int, int] | None = None
+    image: Image,
+    window: Window,
+    parts: Sequence[slice],
+    shape: tuple[int, int] | None = None,
+    memory: Memory | None = None,
 ) -> tuple[list[Pixels], Valid]:
     """Pixels of some runs of an image's bands, (row, col, band) each, and where all of its bands hold data.
 
     As `read`; a pixel's bands beside each other are what most files hold, and what resampling wants.
+    memory: what the pixels are read to; they are there until something else is.
     """
-    size = (int(window.height), int(window.width)) if shape is None else shape
+    rows, cols = (int(window.height), int(window.width)) if shape is None else shape
     indexes = image.indexes or tuple(range(1, len(image.bands) + 1))
-    found, mask = [], None
+    shapes = [(rows, cols, part.stop - part.start) for part in parts]
+    if memory is None:
+        found = [np.empty(size, image.dtype) for size in shapes]
+    else:
+        found = [memory.empty(k, size, image.dtype) for k, size in enumerate(shapes)]
+    mask = np.empty((rows, cols), np.bool_) if image.masked else None
+    done = 0
     try:
-        with open_image(image.path) as file:
-            for part in parts:
-                pixels = np.empty((*size, part.stop - part.start), file.dtypes[0])
-                file.read([*indexes[part]], window=window, out=np.moveaxis(pixels, -1, 0))
-                found.append(pixels)
-            if image.masked:
-                mask = np.asarray(file.dataset_mask(window=window, out_shape=size)) != 0
+        while done < rows:
+            with open_image(image.path, mapped=shape is None) as file:
+                here, of = slice(done, rows), window
+                if shape is None and file.compression is None:
+                    line = file.width * file.count * np.dtype(image.dtype).itemsize
+                    here = slice(done, min(done + max(1, MAPPED // line), rows))
+                    of = Window(window.col_off, window.row_off + done, cols, here.stop - done)
+                for part, pixels in zip(parts, found, strict=True):
+                    file.read([*indexes[part]], window=of, out=np.moveaxis(pixels[here], -1, 0))
+                if mask is not None:
+                    mask[here] = file.dataset_mask(window=of, out_shape=mask[here].shape)
+            done = here.stop
     except RasterioIOError as error:
-        raise SceneError(f"{image.path}: cannot be read: {error}") from error
+        raise SceneError(f"{image.path}: cannot be read: {error.__cause__ or error}") from error
     if image.nodata is None:
         return found, mask
     valid = np.logical_and.reduce([(pixels != image.nodata).all(axis=2) for pixels in found])

@@ -1,5 +1,6 @@
 """Work as a stream: the same functions on a Dask cluster or in a plain loop. The only importer of Dask."""
 
+import ctypes
 import logging
 import os
 import signal
@@ -9,8 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from typing import Any, Generic, TypeVar
 
@@ -131,11 +133,26 @@ def deaf_to_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def single_threaded() -> None:
-    """Hold the libraries of this process to one thread each: the workers are the parallelism."""
-    cv2.setNumThreads(1)
+def settle() -> None:
+    """Have the libraries of this process do as a worker's should."""
+    cv2.setNumThreads(1)  # the workers are the parallelism
     blosc.use_threads = False
     zarr.config.set({"async.concurrency": 4, "threading.max_workers": 2})
+    keep_memory()
+
+
+@cache
+def keep_memory() -> None:
+    """Have the C library keep arrays of up to 32 MiB for the next block, instead of giving each back at once.
+
+    The kernel zeroes and maps what it is asked for page after page; Dask has it asked for all. Larger arrays are
+    given back all the same: kept, they would leave holes. Does nothing where the C library is not glibc.
+    """
+    trim, mmap = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(trim, 256 << 20)
+        mallopt(mmap, 32 << 20)  # the most that older versions take
 
 
 class Room:
@@ -174,7 +191,7 @@ def worker_memory() -> int | None:
 
 def attempt(function: Callable[[Job], Result], job: Job, memory: int = 0) -> Result | Exception:
     """A job's result, or the error that its input caused. A fault of the program or of the store is raised."""
-    single_threaded()
+    settle()
     with ROOM.hold(memory):
         try:
             return function(job)

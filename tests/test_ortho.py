@@ -415,13 +415,15 @@ def test_a_ramp_is_resampled_to_a_32nd_of_a_pixel(
     source = np.stack([function(col, row) / shrink] * bands, axis=-1).round().astype(dtype)
     rng = np.random.default_rng(bands)
     x, y = rng.uniform(1, 29, (40, 25)).astype(np.float32), rng.uniform(1, 21, (40, 25)).astype(np.float32)
-    pixels = resample(source, x, y, kind)
-    assert pixels.shape == (40, 25, bands)
-    assert pixels.dtype == dtype
     slope = sum(abs(function(*one) - function(0.0, 0.0)) for one in ((1.0, 0.0), (0.0, 1.0))) / shrink
     wanted = function(np.rint(x), np.rint(y)) if kind == "nearest" else function(x, y)
-    # Half a grey value of the source, half of the result, and a 32nd of a pixel.
-    assert np.abs(pixels - wanted[..., None] / shrink).max() <= 1.25 + slope / 32
+    among = np.full((44, 30, bands + 1), 7, dtype)  # as part of more rows, columns and bands
+    for pixels in (np.empty((40, 25, bands), dtype), among[2:42, 3:28, :bands], among[2:42, 3:28, 1:]):
+        resample(source, x, y, kind, pixels)
+        # Half a grey value of the source, half of the result, and a 32nd of a pixel.
+        assert np.abs(pixels - wanted[..., None] / shrink).max() <= 1.25 + slope / 32
+    assert (among[:2] == 7).all()
+    assert (among[:, 28:] == 7).all()
 
 
 def test_cubic_resampling_is_that_of_gdal(tmp_path: Path) -> None:

@@ -41,21 +41,19 @@ def test_the_table_equals_arithmetic_on_every_digital_number(
     levels: tuple[float, float], dtype: type[np.unsignedinteger]
 ) -> None:
     low, high = levels
-    every = np.arange(np.iinfo(dtype).max + 1).astype(dtype).reshape(2, -1)
-    found = Stretch(low, high).apply(every)
+    every = np.arange(np.iinfo(dtype).max + 1).astype(dtype).reshape(2, -1, 1)
+    found = stretched(Stretch(low, high), 1).apply(every)
     wanted = np.clip((every.astype(np.float64) - low) / (high - low) * 255, 0, 255)
     assert found.shape == every.shape
     assert found.dtype == np.uint8
     assert np.abs(found - wanted).max() <= 0.5 + 1e-6
-    assert np.array_equal(found, Stretch(low, high).apply(every.astype(np.float64)))
     assert (np.diff(found.ravel().astype(int)) >= 0).all()
 
 
 def test_the_ends_become_0_and_255_and_what_lies_beyond_is_cut() -> None:
-    stretch = Stretch(200.0, 1220.0)
+    stretch = stretched(Stretch(200.0, 1220.0), 5)
     pixels = np.array([[0, 199, 200, 202, 203], [710, 1217, 1220, 1221, 65535]], np.uint16)
     assert stretch.apply(pixels).tolist() == [[0, 0, 0, 0, 1], [128, 254, 255, 255, 255]]
-    assert stretch.apply(np.array([np.nan, -np.inf, np.inf])).tolist() == [0, 0, 255]
 
 
 @pytest.mark.parametrize(("low", "high"), [(5, 5), (6, 5), (float("nan"), 5), (5, float("nan"))])

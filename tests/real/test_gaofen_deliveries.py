@@ -114,7 +114,11 @@ def test_geolocation_agrees_with_gdal(built: tuple[Path, str], entries: list[Ent
             worst = max(worst, float(np.abs(ours[:, y.ravel(), x.ravel()] - [cols, rows]).max()))
             window = np.s_[:, top : top + grid.tile, left : left + grid.tile]
             stored = np.asarray(group["image"][r, c]).astype(np.float32).mean(axis=0)
-            theirs = entry.stretch.apply(warped[window]).astype(np.float32).mean(axis=0)
+            theirs = (
+                np.interp(warped[window], [entry.stretch.low, entry.stretch.high], [0, 255])
+                .astype(np.float32)
+                .mean(axis=0)
+            )
             shifts.append(
                 np.hypot(*cv2.phaseCorrelate(stored, theirs, cv2.createHanningWindow(stored.shape, cv2.CV_32F))[0])
             )
