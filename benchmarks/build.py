@@ -2,7 +2,7 @@
 
 plain      the whole build on one core, and the same scene the plain way: GDAL's warp with RPC and DEM to a GeoTIFF,
            from that a GeoTIFF chip and a JSON label for each accepted tile, its classes counted by pixel centres.
-workers    two worker processes against one, on one archive.
+workers    two worker processes on two cores against one on one, client and scheduler included, on one archive.
 scenes     time and the peak memory of a worker for 1, 4 and 16 scenes; the peer is one scene, times their number.
 size       peak memory of a worker for scenes of a quarter of the pixels, and for whole ones.
 scheduler  as many blocks as 1,430,000 tiles make, which do nothing: seconds and peak memory of the scheduler's process.
@@ -40,7 +40,7 @@ from pipeline import stages
 from pipeline.catalog import read_catalog
 from pipeline.config import BuildConfig
 from pipeline.quality import Rules, judge
-from pipeline.run import Batch, cluster, stream
+from pipeline.run import Batch, cluster, settle, stream
 
 TILES = 1_430_000
 """Of Levir-KR."""
@@ -61,7 +61,11 @@ def config_of(archive: Path, out: Path) -> BuildConfig:
 
 
 def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
-    """Build; 0 workers: in a plain loop, on one core. Seconds, tiles built, and the workers' peak memory, bytes."""
+    """Build on as many cores as workers; 0 workers: in a plain loop, on one core.
+
+    Seconds, tiles built, and the workers' peak memory, bytes.
+    """
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: max(workers, 1)])
     config = config_of(archive, out)
     out.mkdir(parents=True)
     covers = find(config.landcover)
@@ -75,7 +79,7 @@ def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
         return time.perf_counter() - began
 
     if workers == 0:
-        one_core()
+        settle()
         seconds, memory = build(None), most_memory()
     else:
         with cluster(workers, dashboard="127.0.0.1:0") as client:

@@ -33,6 +33,15 @@ class TrainConfig:
     """Conditions on columns of the index that every tile must meet, such as `gsd<=4` or `satellite=GF1|GF2`."""
     weight: tuple[str, ...] = ()
     """Columns of the index whose product is what a training tile counts for in the loss, such as `known`."""
+    balance: float = 0.0
+    """0: each training tile once an epoch. 1: tiles are drawn such that the classes come with equal mass."""
+    pairs: bool = False
+    """Learn from places of several dates alone, the student from one and the teacher from another of them."""
+    buffer: int = 0
+    """0: an epoch is one permutation. Otherwise shards are read one after the other, each once and whole, and about
+    so many tiles are shuffled: for buckets and cold disks."""
+    on_error: str = "raise"
+    """raise: a tile that cannot be read stops the run. skip: it is left out, and counted."""
 
     model: str = "resnet50"
     """Any name that timm knows, with or without a tag (`resnet50.tv_in1k`)."""
@@ -148,6 +157,10 @@ class TrainConfig:
             raise ValueError(f"lr must be positive, got {self.lr:g}")
         if len(self.classes) == 1:
             raise ValueError(f"classes must name at least two classes, got {self.classes[0]} alone")
+        if self.pairs and (self.objective != "geokr" or self.buffer):
+            raise ValueError(
+                "pairs are for objective geokr, whose teacher sees a view of its own, and without a buffer"
+            )
         if bool(self.ema_periods) != (self.objective == "reference") or min(self.ema_periods, default=1) < 1:
             raise ValueError("ema_periods must be positive numbers, given with objective reference and no other")
 
@@ -171,13 +184,14 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "schedule": ("cosine", "step"),
     "amp": ("auto", "bf16", "fp16", "fp32"),
     "loggers": ("tensorboard", "dvclive"),
+    "on_error": ("raise", "skip"),
 }
 RANGES: Mapping[str, tuple[float, float]] = {
-    **dict.fromkeys(("min_known", "ramp_up", "ema", "turn", "brightness", "contrast", "saturation"), (0, 1)),
+    **dict.fromkeys(("min_known", "ramp_up", "ema", "turn", "brightness", "contrast", "saturation", "balance"), (0, 1)),
     **dict.fromkeys(("warm_up", "decay"), (0, 1)),
     **dict.fromkeys(("batch", "epochs", "image_size", "checkpoint_every", "prefetch"), (1, 2**31)),
     **dict.fromkeys(("accumulate", "decay_every"), (1, 2**31)),
-    **dict.fromkeys(("steps", "validate_every", "seed", "probe"), (0, 2**62)),
+    **dict.fromkeys(("steps", "validate_every", "seed", "probe", "buffer"), (0, 2**62)),
     **dict.fromkeys(("consistency", "weight_decay", "clip", "highest_loss"), (0, math.inf)),
     "crop": (0.01, 1),
     "hue": (0, 0.5),

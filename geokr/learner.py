@@ -246,6 +246,7 @@ def learn(learner: Learner, batch: Batch) -> None:
         group["lr"] = config.learning_rate(step, learner.total, len(learner.training))
     batch = filled(batch, config.batch // place.world)
     image = batch.image.to(place.device, non_blocking=True)  # (n, band, y, x) uint8
+    pair = image if batch.pair is None else batch.pair.to(place.device, non_blocking=True)
     target = batch.share.to(place.device, non_blocking=True)  # (n, k)
     weight = batch.weight.to(place.device, non_blocking=True)  # (n,)
     total = over_ranks(weight.sum(), place).clamp_min(1e-9)
@@ -253,10 +254,10 @@ def learn(learner: Learner, batch: Batch) -> None:
 
     learner.optimiser.zero_grad(set_to_none=True)
     sums = learner.window.new_zeros(3)
-    parts = [values.chunk(config.accumulate) for values in (image, target, weight)]
-    for part, (pixels, shares, worth) in enumerate(zip(*parts, strict=True)):
+    parts = [values.chunk(config.accumulate) for values in (image, pair, target, weight)]
+    for part, (pixels, others, shares, worth) in enumerate(zip(*parts, strict=True)):
         add_up_gradients(learner.parallel, part == config.accumulate - 1)
-        losses = step_losses(learner, pixels, shares, part)  # (n, 3): loss, KL(A || p), KL(p || q)
+        losses = step_losses(learner, pixels, others, shares, part)  # (n, 3): loss, KL(A || p), KL(p || q)
         means = (losses * worth[:, None]).sum(dim=0)  # weighted, over the tiles of all parts and processes
         with kept_buffers(learner.student, config.recompute):
             learner.scaler.scale(means[0]).backward()
@@ -284,7 +285,7 @@ def filled(batch: Batch, tiles: int) -> Batch:
     missing = tiles - len(batch.image)
     if not missing:
         return batch
-    names = ("image", "share", "known", "weight")
+    names = ("image", "share", "known", "weight", *(("pair",) if batch.pair is not None else ()))
     padded = {name: getattr(batch, name) for name in names}
     padded = {
         name: torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) for name, values in padded.items()
@@ -292,8 +293,13 @@ def filled(batch: Batch, tiles: int) -> Batch:
     return dataclasses.replace(batch, **padded)
 
 
-def step_losses(learner: Learner, image: torch.Tensor, target: torch.Tensor, part: int) -> torch.Tensor:
-    """Loss, KL(A || p) and KL(p || q) of each tile: (n, 3). image: (n, band, y, x) uint8; target: (n, class)."""
+def step_losses(
+    learner: Learner, image: torch.Tensor, pair: torch.Tensor, target: torch.Tensor, part: int
+) -> torch.Tensor:
+    """Loss, KL(A || p) and KL(p || q) of each tile: (n, 3).
+
+    image, and pair, which the teacher sees: (n, band, y, x) uint8; target: (n, class).
+    """
     config, teacher, published = learner.config, learner.teacher, learner.config.objective == "reference"
     seen = learner.normalised(learner.view(image, STUDENT_VIEW, part))  # (n, band, size, size)
     with learner.precision():
@@ -303,7 +309,7 @@ def step_losses(learner: Learner, image: torch.Tensor, target: torch.Tensor, par
     if teacher is None:
         return torch.stack([kl, kl, torch.zeros_like(kl)], dim=1)
     with torch.no_grad(), learner.precision():
-        other = seen if published else learner.normalised(learner.view(image, TEACHER_VIEW, part))
+        other = seen if published else learner.normalised(learner.view(pair, TEACHER_VIEW, part))
         q, _ = teacher(other)  # (n, k) logits
     q = q.float()
     consistency = config.consistency * ramp_up(learner.step, config.ramp_up * learner.total)

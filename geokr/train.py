@@ -157,9 +157,11 @@ def loaders(dataset: str, config: TrainConfig, place: Place) -> tuple[TileLoader
         "rank": place.rank,
         "world": place.world,
         "prefetch": config.prefetch,
+        "on_error": config.on_error,
     }
+    drawn = {name: getattr(config, name) for name in ("weight", "balance", "pairs", "buffer", "seed")}
     return (
-        TileLoader(dataset, "train", weight=config.weight, seed=config.seed, **common),
+        TileLoader(dataset, "train", **drawn, **common),
         TileLoader(dataset, "val", shuffle=False, **common),
     )
 
@@ -191,10 +193,15 @@ def note_losses(learner: Learner, journal: Journal | None, bar: Any, clock: Cloc
     took = time.perf_counter() - clock.since  # read after the sums, for which the host waited until all was computed
     speed, waiting = clock.tiles / took, clock.waited / took
     bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} tiles/s, {waiting:.0%} waiting for data", refresh=False)
+    skipped = {}
+    if learner.config.on_error == "skip":
+        skipped["skipped"] = int(over_ranks(learner.window.new_tensor(learner.training.skipped), learner.place))
     if journal is not None:
         losses = {"loss": loss, "kl": kl, "disagreement": disagreement}
         rate = learner.optimiser.param_groups[0]["lr"]
-        journal.write(learner.step, "train", {**losses, "lr": rate, "tiles_per_s": speed, "waiting": waiting})
+        journal.write(
+            learner.step, "train", {**losses, "lr": rate, "tiles_per_s": speed, "waiting": waiting, **skipped}
+        )
 
 
 def halt_if_diverged(learner: Learner, run: Path) -> None:

@@ -155,7 +155,7 @@ def tar_members(path: str) -> Iterator[Member]:
             elif not entry.isfile():
                 fault = "is no file but a device or pipe"
             elif entry.issparse():
-                fault = "is a sparse file, which cannot be read in place"
+                fault = "is a sparse file, which is not read"
             yield Member(entry.name, entry.size, fault, partial(tar_content, archive, entry))
 
 
@@ -196,7 +196,7 @@ def zip_members(path: str) -> Iterator[Member]:
             elif entry.flag_bits & 0x1:
                 fault = "is encrypted"
             elif entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                fault = f"is packed by method {entry.compress_type}, which cannot be read in place"
+                fault = f"is packed by method {entry.compress_type}, which is not read"
             elif not entry.flag_bits & 0x800 and not entry.filename.isascii():
                 fault = "has a name that does not say its encoding"
             yield Member(entry.filename, entry.file_size, fault, partial(zip_content, archive, entry))

@@ -267,7 +267,7 @@ BROKEN: dict[str, Broken] = {
     "zip with a link": zipped(lambda entry: setattr(entry, "external_attr", 0o120777 << 16), "is a link"),
     "zip upwards": zipped(lambda entry: setattr(entry, "filename", "../a.tif"), "leads outside the archive"),
     "zip by an unusual method": zipped(
-        lambda entry: setattr(entry, "compress_type", zipfile.ZIP_LZMA), "which cannot be read in place"
+        lambda entry: setattr(entry, "compress_type", zipfile.ZIP_LZMA), "by method 14, which is not read"
     ),
     "zip with a password": Broken(encrypted, "is encrypted"),
     "zip with names in GB2312": Broken(foreign, "has a name that does not say its encoding"),

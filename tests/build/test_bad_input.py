@@ -12,57 +12,53 @@ import pytest
 from geokr import store
 from pipeline.build_levir_kr import main
 from pipeline.raster import open_image
+from tests.broken import BROKEN
 from tests.build.conftest import Built
+
+GOOD = 10
 
 
 @pytest.fixture
-def spoiled(built: Built, tmp_path: Path) -> Path:
-    """The scenes, with five more that cannot be used among them."""
+def archive(built: Built, tmp_path: Path) -> Path:
+    """Ten good scenes, and every kind of broken delivery in a folder of its own among them."""
     scenes = tmp_path / "scenes"
-    shutil.copytree(built.directory / "scenes", scenes)
-    good = next(path for path in scenes.iterdir() if path.is_dir())
-    image = next(good.glob("*.tiff"))
-
-    def another(product: str) -> Path:
-        new = scenes / good.name.replace(good.name[-10:], product)
-        shutil.copytree(good, new)
-        for file in new.iterdir():
-            file.rename(new / file.name.replace(good.name[-10:], product))
-        return new / image.name.replace(good.name[-10:], product)
-
-    truncated = another("0000000001")
-    truncated.write_bytes(truncated.read_bytes()[: truncated.stat().st_size // 2])
-    another("0000000002").with_suffix(".rpb").unlink()
-    broken = another("0000000003").with_suffix(".rpb")
-    broken.write_text(broken.read_text().replace("sampDenCoef", "sampDenCoeff"))
-    another("0000000004").with_suffix(".xml").write_text("")
-    (scenes / "photo.tif").write_bytes(image.read_bytes())
+    good = next(path for path in (built.directory / "scenes").iterdir() if path.is_dir())
+    number = good.name[-10:]
+    for k in range(GOOD):
+        new = f"{int(number) + k:010d}"
+        folder = scenes / good.name.replace(number, new)
+        folder.mkdir(parents=True)
+        for file in good.iterdir():
+            copy = folder / file.name.replace(number, new)
+            shutil.copy(file, copy)
+            if copy.suffix == ".xml":
+                copy.write_text(copy.read_text().replace(str(int(number)), str(int(new))))
+    for k, broken in enumerate(BROKEN.values()):
+        folder = scenes / f"{k:02d}"
+        folder.mkdir()
+        broken.write(folder)
     return scenes
 
 
-def test_scenes_that_cannot_be_used_are_quarantined_and_the_others_go_on(
-    built: Built, spoiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_used_is_quarantined_each_with_its_sentence_and_the_others_are_built(
+    built: Built, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "dataset"
-    arguments = [*built.arguments, "--out", str(out), "--workers", "2"]
-    arguments[arguments.index("--scenes") + 1] = str(spoiled)
+    number = [*BROKEN].index("STAC that is no JSON")
+    scenes = [str(archive), str(archive / f"{number:02d}/items.json")]  # of a folder's JSON not all is STAC
+    arguments = ["--scenes", *scenes, *built.arguments[2:], "--out", str(out), "--workers", "2"]
     assert main(arguments) == 0
-    assert "5 refused" in capsys.readouterr().err
-    entries = {e["scene"][-10:]: e for e in map(json.loads, (out / "quarantine.jsonl").read_text().splitlines())}
-    assert {"scene", "stage", "reason", "detail"} == set.intersection(*(set(entry) for entry in entries.values()))
-    faults = {
-        "0000000001": "cannot be read to its end",
-        "0000000002": "there is no RPB beside it",
-        "0000000003": "sampDenCoef is missing",
-        "0000000004": "the file is empty",
-        "photo": "no georeference",
-    }
-    assert set(entries) == set(faults)
-    for scene, fault in faults.items():
-        assert fault in entries[scene]["detail"]
-        assert scene in entries[scene]["detail"]  # the file is named
-        assert "\n" not in entries[scene]["detail"]
-    assert set(geopandas.read_parquet(out / "index.parquet")["scene"]) == {shot.name for shot in built.shots}
+    good = {path.name for path in archive.iterdir() if len(path.name) > 2}
+    assert set(geopandas.read_parquet(out / "index.parquet")["scene"]) == good
+    assert len(good) == GOOD
+    entries = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert {tuple(entry) for entry in entries} == {("scene", "stage", "reason", "detail")}
+    assert not any(entry["scene"] in good or "\n" in entry["detail"] for entry in entries)
+    said = [[entry["detail"] for entry in entries if f"/{k:02d}/" in entry["detail"]] for k in range(len(BROKEN))]
+    for (kind, broken), details in zip(BROKEN.items(), said, strict=True):
+        assert any(broken.words in detail for detail in details), (kind, details)
+    assert len(BROKEN) > 60
+    assert f"{GOOD} built, 0 of them in part, {len(entries)} refused" in capsys.readouterr().out
     assert main([*arguments, "--strict"]) == 3
 
 

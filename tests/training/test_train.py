@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ from geokr import train
 from geokr.checkpoint import BEST, LAST, load
 from geokr.config import configure
 from geokr.journal import Journal, drawn
-from geokr.learner import Learner, begin, facts_of, learn, validate
+from geokr.learner import Learner, begin, facts_of, learn, step_losses, validate
 from geokr.loader import TileLoader
 from geokr.processes import Place
 
@@ -298,6 +299,74 @@ def test_tiles_are_filtered_and_weighted_by_columns(build, tmp_path: Path) -> No
     assert (metrics["tiles"], metrics["val_tiles"]) == (60, 20)
     # Pixels say nothing: the best answer is the weighted mean label, 0.99 of the first class, which is half wrong.
     assert metrics["val_kl"] > 1.0 > metrics["val_kl_mean_baseline"]
+
+
+def test_how_tiles_are_drawn_is_a_setting(coloured: Path) -> None:
+    """Training's tiles are those of a loader with the same options; held-out tiles keep their order."""
+    options: dict[str, Any] = {"balance": 0.5, "buffer": 64, "seed": 3, "on_error": "skip"}
+    config = configure("geokr", None, [*SMALL, *(f"{name}={value}" for name, value in options.items())])
+    training, held_out = train.loaders(str(coloured), config, ALONE)
+    alike = TileLoader(coloured, "train", batch=32, min_known=0.5, **options)
+    for number in range(2):
+        assert all(
+            torch.equal(one.image, other.image)
+            for one, other in zip(training.epoch(number), alike.epoch(number), strict=True)
+        )
+    without = TileLoader(coloured, "train", batch=32, min_known=0.5, seed=3)
+    assert not torch.equal(next(iter(training)).share, next(iter(without)).share)
+    assert (held_out.shuffle, held_out.buffer, held_out.on_error, training.on_error) == (False, 0, "skip", "skip")
+
+
+def test_tiles_that_cannot_be_read_are_skipped_and_counted_if_asked(
+    coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = tmp_path / "dataset"
+    shutil.copytree(coloured, dataset)
+    (dataset / "tiles.zarr/east/image/c/0/0/0/0/0").unlink()  # 64 of 192 tiles
+    steps = ["steps=12", "checkpoint_every=6"]
+    assert command(dataset, tmp_path / "stops", *steps) != 0
+    assert "east/image/c/0/0/0/0/0: tile" in capsys.readouterr().err
+    assert command(dataset, tmp_path / "run", "on_error=skip", *steps) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    skipped = [line["skipped"] for line in lines if "skipped" in line]
+    assert skipped == sorted(skipped)
+    assert skipped[-1] >= 2 * 64  # two epochs; what statistics and the probe leave out counts, too
+
+
+def test_of_a_pair_the_teacher_sees_the_other_date(build, tmp_path: Path) -> None:
+    """Both dates of a place bear one label; the teacher's answer is another where its date looks otherwise."""
+    rng = np.random.default_rng(0)
+    image = {name: rng.integers(0, 256, (4, 8, 4, 32, 32)).astype(np.uint8) for name in ("spring", "autumn")}
+    share = dict.fromkeys(image, rng.dirichlet([0.5] * 3, (4, 8)).astype(np.float32))
+    more = {
+        "place": np.array([f"p{k}" for k in range(32)] * 2, object),
+        "acquired": np.array(["2020-04-01"] * 32 + ["2020-10-01"] * 32, "datetime64[us]"),
+    }
+    dataset = build(tmp_path / "dates", image, share, more=more)
+    config = configure("geokr", None, [*SMALL, "batch=16", "pairs=true", "steps=4"])
+    training = TileLoader(dataset, "train", batch=16, pairs=True)
+    learner = begin(config, ALONE, training, training, facts_of(training, training))
+    batch = next(iter(training))
+    assert batch.pair is not None
+    same_date, other_date = (
+        step_losses(learner, batch.image, seen, batch.share, 0) for seen in (batch.image, batch.pair)
+    )
+    assert torch.equal(same_date[:, 1], other_date[:, 1])  # the student's
+    assert not torch.allclose(same_date[:, 2], other_date[:, 2])
+    learn(learner, batch)
+    alone = begin(config, ALONE, training, training, facts_of(training, training))
+    learn(alone, replace(batch, pair=None))
+    assert learner.window[0, 2] != alone.window[0, 2]
+    learn(
+        learner,
+        replace(batch, **{name: getattr(batch, name)[:5] for name in ("image", "share", "known", "weight", "pair")}),
+    )
+
+
+@pytest.mark.parametrize("settings", [["objective=supervised"], ["buffer=64"]])
+def test_pairs_need_a_teacher_and_a_permutation(settings: list[str]) -> None:
+    with pytest.raises(ValueError, match="pairs are for objective geokr"):
+        configure("geokr", None, ["pairs=true", *settings])
 
 
 def test_a_long_gradient_is_shortened(coloured: Path) -> None:
