@@ -169,7 +169,7 @@ def prepare(folder: Path, seed: int) -> None:
 
 def shares(dataset: Path, world: World) -> npt.NDArray[np.float32]:
     """Class shares of the tiles of the index by a world's land cover: (tile, class), from every second pixel."""
-    legend = read_legend(KNOWLEDGE / "globeland30.toml")
+    legend = read_legend(KNOWLEDGE / "products" / "globeland30.toml")
     of_code = legend.shares(np.arange(256))
     rows = read_index(dataset, ["scene", "row", "col"])
     scene, row, col = (rows[name].to_numpy() for name in ("scene", "row", "col"))

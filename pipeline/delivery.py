@@ -210,13 +210,19 @@ def gaofen_shot(name: str, parts: gaofen.Name, files: Files, delivery: Delivery)
     if parts.kind == "pan" and header.count != 1:
         raise SceneError(f"{image}: a panchromatic image of {header.count} bands, expected one")
     found = header.image(image, gaofen.bands(parts, fields, header.count), gsd, model)
-    centre = outline(found, flat_terrain(model)).centroid
+    ground = outline(found, flat_terrain(model))
+    centre = ground.centroid
     away = np.hypot((centre.x - parts.lon + 180) % 360 - 180, centre.y - parts.lat)
     if away > 3:
         where = f"{centre.x:.1f} E {centre.y:.1f} N"
         raise SceneError(
             f"{camera or image}: it places the image at {where}, {away:.0f} degrees from where its name says"
         )
+    if said := gaofen.centre(fields):  # corners lie kilometres off; those of the next scene, a scene's length
+        east = ((said[0] - centre.x + 180) % 360 - 180) * np.cos(np.radians(centre.y))
+        if np.hypot(east, said[1] - centre.y) > 0.5 * np.sqrt(ground.area * np.cos(np.radians(centre.y))):
+            where = f"{said[0]:.2f} E {said[1]:.2f} N, but the image lies at {centre.x:.2f} E {centre.y:.2f} N"
+            raise SceneError(f"{xml}: its corners are those of a scene at {where}: the XML of another scene")
     metres = ground_distance(found)
     if not metres / 3 < gsd < metres * 3:  # an oblique view stretches pixels, but not by that
         raise SceneError(f"{xml}: ImageGSD is {gsd:g} m, but the image's pixels are {metres:g} m on the ground")

@@ -45,6 +45,8 @@ def outline(image: Image, terrain: Terrain) -> shapely.Polygon:
         raise SceneError(f"{image.path}: {error}") from error
     if not (np.isfinite(lon).all() and np.isfinite(lat).all() and np.abs(lat).max() <= 90):
         raise SceneError(f"{image.path}: its georeference leads to no place on Earth")
+    if abs(np.sum((np.diff(lon, append=lon[0]) + 180.0) % 360.0 - 180.0)) > 180.0:
+        raise SceneError(f"{image.path}: it holds a pole, round which no outline in longitude and latitude goes")
     lon = lon[0] + (lon - lon[0] + 180.0) % 360.0 - 180.0  # in one piece where it crosses the antimeridian
     if max(np.ptp(lon) * np.cos(np.radians(lat.mean())), np.ptp(lat)) > WIDEST:
         raise SceneError(

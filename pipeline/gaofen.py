@@ -146,6 +146,17 @@ def check(name: Name, fields: Mapping[str, str]) -> None:
         raise GaofenError(f"its time is {time:%Y-%m-%d}, but the image is of {day:%Y-%m-%d}: the XML of another scene")
 
 
+def centre(fields: Mapping[str, str]) -> tuple[float, float] | None:
+    """Mean longitude and latitude of the corners that an XML names; None where it does not name all four."""
+    corners = [f"{side}{end}" for side in ("Top", "Bottom") for end in ("Left", "Right")]
+    try:
+        lon = [float(fields[f"{corner}Longitude"]) for corner in corners]
+        lat = [float(fields[f"{corner}Latitude"]) for corner in corners]
+    except (KeyError, ValueError):
+        return None
+    return lon[0] + sum((x - lon[0] + 180.0) % 360.0 - 180.0 for x in lon) / 4, sum(lat) / 4
+
+
 def acquired(fields: Mapping[str, str]) -> datetime | None:
     """Time of acquisition, UTC, or None where the XML has none that can be read.
 

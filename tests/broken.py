@@ -19,6 +19,7 @@ from affine import Affine
 
 from tests.deliveries import (
     HEIGHT,
+    LAT,
     LON,
     NAME,
     STEM,
@@ -53,6 +54,15 @@ def without(suffix: str) -> Files:
 
 def changed(suffix: str, change: Callable[[bytes], bytes]) -> Files:
     return {name: change(content) if name.endswith(suffix) else content for name, content in contents().items()}
+
+
+CORNERS_OF_THE_NEXT = {
+    f"{side}{end}{what}": place + sign * 0.003
+    for side, north in (("Top", 1), ("Bottom", -1))
+    for end, east in (("Left", -1), ("Right", 1))
+    for what, place, sign in (("Longitude", LON, east), ("Latitude", LAT + 0.004, north))
+}
+"""The image is some 0.007 x 0.005 degrees."""
 
 
 def folder(files: Files, words: str) -> Broken:
@@ -239,6 +249,7 @@ BROKEN: dict[str, Broken] = {
     "XML of another satellite": folder(said(SatelliteID="GF2"), "SatelliteID is GF2, but the image is of GF1"),
     "XML of another sensor": folder(said(SensorID="PMS2"), "SensorID is PMS2, but the image is of PMS1"),
     "XML of another day": folder(said(CenterTime="2020-06-23 05:03:08"), "the XML of another scene"),
+    "XML of the next scene": folder(said(**CORNERS_OF_THE_NEXT), "its corners are those of a scene at 105.30 E 24.80"),
     "XML of another size": folder(said(WidthInPixels=WIDTH + 1), f"WidthInPixels is {WIDTH + 1}, but"),
     "XML of another pixel size": folder(said(ImageGSD="0.5"), "ImageGSD is 0.5 m, but the image's pixels are"),
     # archives

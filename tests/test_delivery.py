@@ -281,6 +281,11 @@ BAD: dict[str, tuple[Files, str, str]] = {
         "world.tif",
         "too much for a UTM zone",
     ),
+    "over the pole": (
+        {"pole.tif": tiff(coordinates(), crs="EPSG:3031", transform=Affine(100, 0, -4000, 0, -100, 3000))},
+        "pole.tif",
+        "it holds a pole, round which",
+    ),
     "a transform without inverse": (
         {"flat.tif": tiff(coordinates(), crs="EPSG:32648", transform=Affine(0, 0, 5e5, 0, 0, 2.7e6))},
         "flat.tif",

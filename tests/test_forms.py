@@ -1,6 +1,7 @@
 """Every form in which scenes are delivered: the table in docs/forms.md names the test of each."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,20 @@ def test_pixels_without_data_are_told_by_the_file(tmp_path: Path, form: str) -> 
     assert valid is not None
     assert np.array_equal(valid, known[10:50, 20:70])
     assert surveyed(scene, None, 0.0, 100.0).stretch.low >= 100  # the void does not count
+
+
+def test_a_mask_and_a_value_for_no_data_both_count(tmp_path: Path) -> None:
+    """The mask hides the left third of the image, the value its first rows in one band."""
+    pixels = coordinates(bands=3)
+    pixels[1, :15] = 7
+    path, place = tmp_path / "map.tif", {"crs": "EPSG:32648", "transform": Affine(8, 0, 5e5, 0, -8, 2.7e6)}
+    path.write_bytes(tiff(pixels, **place))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+        file.write_mask(np.broadcast_to(np.arange(WIDTH) >= WIDTH // 3, pixels.shape[1:]))
+    (image,) = only(tmp_path).images
+    _, valid = read(replace(image, nodata=7.0), Window(20, 10, 50, 40))
+    row, col = np.mgrid[10:50, 20:70]
+    assert np.array_equal(valid, (col >= WIDTH // 3) & (row >= 15))
 
 
 # --- the table
