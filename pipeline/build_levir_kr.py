@@ -29,7 +29,7 @@ from pipeline.items import write_static
 from pipeline.ortho import Resampling
 from pipeline.radiometry import Kind, RadiometryError, Stretch, read_coefficients
 from pipeline.report import summary_table
-from pipeline.run import LIBRARIES, ClusterError, cluster
+from pipeline.run import LIBRARIES, ClusterError, cluster, threads
 from pipeline.scene import Imagery
 from pipeline.stac import is_remote
 from pipeline.watch import note
@@ -169,7 +169,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
                 "stage",
                 stage=stage,
                 seconds=round(time.monotonic() - began, 1),
-                threads=sum(client.nthreads().values()),
+                threads=threads(client),
                 dashboard=client.dashboard_link,
             )
 

@@ -36,8 +36,8 @@ AHEAD = 3
 """Tasks in flight a thread: enough that none waits, few enough that the scheduler's memory does not grow."""
 OPEN = 2 * AHEAD
 """Batches drawn from at once. A slow one then holds no more than half of the threads while others have work."""
-LIBRARIES = 300 << 20
-"""What a worker's libraries take, bytes."""
+LIBRARIES = 360 << 20
+"""What a worker's libraries take, and what it keeps between blocks, bytes."""
 DEATHS = 1
 """A task that was at work in more dying workers than this is a suspect."""
 
@@ -87,6 +87,7 @@ def cluster(
     Raises ClusterError with a sentence where the scheduler does not answer.
     """
     if scheduler is not None:
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # pages, of what ClusterError says in a line
         try:
             client = Client(scheduler, timeout="10s")
         except (OSError, ValueError) as error:
@@ -94,6 +95,8 @@ def cluster(
         with client, measured(report):
             yield client
         return
+    if memory is not None and memory < LIBRARIES:  # workers would be ended and started again for ever
+        raise ClusterError(f"a worker of {memory / 1e6:.0f} MB has no room for its libraries: {LIBRARIES / 1e6:.0f} MB")
     n = workers or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch:
         with deaf_to_interrupts():
@@ -201,6 +204,26 @@ def attempt(function: Callable[[Job], Result], job: Job, memory: int = 0) -> Res
             return error
 
 
+def lost(error: BaseException) -> ClusterError:
+    """The sentence for a scheduler that answers no more."""
+    return ClusterError(f"the scheduler was lost; the same command goes on from here ({error})")
+
+
+@contextmanager
+def scheduler_there() -> Iterator[None]:
+    """Raises ClusterError where the scheduler does not answer meanwhile."""
+    try:
+        yield
+    except (CancelledError, OSError) as error:
+        raise lost(error) from error
+
+
+def threads(client: Client) -> int:
+    """Of all workers. Raises ClusterError."""
+    with scheduler_there():
+        return sum(client.nthreads().values())
+
+
 class Workers:
     """What the workers of a cluster have room for; asked for at most once a second, since they come and go."""
 
@@ -212,7 +235,11 @@ class Workers:
 
     def all(self) -> list[tuple[int, int]]:
         if (now := time.monotonic()) > self.asked + 1.0:
-            workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+            with scheduler_there():
+                said = self.client.scheduler_info(n_workers=-1)
+            if "workers" not in said:
+                raise lost(ConnectionError("it says nothing of its workers"))
+            workers = said["workers"].values()
             self.asked, self.found = now, [(worker["nthreads"], worker["memory_limit"] or 0) for worker in workers]
         return self.found
 
@@ -323,6 +350,6 @@ def outcome(future: "Future[Any]") -> Any:
     except StoreWriteError:
         raise
     except (CancelledError, OSError) as error:  # those of a job itself come as results
-        raise ClusterError(f"the scheduler was lost; the same command goes on from here ({error})") from error
+        raise lost(error) from error
     except Exception as error:
         return error

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -306,8 +306,7 @@ def tiles(config: BuildConfig, entries: list[Entry], client: Client | None) -> N
             else:
                 tally.add(job.scene.id, report.tiles, accepted=report.accepted)
                 progress.add(report.tiles, report.accepted)
-    if left:
-        store.consolidate(root)
+    gather(root, built, bool(left))
     finish("tiles", config, refused + failures.entries())
 
 
@@ -315,6 +314,15 @@ def tile_job(config: BuildConfig, root: str, entry: Entry, grid: TileGrid, i: in
     """What building block (i, j) of a scene takes. root: the tile store."""
     how = entry.radiometry, config.resampling, config.pansharpen_weights
     return TileJob(root, entry.scene, entry.terrain, entry.stretch, config.rules, grid, i, j, *how)
+
+
+def gather(root: str, built: Mapping[str, store.Built], changed: bool) -> None:
+    """Gather a store's metadata where it has changed, or where an earlier run ended before it did.
+
+    built: what was there before.
+    """
+    if changed or (built and not built.keys() <= store.consolidated(root).keys()):
+        store.consolidate(root)
 
 
 class Unbuilt:
@@ -465,8 +473,7 @@ def labels(config: BuildConfig, covers: list[LandCover], entries: list[Entry], c
                 else:
                     unlisted |= report.unlisted
                     tally.add(job.scene, report.tiles, labelled=report.labelled)
-        if left:
-            store.consolidate(root)
+        gather(root, built, bool(left))
     if unlisted:
         log.warning("codes %s of the land cover are not in its legend; their area counts as unknown", sorted(unlisted))
     finish("labels", config, failures.entries())

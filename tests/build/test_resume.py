@@ -52,6 +52,22 @@ def test_a_replaced_image_is_refused_by_name_before_anything_is_written(
     assert {path for path in before if before[path] != after[path]} >= {"index.parquet", "scenes.parquet"}
 
 
+@pytest.mark.parametrize("name", [store.TILES, store.label_store("globeland30_2020")])
+def test_a_run_that_ended_before_its_metadata_were_gathered_goes_on(moved: tuple[Path, list[str]], name: str) -> None:
+    """All blocks are there, and the store's root says nothing of them, or of the last one's scene."""
+    directory, arguments = moved
+    before = contents(directory / "dataset")
+    root = directory / "dataset" / name / "zarr.json"
+    document = json.loads(root.read_text())
+    scene = sorted(document["consolidated_metadata"]["metadata"])[0]
+    held = {k: v for k, v in document["consolidated_metadata"]["metadata"].items() if not k.startswith(scene)}
+    for remains in (None, document["consolidated_metadata"] | {"metadata": held}):
+        changed = {k: v for k, v in document.items() if k != "consolidated_metadata"}
+        root.write_text(json.dumps(changed | ({} if remains is None else {"consolidated_metadata": remains})))
+        assert main(arguments) == 0
+        assert contents(directory / "dataset") == before
+
+
 def test_a_file_that_was_only_touched_is_no_other_input(moved: tuple[Path, list[str]]) -> None:
     directory, arguments = moved
     shards = {path: path.stat().st_mtime_ns for path in directory.rglob("c/**/*") if path.is_file()}
@@ -147,10 +163,14 @@ def test_a_performance_report_is_written(built: Built, tmp_path: Path) -> None:
     assert "Task Stream" in report.read_text(encoding="utf-8")
 
 
-def test_a_block_that_no_worker_has_the_memory_for_is_refused(built: Built, tmp_path: Path) -> None:
+def test_a_block_that_no_worker_has_the_memory_for_is_refused(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "dataset"
-    arguments = [*built.arguments, "--out", str(out), "--workers", "1", "--memory", "320MB"]
-    assert main(arguments) == 2  # nothing is built
+    arguments = [*built.arguments, "--out", str(out), "--workers", "1", "--memory"]
+    assert main([*arguments, "300MB"]) == 2
+    assert "a worker of 300 MB has no room for its libraries" in capsys.readouterr().err
+    assert main([*arguments, "380MB"]) == 2  # nothing is built
     entries = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert {entry["reason"] for entry in entries if entry["stage"] == "tiles"} == {"MemoryError"}
     assert all("give a smaller block" in entry["detail"] for entry in entries if entry["stage"] == "tiles")
