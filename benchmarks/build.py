@@ -11,7 +11,6 @@ Scenes have 7300 x 6908 px in four bands of 16 bits. Each measurement runs in pr
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -32,6 +31,7 @@ from rasterio.warp import reproject, transform_bounds
 from rasterio.windows import from_bounds
 
 from benchmarks.archive import HEIGHT, WIDTH, shots, write_archive
+from benchmarks.chaos import digests
 from benchmarks.process import most_memory, one_core
 from geokr import store
 from geokr.landcover import find
@@ -245,8 +245,8 @@ def case_workers(scratch: Path, size: tuple[int, int], rounds: int) -> bool:
             found = measured("ours", archive, scratch / f"by{workers}", workers)
             times[workers].append(found["seconds"])
             if workers == 1:
-                first = files(scratch / "by1")
-            equal = equal and files(scratch / f"by{workers}") == first
+                first = digests(scratch / "by1")
+            equal = equal and digests(scratch / f"by{workers}") == first
             remove(scratch / f"by{workers}")
     two, one = (found["tiles"] / statistics.median(times[workers]) for workers in (2, 1))
     print(
@@ -260,12 +260,12 @@ def case_workers(scratch: Path, size: tuple[int, int], rounds: int) -> bool:
 def case_scenes(scratch: Path, size: tuple[int, int], _: int) -> bool:
     """Equal: the first scene's files are those of the build of it alone."""
     first, good = f"{store.TILES}/{shots(1, *size)[0].name}", True
-    alone: tuple[float, dict[str, bytes]] | None = None
+    alone: tuple[float, dict[str, str]] | None = None
     for count in (1, 4, 16):
         remove(scratch / "archive")
         write_archive(scratch / "archive", count, *size)
         found = measured("ours", scratch / "archive", scratch / "grown", 2)
-        built = {name: digest for name, digest in files(scratch / "grown").items() if name.startswith(first)}
+        built = {name: digest for name, digest in digests(scratch / "grown").items() if name.startswith(first)}
         remove(scratch / "grown")
         alone = alone or (found["seconds"], built)
         equal = bool(built) and built == alone[1]
@@ -304,15 +304,6 @@ def case_scheduler(_: Path, __: tuple[int, int], ___: int) -> bool:
         flush=True,
     )
     return bool(found["blocks"] * 256 >= TILES)
-
-
-def files(dataset: Path) -> dict[str, bytes]:
-    """Digest of every file of a data set but its log."""
-    return {
-        path.relative_to(dataset).as_posix(): hashlib.sha256(path.read_bytes()).digest()
-        for path in dataset.rglob("*")
-        if path.is_file() and path.name != "build.jsonl"
-    }
 
 
 def main(argv: list[str]) -> int:

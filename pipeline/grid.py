@@ -156,10 +156,10 @@ def peak_bytes(
 ) -> int:
     """Peak memory of building one block, bytes: what a plan promises.
 
-    Source window and resampled pixels in the file's type (the window up to twice the block, for a scene
-    that lies askew), the DEM's window (twice, of no more cells than the block has pixels) and the mask, the stretched
-    block, the cut tiles and their encoded copy. pan: whether a panchromatic image sharpens the bands. stored:
-    bytes of a stored pixel in each band.
+    Source window and resampled pixels in the file's type (the window up to twice the block, for a scene that
+    lies askew), the DEM's window (twice, of no more cells than the block has pixels) and the mask, the
+    stretched block, and twice the tiles: their shard, and the block as it is judged where something else is
+    stored. pan: whether a panchromatic image sharpens the bands. stored: bytes of a stored pixel in each band.
     """
     pixels = ((block - 1) * stride + tile) ** 2
     tiles = block * block * tile * tile
