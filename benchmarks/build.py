@@ -36,11 +36,12 @@ from benchmarks.process import most_memory, one_core
 from geokr import store
 from geokr.landcover import find
 from geokr.legend import Legend
-from pipeline import stages
 from pipeline.catalog import read_catalog
 from pipeline.config import BuildConfig
+from pipeline.plan import grid_of
 from pipeline.quality import Rules, judge
 from pipeline.run import Batch, cluster, settle, stream
+from pipeline.stages import catalog, index, labels, tiles
 
 TILES = 1_430_000
 """Of Levir-KR."""
@@ -72,10 +73,10 @@ def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
 
     def build(client: Any) -> float:
         began = time.perf_counter()
-        entries = stages.catalog(config, client)
-        stages.tiles(config, entries, client)
-        stages.labels(config, covers, entries, client)
-        stages.make_index(config, covers, entries, client)
+        entries = catalog.run(config, client)
+        tiles.run(config, entries, client)
+        labels.run(config, covers, entries, client)
+        index.run(config, covers, entries, client)
         return time.perf_counter() - began
 
     if workers == 0:
@@ -84,7 +85,7 @@ def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
     else:
         with cluster(workers, dashboard="127.0.0.1:0") as client:
             seconds, memory = build(client), max(client.run(most_memory).values())
-    grids = [grid for entry in read_catalog(out / "scenes.parquet") if (grid := stages.grid_of(entry, config))]
+    grids = [grid for entry in read_catalog(out / "scenes.parquet") if (grid := grid_of(entry, config))]
     return {"seconds": seconds, "tiles": sum(grid.rows * grid.cols for grid in grids), "memory": memory}
 
 
@@ -97,7 +98,7 @@ def plain(archive: Path, out: Path) -> dict[str, Any]:
     sheets = sorted((archive / "landcover").glob("*.tif"))
     began, tiles = time.perf_counter(), 0
     for entry in entries:
-        scene, grid = entry.scene, stages.grid_of(entry, config)
+        scene, grid = entry.scene, grid_of(entry, config)
         assert grid is not None
         folder = out / scene.id
         folder.mkdir(parents=True)

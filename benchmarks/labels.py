@@ -39,7 +39,7 @@ from geokr.landcover import LandCover, find
 from geokr.outlines import Floats, project, rings
 from geokr.shares import class_shares
 from pipeline.grid import TileGrid
-from pipeline.labels import LabelJob, build_labels
+from pipeline.tasks.labels import LabelJob, build_labels
 
 UTM = "EPSG:32648"
 LONLAT = "EPSG:4326"

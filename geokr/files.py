@@ -5,6 +5,7 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_ENDPOINT_URL.
 """
 
 import errno
+import hashlib
 import os
 import uuid
 from functools import lru_cache
@@ -81,6 +82,16 @@ def write(path: str | Path, data: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync(file.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a small text file, whole or not at all. What is no UTF-8, as a file's name may be, is escaped."""
+    write(path, text.encode(errors="backslashreplace"))
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(read(path)).hexdigest()
 
 
 def append(path: str | Path, line: str) -> None:

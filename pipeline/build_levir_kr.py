@@ -19,19 +19,18 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from geokr import files, store
 from geokr.landcover import LandCover, LandCoverError, find
 from geokr.store import StoreError
-from pipeline import quarantine, stages
+from pipeline import quarantine
 from pipeline.catalog import CATALOG, Entry, read_catalog
 from pipeline.config import BuildConfig, ConfigError, read_config
-from pipeline.delivery import Refusal, read_delivery
-from pipeline.finding import deliveries
-from pipeline.footprint import flat_terrain
 from pipeline.items import write_static
 from pipeline.ortho import Resampling
-from pipeline.radiometry import Kind, RadiometryError, Stretch, read_coefficients
+from pipeline.plan import dry_run
+from pipeline.radiometry import Kind, RadiometryError, read_coefficients
 from pipeline.report import summary_table
-from pipeline.run import LIBRARIES, ClusterError, cluster, threads
+from pipeline.run import ClusterError, cluster, threads
 from pipeline.scene import Imagery
 from pipeline.stac import is_remote
+from pipeline.stages import catalog, index, labels, tiles
 from pipeline.watch import note
 
 STAGES = ("catalog", "tiles", "labels", "index")
@@ -106,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--workers must be at least 1, got {options.workers}")
         covers = check_inputs(config)
         if options.dry_run:
-            print("\n".join(plan(config, covers)))
+            print("\n".join(dry_run(config, covers)))
             return 0
         if not files.is_url(config.out):
             Path(config.out).mkdir(parents=True, exist_ok=True)
@@ -135,7 +134,7 @@ def check_inputs(config: BuildConfig) -> list[LandCover]:
         except RadiometryError as error:
             raise ConfigError(str(error)) from error
     covers = find(config.landcover, config.legends, config.taxonomy)
-    stages.label_set(config, covers)
+    index.label_set(config, covers)
     return covers
 
 
@@ -151,19 +150,19 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
         for stage in (options.only,) if options.only else STAGES:
             began = time.monotonic()
             if stage == "catalog":
-                entries = stages.catalog(config, client)
+                entries = catalog.run(config, client)
                 if options.stac:
                     write_static(Path(options.stac), [entry.scene for entry in entries])
-                stages.refuse_idle(config, covers, entries)  # before the pixels, which take longest
+                labels.refuse_idle(config, covers, entries)  # before the pixels, which take longest
             elif entries is None:
                 entries = earlier_catalog(out)
             match stage:
                 case "tiles":
-                    stages.tiles(config, entries, client)
+                    tiles.run(config, entries, client)
                 case "labels":
-                    stages.labels(config, covers, entries, client)
+                    labels.run(config, covers, entries, client)
                 case "index":
-                    print("\n".join(summary_table(stages.make_index(config, covers, entries, client))))
+                    print("\n".join(summary_table(index.run(config, covers, entries, client))))
             note(
                 out,
                 "stage",
@@ -180,40 +179,6 @@ def earlier_catalog(out: str) -> list[Entry]:
     if not files.exists(path):
         raise ConfigError(f"{path}: no such file; run the stage catalog first")
     return read_catalog(path)
-
-
-def plan(config: BuildConfig, covers: list[LandCover]) -> list[str]:
-    """What a build would do, from headers alone: scenes, grids, blocks, bytes and peak memory, a line each."""
-    lines, total, memory, most = [], 0, 0, 0
-    found: dict[str, Entry] = {}
-    for delivery in deliveries(config.scenes):
-        for scene in read_delivery(delivery, config.imagery, config.bands):
-            if isinstance(scene, Refusal):
-                lines.append(f"refused   {scene.detail}")
-            elif scene.id not in found:
-                found[scene.id] = Entry(scene, flat_terrain(scene.images[0].model), Stretch(0, 1), 0.0)
-    for name, entry in sorted(found.items()):
-        grid = stages.grid_of(entry, config)
-        if grid is None:
-            lines.append(f"too small {name}: no tile of {config.tile} px at {entry.scene.gsd:g} m fits into it")
-            continue
-        rows, cols = grid.blocks
-        tiles = grid.rows * grid.cols
-        pixels = tiles * len(entry.scene.bands) * grid.tile**2
-        total, most = total + tiles, most + pixels
-        first = entry.scene.images[0]
-        memory = max(memory, stages.promised_bytes(entry.scene, grid, config))
-        lines.append(
-            f"scene     {name}: {first.width} x {first.height} px, {entry.scene.gsd:g} m, "
-            f"{grid.geobox.crs}, {grid.rows} x {grid.cols} tiles in {rows * cols} blocks, at most {pixels / 1e6:.0f} MB"
-        )
-    for cover in covers:
-        lines.append(f"landcover {cover.name}: {len(cover.sheets)} sheets, classes {', '.join(cover.legend.classes)}")
-    lines.append(
-        f"in all    {len(found)} scenes, {total} tiles, at most {most / 1e6:.0f} MB of pixels before compression, "
-        f"peak memory of a worker {memory / 1e6:.0f} MB beside the {LIBRARIES / 1e6:.0f} MB of its libraries"
-    )
-    return lines
 
 
 if __name__ == "__main__":

@@ -1,48 +1,20 @@
-"""The catalog of scenes: what a survey of each decided, and scenes.parquet, which holds it."""
+"""The catalog of scenes, scenes.parquet: what it holds, and what of an earlier one is still true."""
 
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import geopandas
-import numpy as np
-import numpy.typing as npt
-import shapely
-from rasterio.windows import Window
 
 from geokr import files
 from pipeline import items
-from pipeline.delivery import BANDS, Refusal, read_delivery, refuse
-from pipeline.finding import Delivery
-from pipeline.footprint import flat_terrain, outline
-from pipeline.pansharpen import brovey, equal_weights
-from pipeline.radiometry import (
-    CALIBRATION,
-    Kind,
-    Radiometry,
-    RadiometryError,
-    Stretch,
-    as_they_are,
-    percentile_stretch,
-    radiometry_from_json,
-    read_coefficients,
-    reflectance,
-    scaled,
-    solar_zenith,
-    stretched_per_band,
-    sun,
-)
-from pipeline.raster import Pixels, Valid, read
-from pipeline.scene import Image, Imagery, Scene, SceneError, image_from_json
-from pipeline.sensor import Georeferenced
+from pipeline.radiometry import Radiometry, Stretch, radiometry_from_json
+from pipeline.scene import Scene, image_from_json
 from pipeline.terrain import Terrain
 
 CATALOG = "scenes.parquet"
-SURVEY_STEP = 20
-"""The stretch is decided on every 20th pixel of every 20th line, as the GeoKR authors did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,117 +32,6 @@ class Entry:
     """What is stored of the scene's pixels; the stretched ones where it is None."""
     pixels: str = ""
     """SHA-256 of the pixels that the survey read: what tells a replaced image from one that was only touched."""
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogJob:
-    """One delivery to read and survey."""
-
-    delivery: Delivery
-    dem: str | None
-    stretch: tuple[float, float]
-    imagery: Imagery = "mss"
-    geoid: str | None = None
-    radiometry: Kind = "percentile"
-    coefficients: str | None = None
-    """A table of calibration; None for the one that is built in."""
-    weights: tuple[float, ...] | None = None
-    """Of the bands in pansharpening; equal unless given."""
-    bands: tuple[str, ...] = BANDS
-
-
-def read_and_survey(job: CatalogJob) -> list[Entry | Refusal]:
-    """The scenes of one delivery, surveyed; what cannot be used is a Refusal."""
-    found: list[Entry | Refusal] = []
-    for scene in read_delivery(job.delivery, job.imagery, job.bands):
-        if isinstance(scene, Refusal):
-            found.append(scene)
-            continue
-        try:
-            found.append(survey(scene, job))
-        except SceneError as error:
-            found.append(refuse(scene.id, "unusable", str(error)))
-    return found
-
-
-def survey(scene: Scene, job: CatalogJob) -> Entry:
-    """Decide a scene's ground and what becomes of its pixels: reads every 20th of them.
-
-    Raises SceneError naming file and fault.
-    """
-    first = scene.images[0]
-    terrain = flat_terrain(first.model)
-    if not isinstance(first.model, Georeferenced):
-        terrain = replace(terrain, dem=job.dem, geoid=job.geoid)
-    footprint = outline(first, terrain)
-    outlined = shapely.get_coordinates(footprint.exterior).T
-    shape = (max(1, first.height // SURVEY_STEP), max(1, first.width // SURVEY_STEP))
-    samples, valid = [], np.ones(shape, np.bool_)
-    for image in scene.images:
-        found, known = decimated(image, shape)
-        samples.append(found)
-        valid &= True if known is None else known
-    sample = np.concatenate(samples)
-    scene = replace(scene, footprint=footprint)
-    try:
-        if scene.pan is not None:
-            detail, _ = decimated(scene.pan, shape)
-            sharpened = np.ascontiguousarray(np.moveaxis(sample, 0, -1))
-            brovey(sharpened, detail[0], job.weights or equal_weights(len(sample)))
-            sample = np.moveaxis(sharpened, -1, 0)
-        stretch = percentile_stretch(sample, valid, *job.stretch)
-        radiometry = decide(scene, job, sample, valid)
-    except ValueError as error:
-        raise SceneError(f"{first.path}: {error}") from error
-    digest = hashlib.sha256()
-    for found in samples:
-        digest.update(found.tobytes())
-    heights = terrain.coverage(*outlined), terrain.holes(*outlined)
-    return Entry(scene, terrain, stretch, *heights, radiometry, digest.hexdigest())
-
-
-def decide(scene: Scene, job: CatalogJob, sample: Pixels, valid: npt.NDArray[np.bool_]) -> Radiometry | None:
-    """What is stored of a scene's pixels. Raises ValueError where it cannot be what was asked for."""
-    match job.radiometry:
-        case "percentile":
-            return None
-        case "percentile-per-band":
-            return stretched_per_band(sample, valid, *job.stretch, scene.bands)
-        case "dn":
-            return as_they_are(scene.dtype, len(scene.bands))
-        case "toa":
-            return top_of_atmosphere(scene, job.coefficients or CALIBRATION)
-
-
-def top_of_atmosphere(scene: Scene, table: str | Path) -> Radiometry:
-    """Reflectance from a scene's own scales or from a table. Raises RadiometryError where neither has the numbers."""
-    scales = [scale for image in scene.images for scale in image.scales]
-    if len(scales) == len(scene.bands):
-        offsets = [offset for image in scene.images for offset in (image.offsets or (0.0,) * len(image.bands))]
-        return scaled(scales, offsets)
-    if scene.acquired is None:
-        raise RadiometryError("reflectance needs the time at which the image was taken, and it is not known")
-    known, found = read_coefficients(table), {}
-    for band in scene.bands:
-        key = (scene.satellite, scene.sensor, scene.acquired.year, band)
-        if key not in known:
-            said = " ".join(map(str, key))
-            raise RadiometryError(f"{Path(table).name} has no coefficients of {said}; give a table that has")
-        found[band] = known[key]
-    centre = scene.footprint.centroid
-    zenith = solar_zenith(scene.metadata, scene.acquired, centre.x, centre.y)
-    return reflectance(found, zenith, sun(scene.acquired, centre.x, centre.y)[1])
-
-
-def decimated(image: Image, shape: tuple[int, int]) -> tuple[Pixels, Valid]:
-    """Every so-maniest pixel of an image and its validity. Raises SceneError where it cannot be read to its end."""
-    try:
-        sample, valid = read(image, shape=shape)
-        # The decimated read skips lines; the last one must be there too.
-        read(image, Window(0, image.height - 1, image.width, 1))
-    except SceneError as error:
-        raise SceneError(str(error).replace("cannot be read", "cannot be read to its end", 1)) from error
-    return sample, valid
 
 
 def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -> None:

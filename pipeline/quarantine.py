@@ -25,10 +25,4 @@ def replace(dataset: str | Path, stage: str, entries: list[dict[str, Any]]) -> N
     kept = [entry for entry in read(dataset) if entry["stage"] != stage]
     new = [{"scene": entry["scene"], "stage": stage, **entry} for entry in entries]
     lines = sorted(json.dumps(entry, ensure_ascii=False) for entry in kept + new)
-    write_whole(store.join(dataset, FILE), "".join(line + "\n" for line in lines))
-
-
-def write_whole(path: str | Path, text: str) -> None:
-    """Write a small file at once: a reader sees the old or the new one."""
-    # A file's name may be no UTF-8; JSON reads what stands for its bytes then.
-    files.write(path, text.encode(errors="backslashreplace"))
+    files.write_text(store.join(dataset, FILE), "".join(line + "\n" for line in lines))

@@ -6,7 +6,6 @@ and of each shard one tile, or with `--full` all. `--sample N` draws N tiles and
 """
 
 import argparse
-import hashlib
 import io
 import json
 import os
@@ -31,13 +30,15 @@ from geokr import files, store
 from geokr.crs import transformer
 from geokr.index import DATASET, INDEX, split_by_place
 from geokr.landcover import find
-from pipeline import quarantine, stages
+from pipeline import quarantine
 from pipeline.catalog import CATALOG, Entry, read_catalog
 from pipeline.config import BuildConfig
 from pipeline.grid import TileGrid
-from pipeline.labels import LabelJob, label
-from pipeline.rows import footprints
-from pipeline.tiles import make_tiles
+from pipeline.plan import attributes, grid_of, placement
+from pipeline.stages.tiles import tile_job
+from pipeline.tasks.labels import LabelJob, label
+from pipeline.tasks.rows import footprints
+from pipeline.tasks.tiles import make_tiles
 
 SHOWN = 20
 """Faults of a check that are printed; the rest are counted."""
@@ -176,7 +177,7 @@ def schema(data: DataSet) -> list[str]:
     return [
         f"{name}: its SHA-256 is not the one in {DATASET}"
         for name, digest in data.summary["sha256"].items()
-        if hashlib.sha256(files.read(store.join(data.root, name))).hexdigest() != digest
+        if files.digest(store.join(data.root, name)) != digest
     ]
 
 
@@ -194,14 +195,14 @@ def provenance(data: DataSet) -> list[str]:
             return
         if len(entry.scene.checksum) != 64 or entry.scene.bytes < 1 or not entry.scene.images:
             yield f"{scene.name}: {CATALOG} does not say which files it was made from"
-        grid = stages.grid_of(entry, data.config)
+        grid = grid_of(entry, data.config)
         if grid is None:
             yield f"{scene.name}: no tile fits into the footprint that {CATALOG} has"
             return
-        wanted: dict[str, Any] = json.loads(json.dumps(stages.attributes(entry, grid, data.config)))
+        wanted: dict[str, Any] = json.loads(json.dumps(attributes(entry, grid, data.config)))
         if differing := sorted(key for key in said.keys() | wanted.keys() if said.get(key) != wanted.get(key)):
             yield f"{scene.name}: its group and {CATALOG} differ in {', '.join(differing)}"
-        for key, value in stages.placement(grid).items():
+        for key, value in placement(grid).items():
             if scene.labels.attrs.get(key) != value:
                 yield f"{scene.name}: {key} of its labels is not that of its tiles"
         if not scene.labels.attrs.get("product") or "sheets" not in scene.labels.attrs:
@@ -428,10 +429,10 @@ def recomputed(data: DataSet, number: int) -> list[str]:
     def check(group: tuple[tuple[str, int, int], Any]) -> list[str]:
         (name, i, j), tiles = group
         scene, entry = scenes[name], data.entries[name]
-        grid = stages.grid_of(entry, data.config)
+        grid = grid_of(entry, data.config)
         assert grid is not None
         try:
-            arrays, status, _ = make_tiles(stages.tile_job(data.config, data.tiles, entry, grid, i, j))
+            arrays, status, _ = make_tiles(tile_job(data.config, data.tiles, entry, grid, i, j))
             fraction, *_ = label(LabelJob(data.labels, name, cover, grid, i, j))
         except Exception as error:
             return [f"{name} block ({i}, {j}): cannot be computed anew: {short(error)}"]

@@ -19,10 +19,11 @@ from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
-from pipeline.catalog import CatalogJob, Entry, survey
+from pipeline.catalog import Entry
 from pipeline.finding import Delivery
 from pipeline.scene import Image, Scene
 from pipeline.sensor import RPC, Georeferenced, SensorModel
+from pipeline.tasks.survey import CatalogJob, survey
 
 LON, LAT, GROUND = 105.3, 24.8, 500.0
 """Centre of the images, degrees, and the height there, m."""

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import quarantine
-from pipeline.catalog import CATALOG, CatalogJob, Entry, read_and_survey, read_catalog, unchanged, write_catalog
+from pipeline.catalog import CATALOG, Entry, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
 from pipeline.delivery import Refusal, read_delivery
 from pipeline.finding import deliveries
@@ -27,6 +27,7 @@ from pipeline.raster import open_image
 from pipeline.scene import Image, Scene, SceneError
 from pipeline.sensor import Georeferenced
 from pipeline.stages import catalog
+from pipeline.tasks.survey import CatalogJob, read_and_survey
 from pipeline.terrain import Terrain
 from tests.deliveries import (
     GROUND,
@@ -243,7 +244,7 @@ def test_a_catalog_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPat
 
 def test_a_catalog_is_a_map_for_others(tmp_path: Path) -> None:
     write_folder(tmp_path / "scenes", contents())
-    (entry,) = catalog(config(tmp_path), None)
+    (entry,) = catalog.run(config(tmp_path), None)
     table = geopandas.read_parquet(tmp_path / "out" / CATALOG)
     assert table.crs == "EPSG:4326"
     assert table.geometry[0].equals(entry.scene.footprint)
@@ -322,7 +323,7 @@ def test_whatever_is_wrong_is_refused_once_and_the_good_go_on(tmp_path: Path) ->
     (scenes / f"{stems[3]}.tar.gz").write_bytes(b"no archive")
     write_folder(scenes, {"photo.tif": tiff(coordinates())})
     write_archive(scenes / f"{OTHER}.tar.gz", contents(OTHER))
-    found = catalog(config(tmp_path), None)
+    found = catalog.run(config(tmp_path), None)
     assert [entry.scene.id for entry in found] == [NAME, OTHER_NAME]
     refused = quarantine.read(tmp_path / "out")
     assert {entry["stage"] for entry in refused} == {"catalog"}
@@ -345,7 +346,7 @@ def test_a_scene_delivered_twice_counts_once(tmp_path: Path) -> None:
     write_archive(scenes / "m.tar", contents())
     write_folder(scenes / "z", contents())
     for _ in range(2):
-        (entry,) = catalog(config(tmp_path), None)
+        (entry,) = catalog.run(config(tmp_path), None)
         assert entry.scene.images[0].path == str(scenes / "a" / f"{STEM}.tiff")
         refused = quarantine.read(tmp_path / "out")
         assert [(item["scene"], item["reason"]) for item in refused] == [(NAME, "duplicate")] * 2
@@ -357,7 +358,7 @@ def test_a_scene_delivered_twice_counts_once(tmp_path: Path) -> None:
 def test_a_path_named_twice_is_no_second_delivery(tmp_path: Path) -> None:
     write_folder(tmp_path / "scenes" / "a", contents())
     paths = [str(tmp_path / "scenes"), str(tmp_path / "scenes" / "a")]
-    assert len(catalog(config(tmp_path, scenes=paths), None)) == 1
+    assert len(catalog.run(config(tmp_path, scenes=paths), None)) == 1
     assert quarantine.read(tmp_path / "out") == []
 
 
@@ -368,22 +369,22 @@ def test_only_what_changed_is_surveyed_again(tmp_path: Path, monkeypatch: pytest
         surveyed.append(Path(job.delivery.path).name)
         return read_and_survey(job)
 
-    monkeypatch.setattr("pipeline.stages.read_and_survey", watched)
+    monkeypatch.setattr("pipeline.stages.catalog.read_and_survey", watched)
     write_folder(tmp_path / "scenes" / "a", contents())
     write_folder(tmp_path / "scenes" / "b", contents(OTHER))
-    first = catalog(config(tmp_path), None)
+    first = catalog.run(config(tmp_path), None)
     assert len(surveyed) == 2
     later = (tmp_path / "out" / CATALOG).stat().st_mtime + 100
     os.utime(tmp_path / "out" / CATALOG, (later, later))
     surveyed.clear()
     write_folder(tmp_path / "scenes" / "c", contents(THIRD))
-    second = catalog(config(tmp_path), None)
+    second = catalog.run(config(tmp_path), None)
     assert surveyed == [f"{THIRD}.tiff"]
     assert [entry for entry in second if entry.scene.id != THIRD_NAME] == first
     later += 100
     os.utime(tmp_path / "out" / CATALOG, (later, later))
     surveyed.clear()
-    third = catalog(config(tmp_path, stretch=(20.0, 80.0)), None)
+    third = catalog.run(config(tmp_path, stretch=(20.0, 80.0)), None)
     assert len(surveyed) == 3
     assert third[0].stretch != first[0].stretch
 
@@ -391,8 +392,8 @@ def test_only_what_changed_is_surveyed_again(tmp_path: Path, monkeypatch: pytest
 def test_a_ground_without_dem_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_folder(tmp_path / "scenes", contents())
     with caplog.at_level(logging.WARNING):
-        catalog(config(tmp_path), None)
-        catalog(config(tmp_path, dem=slope(tmp_path, holes=True)), None)
+        catalog.run(config(tmp_path), None)
+        catalog.run(config(tmp_path, dem=slope(tmp_path, holes=True)), None)
     said = [record.getMessage() for record in caplog.records]
     assert f"{NAME}: no DEM: the ground is taken as flat at 500 m above the ellipsoid" in said[0]
     assert "dem.tif does not say what its heights are above; they are taken as above the ellipsoid" in said[1]
@@ -407,7 +408,7 @@ def test_a_dem_that_ends_within_the_scene_is_said_aloud(tmp_path: Path, caplog: 
         west = file.read(1)[:, : file.width // 2]
         half = write_dem(tmp_path / "half.tif", west, file.transform, file.crs.to_string())
     with caplog.at_level(logging.WARNING):
-        catalog(config(tmp_path, dem=half), None)
+        catalog.run(config(tmp_path, dem=half), None)
     assert any("of the outline; the rest is taken as flat at 500 m" in record.getMessage() for record in caplog.records)
 
 
@@ -415,7 +416,7 @@ def test_a_dem_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path / "scenes", contents())
     (tmp_path / "dem.tif").write_bytes(tiff(coordinates(bands=1), transform=Affine(8, 0, 5e5, 0, -8, 2.7e6)))
     with pytest.raises(ConfigError, match="none of the scenes can be used"):
-        catalog(config(tmp_path, dem=str(tmp_path / "dem.tif")), None)
+        catalog.run(config(tmp_path, dem=str(tmp_path / "dem.tif")), None)
     (refused,) = quarantine.read(tmp_path / "out")
     assert f"{tmp_path}/dem.tif: the heights have no coordinate system" in refused["detail"]
 
@@ -423,10 +424,10 @@ def test_a_dem_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_a_directory_without_scenes_is_said(tmp_path: Path) -> None:
     (tmp_path / "scenes").mkdir()
     with pytest.raises(ConfigError, match="no TIFF and no archive is in there"):
-        catalog(config(tmp_path), None)
+        catalog.run(config(tmp_path), None)
     (tmp_path / "scenes" / "photo.tif").write_bytes(tiff(coordinates()))
     with pytest.raises(ConfigError, match=r"none of the scenes can be used; .*quarantine.jsonl says why"):
-        catalog(config(tmp_path), None)
+        catalog.run(config(tmp_path), None)
 
 
 def test_a_scenes_values_are_held_to_what_is_possible(tmp_path: Path) -> None:
@@ -471,7 +472,7 @@ def test_what_was_refused_in_an_archive_stays_refused(tmp_path: Path) -> None:
     write_archive(tmp_path / "scenes" / "m.tar", files)
     found = []
     for _ in range(2):
-        entries = catalog(config(tmp_path), None)
+        entries = catalog.run(config(tmp_path), None)
         found.append(([entry.scene.id for entry in entries], quarantine.read(tmp_path / "out")))
         later = (tmp_path / "out" / CATALOG).stat().st_mtime + 100
         os.utime(tmp_path / "out" / CATALOG, (later, later))
@@ -484,11 +485,11 @@ def test_which_of_two_deliveries_counts_does_not_depend_on_history(tmp_path: Pat
     scenes = tmp_path / "scenes"
     scenes.mkdir()
     write_archive(scenes / "m.tar", contents())
-    catalog(config(tmp_path), None)
+    catalog.run(config(tmp_path), None)
     later = (tmp_path / "out" / CATALOG).stat().st_mtime + 100
     os.utime(tmp_path / "out" / CATALOG, (later, later))
     write_folder(scenes / "a", contents())
-    (entry,) = catalog(config(tmp_path), None)
+    (entry,) = catalog.run(config(tmp_path), None)
     assert entry.scene.images[0].path == str(scenes / "a" / f"{STEM}.tiff")
 
 

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 
 from pipeline import archive
-from pipeline.catalog import CatalogJob, Entry, read_and_survey
+from pipeline.catalog import Entry
 from pipeline.delivery import Refusal, read_delivery
 from pipeline.finding import Delivery, deliveries
 from pipeline.raster import open_image
 from pipeline.scene import Scene
 from pipeline.sensor import Georeferenced
+from pipeline.tasks.survey import CatalogJob, read_and_survey
 from tests.broken import BROKEN
 from tests.deliveries import (
     GSD,

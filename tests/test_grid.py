@@ -19,8 +19,8 @@ from pipeline.grid import TileGrid, centre_of, peak_bytes, plane_of, scene_grid,
 from pipeline.quality import Rules
 from pipeline.radiometry import Stretch, as_they_are
 from pipeline.sensor import Georeferenced
+from pipeline.tasks.tiles import TileJob, build_tiles
 from pipeline.terrain import Terrain
-from pipeline.tiles import TileJob, build_tiles
 from tests.deliveries import image_of, scene_of
 
 CRS = "EPSG:32648"

@@ -20,10 +20,10 @@ from geokr import store
 from geokr.landcover import LandCover, LandCoverError, find
 from geokr.shares import class_shares
 from pipeline.grid import TileGrid
-from pipeline.labels import LabelJob, LabelReport, build_labels
-from pipeline.rows import RowJob, SceneRows, footprints, scene_rows
 from pipeline.scene import Image, Scene
 from pipeline.sensor import Georeferenced
+from pipeline.tasks.labels import LabelJob, LabelReport, build_labels
+from pipeline.tasks.rows import RowJob, SceneRows, footprints, scene_rows
 
 CRS = "EPSG:32648"
 LEFT, TOP = 440_000.0, 2_765_000.0

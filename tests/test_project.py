@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 WITH_DASK = {"pipeline/run.py"}
 WITH_TORCH = {f"geokr/{name}.py" for name in ("augment", "config", "loader", "models", "objectives", "teacher")}
 WITH_TORCH |= {f"geokr/{name}.py" for name in ("checkpoint", "export", "journal", "learner", "processes", "train")}
+ABOVE_TASKS = ("pipeline.run.", "pipeline.stages", "pipeline.plan.")
 CREATES_ARRAYS = {"geokr/store.py"}
 TRAINING_ALSO = ("card", "files", "index", "legend", "order", "pixels", "selection")
 TRAINING = WITH_TORCH | {f"geokr/{name}.py" for name in TRAINING_ALSO}
@@ -174,6 +175,8 @@ def violations(root: Path) -> list[str]:
                     found.append(f"{at}: {package} is for the training files of geokr")
                 if package == "pipeline" and path.startswith("geokr/"):
                     found.append(f"{at}: geokr must not import pipeline")
+            if path.startswith("pipeline/tasks/") and any(name.startswith(ABOVE_TASKS) for name in imported(node)):
+                found.append(f"{at}: a task knows neither stages nor Dask")
             if isinstance(node, ast.Call) and path not in CREATES_ARRAYS and creates_array(node, names):
                 found.append(f"{at}: arrays on disk are made in geokr/store.py alone")
         if path in TRAINING:
@@ -207,6 +210,8 @@ def test_training_runs_where_nothing_else_is_installed() -> None:
     ("path", "line"),
     [
         ("pipeline/tiles.py", "import dask.array as da"),
+        ("pipeline/tasks/tiles.py", "from pipeline.run import stream"),
+        ("pipeline/tasks/tiles.py", "from pipeline.stages import blocks"),
         ("geokr/store.py", "def f():\n    from distributed import Client"),
         ("pipeline/labels.py", "import importlib; importlib.import_module('dask')"),
         ("pipeline/labels.py", "import torch.nn.functional as F"),
@@ -223,7 +228,7 @@ def test_training_runs_where_nothing_else_is_installed() -> None:
     ],
 )
 def test_a_broken_layer_is_found(tmp_path: Path, path: str, line: str) -> None:
-    (tmp_path / path).parent.mkdir()
+    (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text(f"{line}\n")
     (message,) = violations(tmp_path)
     assert message.startswith(f"{path}:")

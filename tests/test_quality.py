@@ -11,7 +11,7 @@ from odc.geo.geobox import GeoBox
 
 from pipeline.grid import TileGrid
 from pipeline.quality import ACCEPTED, CLOUD, DARK, FLAT, MISSING_LINES, VOID, Rules, judge, missing_lines, percentile
-from pipeline.tiles import cut, mean_of_bands
+from pipeline.tasks.tiles import cut, mean_of_bands
 
 RULES = Rules()
 Grey = npt.NDArray[np.uint8]

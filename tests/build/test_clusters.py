@@ -23,9 +23,9 @@ import yaml
 from dask.distributed import Client
 
 from geokr import store
+from pipeline.plan import grid_of
 from pipeline.quality import Rules
-from pipeline.stages import grid_of
-from pipeline.tiles import TileJob, build_tiles
+from pipeline.tasks.tiles import TileJob, build_tiles
 from tests.build.conftest import Built
 
 ROOT = Path(__file__).parents[2]

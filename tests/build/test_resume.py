@@ -14,10 +14,11 @@ import rasterio
 
 from geokr import store
 from geokr.landcover import find
-from pipeline import stages, watch
+from pipeline import watch
 from pipeline.build_levir_kr import main
 from pipeline.scene import SceneError
-from pipeline.tiles import TileJob, TileReport, build_tiles
+from pipeline.stages import catalog, labels, tiles
+from pipeline.tasks.tiles import TileJob, TileReport, build_tiles
 from tests.build.conftest import Built
 from tests.build.test_runs import contents
 
@@ -101,13 +102,13 @@ def test_a_failed_block_costs_its_own_tiles_and_is_tried_again(
         return build_tiles(job)
 
     def run() -> dict[str, Any]:
-        entries, covers = stages.catalog(config, None), find(config.landcover)
-        stages.tiles(config, entries, None)
-        stages.labels(config, covers, entries, None)
-        return stages.make_index(config, covers, entries, None)
+        entries, covers = catalog.run(config, None), find(config.landcover)
+        tiles.run(config, entries, None)
+        labels.run(config, covers, entries, None)
+        return index.run(config, covers, entries, None)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "build_tiles", failing)
+        patch.setattr(tiles, "build_tiles", failing)
         summary = run()
     (entry,) = map(json.loads, (out / "quarantine.jsonl").read_text().splitlines())
     assert (entry["scene"], entry["stage"], entry["reason"]) == (unlucky, "tiles", "SceneError")
@@ -115,10 +116,10 @@ def test_a_failed_block_costs_its_own_tiles_and_is_tried_again(
     assert entry["detail"].endswith("cannot be read at block 0")  # of the first, whichever failed first
     assert list(summary["incomplete"]) == [unlucky]
     assert summary["counts"]["incomplete"] == 1
-    index = geopandas.read_parquet(out / "index.parquet")
+    listed = geopandas.read_parquet(out / "index.parquet")
     status = store.status(store.open_scene(str(out / store.TILES), unlucky))
     assert (status == 0).sum() == summary["incomplete"][unlucky] > 0
-    assert (index["scene"] == unlucky).sum() > 0
+    assert (listed["scene"] == unlucky).sum() > 0
     summary = run()
     assert summary["incomplete"] == {}
     assert contents(out) == contents(built.dataset)

@@ -16,9 +16,10 @@ from dask.distributed import LocalCluster
 
 from geokr import store
 from geokr.landcover import find
-from pipeline import stages
 from pipeline.build_levir_kr import main
 from pipeline.config import read_config
+from pipeline.plan import grid_of
+from pipeline.stages import catalog, index, labels, tiles
 from tests.build.conftest import Built
 
 
@@ -39,11 +40,11 @@ def test_one_worker_two_workers_and_a_plain_loop_write_the_same_bytes(
     if workers == "loop":
         config = built.config.model_copy(update={"out": str(out)})
         out.mkdir()
-        entries = stages.catalog(config, None)
-        stages.tiles(config, entries, None)
+        entries = catalog.run(config, None)
+        tiles.run(config, entries, None)
         covers = find(config.landcover)
-        stages.labels(config, covers, entries, None)
-        stages.make_index(config, covers, entries, None)
+        labels.run(config, covers, entries, None)
+        index.run(config, covers, entries, None)
     else:
         assert main([*built.arguments, "--out", str(out), "--workers", workers]) == 0
     for scene in store.scenes(str(built.dataset / store.TILES)):
@@ -130,7 +131,7 @@ def test_a_dry_run_touches_nothing_and_promises_what_comes(
     printed = capsys.readouterr().out
     config = read_config(built.directory / "params.yaml", built.config.model_dump(exclude_unset=True))
     for entry in built.entries:
-        grid = stages.grid_of(entry, config)
+        grid = grid_of(entry, config)
         assert grid is not None
         (image,) = entry.scene.images
         assert f"{entry.scene.id}: {image.width} x {image.height} px, {entry.scene.gsd:g} m" in printed

@@ -11,7 +11,7 @@ from geokr import store
 from geokr.landcover import find
 from geokr.legend import Legend
 from pipeline.ortho import orthorectify
-from pipeline.stages import grid_of
+from pipeline.plan import grid_of
 from tests.build.conftest import PERIOD, Built
 
 

@@ -22,7 +22,7 @@ from pipeline.build_levir_kr import main
 from pipeline.catalog import Entry, read_catalog
 from pipeline.config import BuildConfig
 from pipeline.ortho import orthorectify
-from pipeline.stages import grid_of
+from pipeline.plan import grid_of
 
 IMAGES = {
     "GF1_PMS1_E69.4_N33.3_20220624_L1A0006547030",

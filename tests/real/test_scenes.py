@@ -16,7 +16,7 @@ from pipeline.pansharpen import equal_weights
 from pipeline.quality import MISSING_LINES, Rules, missing_lines
 from pipeline.radiometry import Stretch, solar_zenith, sun
 from pipeline.scene import Imagery, Scene
-from pipeline.tiles import TileJob, make_tiles, whole
+from pipeline.tasks.tiles import TileJob, make_tiles, whole
 from tests.deliveries import tiff
 
 WFV = "GF1_WFV3_E89.0_N23.9_20200523_L1A0004819525"

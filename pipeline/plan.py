@@ -1,0 +1,128 @@
+"""What is decided about scenes before a pixel is read for them: their grids, what their groups say, memory."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from geokr.landcover import LandCover
+from pipeline.catalog import Entry
+from pipeline.config import BuildConfig
+from pipeline.delivery import Refusal, read_delivery
+from pipeline.finding import deliveries
+from pipeline.footprint import flat_terrain
+from pipeline.grid import TileGrid, peak_bytes, scene_grid
+from pipeline.pansharpen import equal_weights
+from pipeline.radiometry import Radiometry, Stretch, stretched
+from pipeline.run import LIBRARIES
+from pipeline.scene import Scene
+from pipeline.terrain import fingerprint
+
+
+def grid_of(entry: Entry, config: BuildConfig) -> TileGrid | None:
+    """A scene's tile grid, None where no tile fits into it."""
+    return scene_grid(entry.scene.footprint, entry.scene.gsd, config.tile, config.stride, config.block)
+
+
+def placement(grid: TileGrid) -> dict[str, Any]:
+    """What places the tiles of a scene's group, by the names of the disk contract."""
+    return {
+        "proj:code": str(grid.geobox.crs),
+        "spatial:transform": list(grid.geobox.transform)[:6],
+        "tile": grid.tile,
+        "stride": grid.stride,
+    }
+
+
+def attributes(entry: Entry, grid: TileGrid, config: BuildConfig) -> dict[str, Any]:
+    """What a scene's group says of itself: all that places its tiles, and all that their pixels depend on."""
+    scene = entry.scene
+    return {
+        **placement(grid),
+        "block": grid.block,
+        "bands": list(scene.bands),
+        "gsd": scene.gsd,
+        "acquired": None if scene.acquired is None else scene.acquired.isoformat(),
+        "satellite": scene.satellite,
+        "sensor": scene.sensor,
+        "source": {
+            "name": Path(scene.images[0].path).name,
+            "bytes": scene.bytes,
+            "sha256_of_metadata": scene.checksum,
+            "sha256_of_every_20th_pixel": entry.pixels,
+        },
+        "stretch": [entry.stretch.low, entry.stretch.high],
+        "radiometry": stored(entry).attributes(),
+        "resampling": config.resampling,
+        **grounds(entry),
+        "rules": asdict(config.rules),
+    } | (
+        {}
+        if scene.pan is None
+        else {"pansharpened": {"method": "weighted Brovey", "weights": weights_of(entry, config)}}
+    )
+
+
+def stored(entry: Entry) -> Radiometry:
+    """What is stored of a scene's pixels."""
+    return entry.radiometry or stretched(entry.stretch, len(entry.scene.bands))
+
+
+def weights_of(entry: Entry, config: BuildConfig) -> list[float]:
+    """Of the bands in pansharpening."""
+    return list(config.pansharpen_weights or equal_weights(len(entry.scene.bands)))
+
+
+def grounds(entry: Entry) -> dict[str, Any]:
+    """Where a scene's heights come from."""
+    terrain = entry.terrain
+    return {
+        "dem": None if terrain.dem is None else Path(terrain.dem).name,
+        "dem_fingerprint": None if terrain.dem is None else fingerprint(terrain.dem),
+        "dem_coverage": entry.dem_coverage,
+        "dem_holes_interpolated": entry.dem_holes,
+        "geoid": None if terrain.geoid is None else Path(terrain.geoid).name,
+        "geoid_fingerprint": None if terrain.geoid is None else fingerprint(terrain.geoid),
+        "ground_height": terrain.height,
+    }
+
+
+def promised_bytes(scene: Scene, grid: TileGrid, config: BuildConfig) -> int:
+    """Peak memory of building one block of a scene, bytes, beside the libraries."""
+    itemsize = 1 if scene.dtype == "uint8" else 2
+    deep = 2 if config.radiometry == "toa" else itemsize if config.radiometry == "dn" else 1
+    sizes = (grid.block, grid.tile, grid.stride, len(scene.bands), itemsize)
+    return peak_bytes(*sizes, pan=scene.pan is not None, stored=deep)
+
+
+def dry_run(config: BuildConfig, covers: list[LandCover]) -> list[str]:
+    """What a build would do, from headers alone: scenes, grids, blocks, bytes and peak memory, a line each."""
+    lines, total, memory, most = [], 0, 0, 0
+    found: dict[str, Entry] = {}
+    for delivery in deliveries(config.scenes):
+        for scene in read_delivery(delivery, config.imagery, config.bands):
+            if isinstance(scene, Refusal):
+                lines.append(f"refused   {scene.detail}")
+            elif scene.id not in found:
+                found[scene.id] = Entry(scene, flat_terrain(scene.images[0].model), Stretch(0, 1), 0.0)
+    for name, entry in sorted(found.items()):
+        grid = grid_of(entry, config)
+        if grid is None:
+            lines.append(f"too small {name}: no tile of {config.tile} px at {entry.scene.gsd:g} m fits into it")
+            continue
+        rows, cols = grid.blocks
+        tiles = grid.rows * grid.cols
+        pixels = tiles * len(entry.scene.bands) * grid.tile**2
+        total, most = total + tiles, most + pixels
+        first = entry.scene.images[0]
+        memory = max(memory, promised_bytes(entry.scene, grid, config))
+        lines.append(
+            f"scene     {name}: {first.width} x {first.height} px, {entry.scene.gsd:g} m, "
+            f"{grid.geobox.crs}, {grid.rows} x {grid.cols} tiles in {rows * cols} blocks, at most {pixels / 1e6:.0f} MB"
+        )
+    for cover in covers:
+        lines.append(f"landcover {cover.name}: {len(cover.sheets)} sheets, classes {', '.join(cover.legend.classes)}")
+    lines.append(
+        f"in all    {len(found)} scenes, {total} tiles, at most {most / 1e6:.0f} MB of pixels before compression, "
+        f"peak memory of a worker {memory / 1e6:.0f} MB beside the {LIBRARIES / 1e6:.0f} MB of its libraries"
+    )
+    return lines

@@ -1,0 +1,100 @@
+"""Blocks as the stages count them: which are left, which failed, how far each scene is."""
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from geokr import store
+from pipeline import quarantine
+from pipeline.config import BuildConfig
+from pipeline.grid import TileGrid
+from pipeline.watch import note
+
+log = logging.getLogger(__name__)
+
+
+class Unbuilt:
+    """The blocks of a scene that a store does not hold yet, row by row."""
+
+    def __init__(self, grid: TileGrid, there: store.Built | None) -> None:
+        self.grid, self.there = grid, there
+        rows, cols = grid.blocks
+        self.done = there.blocks if there is not None else frozenset()
+        sizes = (tile_count(grid, i, j) for i, j in self.done if i < rows and j < cols)
+        self.tiles = grid.rows * grid.cols - sum(sizes)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rows, cols = self.grid.blocks
+        return ((i, j) for i in range(rows) for j in range(cols) if (i, j) not in self.done)
+
+    def check(self, root: str, scene: str, wanted: dict[str, Any]) -> None:
+        """Raise StoreError where what is there was built from other input or with other settings."""
+        if self.there is not None:
+            store.same(root, scene, self.there.attributes, wanted)
+
+
+class Failures:
+    """Jobs that failed, as one quarantine entry for each scene and reason."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[str, str], dict[tuple[int, int], str]] = {}
+
+    def add(self, scene: str, block: tuple[int, int], error: Exception) -> None:
+        self.found.setdefault((scene, type(error).__name__), {})[block] = str(error) or repr(error)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The sentence of each is that of its first block, whatever the order in which they failed."""
+        return [
+            {
+                "scene": scene,
+                "reason": reason,
+                "detail": self.sentence(scene, blocks),
+                "blocks": sorted(map(list, blocks)),
+            }
+            for (scene, reason), blocks in sorted(self.found.items())
+        ]
+
+    @staticmethod
+    def sentence(scene: str, blocks: dict[tuple[int, int], str]) -> str:
+        first = blocks[min(blocks)]
+        return first if scene in first else f"{scene}: {first}"
+
+
+class Tally:
+    """Counts of the scenes that are at work; each goes to the log when it is done."""
+
+    def __init__(self, config: BuildConfig, stage: str, left: dict[str, int]) -> None:
+        """left: scene -> tiles that are to be built."""
+        self.config, self.stage, self.left = config, stage, dict(left)
+        self.total = sum(left.values())
+        self.counts: dict[str, Counter[str]] = {}
+
+    def add(self, scene: str, tiles: int, **counts: int) -> None:
+        found = self.counts.setdefault(scene, Counter())
+        found.update(tiles=tiles, **counts)
+        self.left[scene] -= tiles
+        if not self.left[scene]:
+            note(self.config.out, "scene", stage=self.stage, scene=scene, **self.counts.pop(scene))
+
+
+def tile_count(grid: TileGrid, i: int, j: int) -> int:
+    """Tiles of a block."""
+    return min(grid.block, grid.rows - i * grid.block) * min(grid.block, grid.cols - j * grid.block)
+
+
+def gather(root: str, built: Mapping[str, store.Built], changed: bool) -> None:
+    """Gather a store's metadata where it has changed, or where an earlier run ended before it did.
+
+    built: what was there before.
+    """
+    if changed or (built and not built.keys() <= store.consolidated(root).keys()):
+        store.consolidate(root)
+
+
+def finish(stage: str, config: BuildConfig, refused: Collection[dict[str, Any]]) -> None:
+    """Say and record what a stage refused."""
+    for refusal in refused:
+        log.warning("refused: %s", refusal["detail"])
+        note(config.out, "refused", stage=stage, **refusal)
+    quarantine.replace(config.out, stage, [*refused])

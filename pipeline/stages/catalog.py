@@ -1,0 +1,179 @@
+"""The stage `catalog`: find and survey all scenes, and refuse what would make a mixture of what is there."""
+
+import json
+import logging
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from geokr import files, store
+from pipeline import quarantine, stac
+from pipeline.catalog import CATALOG, Entry, read_catalog, unchanged, write_catalog
+from pipeline.config import BuildConfig, ConfigError
+from pipeline.delivery import Refusal, refuse
+from pipeline.finding import Delivery, deliveries
+from pipeline.plan import attributes, grid_of
+from pipeline.radiometry import CALIBRATION
+from pipeline.run import Batch, Client, stream
+from pipeline.scene import Scene
+from pipeline.stages.blocks import finish
+from pipeline.tasks.survey import CatalogJob, read_and_survey
+from pipeline.terrain import fingerprint, vertical
+from pipeline.watch import Progress
+
+log = logging.getLogger(__name__)
+
+LARGEST_INT32 = 2**31 - 1
+"""Stands in deliveries for a product number that did not fit."""
+SOFTWARE = ("rasterio", "pyproj", "opencv-python-headless", "numba", "zarr", "numpy")
+"""Packages whose versions go into the provenance: what the bytes depend on."""
+
+
+def run(config: BuildConfig, client: Client | None) -> list[Entry]:
+    """Find and survey all scenes; write scenes.parquet. What was surveyed before and has not changed is kept.
+
+    Raises FileNotFoundError for a directory that is not there, ConfigError where no scene is found.
+    """
+    out = config.out
+    dem = None if config.dem is None else str(Path(config.dem).absolute())
+    software = {name: version(name) for name in SOFTWARE}
+    geoid = None if config.geoid is None else str(Path(config.geoid).absolute())
+    table = config.coefficients or str(CALIBRATION)
+    provenance = json.dumps(
+        {
+            "dem": dem,
+            "geoid": geoid,
+            "fingerprints": [path and fingerprint(path) for path in (dem, geoid)],
+            "stretch": config.stretch,
+            "radiometry": config.radiometry,
+            "coefficients": files.digest(table) if config.radiometry == "toa" else None,
+            "weights": config.pansharpen_weights,
+            "imagery": config.imagery,
+            "bands": config.bands,
+            "software": software,
+        }
+    )
+    tell_heights(dem, geoid)
+    found_there = list(deliveries(config.scenes))
+    digests = {here.path: stac.digest(json.loads(here.item)) for here in found_there if here.item}
+    known = unchanged(store.join(out, CATALOG), provenance, digests)
+    # What refused a part of a delivery before must be found again, so such a one is read again.
+    faults = [entry["detail"] for entry in quarantine.read(out) if entry["stage"] == "catalog"]
+    results: list[tuple[str, Entry | Refusal]] = []
+    changed: list[Delivery] = []
+    for delivery in found_there:
+        if delivery.path in known and not any(delivery.path in fault for fault in faults):
+            results += [(delivery.path, entry) for entry in known[delivery.path]]
+        else:
+            changed.append(delivery)
+    if not changed and not results:
+        raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there, and no STAC item")
+    given = (
+        dem, config.stretch, config.imagery, geoid, config.radiometry, config.coefficients, config.pansharpen_weights,
+        config.bands,
+    )  # fmt: skip
+    batches = (Batch(f"catalog-{Path(d.path).name}", [CatalogJob(d, *given)]) for d in changed)
+    with Progress(out, "catalog", len(changed), "delivery") as progress:
+        for job, found in stream(read_and_survey, batches, client):
+            path = job.delivery.path
+            if isinstance(found, Exception):
+                found = [refuse(Path(path).name, type(found).__name__, f"{path}: {found}")]
+            progress.add(1, sum(isinstance(item, Entry) for item in found) > 0)
+            results += [(path, item) for item in found]
+    entries, refused = once_each(results)
+    for entry in entries:
+        tell_ground(entry)
+    refuse_mixture(config, entries)
+    here = {entry.scene.id for entry in entries}
+    for scene in store.scenes(store.join(config.out, store.TILES)):
+        if scene not in here:
+            detail = f"{store.join(config.out, store.TILES, scene)} holds tiles of a scene that is not there any more"
+            refused.append({"scene": scene, "reason": "gone", "detail": f"{detail}; they are left out of the index"})
+    finish("catalog", config, refused)
+    if not entries:
+        raise ConfigError(f"none of the scenes can be used; {store.join(out, quarantine.FILE)} says why")
+    write_catalog(store.join(out, CATALOG), entries, provenance)
+    return read_catalog(store.join(out, CATALOG))
+
+
+def tell_heights(dem: str | None, geoid: str | None) -> None:
+    """Say aloud what a DEM's heights are taken to be above, unless that is certain."""
+    if dem is None:
+        return
+    said = vertical(dem)
+    if geoid is None and said != "ellipsoid":
+        above = f"says that its heights are above {said}" if said else "does not say what its heights are above"
+        log.warning("%s %s; they are taken as above the ellipsoid, unless --geoid names a grid", dem, above)
+    if geoid is not None and said == "ellipsoid":
+        raise ConfigError(f"{dem}: its heights are above the ellipsoid already, so that no geoid must be added")
+
+
+def once_each(results: list[tuple[str, Entry | Refusal]]) -> tuple[list[Entry], list[dict[str, Any]]]:
+    """Each scene once, and what is refused, from what was found under each path: the first in the paths' order stays.
+
+    Two are the same scene if they have the same product number and bands or, where the metadata hold no such number,
+    the same pixels in the same place, whatever their files are called. Two scenes of one name cannot both be stored.
+    """
+    entries: list[Entry] = []
+    refused: list[dict[str, Any]] = []
+    first: dict[object, Scene] = {}
+    for path, item in sorted(results, key=lambda result: result[0]):
+        if isinstance(item, Refusal):
+            refused.append(asdict(item))
+            continue
+        scene = item.scene
+        key = product_of(scene) or (item.pixels, scene.footprint.wkb, scene.bands, scene.acquired)
+        if twin := first.get(key):
+            detail = f"{path}: the scene is there already, from {twin.images[0].path}"
+            refused.append({"scene": scene.id, "reason": "duplicate", "detail": detail})
+        elif twin := first.get(scene.id):
+            detail = f"{path}: another scene has the same name, {scene.id}: {twin.images[0].path}; rename one of them"
+            refused.append({"scene": scene.id, "reason": "same_name", "detail": detail})
+        else:
+            entries.append(item)
+            first |= {key: scene, scene.id: scene}
+    return entries, refused
+
+
+def product_of(scene: Scene) -> tuple[str, ...] | None:
+    """What tells a delivered product from all others; None where its metadata do not say."""
+    number = scene.metadata.get("ProductID", "")
+    if not scene.satellite or not number.isdecimal() or int(number) in (0, LARGEST_INT32):
+        return None
+    return (scene.satellite, scene.sensor, number, *scene.bands)
+
+
+def refuse_mixture(config: BuildConfig, entries: list[Entry]) -> None:
+    """Raise StoreError where a scene was built from other input or with other settings than now.
+
+    It says what changed and how to go on; nothing has been overwritten by then.
+    """
+    root = store.join(config.out, store.TILES)
+    built = store.built(root, [entry.scene.id for entry in entries])
+    for entry in entries:
+        grid, there = grid_of(entry, config), built.get(entry.scene.id)
+        if grid is not None and there is not None:
+            store.same(root, entry.scene.id, there.attributes, attributes(entry, grid, config))
+
+
+def tell_ground(entry: Entry) -> None:
+    """Say aloud where a scene's heights come from, if not from a DEM that covers it."""
+    scene, terrain = entry.scene, entry.terrain
+    if scene.level != "L1A":
+        return
+    if terrain.dem is None:
+        log.warning(
+            "%s: no DEM: the ground is taken as flat at %.0f m above the ellipsoid; relief will shift pixels",
+            scene.id,
+            terrain.height,
+        )
+    elif entry.dem_holes:
+        log.warning("%s: %d cells of the DEM hold no height; they were interpolated", scene.id, entry.dem_holes)
+    if terrain.dem is not None and entry.dem_coverage < 1:
+        log.warning(
+            "%s: the DEM covers %.0f %% of the outline; the rest is taken as flat at %.0f m",
+            scene.id,
+            100 * entry.dem_coverage,
+            terrain.height,
+        )

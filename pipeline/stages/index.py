@@ -1,0 +1,90 @@
+"""The stage `index`: the accepted, labelled tiles of all scenes, their splits, and the data set's summary."""
+
+import json
+from typing import Any
+
+from geokr import files, index, store
+from geokr.landcover import LandCover
+from pipeline import quarantine
+from pipeline.catalog import CATALOG, Entry
+from pipeline.config import BuildConfig, ConfigError
+from pipeline.grid import TileGrid
+from pipeline.plan import grid_of
+from pipeline.run import Batch, Client, stream
+from pipeline.scene import Scene
+from pipeline.stages.blocks import finish
+from pipeline.tasks.rows import RowJob, SceneRows, assemble, footprints, scene_rows
+from pipeline.watch import Progress
+
+INDEX_COLUMNS = {"tile", "scene", "place", "row", "col", "satellite", "sensor", "acquired", "gsd"}
+INDEX_COLUMNS |= {"known", "cloud", "agreement", "year_gap", "split", "geometry"}
+"""Columns of the index beside the classes'."""
+
+
+def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> dict[str, Any]:
+    """List the accepted, labelled tiles with their splits; write index.parquet and dataset.json. Returns the latter."""
+    out = config.out
+    name = label_set(config, covers)
+    legend = next(cover.legend for cover in covers if cover.name == name)
+    grids = [(entry.scene, grid) for entry in entries if (grid := grid_of(entry, config)) is not None]
+    batches = (Batch(f"index-{scene.id}", [row_job(config, scene, grid, name, covers)]) for scene, grid in grids)
+    found: list[tuple[str, SceneRows]] = []
+    refused: list[dict[str, Any]] = []
+    with Progress(out, "index", len(grids), "scene") as progress:
+        for job, rows in stream(scene_rows, batches, client):
+            progress.add(1)
+            if isinstance(rows, Exception):
+                detail = str(rows) or repr(rows)
+                refused.append({"scene": job.scene.id, "reason": type(rows).__name__, "detail": detail})
+            else:
+                found.append((job.scene.id, rows))
+    finish("index", config, refused)
+    if not found:
+        raise ConfigError(f"no scene was built to the end; {store.join(out, quarantine.FILE)} says why")
+    found.sort(key=lambda item: item[0])
+    table = assemble([rows for _, rows in found], config.split)
+    incomplete = {scene: rows.missing for scene, rows in found if rows.missing}
+    index.write_index(out, table.columns, footprints(table.corners))
+    summary = {
+        "schema": store.SCHEMA,
+        "classes": list(legend.classes),
+        "colours": list(legend.colours),
+        "taxonomy": legend.taxonomy,
+        "labels": name,
+        "label_sets": [cover.name for cover in covers],
+        "counts": {
+            "scenes": len(found),
+            "incomplete": len(incomplete),
+            "quarantined": len(quarantine.read(out)),
+            **table.counts(),
+        },
+        "incomplete": incomplete,
+        "class_shares": table.class_shares(legend.classes),
+        "settings": config.model_dump(mode="json", exclude={"out"}),
+        "sha256": {file: files.digest(store.join(out, file)) for file in (CATALOG, index.INDEX)},
+    }
+    files.write_text(store.join(out, index.DATASET), json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
+    """The label set of the index: the one asked for, or the only one there is."""
+    names = [cover.name for cover in covers]
+    for cover in covers:
+        if clash := INDEX_COLUMNS & set(cover.legend.classes):
+            raise ConfigError(f"{cover.legend.taxonomy}: no class may be named {min(clash)}, as a column of the index")
+    if config.min_agreement is not None and len(names) == 1:
+        raise ConfigError(f"min_agreement is set, but {names[0]} is the only label set: none to compare it with")
+    if config.labels is None and len(names) == 1:
+        return names[0]
+    if config.labels is None:
+        raise ConfigError(f"the land cover holds {', '.join(names)}; say with --labels which one the index is to use")
+    if config.labels not in names:
+        raise ConfigError(f"labels is {config.labels}, but the land cover holds {', '.join(names)}")
+    return config.labels
+
+
+def row_job(config: BuildConfig, scene: Scene, grid: TileGrid, name: str, covers: list[LandCover]) -> RowJob:
+    """What listing a scene takes. name: the label set of the index, which is compared with those of other covers."""
+    others = tuple(cover.name for cover in covers if cover.name != name)
+    return RowJob(config.out, scene, grid, name, config.min_known, others, config.min_agreement, config.max_year_gap)

@@ -1,0 +1,94 @@
+"""The stage `labels`: every block that is not labelled yet, with every product."""
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from itertools import starmap
+from pathlib import Path
+from typing import Any
+
+from geokr import store
+from geokr.landcover import LandCover
+from geokr.shares import near
+from pipeline.catalog import Entry
+from pipeline.config import BuildConfig, ConfigError
+from pipeline.plan import grid_of, placement
+from pipeline.run import Batch, Client, stream
+from pipeline.stages.blocks import Failures, Tally, Unbuilt, finish, gather, tile_count
+from pipeline.tasks.labels import LabelJob, build_labels, outline
+from pipeline.watch import Progress
+
+log = logging.getLogger(__name__)
+
+
+def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> None:
+    """Label every block that is not labelled yet, with every product.
+
+    Raises StoreError where a scene was labelled with other settings or sheets before, ConfigError where a product
+    covers none of the scenes.
+    """
+    refuse_idle(config, covers, entries)
+    failures = Failures()
+    unlisted: set[int] = set()
+    for cover in covers:
+        root = store.join(config.out, store.label_store(cover.name))
+        built = store.built(root, [entry.scene.id for entry in entries])
+        left: list[tuple[Entry, Unbuilt, LandCover, dict[str, Any]]] = []
+        for entry in entries:
+            scene, grid = entry.scene, grid_of(entry, config)
+            if grid is None:
+                continue
+            here = near(outline(grid), str(grid.geobox.crs), cover)
+            if not here.sheets:
+                log.warning("%s: %s has no land cover there; its tiles stay without a label", scene.id, cover.name)
+            wanted = {
+                **placement(grid),
+                "product": cover.name,
+                "taxonomy": cover.legend.taxonomy,
+                "sheets": {Path(sheet.path).name: Path(sheet.path).stat().st_size for sheet in here.sheets},
+                "classes": list(cover.legend.classes),
+            }
+            unbuilt = Unbuilt(grid, built.get(scene.id))
+            unbuilt.check(root, scene.id, wanted)
+            if unbuilt.tiles:
+                left.append((entry, unbuilt, here, wanted))
+
+        def batches(
+            root: str = root, left: list[tuple[Entry, Unbuilt, LandCover, dict[str, Any]]] = left
+        ) -> Iterator[Batch[LabelJob]]:
+            for entry, unbuilt, here, wanted in left:
+                scene, grid = entry.scene, unbuilt.grid
+                store.create_labels(
+                    root,
+                    scene.id,
+                    shape=(grid.rows, grid.cols),
+                    classes=here.legend.classes,
+                    block=grid.block,
+                    attributes=wanted,
+                )
+                job = partial(LabelJob, root, scene.id, here, grid)
+                yield Batch(f"labels-{here.name}-{scene.id}", starmap(job, unbuilt))
+
+        tally = Tally(config, f"labels {cover.name}", {entry.scene.id: unbuilt.tiles for entry, unbuilt, *_ in left})
+        with Progress(config.out, f"labels {cover.name}", tally.total, "tile") as progress:
+            for job, report in stream(build_labels, batches(), client):
+                progress.add(tile_count(job.grid, job.i, job.j))
+                if isinstance(report, Exception):
+                    failures.add(job.scene, (job.i, job.j), report)
+                    tally.add(job.scene, tile_count(job.grid, job.i, job.j), failed=1)
+                else:
+                    unlisted |= report.unlisted
+                    tally.add(job.scene, report.tiles, labelled=report.labelled)
+        gather(root, built, bool(left))
+    if unlisted:
+        log.warning("codes %s of the land cover are not in its legend; their area counts as unknown", sorted(unlisted))
+    finish("labels", config, failures.entries())
+
+
+def refuse_idle(config: BuildConfig, covers: list[LandCover], entries: list[Entry]) -> None:
+    """Raise ConfigError where none of a product's sheets touches any of the scenes."""
+    grids = [grid for entry in entries if (grid := grid_of(entry, config)) is not None]
+    for cover in covers:
+        if grids and not any(near(outline(grid), str(grid.geobox.crs), cover).sheets for grid in grids):
+            sheets = f"{cover.sheets[0].path} and {len(cover.sheets) - 1} more"
+            raise ConfigError(f"{cover.name}: none of its sheets, {sheets}, covers any of the scenes")
