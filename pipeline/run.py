@@ -38,6 +38,9 @@ OPEN = 2 * AHEAD
 """Batches drawn from at once. A slow one then holds no more than half of the threads while others have work."""
 LIBRARIES = 360 << 20
 """What a worker's libraries take, and what it keeps between blocks, bytes."""
+LEAST = LIBRARIES * 5 // 4
+"""Memory limit of a worker, bytes, that leaves its libraries below the 80 % from which on Dask gives it no more tasks:
+a smaller worker would wait for ever."""
 DEATHS = 1
 """A task that was at work in more dying workers than this is a suspect."""
 
@@ -95,8 +98,8 @@ def cluster(
         with client, measured(report):
             yield client
         return
-    if memory is not None and memory < LIBRARIES:  # workers would be ended and started again for ever
-        raise ClusterError(f"a worker of {memory / 1e6:.0f} MB has no room for its libraries: {LIBRARIES / 1e6:.0f} MB")
+    if memory is not None and memory < LEAST:
+        raise ClusterError(f"a worker of {memory / 1e6:.0f} MB has no room for its libraries; give {LEAST / 1e6:.0f} MB")
     n = workers or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch:
         with deaf_to_interrupts():
@@ -254,7 +257,7 @@ class Workers:
     def too_small(self, memory: int) -> MemoryError | None:
         """The sentence for a job that no worker has the memory for."""
         limits = [limit for _, limit in self.all()]
-        if not limits or 0 in limits or memory + LIBRARIES <= max(limits):
+        if not limits or 0 in limits or max(memory + LIBRARIES, LEAST) <= max(limits):
             return None
         return MemoryError(
             f"a block of it takes up to {memory / 1e6:.0f} MB beside the {LIBRARIES / 1e6:.0f} MB of the libraries, "
