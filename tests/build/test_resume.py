@@ -57,11 +57,13 @@ def test_a_replaced_image_is_refused_by_name_before_anything_is_written(
 
 
 @pytest.mark.parametrize("name", [store.TILES, store.label_store("globeland30_2020")])
-def test_a_run_that_ended_before_its_metadata_were_gathered_goes_on(moved: tuple[Path, list[str]], name: str) -> None:
+def test_a_run_that_ended_before_its_metadata_were_gathered_goes_on(built: Built, tmp_path: Path, name: str) -> None:
     """All blocks are there, and the store's root says nothing of them, or of the last one's scene."""
-    directory, arguments = moved
-    before = contents(directory / "dataset")
-    root = directory / "dataset" / name / "zarr.json"
+    dataset = tmp_path / "dataset"
+    shutil.copytree(built.dataset, dataset)
+    arguments = [*built.arguments, "--out", str(dataset), "--workers", "1"]
+    before = contents(dataset)
+    root = dataset / name / "zarr.json"
     document = json.loads(root.read_text())
     scene = sorted(document["consolidated_metadata"]["metadata"])[0]
     held = {k: v for k, v in document["consolidated_metadata"]["metadata"].items() if not k.startswith(scene)}
@@ -69,7 +71,7 @@ def test_a_run_that_ended_before_its_metadata_were_gathered_goes_on(moved: tuple
         changed = {k: v for k, v in document.items() if k != "consolidated_metadata"}
         root.write_text(json.dumps(changed | ({} if remains is None else {"consolidated_metadata": remains})))
         assert main(arguments) == 0
-        assert contents(directory / "dataset") == before
+        assert contents(dataset) == before
 
 
 def test_a_file_that_was_only_touched_is_no_other_input(moved: tuple[Path, list[str]]) -> None:
@@ -139,12 +141,16 @@ def test_tiles_of_one_place_share_its_name(built: Built) -> None:
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(
-    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    built: Built,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(watch, "EVERY", 0.1)
-    with caplog.at_level(logging.INFO):
-        assert main([*built.arguments, "--out", str(tmp_path / "dataset"), "--workers", "1"]) == 0
-    said = [record.message for record in caplog.records if record.message.startswith("tiles: ")]
+    caplog.set_level(logging.INFO)  # which the command sets unless somebody listens
+    assert main([*built.arguments, "--out", str(tmp_path / "dataset"), "--workers", "1"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "tiles: " in line]
     assert len(said) > 2
     assert any("tiles/s" in line and "% accepted" in line and line.endswith("left") for line in said)
     assert "took" in said[-1]
