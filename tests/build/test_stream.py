@@ -4,14 +4,37 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import cv2
 import pytest
-from dask.distributed import LocalCluster
+from dask.distributed import KilledWorker, LocalCluster
 
+from geokr.store import StoreError, StoreWriteError
 from pipeline import run
-from pipeline.run import AHEAD, Batch, Client, LostWorkersError, cluster, stream
+from pipeline.run import (
+    AHEAD,
+    LEAST,
+    LIBRARIES,
+    OPEN,
+    Batch,
+    Client,
+    ClusterError,
+    LostWorkersError,
+    Room,
+    Workers,
+    attempt,
+    cluster,
+    drawn,
+    stream,
+)
+from pipeline.scene import SceneError
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +95,7 @@ def test_a_slow_batch_does_not_hold_up_fast_ones(client: Client) -> None:
     batches += [Batch(f"fast {k}", [(f"fast {k}", n) for n in range(6)]) for k in range(8)]
     order = [job[0] for job, _ in stream(slow, batches, client)]
     third = [n for n, name in enumerate(order) if name == "slow"][2]
-    assert third > 40  # in the order of the batches, the slow ones would have kept both workers until all were done
+    assert third > 12  # in the order of the batches, the slow ones would have kept both workers until all were done
 
 
 def test_a_worker_takes_up_no_more_than_its_memory(tmp_path: Path) -> None:
@@ -104,27 +127,290 @@ def most_at_once(log: str) -> int:
     return most
 
 
-def test_jobs_in_one_process_wait_for_memory() -> None:
-    room, held, release = run.Room(), threading.Event(), threading.Event()
-    run_limit = run.worker_memory
-    try:
-        run.worker_memory = lambda: run.LIBRARIES + 100
+@pytest.fixture
+def little_room(monkeypatch: pytest.MonkeyPatch) -> Room:
+    """Room for 100 bytes beside the libraries."""
+    monkeypatch.setattr(run, "worker_memory", lambda: LIBRARIES + 100)
+    return Room()
 
-        def hold() -> None:
-            with room.hold(60):
-                held.set()
-                release.wait()
 
-        first = threading.Thread(target=hold)
-        first.start()
-        held.wait()
-        second = threading.Thread(target=lambda: room.hold(60).__enter__())
-        second.start()
-        second.join(0.2)
-        assert second.is_alive()
-        release.set()
-        second.join(5)
-        assert not second.is_alive()
-    finally:
-        run.worker_memory = run_limit
-        release.set()
+def test_jobs_in_one_process_wait_for_memory(little_room: Room) -> None:
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with little_room.hold(60):
+            held.set()
+            release.wait()
+
+    first = threading.Thread(target=hold)
+    first.start()
+    held.wait()
+    second = threading.Thread(target=lambda: little_room.hold(60).__enter__())
+    second.start()
+    second.join(0.2)
+    assert second.is_alive()
+    release.set()
+    second.join(5)
+    assert not second.is_alive()
+
+
+def test_a_job_gives_its_memory_back_however_it_ends(little_room: Room) -> None:
+    for memory in (60, 100, 1000):  # one that promises more than there is has a worker to itself
+        with suppress(SceneError), little_room.hold(memory):
+            assert little_room.taken == memory
+            raise SceneError
+        assert little_room.taken == 0
+
+
+def test_a_job_too_large_for_its_worker_is_not_held_up_for_ever(little_room: Room) -> None:
+    large = threading.Thread(target=lambda: little_room.hold(1000).__enter__(), daemon=True)
+    large.start()
+    large.join(5)
+    assert not large.is_alive()
+
+
+# --- without a cluster
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("error", [*(kind("x") for kind in (SceneError, StoreError, OSError, MemoryError))])
+def test_what_its_input_caused_is_a_jobs_result(error: Exception) -> None:
+    cv2.setNumThreads(2)
+    assert attempt(fail, error) is error
+    assert cv2.getNumThreads() == 1  # the workers are the parallelism
+
+
+@pytest.mark.parametrize("error", [StoreWriteError("full"), KeyError("a fault of the program")])
+def test_a_fault_of_the_store_or_of_the_program_is_raised(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        attempt(fail, error)
+
+
+@pytest.mark.parametrize("busy", range(3))
+def test_the_next_job_is_of_the_batch_that_has_the_fewest_in_flight(busy: int) -> None:
+    flying = Counter({f"{k}": 2 for k in range(3)} | {f"{busy}": 1})
+    jobs = drawn([Batch(f"{k}", [f"{k}"] * 2) for k in range(3)], flying)
+    assert next(jobs)[1] == f"{busy}"
+    flying[f"{busy}"] += 2
+    assert next(jobs)[1] != f"{busy}"
+    assert Counter(job for _, job in jobs) == Counter({f"{k}": 2 for k in range(3)}) - Counter([f"{busy}"]) - Counter(
+        [min({"0", "1", "2"} - {f"{busy}"})]
+    )
+
+
+def test_batches_are_opened_as_they_are_needed() -> None:
+    opened: list[int] = []
+
+    def batches() -> Iterator[Batch[int]]:
+        for n in range(3 * OPEN):
+            opened.append(n)
+            yield Batch(f"{n}", [n])
+
+    for done, (batch, job) in enumerate(drawn(batches(), Counter())):
+        assert batch.name == f"{job}"
+        assert len(opened) == min(3 * OPEN, OPEN + done)
+    assert len(opened) == done + 1
+
+
+# --- a cluster that is played: jobs end one by one, in the order in which they were submitted, as the test wants
+
+
+@dataclass
+class Ending:
+    """A future that has ended, if only for a moment."""
+
+    key: Any
+    end: Callable[[], Any]
+    states: list[str] = field(default_factory=list)
+    """What it is before it has finished."""
+    slow: bool = False
+
+    @property
+    def status(self) -> str:
+        return self.states.pop(0) if self.states else "finished"
+
+    def result(self) -> Any:
+        return self.end()
+
+
+@dataclass
+class Played:
+    """A client, and what it has in flight."""
+
+    workers: list[tuple[int, int | None]]
+    """Threads and memory limit of each, bytes."""
+    ends: Callable[[Any, int], Any] = lambda job, _: job
+    """A job's end from the job and how often it was tried before."""
+    states: tuple[str, ...] = ()
+    flying: list[Ending] = field(default_factory=list)
+    keys: list[Any] = field(default_factory=list)
+    tries: Counter[Any] = field(default_factory=Counter)
+    most: int = 0
+    slow: Any = None
+    """Jobs that end when nothing else is left."""
+
+    def scheduler_info(self, n_workers: int = 5) -> dict[str, Any]:
+        told = self.workers if n_workers < 0 else self.workers[:n_workers]
+        return {"workers": {k: {"nthreads": n, "memory_limit": limit} for k, (n, limit) in enumerate(told)}}
+
+    def submit(self, _attempt: Any, _function: Any, job: Any, _memory: int, *, key: Any, pure: bool) -> Ending:
+        assert not pure
+        self.keys.append(key)
+        before = self.tries[job]
+        self.tries[job] += 1
+        return Ending(key, lambda: self.ends(job, before), [*self.states], job == self.slow)
+
+    def add(self, future: Ending) -> None:
+        self.flying.append(future)
+        self.most = max(self.most, len(self.flying))
+
+    def __next__(self) -> Ending:
+        return self.flying.pop(min(range(len(self.flying)), key=lambda k: self.flying[k].slow))
+
+    def stream(self, monkeypatch: pytest.MonkeyPatch, *batches: Batch[Any]) -> list[tuple[Any, Any]]:
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "as_completed", lambda: self)
+            client: Any = self
+            return list(stream(double, batches, client))
+
+
+def told(*workers: tuple[int, int | None]) -> Workers:
+    client: Any = Played([*workers])
+    return Workers(client)
+
+
+MB = 1_000_000
+
+
+def test_there_is_room_for_as_many_jobs_as_threads_and_memory_allow() -> None:
+    workers = told((4, LIBRARIES + 250 * MB), (1, None), (2, LIBRARIES + 900 * MB))
+    assert [workers.places(memory * MB) for memory in (0, 50, 100, 125, 126, 500, 901)] == [7, 7, 5, 5, 4, 3, 3]
+    assert told().places(100) == 1
+    assert told(*[(1, None)] * 7).places(0) == 7
+
+
+def test_a_job_is_too_large_if_no_worker_holds_it_beside_its_libraries() -> None:
+    two = told((1, LEAST), (1, LIBRARIES + 300 * MB))
+    assert two.too_small(300 * MB) is None
+    assert "takes up to 301 MB beside the 377 MB of the libraries, and no worker has more than 677 MB" in str(
+        two.too_small(301 * MB)
+    )
+    assert told().too_small(10**15) is told((1, None), (1, LEAST)).too_small(10**15) is None  # nobody sets a limit
+    assert isinstance(told((1, LEAST - 1)).too_small(0), MemoryError)  # Dask would give it nothing to do
+
+
+def test_workers_that_come_later_are_counted() -> None:
+    client: Any = Played([(1, None)])
+    workers = Workers(client)
+    assert workers.places(0) == 1
+    client.workers.append((3, None))
+    assert workers.places(0) == 1  # asked for a moment ago
+    workers.asked -= 2
+    assert workers.places(0) == 4
+
+
+@pytest.mark.parametrize("answer", [{}, {"workers": {}}, CancelledError(), OSError("no route")])
+def test_a_scheduler_that_answers_no_more_is_told_in_a_sentence(answer: Any) -> None:
+    client: Any = Played([])
+
+    def info(n_workers: int) -> Any:
+        return fail(answer) if isinstance(answer, BaseException) else answer
+
+    client.scheduler_info = info
+    if answer == {"workers": {}}:  # answers, and waits for workers
+        assert Workers(client).all() == []
+        return
+    with pytest.raises(ClusterError, match="the scheduler was lost; the same command goes on from here"):
+        Workers(client).all()
+
+
+@pytest.mark.parametrize("memories", [(0, 100 * MB), (100 * MB, 0), (1, 100 * MB, 1)])
+def test_no_more_is_in_flight_than_memory_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, memories: tuple[int, ...]
+) -> None:
+    """Room for two of the largest jobs, whichever comes first, and five threads."""
+    played = Played([(5, LIBRARIES + 250 * MB)])
+    batches = [Batch(f"{k}", [(k, n) for n in range(40)], memory) for k, memory in enumerate(memories)]
+    large = memories.index(100 * MB)
+    found = played.stream(monkeypatch, *(batches[large : large + 1] + batches))
+    assert Counter(job for job, _ in found) == Counter(
+        job for batch in [batches[large], *batches] for job in batch.jobs
+    )
+    assert played.most == AHEAD * 2
+
+
+def test_others_go_on_while_a_slow_batch_fills_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    played = Played([(2, None)], slow="slow")
+    batches = [Batch(name, [name] * 20) for name in ("slow", "a", "b", "c")]
+    order = [job for job, _ in played.stream(monkeypatch, *batches)]
+    assert order[60:] == ["slow"] * 20
+    assert played.most == AHEAD * 2
+
+
+def test_what_died_with_others_is_tried_again_alone_and_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: list[int] = []
+
+    def ends(job: int, before: int) -> int:
+        if before:
+            alone.append(len(played.flying))
+        if job == 7 or (job % 3 == 0 and not before):
+            raise KilledWorker("job", None, 2)
+        return job
+
+    played = Played([(3, None)], ends)
+    found = played.stream(monkeypatch, Batch("deadly", range(20)))
+    assert {job: result for job, result in found if job != 7} == {n: n for n in range(20) if n != 7}
+    assert isinstance(dict(found)[7], LostWorkersError)
+    assert len(found) == 20
+    assert [job for job, _ in found[-8:]] == [0, 3, 6, 7, 9, 12, 15, 18]
+    assert alone == [0] * 8
+    assert max(played.tries.values()) == 2
+
+
+def test_a_key_is_never_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same run or by another, or a failure would be handed out again; and it is text."""
+
+    def ends(job: int, before: int) -> int:
+        return job if before else fail(KilledWorker("job", None, 2))  # type: ignore[func-returns-value]
+
+    played = Played([(2, None)], ends)
+    for _ in range(2):
+        played.tries.clear()
+        played.stream(monkeypatch, Batch("a \udcff file", [1, 1, 2]), Batch("other", [1]))
+    assert len(played.keys) == len(set(played.keys)) == 2 * (4 + 2)
+    for name, *_ in played.keys:
+        name.encode()
+
+
+@pytest.mark.parametrize("states", [("lost",), ("pending", "lost", "pending")])
+def test_a_result_that_was_lost_with_its_worker_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, states: tuple[str, ...]
+) -> None:
+    played = Played([(2, None)], states=states)
+    assert sorted(played.stream(monkeypatch, Batch("count", range(9)))) == [(n, n) for n in range(9)]
+    assert set(played.tries.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (StoreWriteError("full"), StoreWriteError),
+        (CancelledError(), ClusterError),
+        (OSError("connection reset"), ClusterError),
+    ],
+)
+def test_what_no_other_job_would_survive_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, wanted: type[Exception]
+) -> None:
+    with pytest.raises(wanted):
+        Played([(2, None)], lambda job, _: fail(error)).stream(monkeypatch, Batch("count", range(9)))
+
+
+def test_a_fault_of_the_program_is_of_its_own_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    played = Played([(2, None)], lambda job, _: 1 // (job - 4))
+    found = dict(played.stream(monkeypatch, Batch("count", range(9))))
+    assert isinstance(found.pop(4), ZeroDivisionError)
+    assert found == {n: 1 // (n - 4) for n in range(9) if n != 4}
