@@ -452,14 +452,14 @@ def test_a_stage_replaces_its_own_refusals_alone(tmp_path: Path) -> None:
     def entry(scene: str, detail: str) -> dict[str, str]:
         return {"scene": scene, "reason": "unusable", "detail": detail}
 
-    quarantine.replace(tmp_path, "catalog", [entry("b", "北京 \udcff"), entry("a", "x")])
+    quarantine.replace(tmp_path, "catalog", [entry("b", "北京 \udcff\u2028\x85"), entry("a", "x")])
     quarantine.replace(tmp_path, "tiles", [entry("c", "y")])
     assert [(item["scene"], item["stage"]) for item in quarantine.read(tmp_path)] == [
         ("a", "catalog"),
         ("b", "catalog"),
         ("c", "tiles"),
     ]
-    assert quarantine.read(tmp_path)[1]["detail"] == "北京 \udcff"  # a name of no encoding stays what it is
+    assert quarantine.read(tmp_path)[1]["detail"] == "北京 \udcff\u2028\x85"  # a name of no encoding stays what it is
     quarantine.replace(tmp_path, "catalog", [])
     assert quarantine.read(tmp_path) == [{"scene": "c", "stage": "tiles", "reason": "unusable", "detail": "y"}]
     assert [file.name for file in tmp_path.iterdir()] == [quarantine.FILE]

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geokr import store
+from geokr.files import write
 
 ATTRIBUTES = {
     "proj:code": "EPSG:32648",
@@ -251,6 +252,16 @@ def test_a_rejected_tile_takes_no_space(root: str) -> None:
     assert (some - index) * 16 == pytest.approx((whole - index) * 3, rel=1e-3)
 
 
+def test_a_block_written_again_without_an_accepted_tile_has_no_shard(root: str) -> None:
+    """As one of which a killed run left a shard that was built with other rules."""
+    image = written(root)
+    group = store.open_scene(root, "scene", "r+")
+    store.write_block(group, slice(0, 4), slice(0, 4), {"image": image[:4, :4]}, np.full((4, 4), 2, np.uint8))
+    assert "scene/image/c/0/0/0/0/0" not in files(root)
+    image[:4, :4] = 0
+    assert np.array_equal(store.open_scene(root, "scene")["image"][:], image)
+
+
 # --- status comes last
 
 
@@ -359,6 +370,24 @@ def test_the_remains_of_a_killed_run_leave_no_trace(root: str) -> None:
     assert files(root) == before
 
 
+def test_a_block_is_built_when_its_status_has_its_name(root: str) -> None:
+    """Not while it is being written, and not in a scene whose making was killed."""
+    written(root)
+    store.create_tiles(root, "empty", **TILES)
+    store.create_tiles(root, "half", **TILES)
+    (Path(root) / "half" / STATUS / "zarr.json").unlink()
+    chunk = Path(root) / "scene" / STATUS / "c" / "1" / "0"
+    chunk.rename(chunk.with_name("0.1f2e.partial"))
+    found = store.built(root, ["scene", "empty", "half", "none"])
+    assert {name: there.blocks for name, there in found.items()} == {
+        "scene": {(0, 0), (0, 1), (1, 1)},
+        "empty": frozenset(),
+    }
+    assert found["scene"].attributes == json.loads(json.dumps(ATTRIBUTES))
+    assert found["scene"].shape == (5, 7)
+    assert store.built(f"{root}/none", ["scene"]) == {}
+
+
 @pytest.mark.parametrize(
     ("rows", "cols"),
     [
@@ -385,13 +414,25 @@ def test_an_array_that_is_not_of_the_blocks_shape_is_refused_untouched(
     root: str, name: str, shape: tuple[int, int]
 ) -> None:
     store.create_labels(root, "scene", **LABELS)
-    before = files(root)
     arrays = {"fraction": np.ones((4, 4, 3), np.float32), "known": np.ones((4, 4), np.float32)}
     wrong = {**arrays, STATUS: np.ones((4, 4), np.uint8)}
     wrong[name] = np.ones((*shape, *wrong[name].shape[2:]), wrong[name].dtype)
-    status = wrong.pop(STATUS)
+    refused_untouched(root, name, wrong)
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 2), (4, 4, 4), (4, 4), (4, 4, 3, 1)])
+def test_an_array_of_other_classes_is_refused_untouched(root: str, shape: tuple[int, ...]) -> None:
+    ones = {"known": np.ones((4, 4), np.float32), STATUS: np.ones((4, 4), np.uint8)}
+    store.create_labels(root, "scene", **LABELS)
+    refused_untouched(root, "fraction", {"fraction": np.ones(shape, np.float32), **ones})
+
+
+def refused_untouched(root: str, name: str, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Assert that a block of labels is refused for one of its arrays, before any is written."""
+    before = files(root)
+    status = arrays.pop(STATUS)
     with pytest.raises(store.StoreError, match=f"{name} of a block has shape"):
-        store.write_block(store.open_scene(root, "scene", "r+"), slice(0, 4), slice(0, 4), wrong, status)
+        store.write_block(store.open_scene(root, "scene", "r+"), slice(0, 4), slice(0, 4), arrays, status)
     assert files(root) == before
 
 
@@ -425,25 +466,35 @@ def test_a_block_written_again_gives_the_same_bytes(root: str) -> None:
 # --- it outlives a power cut
 
 
+def to_the_disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The calls that bring files to the disk and give them their names, from now on."""
+    calls: list[tuple[str, str]] = []
+    sizes: dict[str, int] = {}
+    sync, rename = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        calls.append(("sync", path))
+        sizes[path] = os.fstat(descriptor).st_size
+        sync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        calls.append(("rename", str(target)))
+        assert sizes[str(path)] == path.stat().st_size  # all of it was on the disk
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    return calls
+
+
 def test_a_file_is_on_the_disk_before_it_has_its_name_and_a_shard_before_its_status(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The calls in their order: data, name, directory, of the shard and then of the status."""
     store.create_tiles(root, "scene", **TILES)
     group = store.open_scene(root, "scene", "r+")
-    calls: list[tuple[str, str]] = []
-    sync, rename = os.fsync, Path.replace
-
-    def synced(descriptor: int) -> None:
-        calls.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
-        sync(descriptor)
-
-    def renamed(path: Path, target: Path) -> Path:
-        calls.append(("rename", str(target)))
-        return rename(path, target)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(Path, "replace", renamed)
+    calls = to_the_disk(monkeypatch)
     ones = np.ones((4, 4), np.uint8)
     store.write_block(group, slice(0, 4), slice(0, 4), {"image": pixels(1, (4, 4, 2, 16, 16))}, ones)
     begin = 0
@@ -461,6 +512,43 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_a_shard_before_its_sta
         }
         begin = place + 2
     assert begin == len(calls)
+
+
+@pytest.mark.parametrize("create", [store.create_tiles, store.create_labels])
+def test_all_files_of_a_new_scene_are_on_the_disk(root: str, monkeypatch: pytest.MonkeyPatch, create: Any) -> None:
+    calls = to_the_disk(monkeypatch)
+    create(root, "scene", **(TILES if create is store.create_tiles else LABELS))
+    assert {path for kind, path in calls if kind == "rename"} == {f"{root}/{name}" for name in files(root)}
+
+
+@pytest.mark.parametrize("size", [3, 100_000])
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    file = tmp_path / "new" / "file"
+    write(file, b"old")
+    neighbour = file.with_name("another.1f2e.partial")  # of a writer that is at work
+    neighbour.write_bytes(b"half")
+    names = []
+
+    def full(descriptor: int) -> None:
+        names.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                write(file, bytes(size))
+    assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == {
+        "file": b"old",
+        neighbour.name: b"half",
+    }
+    assert len(set(names)) == 2  # two writers of one file never share what is not whole
+    file.with_name("file.1f2e.partial").write_bytes(b"half")
+    write(file, bytes(size))
+    assert {path.name for path in file.parent.iterdir()} == {"file", neighbour.name}
+    assert file.read_bytes() == bytes(size)
 
 
 def test_a_store_that_is_gone_is_not_written_elsewhere(root: str, tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def test_the_oldest_copy_that_nobody_reads_makes_room(
     size = len(contents()[IMAGE])
     monkeypatch.setattr(module, "BOUND", 2 * size + 10)
     paths = [member_path(str(write_archive(tmp_path / f"{k}.tgz", contents())), IMAGE) for k in range(4)]
-    with unpacked(paths[0]) as kept:
+    with unpacked(paths[0]):
+        pass
+    with unpacked(paths[0]) as kept:  # by one that found it there
         with unpacked(paths[1]) as second:
             assert len(copies(scratch)) == 2
             with unpacked(paths[2]) as third:  # both are in use
@@ -72,6 +74,44 @@ def test_the_oldest_copy_that_nobody_reads_makes_room(
         assert Path(kept).exists()
         assert not Path(second).exists()
     assert sum(file.stat().st_size for file in copies(scratch)) <= 2 * size
+
+
+def test_the_copy_that_was_not_used_for_the_longest_time_goes_first(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(contents()[IMAGE])
+    monkeypatch.setattr(module, "BOUND", 3 * size + 10)
+    found = []
+    for k in (0, 1, 2, 0, 3):
+        path = member_path(str(tmp_path / f"{k}.tgz"), IMAGE)
+        if not (tmp_path / f"{k}.tgz").exists():
+            write_archive(tmp_path / f"{k}.tgz", contents())
+        with unpacked(path) as copy:
+            found.append(Path(copy))
+            if len(found) < 4:  # an hour or two ago
+                os.utime(copy, (1000 * len(found),) * 2)
+    assert {*copies(scratch)} == {found[0], found[2], found[4]}
+    assert found[3] == found[0]
+
+
+def test_what_killed_runs_left_half_written_counts_and_makes_room(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(contents()[IMAGE])
+    monkeypatch.setattr(module, "BOUND", size + 10)
+    scratch.mkdir()
+    (scratch / "remains.new").write_bytes(bytes(size))
+    with unpacked(member_path(str(write_archive(tmp_path / "a.tgz", contents())), IMAGE)) as copy:
+        assert copies(scratch) == [Path(copy)]
+
+
+def test_a_folder_that_may_be_anothers_is_not_used(tmp_path: Path, scratch: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    scratch.symlink_to(tmp_path / "elsewhere")
+    path = member_path(str(write_archive(tmp_path / "a.tgz", contents())), IMAGE)
+    with pytest.raises(SceneError, match="belongs to somebody else; set GEOKR_SCRATCH"):
+        unpacked(path).__enter__()
+    assert not [*(tmp_path / "elsewhere").iterdir()]
 
 
 def test_without_room_on_the_disk_the_archive_is_read_in_place(
