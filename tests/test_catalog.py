@@ -17,11 +17,13 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geokr import store
 from pipeline import quarantine
 from pipeline.catalog import CATALOG, Entry, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
 from pipeline.delivery import Refusal, read_delivery
 from pipeline.finding import deliveries
+from pipeline.plan import attributes, grid_of
 from pipeline.radiometry import Radiometry, Stretch
 from pipeline.raster import open_image
 from pipeline.scene import Image, Scene, SceneError
@@ -353,6 +355,75 @@ def test_a_scene_delivered_twice_counts_once(tmp_path: Path) -> None:
         places = (scenes / "m.tar", scenes / "z" / f"{STEM}.tiff")
         wanted = [f"{place}: the scene is there already, from {entry.scene.images[0].path}" for place in places]
         assert sorted(item["detail"] for item in refused) == sorted(wanted)
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Entry:
+    """A scene with a product number."""
+    entry = surveyed(only(write_folder(tmp_path, contents())))
+    numbered = replace(entry.scene, metadata=dict(entry.scene.metadata) | {"ProductID": "1234567"})
+    return replace(entry, scene=numbered, pixels="a")
+
+
+def other(entry: Entry, number: str | None = None, pixels: str = "a", bands: str = "", **changes: Any) -> Entry:
+    """Another entry, by what tells two scenes apart."""
+    scene = entry.scene
+    if number is not None:
+        changes["metadata"] = dict(scene.metadata) | {"ProductID": number}
+    if bands:
+        changes["images"] = (replace(scene.images[0], bands=tuple(f"{bands}_{k}" for k in range(4))),)
+    return replace(entry, scene=replace(scene, **changes), pixels=pixels)
+
+
+def reasons(*entries: Entry) -> list[str | None]:
+    """What becomes of scenes that were found under one path after the other; None for those that stay."""
+    found: list[tuple[str, Entry | Refusal]] = [(f"{k}", entry) for k, entry in enumerate(entries)]
+    kept, refused = catalog.once_each(found[::-1])
+    said = {item["detail"].partition(":")[0]: item["reason"] for item in refused}
+    assert kept == [entry for k, entry in enumerate(entries) if f"{k}" not in said]
+    return [said.get(f"{k}") for k in range(len(entries))]
+
+
+def test_two_of_a_product_number_are_one_scene_whatever_they_are_called(one: Entry) -> None:
+    twin = other(one, id="twin", pixels="b", footprint=shapely.box(0, 0, 1, 1))
+    assert reasons(one, twin, twin) == [None, "duplicate", "duplicate"]
+    for more in ({"satellite": "GF2"}, {"sensor": "PMS2"}, {"number": "7654321"}, {"bands": "x"}):
+        assert reasons(one, other(twin, **more)) == [None, None]
+        assert reasons(one, other(twin, **more, id=one.scene.id)) == [None, "same_name"]
+
+
+@pytest.mark.parametrize(
+    "unknown", [{"number": n} for n in ("", "0", "000", "2147483647", "12a")] + [{"satellite": ""}]
+)
+def test_without_a_product_number_the_same_pixels_in_the_same_place_are_one_scene(
+    one: Entry, unknown: dict[str, str]
+) -> None:
+    first = other(one, **unknown)
+    twin = other(first, id="twin")
+    assert reasons(first, twin) == [None, "duplicate"]
+    for more in (
+        {"pixels": "b"},
+        {"footprint": shapely.box(0, 0, 1, 1)},
+        {"bands": "x"},
+        {"acquired": datetime(1999, 1, 1, tzinfo=UTC)},
+    ):
+        changes: dict[str, Any] = more
+        assert reasons(first, other(twin, **changes)) == [None, None]
+
+
+def test_a_scene_built_from_other_input_is_named_before_anything_is_written(one: Entry, tmp_path: Path) -> None:
+    settings = config(tmp_path, tile=8, stride=8)
+    grid = grid_of(one, settings)
+    assert grid is not None
+    root = store.join(settings.out, store.TILES)
+    catalog.refuse_mixture(settings, [one])
+    layout: Any = {"shape": (grid.rows, grid.cols), "bands": 4, "tile": 8, "block": grid.block, "dtype": "uint8"}
+    store.create_tiles(root, one.scene.id, **layout, attributes=attributes(one, grid, settings))
+    catalog.refuse_mixture(settings, [one, other(one, id="another", pixels="b")])
+    with pytest.raises(store.StoreError, match=f"{one.scene.id} was built .*source.sha256_of_every_20th_pixel was a"):
+        catalog.refuse_mixture(settings, [other(one, id="another"), other(one, pixels="b")])
+    with pytest.raises(store.StoreError, match="stride was 8, now 7"):
+        catalog.refuse_mixture(config(tmp_path, tile=8, stride=7), [one])
 
 
 def test_a_path_named_twice_is_no_second_delivery(tmp_path: Path) -> None:
