@@ -3,6 +3,8 @@
 import os
 import shutil
 import tarfile
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -124,8 +126,17 @@ def test_without_room_on_the_disk_the_archive_is_read_in_place(
     assert copies(scratch) == []
 
 
-def test_many_readers_make_one_copy(tmp_path: Path, scratch: Path) -> None:
+def test_many_readers_make_one_copy(tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = member_path(str(write_archive(tmp_path / "a.tgz", contents())), IMAGE)
+    made: list[Path] = []
+    unpack = module.unpack
+
+    def watched(archive: str, member: str, copy: Path) -> bool:
+        made.append(copy)
+        time.sleep(0.05)  # in which others would begin to make it too
+        return unpack(archive, member, copy)
+
+    monkeypatch.setattr(module, "unpack", watched)
 
     def read(_: int) -> int:
         with unpacked(path) as copy:
@@ -133,7 +144,30 @@ def test_many_readers_make_one_copy(tmp_path: Path, scratch: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(read, range(32))) == {len(contents()[IMAGE])}
-    assert len(copies(scratch)) == 1
+    assert copies(scratch) == made
+    assert len(made) == 1
+
+
+def test_two_that_look_for_room_at_once_do_not_both_find_the_same(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BOUND", len(contents()[IMAGE]) + 10)
+    usage, both = shutil.disk_usage, threading.Barrier(2)
+
+    def slow(folder: Path) -> object:
+        time.sleep(0.05)  # in which the other one would look too
+        return usage(folder)
+
+    monkeypatch.setattr(module.shutil, "disk_usage", slow)
+
+    def read(name: str) -> bool:
+        path = member_path(str(write_archive(tmp_path / name, contents())), IMAGE)
+        with unpacked(path) as copy:
+            both.wait(30)
+            return copy != path
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(read, ["a.tgz", "b.tgz"])) == [False, True]
 
 
 def test_the_remains_of_a_killed_run_are_replaced(tmp_path: Path, scratch: Path) -> None:
@@ -154,6 +188,12 @@ def test_an_archive_that_changed_since_it_was_listed_is_named(tmp_path: Path, sc
     archive.write_bytes(archive.read_bytes()[:9_000])
     with pytest.raises(SceneError, match=rf"a\.tgz: {IMAGE} cannot be unpacked"):
         unpacked(member_path(str(archive), IMAGE)).__enter__()
+    damaged = write_zip(tmp_path / "a.zip", contents())
+    data = bytearray(damaged.read_bytes())
+    data[5000] ^= 1  # found when the member has been read to its end
+    damaged.write_bytes(data)
+    with pytest.raises(SceneError, match=rf"a\.zip: {IMAGE} cannot be unpacked"):
+        unpacked(member_path(str(damaged), IMAGE)).__enter__()
     assert copies(scratch) == []
 
 
