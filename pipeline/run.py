@@ -99,7 +99,9 @@ def cluster(
             yield client
         return
     if memory is not None and memory < LEAST:
-        raise ClusterError(f"a worker of {memory / 1e6:.0f} MB has no room for its libraries; give {LEAST / 1e6:.0f} MB")
+        raise ClusterError(
+            f"a worker of {memory / 1e6:.0f} MB has no room for its libraries; give {LEAST / 1e6:.0f} MB"
+        )
     n = workers or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch:
         with deaf_to_interrupts():

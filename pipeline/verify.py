@@ -37,7 +37,7 @@ from pipeline.grid import TileGrid
 from pipeline.plan import attributes, grid_of, placement
 from pipeline.stages.tiles import tile_job
 from pipeline.tasks.labels import LabelJob, label
-from pipeline.tasks.rows import footprints
+from pipeline.tasks.rows import RowJob, agreements, footprints
 from pipeline.tasks.tiles import make_tiles
 
 SHOWN = 20
@@ -360,12 +360,22 @@ def rows(data: DataSet, read_labels: bool) -> list[str]:
             known = reader(data.labels, f"{scene.name}/known").read().result()
             fraction = reader(data.labels, f"{scene.name}/fraction").read().result()
             wanted &= (known >= data.config.min_known) & (known > 0)
+            told = figures(data, scene, fraction)
+            # What has no value meets no condition, as in the build.
+            if data.config.min_agreement is not None:
+                wanted &= told["agreement"] >= data.config.min_agreement
+            if data.config.max_year_gap is not None:
+                wanted &= np.abs(told["year_gap"]) <= data.config.max_year_gap
             for r, c in np.argwhere(wanted & (times == 0)):
                 yield f"{scene.at(r, c)} is accepted and labelled, but not listed"
             same = part["known"].to_numpy() == known[row, col]
             same &= (part[classes].to_numpy(np.float32) == fraction[row, col]).all(axis=1)
             for r, c in zip(row[~same], col[~same], strict=True):
                 yield f"{scene.at(r, c)} has other shares in the index than in the labels"
+            for key, values in told.items():
+                for k in np.flatnonzero(~same_numbers(part[key].to_numpy(), values[row, col])):
+                    stored = values[row[k], col[k]]
+                    yield f"{scene.at(row[k], col[k])} has {key} {part[key].iloc[k]}, by the stores {stored}"
         for r, c in np.argwhere((times > 0) & ~wanted):
             yield f"{scene.at(r, c)} is listed, but was not accepted"
         plane = scene.grid.corners(slice(0, scene.grid.rows), slice(0, scene.grid.cols))[row, col]
@@ -390,6 +400,24 @@ def rows(data: DataSet, read_labels: bool) -> list[str]:
     if len(index) != data.summary["counts"]["index"]:
         found.append(f"{INDEX} has {len(index)} rows, {DATASET} says {data.summary['counts']['index']}")
     return found
+
+
+def figures(data: DataSet, scene: Scene, fraction: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
+    """(row, col) each: the figures that tiles are chosen by, from the stores."""
+    name, source = data.summary["labels"], data.entries[scene.name].scene
+    others = tuple(other for other in data.summary["label_sets"] if other != name)
+    job = RowJob(data.root, source, scene.grid, name, data.config.min_known, others)
+    gap = np.nan if source.acquired is None else int(name.rpartition("_")[2]) - source.acquired.year
+    return {
+        "cloud": np.asarray(scene.tiles["cloud"][:]),  # type: ignore[index]
+        "agreement": agreements(job, fraction, scene.labels.attrs["classes"]),
+        "year_gap": np.full(scene.status.shape, gap, np.float32),
+    }
+
+
+def same_numbers(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Where both are equal, or both no number."""
+    return np.asarray((one == other) | (np.isnan(one) & np.isnan(other)))
 
 
 def splits(data: DataSet) -> list[str]:
@@ -424,7 +452,8 @@ def recomputed(data: DataSet, number: int) -> list[str]:
     block = data.config.block
     groups = chosen.groupby(["scene", chosen["row"] // block, chosen["col"] // block])
     scenes = {scene.name: scene for scene in data.scenes}
-    (cover,) = (cover for cover in find(data.config.landcover) if cover.name == data.summary["labels"])
+    covers = find(data.config.landcover, data.config.legends, data.config.taxonomy)
+    (cover,) = (cover for cover in covers if cover.name == data.summary["labels"])
 
     def check(group: tuple[tuple[str, int, int], Any]) -> list[str]:
         (name, i, j), tiles = group

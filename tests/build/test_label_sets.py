@@ -14,6 +14,7 @@ from geokr import store
 from geokr.index import read_index
 from pipeline import labels
 from pipeline.build_levir_kr import main
+from pipeline.verify import main as verify
 from tests.build.conftest import Built
 
 BASE, OTHER = "globeland30_2020", "dynamic_world_2016"
@@ -81,6 +82,12 @@ def test_a_product_is_added_without_touching_a_pixel_and_compared(
     assert main([*arguments, "--only", "labels"]) == main([*arguments, "--only", "index"]) == 0
     assert (again / "index.parquet").read_bytes() == (out / "index.parquet").read_bytes()
     capsys.readouterr()
+    # An index of the tiles on which the sets agree, and the proof of it.
+    params = tmp_path / "params.yaml"
+    params.write_text((built.directory / "params.yaml").read_text().replace("block: 8", "block: 8, min_agreement: 0.3"))
+    assert main([*arguments, "--params", str(params), "--only", "index"]) == 0
+    assert 0 < read_index(again).num_rows < len(after)
+    assert verify([str(again)]) == 0
     # From now on the index may be of the new set.
     assert labels.main(["--data", str(out), "--landcover", str(other), "--labels", OTHER, "--workers", "1"]) == 0
     turned = read_index(out)
@@ -109,6 +116,7 @@ def test_the_papers_classes_are_another_taxonomy_and_never_mixed_with_the_base(
     left_out = both["shrubland"] + both["tundra"]  # of GlobeLand30 and of the sample world, whose sea is code 60
     assert paper["known"].to_numpy() == pytest.approx((both["known"] * (1 - left_out)).to_numpy(), abs=1e-6)
     assert paper[summary["classes"]].sum(axis=1).to_numpy() == pytest.approx(np.ones(len(paper)), abs=1e-6)
+    assert verify([str(out), "--sample", "2"]) == 0
 
 
 def test_land_cover_of_elsewhere_is_refused_before_a_pixel_is_read(

@@ -202,6 +202,12 @@ def test_a_row_that_is_not_there(dataset: Path, capsys: pytest.CaptureFixture[st
         ("gsd", 3.0, "has gsd 3.0, its scene"),
         ("place", "32648_8_1_1", "has another place in the index"),
         ("col", 999, "is listed, but the scene has"),
+        ("satellite", "GF9", "has satellite GF9, its scene"),
+        ("sensor", "PMS9", "has sensor PMS9, its scene"),
+        ("cloud", 0.5, "has cloud 0.5, by the stores 0.0"),
+        ("agreement", 0.5, "has agreement 0.5, by the stores nan"),
+        ("year_gap", 9, "has year_gap 9.0, by the stores 0.0"),
+        ("scene", "ghost", "ghost: is listed, but is not in the stores"),
     ],
 )
 def test_a_value_of_a_row_that_is_not_the_stores(
@@ -295,6 +301,146 @@ def test_blocks_that_could_not_be_built_are_no_damage(dataset: Path, capsys: pyt
     entry = {"scene": scene, "stage": "tiles", "reason": "SceneError", "detail": "", "blocks": [[i, j]]}
     (dataset / "quarantine.jsonl").write_text(json.dumps(entry) + "\n")
     assert failed(dataset, capsys) == {}
+
+    other = next(path for path in (dataset / store.TILES / scene / "status" / "c").glob("*/*"))
+    other.unlink()  # of which the quarantine says nothing
+    assert f"{scene} block ({other.parent.name}, {other.name}): not built in " in failed(dataset, capsys)["statuses"]
+
+
+def change(file: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a JSON document."""
+    document = json.loads(file.read_text())
+    edit(document)
+    file.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda said: said.update(stride=47), "stride of its labels is not that of its tiles"),
+        (lambda said: said.pop("product"), "its labels do not say which land cover they were made from"),
+        (lambda said: said.pop("sheets"), "its labels do not say which land cover they were made from"),
+    ],
+)
+def test_labels_that_do_not_say_where_they_are_from(
+    dataset: Path, capsys: pytest.CaptureFixture[str], edit: Callable[[dict[str, Any]], Any], said: str
+) -> None:
+    scene, *_ = with_tiles(dataset)
+    change(dataset / LABELS / scene / "zarr.json", lambda document: edit(document["attributes"]))
+    assert failed(dataset, capsys, "--fast")["provenance"] == f"{scene}: {said}"
+
+
+@pytest.mark.parametrize(("column", "value"), [("checksum", ""), ("bytes", 0)])
+def test_a_catalog_that_does_not_say_what_a_scene_was_made_from(
+    dataset: Path, capsys: pytest.CaptureFixture[str], column: str, value: object
+) -> None:
+    catalog = geopandas.read_parquet(dataset / "scenes.parquet")
+    catalog[column] = value
+    catalog.to_parquet(dataset / "scenes.parquet", index=False)
+    found = failed(dataset, capsys, "--fast")["provenance"]
+    assert found == f"{catalog['id'].iloc[0]}: scenes.parquet does not say which files it was made from"
+
+
+def test_a_store_whose_root_says_other_than_its_scenes(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, *_ = with_tiles(dataset)
+    root = dataset / LABELS / "zarr.json"
+    whole = root.read_text()
+    edits: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "does not hold its metadata": lambda held: held.pop(scene),
+        "holds metadata of a scene that is not there": lambda held: held.update(ghost={}),
+        "its metadata and those that the root of": lambda held: held[scene]["attributes"].update(stride=47),
+    }
+    for said, edit in edits.items():
+        change(root, lambda document: edit(document["consolidated_metadata"]["metadata"]))  # noqa: B023 - used at once
+        found = failed(dataset, capsys, "--fast")
+        assert set(found) == {"metadata"}
+        assert said in found["metadata"]
+        root.write_text(whole)
+    shutil.copytree(dataset / LABELS / scene, dataset / LABELS / "ghost")
+    store.consolidate(str(dataset / LABELS))
+    assert failed(dataset, capsys, "--fast")["metadata"].startswith("ghost: is in ")
+
+
+def test_a_status_without_a_meaning(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, i, j, _ = with_tiles(dataset)
+    status: Any = store.open_scene(str(dataset / store.TILES), scene, "r+")["status"]
+    status[8 * i, 8 * j] = 99
+    assert f"{scene} block ({i}, {j}): status 99 of " in failed(dataset, capsys, "--fast")["statuses"]
+
+
+def test_labels_that_are_not_there(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, *_ = with_tiles(dataset)
+    (dataset / LABELS / scene / "status" / "c" / "1" / "0").unlink()
+    found = failed(dataset, capsys, "--fast")
+    assert set(found) == {"statuses"}
+    assert found["statuses"].startswith(f"{scene} block (1, 0): not built in ")
+    assert LABELS in found["statuses"]
+
+
+def test_an_accepted_tile_without_pixels(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, i, j, _ = with_tiles(dataset)
+    group: Any = store.open_scene(str(dataset / store.TILES), scene, "r+")
+    here = slice(8 * i, 8 * i + 8), slice(8 * j, 8 * j + 8)
+    row, col = np.argwhere(group["status"][here] == store.ACCEPTED)[0] + (8 * i, 8 * j)
+    group["image"][row, col] = 0
+    tile = place({"scene": scene, "row": row, "col": col})
+    assert failed(dataset, capsys) == {"shards": f"{tile} is accepted, but has no pixels"}
+
+
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("fault", ["negative", "too much known", "unknown, by its status"])
+def test_labels_that_cannot_be(dataset: Path, capsys: pytest.CaptureFixture[str], fault: str, second: bool) -> None:
+    """In the label set of the index, and in another one."""
+    root = dataset / LABELS
+    if second:
+        root = shutil.copytree(root, dataset / store.label_store("another_2020"))
+        change(dataset / "dataset.json", lambda said: said["label_sets"].append("another_2020"))
+    scene, *_ = with_tiles(dataset)
+    group: Any = store.open_scene(str(root), scene, "r+")
+    row, col = np.argwhere(group["known"][:] > 0)[-1]
+    match fault:
+        case "negative":
+            group["fraction"][row, col, :] = [-0.5, 1.5, *[0] * 8]
+        case "too much known":
+            group["known"][row, col] = 1.25
+        case _:
+            group["status"][row, col] = store.LABEL_STATUS.index("unknown")
+    found = failed(dataset, capsys)["labels"]
+    assert found.startswith(f"{place({'scene': scene, 'row': row, 'col': col})}: its shares sum to 1, where ")
+
+
+def test_a_tile_of_which_too_little_is_known(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The stores agree on it, and it should not be listed."""
+    tile = geopandas.read_parquet(dataset / "index.parquet").iloc[17]
+    group: Any = store.open_scene(str(dataset / LABELS), tile["scene"], "r+")
+    group["known"][tile["row"], tile["col"]] = 0.25
+    rewrite(dataset, lambda index: index.assign(known=index["known"].where(index.index != 17, np.float32(0.25))))
+    assert failed(dataset, capsys) == {"index": f"{place(tile)} is listed, but was not accepted"}
+
+
+def test_labels_that_their_sheets_do_not_give(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The stores agree on them: only computing them anew tells."""
+    scene, *_ = with_tiles(dataset)
+    classes = json.loads((dataset / "dataset.json").read_text())["classes"]
+    fraction: Any = store.open_scene(str(dataset / LABELS), scene, "r+")["fraction"]
+    fraction[:] = fraction[:][..., ::-1]
+
+    def turn(index: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+        here = index["scene"] == scene
+        index.loc[here, classes] = index.loc[here, classes].to_numpy()[:, ::-1]
+        return index
+
+    rewrite(dataset, turn)
+    assert failed(dataset, capsys) == {}
+    found = failed(dataset, capsys, "--sample", "12")
+    assert set(found) == {"sample"}
+    assert found["sample"].startswith(f"{scene} block (")
+    assert found["sample"].endswith("has other shares when computed anew")
+
+
+def test_a_count_that_is_not_the_indexs(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(dataset / "dataset.json", lambda said: said["counts"].update(index=1))
+    assert failed(dataset, capsys, "--fast")["index"].endswith(" rows, dataset.json says 1")
 
 
 def test_another_layout(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
