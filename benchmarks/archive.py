@@ -1,4 +1,4 @@
-"""An archive of scenes of real size for benchmarks: 7300 x 6908 px of 16 bits in four bands, over rough ground."""
+"""Archives for benchmarks: scenes of 7300 x 6908 px of 16 bits in four bands, over rough ground; or many small ones."""
 
 import warnings
 from dataclasses import replace
@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import rasterio
+from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.sample.camera import fit_rpc
@@ -67,3 +68,18 @@ def write_archive(directory: Path, count: int, width: int = WIDTH, height: int =
         ) as target:  # fmt: skip
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             target.write(np.moveaxis(pixels, -1, 0))
+
+
+def write_many(directory: Path, count: int) -> None:
+    """Write `scenes/`, small GeoTIFFs of noise that nine tiles of 32 px fit into, and `landcover/`."""
+    write_sheets(directory / "landcover", World.from_seed(0), surroundings(SHOTS[:1]))
+    ground = SHOTS[0].camera
+    draw = np.random.default_rng(0)
+    (directory / "scenes").mkdir(parents=True)
+    for k in range(count):
+        corner = Affine(8, 0, ground.east // 8 * 8 + 8 * (k % 30), 0, -8, ground.north // 8 * 8 - 8 * (k // 30))
+        with rasterio.open(
+            directory / "scenes" / f"scene{k:04d}.tif", "w", driver="GTiff", width=100, height=100, count=3,
+            dtype="uint8", crs=ground.crs, transform=corner,
+        ) as target:  # fmt: skip
+            target.write(draw.integers(20, 220, (3, 100, 100), dtype=np.uint8))

@@ -5,6 +5,8 @@ plain      the whole build on one core, and the same scene the plain way: GDAL's
 workers    two worker processes on two cores against one on one, client and scheduler included, on one archive.
 scenes     time and the peak memory of a worker for 1, 4 and 16 scenes; the peer is one scene, times their number.
 size       peak memory of a worker for scenes of a quarter of the pixels, and for whole ones.
+resume     the stages of a finished build of 1,000 scenes of nine blocks, of which nothing is left to do: seconds of a
+           plain loop until that is known, and those of writing the index anew; the peer is the 2 s that are allowed.
 scheduler  as many blocks as 1,430,000 tiles make, which do nothing: seconds and peak memory of the scheduler's process.
 
 Scenes have 7300 x 6908 px in four bands of 16 bits. Each measurement runs in processes of its own.
@@ -30,7 +32,7 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject, transform_bounds
 from rasterio.windows import from_bounds
 
-from benchmarks.archive import HEIGHT, WIDTH, shots, write_archive
+from benchmarks.archive import HEIGHT, WIDTH, shots, write_archive, write_many
 from benchmarks.chaos import digests
 from benchmarks.process import most_memory, one_core
 from geokr import store
@@ -45,20 +47,23 @@ from pipeline.stages import catalog, index, labels, tiles
 
 TILES = 1_430_000
 """Of Levir-KR."""
-CASES = ("plain", "workers", "scenes", "size", "scheduler")
+CASES = ("plain", "workers", "scenes", "size", "resume", "scheduler")
+ALLOWED = 2.0
+"""What finding out that nothing is left of 1,000 scenes may take, s."""
 NEAR = 2
 """Grey levels by which a pixel may differ and count as equal: GDAL widens its kernel a little."""
 ALIKE = 0.02
 """Largest mean difference of a class's share that counts as equal: pixel centres against exact areas."""
 
 
-def config_of(archive: Path, out: Path) -> BuildConfig:
-    return BuildConfig(
-        scenes=[str(archive / "scenes")],
-        landcover=[str(archive / "landcover")],
-        dem=str(archive / "dem.tif"),
-        out=str(out),
-    )
+def config_of(archive: Path, out: Path, **settings: Any) -> BuildConfig:
+    places: dict[str, Any] = {"scenes": [str(archive / "scenes")], "landcover": [str(archive / "landcover")]}
+    return BuildConfig(**places, out=str(out), **{"dem": str(archive / "dem.tif"), **settings})
+
+
+def small_tiles(archive: Path, out: Path) -> BuildConfig:
+    """For `write_many`: a block is one tile, so that a scene has nine."""
+    return config_of(archive, out, dem=None, tile=32, stride=24, block=1)
 
 
 def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
@@ -87,6 +92,30 @@ def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
             seconds, memory = build(client), max(client.run(most_memory).values())
     grids = [grid for entry in read_catalog(out / "scenes.parquet") if (grid := grid_of(entry, config))]
     return {"seconds": seconds, "tiles": sum(grid.rows * grid.cols for grid in grids), "memory": memory}
+
+
+def many(archive: Path, out: Path) -> dict[str, Any]:
+    """Build the scenes of `write_many` on all cores: how many blocks were built."""
+    config, covers = small_tiles(archive, out), find([archive / "landcover"])
+    out.mkdir(parents=True)
+    with cluster(dashboard="127.0.0.1:0") as client:
+        entries = catalog.run(config, client)
+        tiles.run(config, entries, client)
+        labels.run(config, covers, entries, client)
+        index.run(config, covers, entries, client)
+    return {"blocks": len(list((out / store.TILES).glob("*/status/c/*/*")))}
+
+
+def again(archive: Path, out: Path) -> dict[str, Any]:
+    """The stages on what `many` built: seconds until nothing is found to be left, and of the index."""
+    config, covers = small_tiles(archive, out), find([archive / "landcover"])
+    began = time.perf_counter()
+    entries = catalog.run(config, None)
+    tiles.run(config, entries, None)
+    labels.run(config, covers, entries, None)
+    found = time.perf_counter()
+    index.run(config, covers, entries, None)
+    return {"seconds": found - began, "index": time.perf_counter() - found}
 
 
 def plain(archive: Path, out: Path) -> dict[str, Any]:
@@ -297,6 +326,22 @@ def case_size(scratch: Path, size: tuple[int, int], _: int) -> bool:
     return True
 
 
+def case_resume(scratch: Path, _: tuple[int, int], rounds: int) -> bool:
+    archive, out = scratch / "archive", scratch / "many"
+    write_many(archive, 1000)
+    built = measured("many", archive, out)
+    before = digests(out)
+    found = [measured("again", archive, out) for _ in range(rounds)]
+    equal = digests(out) == before
+    seconds, indexed = (statistics.median(run[key] for run in found) for key in ("seconds", "index"))
+    print(
+        f"case=build-resume ours={seconds:.2f} peer={ALLOWED:.0f} unit=s ratio={ALLOWED / seconds:.2f} "
+        f"equal={'yes' if equal else 'no'} scenes=1000 blocks={built['blocks']} index={indexed:.1f}s rounds={rounds}",
+        flush=True,
+    )
+    return equal
+
+
 def case_scheduler(_: Path, __: tuple[int, int], ___: int) -> bool:
     found = measured("blocks")
     print(
@@ -318,7 +363,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     run: dict[str, Callable[[Path, tuple[int, int], int], bool]] = {
         "plain": case_plain, "workers": case_workers, "scenes": case_scenes, "size": case_size,
-        "scheduler": case_scheduler,
+        "resume": case_resume, "scheduler": case_scheduler,
     }  # fmt: skip
     good = True
     for name in [options.case] if options.case else CASES:

@@ -84,6 +84,15 @@ def write(path: str | Path, data: bytes | memoryview) -> None:
     _sync(file.parent)
 
 
+def remove(path: str | Path) -> None:
+    """Remove a file, if there is one."""
+    if not is_url(path):
+        Path(path).unlink(missing_ok=True)
+        return
+    bucket, key = _split(path)
+    _request(bucket.write(key, None), path)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a small text file, whole or not at all. What is no UTF-8, as a file's name may be, is escaped."""
     write(path, text.encode(errors="backslashreplace"))

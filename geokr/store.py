@@ -19,6 +19,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+import tensorstore as ts
 import zarr
 from numcodecs import Blosc
 from zarr.abc.store import Store
@@ -321,9 +322,13 @@ async def _built(root: str, names: list[str]) -> dict[str, Built]:
 
 
 def scenes(root: str) -> list[str]:
-    """Names of the scenes in a store, sorted. Empty where the store does not exist."""
+    """Names of the scenes in a store, sorted, by listing alone. Empty where the store does not exist."""
+
+    async def listed() -> list[str]:
+        return [name async for name in opened(root).list_dir("")]
+
     try:
-        return sorted(zarr.open_group(opened(root), mode="r", use_consolidated=False).group_keys())
+        return sorted(name.rstrip("/") for name in sync(listed()) if not name.startswith("zarr.json"))
     except FileNotFoundError:
         return []
 
@@ -418,6 +423,27 @@ def status(group: zarr.Group) -> npt.NDArray[np.uint8]:
     return np.asarray(group["status"][:])  # type: ignore[index]
 
 
+def reader(root: str, array: str) -> Any:
+    """An array of a store, opened by tensorstore: with its own threads, and without caching."""
+    spec = {"driver": "zarr3", "kvstore": files.kvstore(join(root, array)), "recheck_cached_data": False}
+    return ts.open(spec, read=True, context=_UNCACHED)
+
+
+_UNCACHED = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+
+
+def whole(root: str, scene: str, *names: str) -> list[npt.NDArray[Any]]:
+    """Whole arrays of a scene, read at once. Raises StoreError naming the scene where one is not there or damaged."""
+    try:
+        opening = [reader(root, f"{scene}/{name}") for name in names]
+        reading = [array.result().read() for array in opening]
+        return [np.asarray(values.result()) for values in reading]
+    except ValueError as error:  # what tensorstore raises, whatever happened
+        said = str(error).split(" [")[0]
+        why = "no such scene in the store" if said.startswith("NOT_FOUND") else f"cannot be read: {said}"
+        raise StoreError(f"{root}/{scene}: {why}") from error
+
+
 def consolidate(root: str) -> None:
     """Gather the store's metadata into its root, so that opening it reads one file."""
     import warnings
@@ -433,6 +459,15 @@ def consolidated(root: str) -> dict[str, Any]:
     """What a store's root says of the groups and arrays in it: path -> metadata; nothing where it says none."""
     document = json.loads(files.read(join(root, "zarr.json")))
     found: dict[str, Any] = (document.get("consolidated_metadata") or {}).get("metadata", {})
+    return found
+
+
+def attributes(root: str, scene: str) -> dict[str, Any]:
+    """What a scene's group says of itself. Raises StoreError naming the path where there is none."""
+    try:
+        found: dict[str, Any] = own_metadata(root, scene)["attributes"]
+    except FileNotFoundError as error:
+        raise StoreError(f"{root}/{scene}: no such scene in the store") from error
     return found
 
 

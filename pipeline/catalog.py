@@ -84,11 +84,13 @@ def unchanged(path: str | Path, provenance: str, digests: Mapping[str, str] | No
     digests: delivery's path -> digest of the STAC item there; what has no file on this machine is known by it.
     None where there is no catalog, or one of other settings or software.
     """
-    if not files.exists(path) or set(rows_of(path).get("provenance", ())) != {provenance}:
+    if not files.exists(path):
         return {}
-    written = files.modified(path)
+    written, rows = files.modified(path), rows_of(path)
+    if set(rows.get("provenance", ())) != {provenance}:
+        return {}
     known: dict[str, list[Entry]] = {}
-    for entry in read_catalog(path):
+    for entry in entries_of(rows):
         read_from = [Path(file) for file in entry.scene.files]
         same_item = not read_from and (digests or {}).get(entry.scene.delivery) == entry.scene.checksum
         if same_item or (read_from and all(file.is_file() and last_change(file) < written for file in read_from)):
@@ -109,8 +111,13 @@ def rows_of(path: str | Path) -> geopandas.GeoDataFrame:
 
 def read_catalog(path: str | Path) -> list[Entry]:
     """The entries of scenes.parquet, in its order."""
+    return entries_of(rows_of(path))
+
+
+def entries_of(rows: geopandas.GeoDataFrame) -> list[Entry]:
+    """The entries of a table, in its order."""
     entries = []
-    for row in rows_of(path).to_dict("records"):
+    for row in rows.to_dict("records"):
         fields = {name: row[name] for name in Scene.__slots__ if name in row}
         fields |= {
             "acquired": None if row["datetime"] is None or row["datetime"] != row["datetime"] else row["datetime"],

@@ -123,13 +123,24 @@ def plane_of(lon: float, lat: float) -> str:
 
 
 def centre_of(footprint: shapely.Polygon) -> tuple[float, float]:
-    """Longitude and latitude of the centre of area, on the ground and not on a map of degrees."""
-    ring = shapely.get_coordinates(footprint.exterior)
-    lon, lat = ring.mean(axis=0)
-    local = f"+proj=laea +lon_0={lon} +lat_0={lat} +datum=WGS84"
-    flat = shapely.Polygon(np.column_stack(transformer("EPSG:4326", local).transform(ring[:, 0], ring[:, 1])))
-    lon, lat = transformer(local, "EPSG:4326").transform(flat.centroid.x, flat.centroid.y)
-    return float(lon), float(lat)
+    """Longitude and latitude of the centre of area, on the ground and not on a map of degrees.
+
+    On the sphere, by Lambert's azimuthal equal-area projection about the middle of the corners: Snyder, Map
+    Projections (USGS PP 1395, 1987), equations 20-14, 20-15 and 24-2 to 24-4.
+    """
+    lon, lat = np.radians(shapely.get_coordinates(footprint.exterior)).T
+    lon0, lat0 = lon.mean(), lat.mean()
+    sin0, cos0, east = math.sin(lat0), math.cos(lat0), np.cos(lat) * np.cos(lon - lon0)
+    scale = np.sqrt(2 / (1 + sin0 * np.sin(lat) + cos0 * east))
+    x, y = scale * np.cos(lat) * np.sin(lon - lon0), scale * (cos0 * np.sin(lat) - sin0 * east)
+    centre = shapely.Polygon(np.column_stack([x, y])).centroid
+    away = math.hypot(centre.x, centre.y)
+    if away == 0:
+        return math.degrees(lon0), math.degrees(lat0)
+    turn = 2 * math.asin(away / 2)
+    sine = math.cos(turn) * sin0 + centre.y * math.sin(turn) * cos0 / away
+    side = math.atan2(centre.x * math.sin(turn), away * cos0 * math.cos(turn) - centre.y * sin0 * math.sin(turn))
+    return math.degrees(lon0 + side), math.degrees(math.asin(max(-1.0, min(1.0, sine))))
 
 
 def scene_grid(footprint: shapely.Polygon, gsd: float, tile: int, stride: int, block: int) -> TileGrid | None:

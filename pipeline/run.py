@@ -19,7 +19,16 @@ from typing import Any, Generic, TypeVar
 import cv2
 import zarr
 from dask.distributed import Client as Client
-from dask.distributed import Future, KilledWorker, LocalCluster, as_completed, get_worker, performance_report
+from dask.distributed import (
+    Future,
+    KilledWorker,
+    LocalCluster,
+    Status,
+    WorkerPlugin,
+    as_completed,
+    get_worker,
+    performance_report,
+)
 from numcodecs import blosc
 
 from geokr.landcover import LandCoverError
@@ -38,9 +47,8 @@ OPEN = 2 * AHEAD
 """Batches drawn from at once. A slow one then holds no more than half of the threads while others have work."""
 LIBRARIES = 360 << 20
 """What a worker's libraries take, and what it keeps between blocks, bytes."""
-LEAST = LIBRARIES * 5 // 4
-"""Memory limit of a worker, bytes, that leaves its libraries below the 80 % from which on Dask gives it no more tasks:
-a smaller worker would wait for ever."""
+KILLED = 0.95
+"""Share of its memory beyond which Dask ends a worker, as it comes."""
 DEATHS = 1
 """A task that was at work in more dying workers than this is a suspect."""
 
@@ -75,6 +83,38 @@ class Local(LocalCluster):
         return f"build-{worker_number}"
 
 
+class Settled(WorkerPlugin):
+    """Has every worker of a cluster, whenever it comes, do as a build's should.
+
+    Dask pauses a worker at 80 % of its memory until it has less. A job holds to what was promised of it, so that the
+    sum is known, and what the libraries hold never becomes less: the build would wait for ever, without a word.
+    """
+
+    name = "geokr"
+
+    def setup(self, worker: Any) -> None:
+        settle()
+        self.pause = worker.memory_manager.memory_pause_fraction
+        worker.memory_manager.memory_pause_fraction = False
+        if worker.status == Status.paused:
+            worker.status = Status.running
+
+    def teardown(self, worker: Any) -> None:
+        worker.memory_manager.memory_pause_fraction = self.pause
+
+
+@contextmanager
+def settled(client: Client) -> Iterator[None]:
+    """All workers of somebody's cluster are settled meanwhile. Raises ClusterError where the scheduler is lost."""
+    with scheduler_there():
+        client.register_plugin(Settled())
+    try:
+        yield
+    finally:
+        if client.status == "running":  # otherwise the scheduler is gone
+            client.unregister_worker_plugin(Settled.name)
+
+
 @contextmanager
 def cluster(
     workers: int | None = None,
@@ -95,13 +135,12 @@ def cluster(
             client = Client(scheduler, timeout="10s")
         except (OSError, ValueError) as error:
             raise ClusterError(f"{scheduler}: no Dask scheduler answers there: {error}") from error
-        with client, measured(report):
+        with client, settled(client), measured(report):
             yield client
         return
-    if memory is not None and memory < LEAST:
-        raise ClusterError(
-            f"a worker of {memory / 1e6:.0f} MB has no room for its libraries; give {LEAST / 1e6:.0f} MB"
-        )
+    if memory is not None and room(memory) < 0:  # workers would be ended and started again for ever
+        least = LIBRARIES / KILLED / 1e6
+        raise ClusterError(f"a worker of {memory / 1e6:.0f} MB has no room for its libraries: {least:.0f} MB")
     n = workers or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch:
         with deaf_to_interrupts():
@@ -118,6 +157,7 @@ def cluster(
             )
             local.scale(n)
             client = Client(local)
+            client.register_plugin(Settled())
             client.wait_for_workers(n)
         with local, client, measured(report):
             yield client
@@ -163,6 +203,11 @@ def keep_memory() -> None:
         mallopt(mmap, 32 << 20)  # the most that older versions take
 
 
+def room(limit: float) -> float:
+    """Bytes for jobs in a worker with a memory limit, bytes: beside its libraries, and before Dask ends it."""
+    return limit * KILLED - LIBRARIES
+
+
 class Room:
     """Memory of this process that jobs have promised not to exceed."""
 
@@ -175,7 +220,7 @@ class Room:
         """Wait until a job's memory is free beside that of the others, and hold it meanwhile."""
         limit = worker_memory()
         with self.changed:
-            self.changed.wait_for(lambda: not self.taken or limit is None or self.taken + memory <= limit - LIBRARIES)
+            self.changed.wait_for(lambda: not self.taken or limit is None or self.taken + memory <= room(limit))
             self.taken += memory
         try:
             yield
@@ -251,7 +296,7 @@ class Workers:
     def places(self, memory: int) -> int:
         """Jobs of a promised peak, bytes, that there is room for at once: at least one."""
         fits = [
-            min(threads, max(1, (limit - LIBRARIES) // memory)) if limit and memory else threads
+            min(threads, max(1, int(room(limit) / memory))) if limit and memory else threads
             for threads, limit in self.all()
         ]
         return max(1, sum(fits))
@@ -259,11 +304,11 @@ class Workers:
     def too_small(self, memory: int) -> MemoryError | None:
         """The sentence for a job that no worker has the memory for."""
         limits = [limit for _, limit in self.all()]
-        if not limits or 0 in limits or max(memory + LIBRARIES, LEAST) <= max(limits):
+        if not limits or 0 in limits or memory <= room(max(limits)):
             return None
         return MemoryError(
             f"a block of it takes up to {memory / 1e6:.0f} MB beside the {LIBRARIES / 1e6:.0f} MB of the libraries, "
-            f"and no worker has more than {max(limits) / 1e6:.0f} MB; give a smaller block, or workers more memory"
+            f"and no worker has more than {max(limits) * KILLED / 1e6:.0f} MB; give a smaller block or larger workers"
         )
 
 

@@ -21,7 +21,6 @@ import geopandas
 import numpy as np
 import numpy.typing as npt
 import shapely
-import tensorstore as ts
 import zarr
 from affine import Affine
 from odc.geo.geobox import GeoBox
@@ -266,7 +265,7 @@ def shards(data: DataSet, tiles: int | None) -> list[str]:
 
     def check(scene: Scene) -> Iterator[str]:
         keys = store.chunks(scene.tiles, "image")
-        image = reader(data.tiles, f"{scene.name}/image")
+        image = store.reader(data.tiles, f"{scene.name}/image").result()
         for i, j, (rows, cols) in scene.blocks():
             accepted = np.argwhere(scene.status[rows, cols] == store.ACCEPTED)
             block = f"{scene.name} block ({i}, {j})"
@@ -302,19 +301,15 @@ def wrong(
         yield f"{block}: tile ({rows.start + r}, {cols.start + c}) {what}"
 
 
-def reader(root: str, array: str) -> Any:
-    """An array of a store, read by tensorstore: with its own threads, and without caching."""
-    spec = {"driver": "zarr3", "kvstore": files.kvstore(store.join(root, array)), "recheck_cached_data": False}
-    return ts.open(spec, read=True, context=ts.Context({"cache_pool": {"total_bytes_limit": 0}})).result()
-
-
 def labels(data: DataSet) -> list[str]:
     """In every label set, shares sum to 1 where anything is known and are 0 elsewhere, as status says."""
     found = []
     for root in data.label_sets:
 
         def check(scene: Scene, root: str = root) -> Iterator[str]:
-            arrays = {key: reader(root, f"{scene.name}/{key}") for key in ("fraction", "known", "status")}
+            arrays = {
+                key: store.reader(root, f"{scene.name}/{key}").result() for key in ("fraction", "known", "status")
+            }
             for i, j, tiles in scene.blocks():
                 try:
                     block = {key: np.asarray(array[tiles].read().result()) for key, array in arrays.items()}
@@ -357,8 +352,7 @@ def rows(data: DataSet, read_labels: bool) -> list[str]:
             yield f"{scene.at(r, c)} is listed {times[r, c]} times"
         wanted = scene.status == store.ACCEPTED
         if read_labels:
-            known = reader(data.labels, f"{scene.name}/known").read().result()
-            fraction = reader(data.labels, f"{scene.name}/fraction").read().result()
+            known, fraction = store.whole(data.labels, scene.name, "known", "fraction")
             wanted &= (known >= data.config.min_known) & (known > 0)
             told = figures(data, scene, fraction)
             # What has no value meets no condition, as in the build.

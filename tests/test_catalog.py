@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -431,6 +432,56 @@ def test_a_path_named_twice_is_no_second_delivery(tmp_path: Path) -> None:
     paths = [str(tmp_path / "scenes"), str(tmp_path / "scenes" / "a")]
     assert len(catalog.run(config(tmp_path, scenes=paths), None)) == 1
     assert quarantine.read(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_survey_that_is_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Stopped it keeps what it has; against a kill, it does now and then."""
+    for folder, stem in (("a", STEM), ("b", OTHER), ("c", THIRD)):
+        write_folder(tmp_path / "scenes" / folder, contents(stem))
+    undisturbed = catalog.run(config(tmp_path, out=str(tmp_path / "calm")), None)
+    surveyed: list[str] = []
+
+    def interrupted(job: CatalogJob) -> list[Entry | Refusal]:
+        if len(surveyed) == 2:
+            raise KeyboardInterrupt if how == "stopped" else SystemExit  # the second is caught as little as a kill
+        surveyed.append(job.delivery.path)
+        return read_and_survey(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "EVERY", 1e9 if how == "stopped" else -1.0)
+        patch.setattr(catalog, "read_and_survey", interrupted)
+        with pytest.raises(KeyboardInterrupt if how == "stopped" else SystemExit):
+            catalog.run(config(tmp_path), None)
+    assert not (tmp_path / "out" / CATALOG).exists()
+    kept = tmp_path / "out" / catalog.PARTIAL
+    later = kept.stat().st_mtime + 100
+    os.utime(kept, (later, later))
+    left: list[str] = []
+
+    def watched(job: CatalogJob) -> list[Entry | Refusal]:
+        left.append(job.delivery.path)
+        return read_and_survey(job)
+
+    monkeypatch.setattr(catalog, "read_and_survey", watched)
+    assert catalog.run(config(tmp_path), None) == undisturbed
+    assert sorted(surveyed + left) == sorted(entry.scene.delivery for entry in undisturbed)
+    assert len(left) == 1
+    assert not kept.exists()
+    assert (tmp_path / "out" / CATALOG).read_bytes() == (tmp_path / "calm" / CATALOG).read_bytes()
+
+
+def test_a_catalog_of_which_all_is_true_is_left_as_it_is(tmp_path: Path) -> None:
+    for folder, stem in (("a", STEM), ("b", OTHER)):
+        write_folder(tmp_path / "scenes" / folder, contents(stem))
+    first, path = catalog.run(config(tmp_path), None), tmp_path / "out" / CATALOG
+    later = path.stat().st_mtime + 100
+    os.utime(path, (later, later))
+    assert catalog.run(config(tmp_path), None) == first
+    assert path.stat().st_mtime == later
+    shutil.rmtree(tmp_path / "scenes" / "b")
+    assert [entry.scene.id for entry in catalog.run(config(tmp_path), None)] == [NAME]
+    assert [entry.scene.id for entry in read_catalog(path)] == [NAME]
 
 
 def test_only_what_changed_is_surveyed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

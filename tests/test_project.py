@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
 
@@ -95,6 +96,17 @@ def test_conda_users_get_the_locked_versions() -> None:
     assert locked("\n".join(line for line in pip if not line.startswith("-"))) == {
         canonicalize_name(need.name): versions[canonicalize_name(need.name)] for need in direct()
     }
+
+
+# --- tests
+
+
+def test_pytest_looks_into_every_directory_of_tests(pytestconfig: pytest.Config) -> None:
+    """By default it passes over some by their names, and says nothing of it."""
+    passed_over = pytestconfig.getini("norecursedirs")
+    directories = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    assert len(directories) >= 4
+    assert not [d for d in directories for pattern in passed_over if fnmatch(d.name, pattern)]
 
 
 # --- layers

@@ -1,6 +1,7 @@
 """How stages count: what is left of a scene, what failed, how far they are, and what a person reads of it."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -175,8 +176,9 @@ def test_the_log_says_how_far_a_stage_is_now_and_then(tmp_path: Path, monkeypatc
     monkeypatch.setattr(watch, "EVERY", 0.001)
     with Progress(tmp_path, "index", 3, "scene") as progress:
         progress.add(2)
-        while not (tmp_path / watch.LOG).exists():
-            pass
+        until = time.monotonic() + 30
+        while not (tmp_path / watch.LOG).exists() and time.monotonic() < until:
+            time.sleep(0.001)
     line = logged(tmp_path)[-1]
     assert {key: line[key] for key in ("event", "stage", "done", "total", "unit")} == {
         "event": "progress", "stage": "index", "done": 2, "total": 3, "unit": "scene",

@@ -141,7 +141,10 @@ def test_the_root_holds_all_metadata_once_consolidated(root: str) -> None:
     arrays = ("image", "cloud", "lattice_error", "status")
     assert set(held) == {"a", "b", *(f"{scene}/{array}" for scene in "ab" for array in arrays)}
     store.create_tiles(root, "c", **TILES)
+    remains = Path(root) / "zarr.json.1f2e.partial"  # of a killed run
+    remains.write_text("half")
     assert store.scenes(root) == ["a", "b", "c"]  # as on disk, not as the root remembers
+    remains.unlink()
     store.consolidate(root)
     assert "c/image" in metadata(root)["consolidated_metadata"]["metadata"]
 

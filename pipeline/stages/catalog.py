@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.delivery import Refusal, refuse
 from pipeline.finding import Delivery, deliveries
 from pipeline.plan import attributes, grid_of
 from pipeline.radiometry import CALIBRATION
-from pipeline.run import Batch, Client, stream
+from pipeline.run import Batch, Client, ClusterError, stream
 from pipeline.scene import Scene
 from pipeline.stages.blocks import finish
 from pipeline.tasks.survey import CatalogJob, read_and_survey
@@ -24,6 +25,10 @@ from pipeline.watch import Progress
 
 log = logging.getLogger(__name__)
 
+PARTIAL = "scenes.partial.parquet"
+"""Entries of a catalog in the making, which an interrupted run goes on from; gone when the catalog is whole."""
+EVERY = 60.0
+"""They are written so often, s."""
 LARGEST_INT32 = 2**31 - 1
 """Stands in deliveries for a product number that did not fit."""
 SOFTWARE = ("rasterio", "pyproj", "opencv-python-headless", "numba", "zarr", "numpy")
@@ -35,31 +40,17 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
 
     Raises FileNotFoundError for a directory that is not there, ConfigError where no scene is found.
     """
-    out = config.out
-    dem = None if config.dem is None else str(Path(config.dem).absolute())
-    software = {name: version(name) for name in SOFTWARE}
-    geoid = None if config.geoid is None else str(Path(config.geoid).absolute())
-    table = config.coefficients or str(CALIBRATION)
-    provenance = json.dumps(
-        {
-            "dem": dem,
-            "geoid": geoid,
-            "fingerprints": [path and fingerprint(path) for path in (dem, geoid)],
-            "stretch": config.stretch,
-            "radiometry": config.radiometry,
-            "coefficients": files.digest(table) if config.radiometry == "toa" else None,
-            "weights": config.pansharpen_weights,
-            "imagery": config.imagery,
-            "bands": config.bands,
-            "software": software,
-        }
-    )
+    path, partial = store.join(config.out, CATALOG), store.join(config.out, PARTIAL)
+    dem, geoid = (None if name is None else str(Path(name).absolute()) for name in (config.dem, config.geoid))
     tell_heights(dem, geoid)
+    made_with = provenance(config, dem, geoid)
     found_there = list(deliveries(config.scenes))
+    if not found_there:
+        raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there, and no STAC item")
     digests = {here.path: stac.digest(json.loads(here.item)) for here in found_there if here.item}
-    known = unchanged(store.join(out, CATALOG), provenance, digests)
+    known = unchanged(partial, made_with, digests) | unchanged(path, made_with, digests)
     # What refused a part of a delivery before must be found again, so such a one is read again.
-    faults = [entry["detail"] for entry in quarantine.read(out) if entry["stage"] == "catalog"]
+    faults = [entry["detail"] for entry in quarantine.read(config.out) if entry["stage"] == "catalog"]
     results: list[tuple[str, Entry | Refusal]] = []
     changed: list[Delivery] = []
     for delivery in found_there:
@@ -67,20 +58,30 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
             results += [(delivery.path, entry) for entry in known[delivery.path]]
         else:
             changed.append(delivery)
-    if not changed and not results:
-        raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there, and no STAC item")
+
+    def keep() -> None:
+        write_catalog(partial, [item for _, item in results if isinstance(item, Entry)], made_with)
+
     given = (
         dem, config.stretch, config.imagery, geoid, config.radiometry, config.coefficients, config.pansharpen_weights,
         config.bands,
     )  # fmt: skip
     batches = (Batch(f"catalog-{Path(d.path).name}", [CatalogJob(d, *given)]) for d in changed)
-    with Progress(out, "catalog", len(changed), "delivery") as progress:
-        for job, found in stream(read_and_survey, batches, client):
-            path = job.delivery.path
-            if isinstance(found, Exception):
-                found = [refuse(Path(path).name, type(found).__name__, f"{path}: {found}")]
-            progress.add(1, sum(isinstance(item, Entry) for item in found) > 0)
-            results += [(path, item) for item in found]
+    kept = time.monotonic()
+    with Progress(config.out, "catalog", len(changed), "delivery") as progress:
+        try:
+            for job, found in stream(read_and_survey, batches, client):
+                where = job.delivery.path
+                if isinstance(found, Exception):
+                    found = [refuse(Path(where).name, type(found).__name__, f"{where}: {found}")]
+                progress.add(1, sum(isinstance(item, Entry) for item in found) > 0)
+                results += [(where, item) for item in found]
+                if time.monotonic() > kept + EVERY:
+                    keep()
+                    kept = time.monotonic()
+        except (KeyboardInterrupt, ClusterError):
+            keep()
+            raise
     entries, refused = once_each(results)
     for entry in entries:
         tell_ground(entry)
@@ -92,9 +93,32 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
             refused.append({"scene": scene, "reason": "gone", "detail": f"{detail}; they are left out of the index"})
     finish("catalog", config, refused)
     if not entries:
-        raise ConfigError(f"none of the scenes can be used; {store.join(out, quarantine.FILE)} says why")
-    write_catalog(store.join(out, CATALOG), entries, provenance)
-    return read_catalog(store.join(out, CATALOG))
+        raise ConfigError(f"none of the scenes can be used; {store.join(config.out, quarantine.FILE)} says why")
+    entries.sort(key=lambda entry: entry.scene.id)
+    if changed or read_catalog(path) != entries:
+        write_catalog(path, entries, made_with)
+        entries = read_catalog(path)  # as all later runs will have them
+    files.remove(partial)
+    return entries
+
+
+def provenance(config: BuildConfig, dem: str | None, geoid: str | None) -> str:
+    """JSON of what an entry of the catalog depends on besides its files: settings, heights and software."""
+    table = config.coefficients or str(CALIBRATION)
+    return json.dumps(
+        {
+            "dem": dem,
+            "geoid": geoid,
+            "fingerprints": [path and fingerprint(path) for path in (dem, geoid)],
+            "stretch": config.stretch,
+            "radiometry": config.radiometry,
+            "coefficients": files.digest(table) if config.radiometry == "toa" else None,
+            "weights": config.pansharpen_weights,
+            "imagery": config.imagery,
+            "bands": config.bands,
+            "software": {name: version(name) for name in SOFTWARE},
+        }
+    )
 
 
 def tell_heights(dem: str | None, geoid: str | None) -> None:

@@ -59,21 +59,20 @@ def scene_rows(job: RowJob) -> SceneRows:
     A block that could not be built is missing; the scene's others are listed.
     """
     scene, grid = job.scene, job.grid
-    tiles = store.open_scene(store.join(job.dataset, store.TILES), scene.id)
-    labels = store.open_scene(store.join(job.dataset, store.label_store(job.labels)), scene.id)
-    status = store.status(tiles)
+    tiles, labels = (store.join(job.dataset, name) for name in (store.TILES, store.label_store(job.labels)))
+    status, cloud = store.whole(tiles, scene.id, "status", "cloud")
+    labelled, known, every = store.whole(labels, scene.id, "status", "known", "fraction")
+    classes = store.attributes(labels, scene.id)["classes"]
     statuses = dict(store.count(status, store.TILE_STATUS))
     built = status != 0
-    for group, found in ((tiles, built), (labels, store.status(labels) != 0)):
+    for root, found in ((tiles, built), (labels, labelled != 0)):
         if not found.any():
-            raise store.StoreError(f"{group.store_path}: none of the tiles of this scene are built")
+            raise store.StoreError(f"{root}/{scene.id}: none of the tiles of this scene are built")
         built = built & found
-    known = np.asarray(labels["known"][:])  # type: ignore[index]
     accepted = built & (status == store.ACCEPTED)
     fit = accepted & (known >= job.min_known) & (known > 0)
     enough = int(fit.sum())
-    every = np.asarray(labels["fraction"][:])  # type: ignore[index]
-    agreement = agreements(job, every, labels.attrs["classes"])
+    agreement = agreements(job, every, classes)
     gap = float("nan") if scene.acquired is None else float(job.labels.rpartition("_")[2]) - scene.acquired.year
     # What has no value meets no condition, as in training.
     if job.min_agreement is not None:
@@ -97,12 +96,12 @@ def scene_rows(job: RowJob) -> SceneRows:
         "acquired": np.full(n, acquired, dtype="datetime64[us]"),
         "gsd": np.full(n, scene.gsd, dtype=np.float32),
         "known": known[row, col],
-        "cloud": np.asarray(tiles["cloud"][:])[row, col],  # type: ignore[index]
+        "cloud": cloud[row, col],
         "agreement": agreement[row, col],
         "year_gap": np.full(n, gap, dtype=np.float32),
     }
-    for k, name in enumerate(labels.attrs["classes"]):  # type: ignore[arg-type]
-        columns[str(name)] = fraction[:, k]
+    for k, name in enumerate(classes):
+        columns[name] = fraction[:, k]
     unknown, unfit, missing = int(accepted.sum()) - enough, enough - n, int((~built).sum())
     return SceneRows(statuses, unknown, unfit, missing, columns, np.stack([lon, lat], axis=-1))
 
@@ -115,13 +114,13 @@ def agreements(job: RowJob, fraction: npt.NDArray[np.float32], classes: object) 
     """
     total, count = np.zeros(fraction.shape[:2]), np.zeros(fraction.shape[:2])
     for name in job.others:
+        root = store.join(job.dataset, store.label_store(name))
         try:
-            group = store.open_scene(store.join(job.dataset, store.label_store(name)), job.scene.id)
+            if store.attributes(root, job.scene.id)["classes"] != classes:
+                continue
+            other, known = store.whole(root, job.scene.id, "fraction", "known")
         except store.StoreError:  # refused when it was labelled
             continue
-        if group.attrs["classes"] != classes:
-            continue
-        other, known = np.asarray(group["fraction"][:]), np.asarray(group["known"][:])  # type: ignore[index]
         total += np.where(known > 0, 1 - np.abs(fraction - other).sum(axis=-1, dtype=np.float64) / 2, 0)
         count += known > 0
     mean: npt.NDArray[np.float64] = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
