@@ -43,7 +43,10 @@ def cluster(options: argparse.Namespace) -> SLURMCluster:
         job_script_prologue=options.setup,
         python=shlex.quote(sys.executable),
         # A worker ends with its job's time, and by itself when the scheduler is gone.
-        worker_extra_args=["--death-timeout", "120"],
+        worker_extra_args=[
+            *("--death-timeout", "120", "--dashboard-address", "127.0.0.1:0"),
+            *(() if options.interface else ("--host", "127.0.0.1")),
+        ],
         scheduler_options={
             "dashboard_address": "127.0.0.1:8787",
             **({} if options.interface else {"host": "127.0.0.1"}),

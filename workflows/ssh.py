@@ -30,8 +30,8 @@ def cluster(options: argparse.Namespace, **connect: Any) -> Any:
         [options.hosts[0], *options.hosts],
         connect_options=connect,
         remote_python=options.python,
-        worker_options={"nthreads": 1, "n_workers": options.workers},
-        # Open to the other hosts, the dashboard is not.
+        # Open to the other hosts, the dashboards are not.
+        worker_options={"nthreads": 1, "n_workers": options.workers, "dashboard_address": "127.0.0.1:0"},
         scheduler_options={
             "host": options.hosts[0],
             "port": options.port,

@@ -18,13 +18,13 @@ from typing import Any
 import asyncssh
 import dask_kubernetes
 import jsonschema
+import psutil
 import pytest
 import yaml
 from dask.distributed import Client
 
 from geokr import store
 from pipeline.plan import grid_of
-from pipeline.quality import Rules
 from pipeline.tasks.tiles import TileJob, build_tiles
 from tests.build.conftest import Built
 
@@ -63,8 +63,7 @@ def builds_a_block(built: Built, client: Client, place: Path) -> None:
     layout = {"shape": (grid.rows, grid.cols), "bands": len(entry.scene.bands), "tile": grid.tile, "block": grid.block}
     store.create_tiles(root, entry.scene.id, **layout, dtype="uint8", attributes=dict(known.attrs))
     i, j = next(iter(sorted(store.chunks(known, "image"))))
-    rules = Rules(**built.config.rules.model_dump())
-    job = TileJob(root, entry.scene, entry.terrain, entry.stretch, rules, grid, i, j)
+    job = TileJob(root, entry.scene, entry.terrain, entry.stretch, built.config.rules, grid, i, j)
     assert client.submit(build_tiles, job, pure=False).result(timeout=120).accepted > 0
     shard = Path(entry.scene.id, "image", "c", str(i), str(j), "0", "0", "0")
     assert (Path(root) / shard).read_bytes() == (built.dataset / store.TILES / shard).read_bytes()
@@ -79,6 +78,17 @@ def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.communicate(timeout=30)
+
+
+def listening(client: Client) -> dict[int, str]:
+    """Addresses on which the one worker of a cluster listens, by their ports."""
+
+    def ports() -> dict[int, str]:
+        found = psutil.Process().net_connections("tcp4")
+        return {place.laddr.port: place.laddr.ip for place in found if place.status == psutil.CONN_LISTEN}
+
+    (found,) = client.run(ports).values()
+    return dict(found)
 
 
 # --- SLURM
@@ -97,6 +107,11 @@ def test_a_slurm_job_says_what_it_takes() -> None:
     assert "tcp://127.0.0.1:" in worker
     assert "--nthreads 1" in worker
     assert "--death-timeout 120" in worker
+    assert "--host 127.0.0.1" in worker
+    shared = subprocess.run([*command, "--interface", "lo"], capture_output=True, text=True, check=True, timeout=60)
+    (worker,) = [line for line in shared.stdout.splitlines() if "dask worker" in line or "dask_worker" in line]
+    assert "--interface lo" in worker  # which says where to listen
+    assert "--host" not in worker
 
 
 def test_a_slurm_job_builds(built: Built, tmp_path: Path) -> None:
@@ -119,8 +134,10 @@ def test_a_slurm_job_builds(built: Built, tmp_path: Path) -> None:
             assert process.stdout is not None
             address = process.stdout.readline().removeprefix("scheduler: ").strip()
             assert address.startswith("tcp://127.0.0.1:")
+            assert process.stdout.readline().startswith("dashboard: http://127.0.0.1:")
             with Client(address, timeout="30s") as client:
                 builds_a_block(built, client, tmp_path)
+                assert set(listening(client).values()) == {"127.0.0.1"}
     finally:
         for pid in pids.read_text().split():
             os.killpg(int(pid), signal.SIGKILL)
@@ -172,6 +189,7 @@ def test_the_kubernetes_commands_build(built: Built, tmp_path: Path) -> None:
     assert (ports["tcp-comm"], ports["http-dashboard"]) == (8786, 8787)  # Dask's own, which the arguments leave alone
     limit = worker["args"][worker["args"].index("--memory-limit") + 1]
     assert limit == worker["resources"]["limits"]["memory"] + "B"
+    assert worker["resources"]["requests"]["memory"] == worker["resources"]["limits"]["memory"]
     # As in a pod, but on this host's loopback alone and on ports that are free.
     port = free_port()
     here = [argument.replace("0.0.0.0", "127.0.0.1") for argument in scheduler["args"]]
@@ -229,6 +247,9 @@ def test_ssh_workers_build(built: Built, tmp_path: Path) -> None:
             assert machines.scheduler_address == f"tcp://127.0.0.1:{options.port}"
             with Client(machines.scheduler_address, timeout="30s") as client:
                 builds_a_block(built, client, tmp_path)
+                (worker,) = client.scheduler_info()["workers"].values()
+                assert worker["nthreads"] == 1
+                assert listening(client)[worker["services"]["dashboard"]] == "127.0.0.1"
     finally:
         for process in processes:
             if process.poll() is None:
