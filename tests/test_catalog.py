@@ -29,7 +29,7 @@ from pipeline.radiometry import Radiometry, Stretch
 from pipeline.raster import open_image
 from pipeline.scene import Image, Scene, SceneError
 from pipeline.sensor import Georeferenced
-from pipeline.stages import catalog
+from pipeline.stages import catalog, tiles
 from pipeline.tasks.survey import CatalogJob, read_and_survey
 from pipeline.terrain import Terrain
 from tests.deliveries import (
@@ -425,6 +425,14 @@ def test_a_scene_built_from_other_input_is_named_before_anything_is_written(one:
         catalog.refuse_mixture(settings, [other(one, id="another"), other(one, pixels="b")])
     with pytest.raises(store.StoreError, match="stride was 8, now 7"):
         catalog.refuse_mixture(config(tmp_path, tile=8, stride=7), [one])
+
+
+def test_a_scene_into_which_no_tile_fits_is_refused(one: Entry, tmp_path: Path) -> None:
+    settings = config(tmp_path, tile=4096, stride=4096, block=1)
+    tiles.run(settings, [one], None)
+    (refused,) = quarantine.read(settings.out)
+    assert (refused["scene"], refused["stage"], refused["reason"]) == (one.scene.id, "tiles", "too_small")
+    assert refused["detail"].endswith(".tiff: no tile of 4096 px at 8 m fits into the scene")
 
 
 def test_a_path_named_twice_is_no_second_delivery(tmp_path: Path) -> None:

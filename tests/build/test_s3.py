@@ -1,6 +1,7 @@
 """A data set in a bucket of a server that turns one request in ten away, built by a run that is killed and resumed."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -63,6 +64,9 @@ def test_the_bytes_are_those_of_a_build_on_a_disk(built: Built, bucket: Server) 
     found = {name: hashlib.sha256(bucket.get(f"some/dataset/{name}")).hexdigest() for name in names}
     assert found == contents(built.dataset)
     assert read_summary(URL)["counts"] == read_summary(built.dataset)["counts"]
+    log = [json.loads(line)["event"] for line in bucket.get("some/dataset/build.jsonl").splitlines()]
+    assert log[0] == "run"
+    assert log.count("run") == 2  # that of the killed run too
 
 
 def test_it_is_proved_where_it_lies(bucket: Server, capsys: pytest.CaptureFixture[str]) -> None:
