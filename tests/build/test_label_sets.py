@@ -136,6 +136,19 @@ def test_land_cover_of_elsewhere_is_refused_before_a_pixel_is_read(
     assert not (out / store.TILES).exists()
 
 
+def test_a_sheet_that_is_another_by_the_same_name_is_refused(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, cover = copied(built, tmp_path / "dataset"), tmp_path / "landcover"
+    shutil.copytree(built.directory / "landcover", cover)
+    with (cover / "n48_25_2020lc030.tif").open("ab") as sheet:
+        sheet.write(b"more")
+    arguments = [*built.arguments, "--out", str(out), "--workers", "1", "--only", "labels"]
+    arguments[arguments.index("--landcover") + 1] = str(cover)
+    assert main(arguments) == 2
+    assert "sheets.n48_25_2020lc030.tif was " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
