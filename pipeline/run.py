@@ -4,16 +4,18 @@ import ctypes
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
+from multiprocessing import resource_tracker
 from typing import Any, Generic, TypeVar
 
 import cv2
@@ -98,7 +100,10 @@ def cluster(
     if memory is not None and memory < LIBRARIES:  # workers would be ended and started again for ever
         raise ClusterError(f"a worker of {memory / 1e6:.0f} MB has no room for its libraries: {LIBRARIES / 1e6:.0f} MB")
     n = workers or len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch,
+        ExitStack() as started,
+    ):
         with deaf_to_interrupts():
             local: Any = Local(
                 n_workers=0,
@@ -111,10 +116,11 @@ def cluster(
                 silence_logs=logging.CRITICAL,
                 scheduler_kwargs={"allowed_failures": DEATHS},
             )
+            started.enter_context(local)
             local.scale(n)
-            client = Client(local)
+            client = started.enter_context(Client(local))
             client.wait_for_workers(n)
-        with local, client, measured(report):
+        with measured(report):
             yield client
 
 
@@ -125,15 +131,55 @@ def measured(report: str | None) -> "performance_report | nullcontext[None]":
 
 @contextmanager
 def deaf_to_interrupts() -> Iterator[None]:
-    """Processes started meanwhile ignore Ctrl-C: a terminal sends it to all, and stopping is the client's business."""
+    """Processes started meanwhile never hear Ctrl-C: a terminal sends it to all, and stopping is the client's business.
+
+    One that comes meanwhile is a KeyboardInterrupt at the end.
+    """
     if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    # Held back, and not ignored: processes, and threads that start others later, inherit that, and it is not lost.
+    resource_tracker.ensure_running()  # whose start would let it through again
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM, and the SIGHUP of a terminal that closes, meanwhile stop the program as Ctrl-C does.
+
+    Otherwise they would leave the scratch space of its workers, up to 32 GiB, behind. They are a KeyboardInterrupt
+    with the signal's number. One that is ignored, as SIGHUP by nohup, stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in heard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def stopped(interrupt: KeyboardInterrupt) -> int:
+    """Says that a command was stopped, and returns its exit status: 128 and the signal's number."""
+    print("stopped; the same command goes on from here", file=sys.stderr)
+    return 128 + int(interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 def settle() -> None:
