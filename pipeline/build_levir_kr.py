@@ -97,19 +97,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     options = arguments().parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("rasterio").setLevel(logging.WARNING)  # what GDAL signals comes as an error that names its file
     known = BuildConfig.model_fields.keys() & vars(options).keys()
     given = {key: getattr(options, key) for key in known}
     try:
         config = read_config(options.params, {key: value for key, value in given.items() if value is not None})
         if options.workers is not None and options.workers < 1:
             raise ConfigError(f"--workers must be at least 1, got {options.workers}")
+        if (report := options.performance_report) and not Path(report).absolute().parent.is_dir():
+            raise ConfigError(f"--performance-report {report}: there is no such directory to write to")
         covers = check_inputs(config)
         if options.dry_run:
             print("\n".join(dry_run(config, covers)))
             return 0
-        if not files.is_url(config.out):
-            Path(config.out).mkdir(parents=True, exist_ok=True)
-        with logging_redirect_tqdm(), stoppable():
+        with files.alone(config.out, "builds"), logging_redirect_tqdm(), stoppable():
             build(config, covers, options)
     except (ConfigError, ClusterError, LandCoverError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from geokr import store
+from geokr import files, store
 from geokr.index import read_summary
 from geokr.landcover import LandCover, LandCoverError, find
 from geokr.legend import Legend
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--workers", type=int, metavar="N", help="processes on this machine (one a core)")
     options = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("rasterio").setLevel(logging.WARNING)
     try:
         print("\n".join(label_anew(options)))
     except (ConfigError, ClusterError, LandCoverError, store.StoreError, ValueError, OSError) as error:
@@ -65,7 +66,7 @@ def label_anew(options: argparse.Namespace) -> list[str]:
     every = sorted({cover.name: cover for cover in [*there, *covers]}.values(), key=lambda cover: cover.name)
     index.label_set(config, every)
     entries = read_catalog(store.join(options.data, CATALOG))
-    with stoppable(), cluster(options.workers) as client:
+    with files.alone(options.data, "builds"), stoppable(), cluster(options.workers) as client:
         labels.run(config, covers, entries, client)
         return summary_table(index.run(config, every, entries, client))
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
@@ -27,6 +28,8 @@ from numcodecs import blosc
 from geokr.landcover import LandCoverError
 from geokr.store import StoreError, StoreWriteError
 from pipeline.scene import SceneError
+
+log = logging.getLogger(__name__)
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -95,27 +98,35 @@ def cluster(
         except (OSError, ValueError) as error:
             raise ClusterError(f"{scheduler}: no Dask scheduler answers there: {error}") from error
         with client, measured(report):
+            if not threads(client):
+                log.warning("%s: no worker has joined it yet; the build waits for one", scheduler)
             yield client
         return
     if memory is not None and memory < LIBRARIES:  # workers would be ended and started again for ever
         raise ClusterError(f"a worker of {memory / 1e6:.0f} MB has no room for its libraries: {LIBRARIES / 1e6:.0f} MB")
     n = workers or len(os.sched_getaffinity(0))
+    warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)  # the dashboard has another, then
     with (
         tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch,
         ExitStack() as started,
     ):
         with deaf_to_interrupts():
-            local: Any = Local(
-                n_workers=0,
-                threads_per_worker=1,
-                memory_limit=memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // n,
-                host="127.0.0.1",
-                dashboard_address=dashboard,
-                local_directory=scratch,
-                env={"GEOKR_SCRATCH": os.environ.get("GEOKR_SCRATCH", f"{scratch}/unpacked")},
-                silence_logs=logging.CRITICAL,
-                scheduler_kwargs={"allowed_failures": DEATHS},
-            )
+            try:
+                local: Any = Local(
+                    n_workers=0,
+                    threads_per_worker=1,
+                    memory_limit=memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // n,
+                    host="127.0.0.1",
+                    dashboard_address=dashboard,
+                    local_directory=scratch,
+                    env={"GEOKR_SCRATCH": os.environ.get("GEOKR_SCRATCH", f"{scratch}/unpacked")},
+                    silence_logs=logging.CRITICAL,
+                    scheduler_kwargs={"allowed_failures": DEATHS},
+                )
+            except RuntimeError as error:
+                raise ClusterError(
+                    f"no workers can be started, with their dashboard at {dashboard}: {error}"
+                ) from error
             started.enter_context(local)
             local.scale(n)
             client = started.enter_context(Client(local))
@@ -247,7 +258,9 @@ def attempt(function: Callable[[Job], Result], job: Job, memory: int = 0) -> Res
         except StoreWriteError:  # a full disk, say: no other job would fare better
             raise
         except BAD_INPUT as error:
-            return error
+            # Without what caused it: errors of rasterio's cannot be read again where they are sent to.
+            error.__cause__ = error.__context__ = None
+            return error.with_traceback(None)
 
 
 def lost(error: BaseException) -> ClusterError:

@@ -11,10 +11,12 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
+import rasterio
 from dask.distributed import LocalCluster
 
 from pipeline import run
 from pipeline.run import AHEAD, Batch, Client, LostWorkersError, cluster, deaf_to_interrupts, stoppable, stopped, stream
+from pipeline.scene import SceneError
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,19 @@ def test_jobs_in_one_process_wait_for_memory() -> None:
     finally:
         run.worker_memory = run_limit
         release.set()
+
+
+def unreadable(path: str) -> None:
+    try:
+        rasterio.open(path)
+    except rasterio.RasterioIOError as error:
+        raise SceneError(f"{path}: not an image") from error
+
+
+def test_what_refuses_a_job_arrives_as_it_was_said(client: Client) -> None:
+    ((_, error),) = stream(unreadable, [Batch("x", ["/no/such.tif"])], client)
+    assert isinstance(error, SceneError)
+    assert str(error) == "/no/such.tif: not an image"
 
 
 def interrupted_at_start() -> Iterator[bytes]:
