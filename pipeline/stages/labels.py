@@ -90,5 +90,6 @@ def refuse_idle(config: BuildConfig, covers: list[LandCover], entries: list[Entr
     grids = [grid for entry in entries if (grid := grid_of(entry, config)) is not None]
     for cover in covers:
         if grids and not any(near(outline(grid), str(grid.geobox.crs), cover).sheets for grid in grids):
-            sheets = f"{cover.sheets[0].path} and {len(cover.sheets) - 1} more"
-            raise ConfigError(f"{cover.name}: none of its sheets, {sheets}, covers any of the scenes")
+            more = f" and {len(cover.sheets) - 1} more" if len(cover.sheets) > 1 else ""
+            sheets = f"{cover.sheets[0].path}{more}"
+            raise ConfigError(f"{cover.name}: none of its sheets, {sheets}, covers any of the scenes; leave it out")

@@ -124,7 +124,7 @@ def test_land_cover_of_elsewhere_is_refused_before_a_pixel_is_read(
     arguments.insert(arguments.index("--landcover") + 1, str(folder))
     assert main(arguments) == 2
     (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert said == f"error: {OTHER}: none of its sheets, {path} and 0 more, covers any of the scenes"
+    assert said == f"error: {OTHER}: none of its sheets, {path}, covers any of the scenes; leave it out"
     assert not (out / store.TILES).exists()
 
 

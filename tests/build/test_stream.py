@@ -2,16 +2,21 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
+import rasterio
 from dask.distributed import LocalCluster
 
 from pipeline import run
-from pipeline.run import AHEAD, Batch, Client, LostWorkersError, cluster, stream
+from pipeline.run import AHEAD, Batch, Client, LostWorkersError, cluster, deaf_to_interrupts, stoppable, stopped, stream
+from pipeline.scene import SceneError
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +157,42 @@ def test_jobs_in_one_process_wait_for_memory() -> None:
     finally:
         run.worker_memory = run_limit
         release.set()
+
+
+def unreadable(path: str) -> None:
+    try:
+        rasterio.open(path)
+    except rasterio.RasterioIOError as error:
+        raise SceneError(f"{path}: not an image") from error
+
+
+def test_what_refuses_a_job_arrives_as_it_was_said(client: Client) -> None:
+    ((_, error),) = stream(unreadable, [Batch("x", ["/no/such.tif"])], client)
+    assert isinstance(error, SceneError)
+    assert str(error) == "/no/such.tif: not an image"
+
+
+def interrupted_at_start() -> Iterator[bytes]:
+    """What a process says that is started as workers are, and interrupted; then the interrupt itself."""
+    child = [sys.executable, "-c", "import time; print(flush=True); time.sleep(0.5); print('spared')"]
+    with deaf_to_interrupts(), subprocess.Popen(child, stdout=PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for pid in (process.pid, os.getpid()):  # as a terminal sends it
+            os.kill(pid, signal.SIGINT)
+        yield process.stdout.read()
+
+
+def test_ctrl_c_while_workers_start_spares_them_and_is_not_lost() -> None:
+    said = interrupted_at_start()
+    assert next(said) == b"spared\n"
+    with pytest.raises(KeyboardInterrupt):
+        next(said)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_what_a_cluster_or_a_closing_terminal_sends_is_as_ctrl_c(sent: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt) as raised, stoppable():
+        signal.raise_signal(sent)
+    assert stopped(raised.value) == 128 + sent
+    assert signal.getsignal(sent) == signal.SIG_DFL

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm import tqdm
 
 from geokr import train
 from geokr.checkpoint import BEST, LAST, load
@@ -649,3 +650,12 @@ def test_batch_norm_over_processes_needs_gpus(coloured: Path) -> None:
     with pytest.raises(ValueError, match="sync_batch_norm needs GPUs"):
         begin(config, Place(0, 2, torch.device("cpu")), training, held_out, facts)
     begin(config, ALONE, training, held_out, facts)
+
+
+def test_without_a_terminal_progress_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    with tqdm(total=2, file=train.Lines(), mininterval=0) as bar:
+        bar.update()
+        bar.update()
+    said = capsys.readouterr().err
+    assert "\r" not in said
+    assert [line.split("%")[0] for line in said.splitlines()] == ["0", "50", "100", "100"]
