@@ -24,7 +24,7 @@ from pipeline.catalog import CATALOG, Entry, read_catalog
 from pipeline.config import BuildConfig, ConfigError, read_config
 from pipeline.items import write_static
 from pipeline.ortho import Resampling
-from pipeline.plan import dry_run
+from pipeline.plan import dry_run, refuse_idle
 from pipeline.radiometry import Kind, RadiometryError, read_coefficients
 from pipeline.report import summary_table
 from pipeline.run import ClusterError, cluster, stoppable, stopped, threads
@@ -153,7 +153,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
                 entries = catalog.run(config, client)
                 if options.stac:
                     write_static(Path(options.stac), [entry.scene for entry in entries])
-                labels.refuse_idle(config, covers, entries)  # before the pixels, which take longest
+                refuse_idle(config, covers, entries)  # before the pixels, which take longest
             elif entries is None:
                 entries = earlier_catalog(out)
             match stage:

@@ -53,6 +53,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
                 split,
                 config.split.cell,
             )
+    tell_change(out, name, [cover.name for cover in covers])
     incomplete = {scene: rows.missing for scene, rows in found if rows.missing}
     index.write_index(out, table.columns, footprints(table.corners))
     summary = {
@@ -75,6 +76,19 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     }
     files.write_text(store.join(out, index.DATASET), json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def tell_change(out: str, name: str, names: list[str]) -> None:
+    """Say aloud what the index of a data set that is built already was of, and is no more."""
+    path = store.join(out, index.DATASET)
+    if not files.exists(path):
+        return
+    before = json.loads(files.read(path))
+    gone = sorted({*before["label_sets"]} - {*names})
+    if gone:
+        log.warning("%s: their land cover is not given any more; the index leaves them out", ", ".join(gone))
+    if before["labels"] != name:
+        log.warning("the index was of %s, and is of %s from now on", before["labels"], name)
 
 
 def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
