@@ -86,14 +86,14 @@ def test_a_product_is_added_without_touching_a_pixel_and_compared(
     turned = read_index(out)
     assert 0 < turned.num_rows == enough
     assert set(turned["year_gap"].to_pylist()) == {2016 - date.year for date in after["acquired"]}
+    assert labels.main(["--data", str(out), "--landcover", str(other), "--labels", "nlcd_2019"]) == 2
+    assert "error: labels is nlcd_2019, expected one of dynamic_world_2016" in capsys.readouterr().err
     # The first command knows nothing of the new set, and says so.
     capsys.readouterr()
     assert main([*built.arguments, "--out", str(out), "--workers", "1", "--only", "index"]) == 0
     said = capsys.readouterr().err
     assert f"{OTHER}: their land cover is not given any more; the index leaves them out" in said
     assert f"the index was of {OTHER}, and is of {BASE} from now on" in said
-    assert labels.main(["--data", str(out), "--landcover", str(other), "--labels", "nlcd_2019"]) == 2
-    assert "error: labels is nlcd_2019, expected one of dynamic_world_2016" in capsys.readouterr().err
 
 
 def test_the_papers_classes_are_another_taxonomy_and_never_mixed_with_the_base(
