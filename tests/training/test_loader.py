@@ -310,6 +310,24 @@ def test_balanced_classes_come_with_equal_mass(build, tmp_path: Path, buffer: in
     assert mass[1.0] == pytest.approx([20, 20, 20], abs=2)  # a tile comes n or n + 1 times
 
 
+def test_each_epoch_is_a_draw_of_its_own(build, tmp_path: Path) -> None:
+    """Which tiles come, and which date goes with them."""
+    share = np.zeros((6, 10, 3), np.float32)
+    share[..., 0], share[0, :4] = 1, [0, 0.5, 0.5]
+    dataset = build(tmp_path / "few", {"only": coordinates_of(6, 10)}, {"only": share})
+    loader = TileLoader(dataset, "train", batch=4, balance=1.0, seed=5)
+    drawn = [np.sort(loader.order(epoch)).tolist() for epoch in range(3)]
+    assert drawn[0] != drawn[1] != drawn[2]
+    assert drawn == [np.sort(loader.order(epoch)).tolist() for epoch in range(3)]
+    pairs = TileLoader(dated(build, tmp_path / "dated"), "train", bands=ALL_BANDS, batch=9, pairs=True, seed=1)
+    partners = []
+    for epoch in range(6):
+        (batch,) = pairs.epoch(epoch)
+        assert batch.pair is not None
+        partners.append(sorted(zip(addresses(batch), batch.pair[:, 0, 0, 0].tolist(), strict=True)))
+    assert len({str(its) for its in partners}) > 2  # of eight ways
+
+
 def dated(build: Callable[..., Path], root: Path) -> Path:
     """Three scenes of one place at two dates and twice on one day; place is the column, pixels tell the scene."""
     scenes = {"first": (0, "2019-05-01T03:00"), "second": (1, "2020-06-01"), "same_day": (2, "2019-05-01T23:00")}
