@@ -168,6 +168,11 @@ def test_a_dem_much_finer_than_asked_for_is_read_in_larger_cells(tmp_path: Path)
     relief = Terrain(dem, FLAT).relief(lon, lat, most=5000)
     assert 1000 < relief.cells.size <= 6000
     assert relief.at(*relief.place(lon, lat)) == pytest.approx((row - 0.5) + (col - 0.5) * 2, abs=1e-2)
+    values[300:330, 200:260] = np.nan
+    holed = Terrain(write_dem(tmp_path / "holed.tif", values, TRANSFORM, CRS), FLAT).relief(lon, lat, most=5000)
+    away = np.abs(holed.cells - relief.cells)
+    assert 0 < away.max() < 60  # of a hole over 150 m of relief
+    assert (away > 0).mean() < 0.03
 
 
 # --- heights above the geoid

@@ -62,6 +62,7 @@ def test_crops_stay_inside_and_keep_their_share() -> None:
     assert float(area.mean()) == pytest.approx(0.7, abs=0.04)
     middle = views.mean(dim=(2, 3))
     assert float(middle.std(dim=0).min()) > 3  # they lie in different places
+    assert abs(float(torch.corrcoef(middle.T)[0, 1])) < 0.2  # in all of them, not along a line
 
 
 def test_free_rotation_turns_by_the_angle_and_keeps_lengths() -> None:
