@@ -460,6 +460,30 @@ def test_the_mask_is_of_what_each_resampling_draws_on(tmp_path: Path, kind: Resa
     assert 0 < (edge & ~far).sum() < 60
 
 
+@pytest.mark.parametrize("kind", ortho.MARGIN)
+@pytest.mark.parametrize("side", ["top", "bottom", "left", "right"])
+@pytest.mark.parametrize("beyond", [-2.3, -1.6, -0.7, -0.2, 0.2, 0.7, 1.6, 2.3])
+def test_the_border_of_an_image_is_met_where_a_cell_of_the_lattice_ends(
+    tmp_path: Path, beyond: float, side: str, kind: Resampling
+) -> None:
+    """There a whole strip of the grid lies inside, or nearly: 64 px beside it on the others."""
+    low, high = {"top": (64 - beyond, 300), "bottom": (-70, 64 + beyond)}.get(side, (-70.4, 300))
+    left, right = {"left": (64 - beyond, 300), "right": (-70, 64 + beyond)}.get(side, (-70.4, 300))
+    width, height = round(right - left), round(high - low)
+    left, low = (right - width, high - height) if side in ("right", "bottom") else (left, low)
+    model = Georeferenced(CRS, (10, 0, EAST + 10 * left, 0, -10, NORTH - 10 * low))
+    image = image_of(tmp_path / "image.tif", np.full((1, height, width), 1000, np.uint16), model)
+    geobox = GeoBox((128, 150), Affine(10, 0, EAST, 0, -10, NORTH), CRS)
+    pixels, valid, mesh = orthorectify(geobox, image, FLAT, kind)
+    assert mesh.step == STEPS[0]
+    x, y = np.meshgrid(np.arange(150) - left, np.arange(128) - low)
+    margin = ortho.MARGIN[kind]
+    wanted = (x >= margin) & (x <= width - 1 - margin) & (y >= margin) & (y <= height - 1 - margin)
+    assert 0.2 < wanted.mean() < 1
+    assert np.array_equal(valid, wanted)
+    assert (pixels[valid] == 1000).all()
+
+
 def test_a_place_without_coordinates_is_void() -> None:
     """A lattice whose nodes lie nowhere on one side."""
     x, y = np.meshgrid((np.arange(6) - 0.5) * 16, (np.arange(5) - 0.5) * 16)

@@ -148,6 +148,9 @@ def test_a_dem_of_the_whole_earth_goes_on_past_its_edge(tmp_path: Path, left: fl
     found = Terrain(dem, FLAT).heights(lons, lats)
     assert found == pytest.approx(1000 + 500 * np.cos(np.radians(lons)) + lats, abs=0.05)
     assert Terrain(dem, FLAT).relief(lons, lats).cells.size < 100  # and not all the way round
+    coarse = Terrain(dem, FLAT).relief(lons, lats, most=10)
+    assert coarse.cells.size < 20
+    assert coarse.at(*coarse.place(lons, lats)) == pytest.approx(found, abs=0.5)
 
 
 @pytest.mark.parametrize("lon", [179.95, -179.95, 180.0])
@@ -194,6 +197,7 @@ def test_heights_above_the_geoid_become_ellipsoidal(tmp_path: Path, dem: str, le
     assert heights(terrain, col, row) == pytest.approx(wanted, abs=2e-3)
     # The flat height is the camera's own, and ellipsoidal already.
     assert heights(terrain, np.array([-50.0]), np.array([5.0])) == pytest.approx([FLAT])
+    assert heights(terrain, np.array([-1.5, 2.0]), np.array([5.0, 5.0]))[0] == pytest.approx(FLAT)
 
 
 def test_a_geoid_that_ends_before_the_dem_is_refused_by_name(tmp_path: Path, dem: str) -> None:

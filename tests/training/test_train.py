@@ -1,5 +1,6 @@
 """Training learns, stops anywhere and goes on as if it had not, and is the same however many share it."""
 
+import copy
 import csv
 import io
 import json
@@ -470,6 +471,30 @@ def test_validation_judges_features_and_classes_too(coloured: Path) -> None:
     assert torch.equal(last.shares["label"], torch.from_numpy(held_out.share))
 
 
+@pytest.mark.parametrize("objective", ["geokr", "reference", "supervised"])
+def test_validation_is_of_the_teacher_in_evaluation_mode_and_changes_nothing(coloured: Path, objective: str) -> None:
+    periods = ["ema_periods=1000"] if objective == "reference" else []
+    learner = by_a_step(coloured, "model=test_resnet", "amp=fp32", f"objective={objective}", *periods)
+    networks = [network for network in (learner.student, learner.teacher) if network is not None]
+    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    modes = [network.training for network in networks]
+    found = validate(learner).numbers["kl"]
+    assert [network.training for network in networks] == modes
+    assert all(same(network.state_dict(), state) for network, state in zip(networks, before, strict=True))
+    kl = []
+    with torch.no_grad():
+        for network in networks:
+            network.eval()
+            parts = []
+            for batch in learner.held_out:
+                logits, _ = network(learner.normalised(batch.image.float() / 255))
+                p = torch.softmax(logits.double(), dim=1)
+                parts.append((torch.special.xlogy(batch.share, batch.share) - batch.share * p.log()).sum(1))
+            kl.append(float(torch.cat(parts).mean()))
+    assert found == pytest.approx(kl[-1], rel=1e-4)  # networks ends with the teacher, where there is one
+    assert len(kl) == 1 or found != pytest.approx(kl[0], rel=1e-3)
+
+
 def test_the_teacher_of_each_preset(coloured: Path) -> None:
     """Ours: averaged with statistics, in evaluation mode. The published one: weights alone, training mode, own head."""
     for preset in ("geokr", "reference"):
@@ -567,6 +592,9 @@ def test_two_processes_do_the_work_of_one(coloured: Path, tmp_path: Path) -> Non
         metrics = [json.loads((path / "metrics.json").read_text()) for path in (alone, tmp_path / run)]
         assert metrics[0].pop("val_mae_of") == pytest.approx(metrics[1].pop("val_mae_of"), abs=1e-3)
         assert metrics[0] == pytest.approx(metrics[1], abs=1e-3)
+        rows = [csv.DictReader((path / "plots/train.csv").open()) for path in (alone, tmp_path / run)]
+        (loss,), (its,) = ([float(row["loss"]) for row in its] for its in rows)
+        assert loss == pytest.approx(its, abs=1e-3)
 
     # A signal to one process stops all, at the next step at which they talk. What was shared out goes on in copies.
     ended = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
