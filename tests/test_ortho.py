@@ -197,6 +197,9 @@ def test_a_grid_within_the_image_is_whole_however_rough_the_ground(tmp_path: Pat
     for size in ((30, 20), (1, 1), (2, 9)):
         _, valid, _ = orthorectify(area(*size), image, Terrain(dem, GROUND))
         assert valid.all()
+    for kind in ortho.MARGIN:  # a grid so fine that its lattice reaches less than a pixel beyond it
+        _, valid, _ = orthorectify(area(60, 90, GSD / 100), image, Terrain(dem, GROUND), kind)
+        assert valid.all()
 
 
 @pytest.mark.parametrize(("east", "north"), [(5000, 0), (700, 0), (-700, 30), (-1100, 0), (0, 800), (900, -900)])
@@ -373,6 +376,10 @@ def test_linear_functions_come_back_at_every_pixels_centre(
     assert found[0].dtype == found[1].dtype == np.float32
     assert np.abs(found[0] - (slope[0] * x + slope[1] * y + 3 * z)).max() < 1e-3
     assert np.abs(found[1] + slope[0] * x + slope[1] * y + 2 * z * z).max() < 1e-3
+    reach = mesh.reach()[(y / step + 0.5).astype(int), (x / step + 0.5).astype(int)]
+    for values, low, high in ((found[0] + start, 0, 1), (found[1] - start, 2, 3)):
+        assert (values > reach[..., low] - 1e-2).all()
+        assert (values < reach[..., high] + 1e-2).all()
 
 
 @given(seed=st.integers(0, 99))

@@ -370,8 +370,10 @@ def test_pairs_need_a_teacher_and_a_permutation(settings: list[str]) -> None:
         configure("geokr", None, ["pairs=true", *settings])
 
 
-def test_a_long_gradient_is_shortened(coloured: Path) -> None:
-    settings = ["optimiser=sgd", "lr=1", "weight_decay=0", "objective=supervised", "steps=1"]
+@pytest.mark.parametrize("amp", ["fp32", "fp16"])
+def test_a_long_gradient_is_shortened(coloured: Path, amp: str) -> None:
+    """That of the loss, not of the loss as it is scaled for half precision."""
+    settings = ["optimiser=sgd", "lr=1", "weight_decay=0", "objective=supervised", "steps=1", f"amp={amp}"]
     start = by_a_step(coloured, *settings, weight=torch.ones(32))
     assert start.config.clip == 0
     config = configure("geokr", None, [*SMALL, "model=test_vit", *settings, "warm_up=0", "clip=0.01"])
