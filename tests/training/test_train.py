@@ -370,6 +370,19 @@ def test_pairs_need_a_teacher_and_a_permutation(settings: list[str]) -> None:
         configure("geokr", None, ["pairs=true", *settings])
 
 
+def test_what_a_network_drops_is_a_function_of_seed_and_step(coloured: Path) -> None:
+    learners = [by_a_step(coloured, "optimiser=sgd", "lr=0.05") for _ in range(3)]
+    for number, learner in enumerate(learners):
+        for module in learner.student.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.5 if number else 0.0
+        torch.manual_seed(number)
+        torch.rand(number)
+        learn(learner, next(iter(learner.training)))
+    assert far(learners[1], learners[2]) == 0
+    assert far(learners[0], learners[1]) > 1e-4  # it does drop
+
+
 @pytest.mark.parametrize("amp", ["fp32", "fp16"])
 def test_a_long_gradient_is_shortened(coloured: Path, amp: str) -> None:
     """That of the loss, not of the loss as it is scaled for half precision."""
