@@ -370,6 +370,18 @@ def test_pairs_need_a_teacher_and_a_permutation(settings: list[str]) -> None:
         configure("geokr", None, ["pairs=true", *settings])
 
 
+def test_biases_and_normalisation_do_not_decay(coloured: Path) -> None:
+    """A step of tiles without weight has no gradient: what is left of it is the decay."""
+    settings = ["objective=supervised", "lr=0.1", "weight_decay=0.5", "warm_up=0", "steps=9"]
+    config = configure("geokr", None, [*SMALL, *settings])
+    training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
+    learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+    before = [parameter.detach().clone() for parameter in learner.student.parameters()]
+    learn(learner, replace(next(iter(training)), weight=torch.zeros(32)))
+    for now, then in zip(learner.student.parameters(), before, strict=True):
+        assert torch.allclose(now, then * (0.95 if then.ndim > 1 else 1.0), rtol=1e-5, atol=0)
+
+
 def test_what_a_network_drops_is_a_function_of_seed_and_step(coloured: Path) -> None:
     learners = [by_a_step(coloured, "optimiser=sgd", "lr=0.05") for _ in range(3)]
     for number, learner in enumerate(learners):
@@ -607,9 +619,9 @@ def test_two_processes_do_the_work_of_one(coloured: Path, tmp_path: Path) -> Non
         metrics = [json.loads((path / "metrics.json").read_text()) for path in (alone, tmp_path / run)]
         assert metrics[0].pop("val_mae_of") == pytest.approx(metrics[1].pop("val_mae_of"), abs=1e-3)
         assert metrics[0] == pytest.approx(metrics[1], abs=1e-3)
-        rows = [csv.DictReader((path / "plots/train.csv").open()) for path in (alone, tmp_path / run)]
-        (loss,), (its,) = ([float(row["loss"]) for row in its] for its in rows)
-        assert loss == pytest.approx(its, abs=1e-3)
+        curves = [csv.DictReader((path / "plots/train.csv").open()) for path in (alone, tmp_path / run)]
+        ours, its = ([float(row["loss"]) for row in curve] for curve in curves)
+        assert ours == pytest.approx(its, abs=1e-3)
 
     # A signal to one process stops all, at the next step at which they talk. What was shared out goes on in copies.
     ended = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
