@@ -370,6 +370,17 @@ def test_pairs_need_a_teacher_and_a_permutation(settings: list[str]) -> None:
         configure("geokr", None, ["pairs=true", *settings])
 
 
+@pytest.mark.parametrize(("step", "share"), [(0, 0.0067379), (10, 0.2865048), (19, 0.9875778), (20, 1.0), (39, 1.0)])
+def test_the_consistency_rises_over_a_part_of_the_run(coloured: Path, step: int, share: float) -> None:
+    """exp(-5 (1 - t) ^ 2) of it, t being 1 after half of 40 steps."""
+    learner = by_a_step(coloured, "steps=40", "ramp_up=0.5", "consistency=3")
+    learner.step = step
+    batch = next(iter(learner.training))
+    loss, kl, disagreement = step_losses(learner, batch.image, batch.image, batch.share, 0).T
+    assert torch.allclose(loss, kl + 3 * share * disagreement, atol=1e-6)
+    assert float(disagreement.detach().max()) > 1e-3
+
+
 def test_biases_and_normalisation_do_not_decay(coloured: Path) -> None:
     """A step of tiles without weight has no gradient: what is left of it is the decay."""
     settings = ["objective=supervised", "lr=0.1", "weight_decay=0.5", "warm_up=0", "steps=9"]
