@@ -3,6 +3,7 @@
 import copy
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -28,7 +29,7 @@ from geokr import train
 from geokr.checkpoint import BEST, LAST, load
 from geokr.config import configure
 from geokr.journal import Journal, drawn
-from geokr.learner import Learner, begin, facts_of, learn, step_losses, validate
+from geokr.learner import STUDENT_VIEW, TEACHER_VIEW, Learner, begin, facts_of, learn, step_losses, validate
 from geokr.loader import TileLoader
 from geokr.processes import Place
 
@@ -368,6 +369,21 @@ def test_of_a_pair_the_teacher_sees_the_other_date(build, tmp_path: Path) -> Non
 def test_pairs_need_a_teacher_and_a_permutation(settings: list[str]) -> None:
     with pytest.raises(ValueError, match="pairs are for objective geokr"):
         configure("geokr", None, ["pairs=true", *settings])
+
+
+def test_each_step_has_views_of_its_own(coloured: Path) -> None:
+    learner = by_a_step(coloured)
+    image = next(iter(learner.training)).image
+    found = {}
+    for seed in (0, 1):
+        learner.config = replace(learner.config, seed=seed)
+        for learner.step, stream in itertools.product((0, 1, 2), (STUDENT_VIEW, TEACHER_VIEW)):
+            found[seed, learner.step, stream] = learner.view(image, stream)
+            assert torch.equal(learner.view(image, stream), found[seed, learner.step, stream])
+    assert not any(torch.equal(*pair) for pair in itertools.combinations(found.values(), 2))
+    pixels = learner.normalised(image.float() / 255)
+    assert float(pixels.mean((0, 2, 3)).abs().max()) < 0.3  # as much as a batch is off the data set
+    assert pixels.std((0, 2, 3)).tolist() == pytest.approx([1.0] * 3, abs=0.3)
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0067379), (10, 0.2865048), (19, 0.9875778), (20, 1.0), (39, 1.0)])
