@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geokr.order import by_shard, class_chances, companions, draw
+from geokr.order import DRAW, by_shard, class_chances, companions, draw, random
 
 
 def expected_mass(share: np.ndarray, balance: float) -> np.ndarray:
@@ -61,12 +61,18 @@ def test_a_draw_holds_each_tile_as_often_as_its_chance_says(seed: int, tiles: in
     assert (np.abs(times - chance * tiles) < 1 + 1e-9).all()
 
 
-def test_over_many_draws_each_tile_comes_as_often_as_its_chance() -> None:
+@pytest.mark.parametrize("times", [[0.2, 0.2, 2.6], [0.3, 0.3, 0.3, 0.3, 0.8, 4.0]])
+def test_over_many_draws_each_tile_comes_as_often_as_its_chance(times: list[float]) -> None:
     """And any two of them together now and then, neighbours too."""
-    wanted = np.array([0.3, 0.3, 0.3, 0.3, 0.8, 4.0])
-    times = np.stack([np.bincount(draw(wanted / 6, np.random.default_rng(n)), minlength=6) for n in range(3000)])
-    assert times.mean(axis=0) == pytest.approx(wanted, abs=0.04)
-    assert ((times.T @ times)[:4, :4] > 0).all()
+    n = len(times)
+    found = np.stack([np.bincount(draw(np.array(times) / n, random(0, k, DRAW)), minlength=n) for k in range(3000)])
+    assert found.mean(axis=0) == pytest.approx(times, abs=0.04)
+    assert n == 3 or ((found.T @ found) > 0).all()
+
+
+def test_streams_of_random_numbers_are_unlike() -> None:
+    drawn = [random(seed, epoch, stream).random() for seed in range(3) for epoch in range(3) for stream in range(3)]
+    assert len(set(drawn)) == 27
 
 
 @given(

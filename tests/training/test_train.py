@@ -522,6 +522,9 @@ def test_validation_judges_features_and_classes_too(coloured: Path) -> None:
     assert np.trace(last.confusion) > np.trace(first.confusion)
     assert list(last.error) == list(training.classes)
     assert np.mean(list(last.error.values())) == pytest.approx(last.numbers["mae"])
+    mean = (training.share.sum(0) + 1 / 3) / (len(training.share) + 1)  # one tile of equal shares is added
+    kl = torch.nn.functional.kl_div(torch.from_numpy(mean).log(), last.shares["label"], reduction="none").sum(1).mean()
+    assert last.numbers["kl_of_mean"] == pytest.approx(float(kl), abs=1e-5)
     assert torch.equal(last.shares["label"], torch.from_numpy(held_out.share))
 
 
@@ -569,6 +572,7 @@ def test_the_teacher_of_each_preset(coloured: Path) -> None:
         hooks = [network.register_forward_pre_hook(note) for network in (student, teacher)]
         learn(learner, next(iter(training)))
         assert torch.equal(seen[student], seen[teacher]) == (preset == "reference")
+        assert (0 <= float(seen[student].min()) < float(seen[student].max()) <= 1) == (preset == "reference")
         for hook in hooks:
             hook.remove()
         buffer, weight = "encoder.conv1.1.running_mean", "encoder.conv1.0.weight"
