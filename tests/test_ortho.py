@@ -469,13 +469,13 @@ def test_the_mask_is_of_what_each_resampling_draws_on(tmp_path: Path, kind: Resa
 
 @pytest.mark.parametrize("kind", ortho.MARGIN)
 @pytest.mark.parametrize("side", ["top", "bottom", "left", "right"])
-@pytest.mark.parametrize("beyond", [-2.3, -1.6, -0.7, -0.2, 0.2, 0.7, 1.6, 2.3])
+@pytest.mark.parametrize("beyond", [-1.6, -0.2, 0.2, 0.7, 1.6, 2.3])
 def test_the_border_of_an_image_is_met_where_a_cell_of_the_lattice_ends(
     tmp_path: Path, beyond: float, side: str, kind: Resampling
 ) -> None:
     """There a whole strip of the grid lies inside, or nearly: 64 px beside it on the others."""
-    low, high = {"top": (64 - beyond, 300), "bottom": (-70, 64 + beyond)}.get(side, (-70.4, 300))
-    left, right = {"left": (64 - beyond, 300), "right": (-70, 64 + beyond)}.get(side, (-70.4, 300))
+    low, high = {"top": (64 - beyond, 330), "bottom": (-70, 64 + beyond)}.get(side, (-70.4, 330))
+    left, right = {"left": (64 - beyond, 330), "right": (-70, 64 + beyond)}.get(side, (-70.4, 330))
     width, height = round(right - left), round(high - low)
     left, low = (right - width, high - height) if side in ("right", "bottom") else (left, low)
     model = Georeferenced(CRS, (10, 0, EAST + 10 * left, 0, -10, NORTH - 10 * low))

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partialmethod
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -242,6 +243,29 @@ def by_a_step(dataset: Path, *settings: str, weight: torch.Tensor | None = None)
     return learner
 
 
+def test_a_line_of_the_log_is_of_the_steps_since_the_last(coloured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, written = by_a_step(coloured), []
+    learner.window[:3] = torch.tensor([[1, 2, 3], [2, 4, 6], [6, 9, 12]])
+    journal: Any = SimpleNamespace(write=lambda *line: written.append(line))
+    bar = SimpleNamespace(set_postfix_str=lambda *_, **__: None)
+    monkeypatch.setattr(train.time, "perf_counter", lambda: 110.0)
+    train.note_losses(learner, journal, bar, train.Clock(since=100.0, waited=2.5, tiles=320))
+    ((step, split, values),) = written
+    assert (step, split, learner.noted) == (3, "train", 3)
+    losses = {"loss": 3.0, "kl": 5.0, "disagreement": 7.0}
+    assert values == {**losses, "lr": values["lr"], "tiles_per_s": 32.0, "waiting": 0.25}
+
+
+def test_the_second_signal_ends_the_process_as_ever() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with train.signals() as caught:
+        signal.raise_signal(signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def far(one: Learner, other: Learner) -> float:
     """The largest difference between the students' weights."""
     pairs = zip(one.student.parameters(), other.student.parameters(), strict=True)
@@ -333,6 +357,8 @@ def test_tiles_that_cannot_be_read_are_skipped_and_counted_if_asked(
     skipped = [line["skipped"] for line in lines if "skipped" in line]
     assert skipped == sorted(skipped)
     assert skipped[-1] >= 2 * 64  # two epochs; what statistics and the probe leave out counts, too
+    curve = csv.DictReader((tmp_path / "run/plots/val.csv").open())
+    assert [row["step"] for row in curve] == ["6", "12"]  # unless told otherwise, once an epoch
 
 
 def test_of_a_pair_the_teacher_sees_the_other_date(build, tmp_path: Path) -> None:
