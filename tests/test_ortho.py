@@ -467,9 +467,29 @@ def test_the_mask_is_of_what_each_resampling_draws_on(tmp_path: Path, kind: Resa
     assert 0 < (edge & ~far).sum() < 60
 
 
+@pytest.mark.parametrize("strength", [0.02, 0.2])
+def test_a_narrow_lattice_misses_nothing_of_an_image(tmp_path: Path, strength: float) -> None:
+    """Several of its rows in a strip of the grid, over which the image's slanting borders move on."""
+    model = bent(strength=strength)
+    image = image_of(tmp_path / "image.tif", coordinates(400, 300, scale=SCALE), model)
+    geobox = area(470, 390)
+    pixels, valid, mesh = orthorectify(geobox, image, FLAT)
+    assert mesh.step <= 32
+    x, y = expected(geobox, model)
+
+    def drawn_on(margin: float) -> npt.NDArray[np.bool_]:
+        return (x >= margin) & (x <= 399 - margin) & (y >= margin) & (y <= 299 - margin)
+
+    assert valid[drawn_on(2 * TOLERANCE)].all()
+    assert not valid[~drawn_on(-2 * TOLERANCE)].any()
+    assert 0.3 < valid.mean() < 0.95
+    wanted = 100 + SCALE * np.stack([x, y], axis=-1)
+    assert np.abs(pixels[..., :2] - wanted)[valid].max() <= 1.6 + 2 * SCALE * TOLERANCE
+
+
 @pytest.mark.parametrize("kind", ortho.MARGIN)
 @pytest.mark.parametrize("side", ["top", "bottom", "left", "right"])
-@pytest.mark.parametrize("beyond", [-1.6, -0.2, 0.2, 0.7, 1.6, 2.3])
+@pytest.mark.parametrize("beyond", [-10.0, -1.6, -0.2, 0.2, 0.7, 1.6, 2.3])
 def test_the_border_of_an_image_is_met_where_a_cell_of_the_lattice_ends(
     tmp_path: Path, beyond: float, side: str, kind: Resampling
 ) -> None:

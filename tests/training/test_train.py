@@ -256,6 +256,16 @@ def test_a_line_of_the_log_is_of_the_steps_since_the_last(coloured: Path, monkey
     assert values == {**losses, "lr": values["lr"], "tiles_per_s": 32.0, "waiting": 0.25}
 
 
+@pytest.mark.parametrize("step", [0, 4, 6, 11])
+def test_steps_go_through_epoch_after_epoch(coloured: Path, step: int) -> None:
+    loader = TileLoader(coloured, "train", batch=32, seed=1)
+    wanted = [batch.share for epoch in range(3) for batch in loader.epoch(epoch)]
+    found = [batch.share for batch in islice(train.batches(loader, step, 18), 18 - step)]
+    assert len(wanted) == 18
+    assert all(torch.equal(*pair) for pair in zip(found, wanted[step:], strict=True))
+    assert not torch.equal(wanted[0], wanted[6])
+
+
 def test_the_second_signal_ends_the_process_as_ever() -> None:
     before = signal.getsignal(signal.SIGINT)
     with train.signals() as caught:
@@ -329,10 +339,12 @@ def test_tiles_are_filtered_and_weighted_by_columns(build, tmp_path: Path) -> No
 
 def test_how_tiles_are_drawn_is_a_setting(coloured: Path) -> None:
     """Training's tiles are those of a loader with the same options; held-out tiles keep their order."""
-    options: dict[str, Any] = {"balance": 0.5, "buffer": 64, "seed": 3, "on_error": "skip"}
+    options: dict[str, Any] = {"balance": 0.5, "buffer": 64, "seed": 3, "on_error": "skip", "min_known": 0.75}
     config = configure("geokr", None, [*SMALL, *(f"{name}={value}" for name, value in options.items())])
     training, held_out = train.loaders(str(coloured), config, ALONE)
-    alike = TileLoader(coloured, "train", batch=32, min_known=0.5, **options)
+    alike = TileLoader(coloured, "train", batch=32, **options)
+    assert (training.tiles, held_out.tiles) == (alike.tiles, int((held_out.chosen.known >= 0.75).sum()))
+    assert training.tiles < 192
     for number in range(2):
         assert all(
             torch.equal(one.image, other.image)
