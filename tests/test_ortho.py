@@ -356,6 +356,7 @@ def test_the_widest_lattice_within_the_tolerance_is_taken(tmp_path: Path) -> Non
     start=st.floats(-5000, 30_000),
 )
 @example(step=16, rows=(0, 33), cols=(0, 17), slope=(0.7, -1.3), start=27_000.0)
+@example(step=128, rows=(100, 70), cols=(100, 70), slope=(0.0, 0.0), start=0.0)
 @settings(max_examples=60)
 def test_linear_functions_come_back_at_every_pixels_centre(
     step: int, rows: tuple[int, int], cols: tuple[int, int], slope: tuple[float, float], start: float

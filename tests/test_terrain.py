@@ -138,15 +138,15 @@ def test_a_mosaic_is_read_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("left", [-180.0, 0.0])
 @pytest.mark.parametrize("lon", [179.3, 179.99, -179.99, 180.0, 0.02, -0.02])
 def test_a_dem_of_the_whole_earth_goes_on_past_its_edge(tmp_path: Path, left: float, lon: float) -> None:
-    """Heights that are no function of where the file begins: 1000 + 500 cos(longitude) + latitude."""
+    """Heights that are no function of where the file begins: 1000 + 500 sin(longitude) + latitude."""
     col, row = np.arange(720), np.arange(40)
-    values = 1000 + 500 * np.cos(np.radians(left + (col + 0.5) / 2)) + (10 - (row[:, None] + 0.5) / 2)
+    values = 1000 + 500 * np.sin(np.radians(left + (col + 0.5) / 2)) + (10 - (row[:, None] + 0.5) / 2)
     placed = Affine(0.5, 0, left, 0, -0.5, 10.0)
     dem = write_dem(tmp_path / "dem.tif", values.astype(np.float32), placed, "EPSG:4326")
     lons = lon + np.linspace(-0.7, 0.7, 29)
     lats = np.linspace(3, 4, 29)
     found = Terrain(dem, FLAT).heights(lons, lats)
-    assert found == pytest.approx(1000 + 500 * np.cos(np.radians(lons)) + lats, abs=0.05)
+    assert found == pytest.approx(1000 + 500 * np.sin(np.radians(lons)) + lats, abs=0.05)
     assert Terrain(dem, FLAT).relief(lons, lats).cells.size < 100  # and not all the way round
     coarse = Terrain(dem, FLAT).relief(lons, lats, most=10)
     assert coarse.cells.size < 20
