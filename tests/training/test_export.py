@@ -23,6 +23,7 @@ from geokr import export, train
 from geokr.card import extent, licences, stac_item, to_json
 from geokr.checkpoint import BEST, LAST, load
 from geokr.index import read_extent, write_index
+from geokr.legend import KNOWLEDGE, read_toml
 from geokr.models import RGB, build, build_encoder, fit, torchvisions
 
 SETTINGS = ["model=test_resnet", "image_size=32", "batch=32", "steps=3", "bands=nir,red,green,blue", "loggers=[]"]
@@ -219,6 +220,9 @@ def test_licences_are_those_of_the_product() -> None:
     assert any("CC-BY-4.0" in line for line in licences("worldcover_2021"))
     assert any("GlobeLand30" in line and "research" in line for line in licences("globeland30_2020"))
     assert any("not stated" in line for line in licences("made_2020"))
+    for path in (KNOWLEDGE / "products").glob("*.toml"):  # some have several words in their names
+        product = read_toml(path)
+        assert licences(f"{path.stem}_2020")[0] == f"Land cover: {product['title']}: {product['licence']}."
 
 
 def test_exporting_again_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
