@@ -166,6 +166,21 @@ def test_scenes_of_one_place_and_gsd_share_tile_origins(
     assert len(set(named.values())) == len(named)
 
 
+def test_tiles_of_another_size_zone_or_row_are_of_another_place() -> None:
+    names = []
+    for gsd, crs, left, top in (
+        (2, CRS, 0, 0),
+        (4, CRS, 0, 0),
+        (2, "EPSG:32649", 0, 0),
+        (2, CRS, 40, 0),
+        (2, CRS, 0, 40),
+    ):
+        grid = TileGrid(GeoBox((10, 10), Affine(gsd, 0, left, 0, -gsd, top), crs), 10, 10, 1)
+        names += grid.places([0], [0])
+    assert len(set(names)) == 5
+    assert names[0] == "32648_2_0_0"
+
+
 def test_a_scene_without_room_for_a_tile_has_no_grid() -> None:
     footprint = shapely.box(105.3, 24.8, 105.31, 24.83)  # about 1,010 x 3,320 m
     assert scene_grid(footprint, 8.0, 64, 64, 4) is not None
