@@ -166,15 +166,10 @@ def test_scenes_of_one_place_and_gsd_share_tile_origins(
     assert len(set(named.values())) == len(named)
 
 
-def test_tiles_of_another_size_zone_or_row_are_of_another_place() -> None:
+def test_tiles_of_another_size_zone_or_origin_are_of_another_place() -> None:
     names = []
-    for gsd, crs, left, top in (
-        (2, CRS, 0, 0),
-        (4, CRS, 0, 0),
-        (2, "EPSG:32649", 0, 0),
-        (2, CRS, 40, 0),
-        (2, CRS, 0, 40),
-    ):
+    origins = [(2, CRS, 0, 0), (4, CRS, 0, 0), (2, "EPSG:32649", 0, 0), (2, CRS, 40, 0), (2, CRS, 0, 40)]
+    for gsd, crs, left, top in origins:
         grid = TileGrid(GeoBox((10, 10), Affine(gsd, 0, left, 0, -gsd, top), crs), 10, 10, 1)
         names += grid.places([0], [0])
     assert len(set(names)) == 5
