@@ -739,6 +739,10 @@ def test_logs_for_viewers(coloured: Path, tmp_path: Path, capsys: pytest.Capture
     assert views.size == (8 * 32, 2 * 32)
     label = seen.Histograms("label/water")[0].histogram_value
     assert (label.num, label.min >= 0, label.max <= 1) == (64, True, True)
+    share = TileLoader(coloured, "val", batch=32, shuffle=False).share
+    for k, name in enumerate(("water", "forest", "bare")):
+        label = seen.Histograms(f"label/{name}")[0].histogram_value
+        assert label.sum == pytest.approx(float(share[:, k].sum()), rel=1e-5)
     for path in (tmp_path / "plots/confusion.png", tmp_path / "dvclive/plots/images/confusion.png"):
         assert Image.open(path).size[0] > 3 * 40
     curve = (tmp_path / "dvclive/plots/metrics/val/kl.tsv").read_text().splitlines()
@@ -764,6 +768,26 @@ def test_views_are_shown_in_true_colour(tmp_path: Path) -> None:
     picture = Image.open(io.BytesIO(event.encoded_image_string))
     found = [picture.getpixel(place) for place in ((3, 3), (9, 3), (3, 9), (9, 9))]
     assert found == [(255, 0, 0)] * 3 + [(0, 0, 255)]
+    journal = Journal(tmp_path / "grey", ("tensorboard",), 0)  # without a blue band, the first in grey
+    journal.show_views(1, views[:, :3], ("nir", "red", "green"))
+    journal.close()
+    (event,) = EventAccumulator(str(tmp_path / "grey/tensorboard")).Reload().Images("views of student and teacher")
+    picture = Image.open(io.BytesIO(event.encoded_image_string))
+    assert {picture.getpixel(place) for place in ((3, 3), (9, 3), (3, 9), (9, 9))} == {(127, 127, 127)}
+
+
+def test_a_log_goes_on_from_the_step_of_the_checkpoint(tmp_path: Path) -> None:
+    """What an earlier process wrote after it is gone from all of them."""
+    for start, steps, factor in ((0, (1, 2, 3), 1.0), (2, (3, 4), 10.0)):
+        journal = Journal(tmp_path, ("tensorboard",), start)
+        for step in steps:
+            journal.write(step, "train", {"kl": factor * step})
+        journal.close()
+    wanted = [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/kl")
+    assert [(event.step, event.value) for event in events] == wanted
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["kl"]) for row in rows] == wanted
 
 
 def test_batch_norm_over_processes_needs_gpus(coloured: Path) -> None:
