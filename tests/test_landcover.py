@@ -272,6 +272,10 @@ def test_unlisted_codes_are_told_and_count_as_unknown(tmp_path: Path) -> None:
     beyond = class_shares(raster.corners([square + np.array((2.0, 0.0))]), "EPSG:32648", cover)
     assert beyond.unlisted == {78}
     assert beyond.known[0] == pytest.approx(0.25, abs=COVERAGE)
+    with rasterio.open(tmp_path / "nlcd_2019.tif", "r+") as file:
+        file.nodata = 77  # which the file itself calls no data: nobody need be told
+    (cover,) = find([tmp_path / "nlcd_2019.tif"])
+    assert class_shares(raster.corners([square]), "EPSG:32648", cover).unlisted == frozenset()
 
 
 def test_of_ignored_codes_alone_nothing_is_known(tmp_path: Path) -> None:
