@@ -5,9 +5,12 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_ENDPOINT_URL.
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -112,6 +115,34 @@ def append(path: str | Path, line: str) -> None:
     # A file's name may be no UTF-8.
     with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{line}\n")
+
+
+@contextmanager
+def alone(directory: str | Path, what: str) -> Iterator[None]:
+    """Meanwhile no other process of this machine does the same with a directory; made where it is not there.
+
+    A kill ends it too. Nothing is held in a bucket, nor on a disk that knows no locks of directories.
+    Raises OSError with a sentence where another one does it (`what`: "builds"), or it cannot be a directory.
+    """
+    if is_url(directory):
+        yield
+        return
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"{directory}: cannot be made a directory: {error.strerror}") from error
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise BlockingIOError(f"{directory}: another process {what} it now; wait until it has ended") from error
+    except OSError:  # a network disk, say
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def make(directory: Path) -> None:

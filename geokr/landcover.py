@@ -4,6 +4,7 @@ A product is described by a file in `knowledge/products/`, or one of the user's:
 each one counts, and what its codes mean.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from rasterio.windows import Window
 from geokr.crs import is_geographic
 from geokr.legend import BASE, KNOWLEDGE, OWN, Legend, Taxonomy, read_legend, read_taxonomy, read_toml
 from geokr.outlines import LONLAT, Floats, project, rings
+
+log = logging.getLogger(__name__)
 
 Extent = tuple[float, float, float, float]
 """West, south, east and north, degrees. East may lie beyond 180."""
@@ -137,9 +140,9 @@ def read_product(path: Path) -> Product:
 def find(paths: Iterable[str | Path], legends: Iterable[str | Path] = (), taxonomy: str = BASE) -> list[LandCover]:
     """Products found under directories (or named files), sorted by name; other files are passed over.
 
-    legends: the user's descriptions of products. taxonomy: see `read_taxonomy`, or `own` for each product's own
-    classes. Raises LandCoverError where a path does not exist, a description or a sheet cannot be used, a sheet
-    is there twice or overlaps another, or nothing is recognised.
+    So are rasters that no product names, with a warning. legends: the user's descriptions of products. taxonomy: see
+    `read_taxonomy`, or `own` for each product's own classes. Raises LandCoverError where a path does not exist, a
+    description or a sheet cannot be used, a sheet is there twice or overlaps another, or nothing is recognised.
     """
     known = products(legends)
     places = [Path(path) for path in paths]
@@ -151,6 +154,9 @@ def find(paths: Iterable[str | Path], legends: Iterable[str | Path] = (), taxono
         raise LandCoverError(
             f"{', '.join(map(str, places))}: no land-cover sheet is recognised here; known are {names}"
         )
+    if survey.unplaced:
+        more = f" and {len(survey.unplaced) - 1} more" if len(survey.unplaced) > 1 else ""
+        log.warning("%s%s: no product names its sheets so; passed over", survey.unplaced[0], more)
     return survey.covers
 
 

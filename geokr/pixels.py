@@ -177,11 +177,14 @@ def _open_scenes(
             array = future.result()
         except Exception as error:
             raise ValueError(f"{root}/{scene}: its image cannot be opened: {str(error).split(' [')[0]}") from error
-        expected = expected or (array.shape[3:], array.dtype)
-        if (array.shape[3:], array.dtype) != expected or array.dtype != ts.uint8:
+        if array.dtype != ts.uint8:
             raise ValueError(
-                f"{root}/{scene}: tiles of {array.shape[3:]} px in {array.dtype.name}, "
-                f"expected {expected[0]} px in uint8 as in the other scenes"
+                f"{root}/{scene}: tiles in {array.dtype.name}, but training reads 8 bits (see --radiometry)"
+            )
+        expected = expected or array.shape[3:]
+        if array.shape[3:] != expected:
+            raise ValueError(
+                f"{root}/{scene}: tiles of {array.shape[3:]} px, expected {expected} px as in the other scenes"
             )
         arrays[scene] = _pick(array, order[scene])
     return arrays, lacking

@@ -269,10 +269,23 @@ def finish(learner: Learner, ending: Checkpoint, run: Path, result: Verdict) -> 
         file.write((json.dumps(metrics, indent=2) + "\n").encode())
 
 
+class Lines:
+    """A file for a progress bar that nobody watches: what the bar would draw over itself, a line each."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Each line is out already."""
+
+
 def progress(learner: Learner) -> Any:
     """A progress bar in steps; a line every half minute where nobody watches."""
-    interval = 0.1 if sys.stderr.isatty() else 30.0  # s
+    terminal = sys.stderr.isatty()
+    interval = 0.1 if terminal else 30.0  # s
     return tqdm(
+        file=sys.stderr if terminal else Lines(),
         total=learner.total,
         initial=learner.step,
         unit="step",

@@ -24,10 +24,10 @@ from pipeline.catalog import CATALOG, Entry, read_catalog
 from pipeline.config import BuildConfig, ConfigError, read_config
 from pipeline.items import write_static
 from pipeline.ortho import Resampling
-from pipeline.plan import dry_run
+from pipeline.plan import dry_run, refuse_idle
 from pipeline.radiometry import Kind, RadiometryError, read_coefficients
 from pipeline.report import summary_table
-from pipeline.run import ClusterError, cluster, threads
+from pipeline.run import ClusterError, cluster, stoppable, stopped, threads
 from pipeline.scene import Imagery
 from pipeline.stac import is_remote
 from pipeline.stages import catalog, index, labels, tiles
@@ -42,7 +42,7 @@ def arguments() -> argparse.ArgumentParser:
         description="Turn satellite scenes and land-cover maps into tiles with label distributions, in sharded Zarr.",
         epilog="Settings come from --params and, over it, from the command line. A stopped run is resumed by the "
         "same command. Exit status: 0 done; 2 a setting or path is at fault; 3 with --strict, something was "
-        "refused; 130 stopped by Ctrl-C.",
+        "refused; 130 stopped by Ctrl-C, 143 by SIGTERM.",
     )
     add = parser.add_argument
     add("--scenes", nargs="+", metavar="PLACE", help="folders, archives, GeoTIFFs and STAC documents, or URLs of such")
@@ -97,26 +97,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     options = arguments().parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("rasterio").setLevel(logging.WARNING)  # what GDAL signals comes as an error that names its file
     known = BuildConfig.model_fields.keys() & vars(options).keys()
     given = {key: getattr(options, key) for key in known}
     try:
         config = read_config(options.params, {key: value for key, value in given.items() if value is not None})
         if options.workers is not None and options.workers < 1:
             raise ConfigError(f"--workers must be at least 1, got {options.workers}")
+        if (report := options.performance_report) and not Path(report).absolute().parent.is_dir():
+            raise ConfigError(f"--performance-report {report}: there is no such directory to write to")
         covers = check_inputs(config)
         if options.dry_run:
             print("\n".join(dry_run(config, covers)))
             return 0
-        if not files.is_url(config.out):
-            Path(config.out).mkdir(parents=True, exist_ok=True)
-        with logging_redirect_tqdm():
+        with files.alone(config.out, "builds"), logging_redirect_tqdm(), stoppable():
             build(config, covers, options)
     except (ConfigError, ClusterError, LandCoverError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return stopped(interrupt)
     refused = quarantine.read(config.out)
     if refused:
         print(f"{len(refused)} refused: see {store.join(config.out, quarantine.FILE)}", file=sys.stderr)
@@ -153,7 +153,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
                 entries = catalog.run(config, client)
                 if options.stac:
                     write_static(Path(options.stac), [entry.scene for entry in entries])
-                labels.refuse_idle(config, covers, entries)  # before the pixels, which take longest
+                refuse_idle(config, covers, entries)  # before the pixels, which take longest
             elif entries is None:
                 entries = earlier_catalog(out)
             match stage:

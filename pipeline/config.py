@@ -116,6 +116,8 @@ def read_config(params: str | Path | None, overrides: dict[str, Any]) -> BuildCo
     if params is not None:
         try:
             loaded = yaml.safe_load(Path(params).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{params}: no such file") from error
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{params}: cannot be read as YAML: {' '.join(str(error).split())}") from error
         if not isinstance(loaded, dict) or not isinstance(loaded.get("build"), dict):

@@ -89,6 +89,12 @@ class TileGrid:
         transform: Affine = self.geobox.transform
         return np.stack([transform.c + transform.a * x, transform.f + transform.e * y], axis=-1)
 
+    @property
+    def outline(self) -> Floats:
+        """Corners of the whole grid, in the order of `corners`: (1, 4, 2) float64, m."""
+        left, bottom, right, top = self.geobox.boundingbox
+        return np.array([[(left, top), (right, top), (right, bottom), (left, bottom)]])
+
     def places(self, rows: Iterable[int], cols: Iterable[int]) -> list[str]:
         """A name for the place of each tile: the same for tiles of all scenes with this origin, zone and GSD.
 

@@ -7,16 +7,15 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from geokr import store
+from geokr import files, store
 from geokr.index import read_summary
 from geokr.landcover import LandCover, LandCoverError, find
 from geokr.legend import Legend
 from pipeline.catalog import CATALOG, read_catalog
 from pipeline.config import ConfigError, read_config
 from pipeline.report import summary_table
-from pipeline.run import ClusterError, cluster
+from pipeline.run import ClusterError, cluster, stoppable, stopped
 from pipeline.stages import index, labels
 
 
@@ -25,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.labels",
         description="Label a data set that is built with another land-cover product or year. No pixel is touched.",
-        epilog="Exit status: 0 done; 2 a setting or path is at fault; 130 stopped by Ctrl-C.",
+        epilog="Exit status: 0 done; 2 a setting or path is at fault; 130 stopped by Ctrl-C, 143 by SIGTERM.",
     )
     add = parser.add_argument
     add("--data", required=True, metavar="DATASET", help="a data set that was built to the end")
@@ -35,14 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--workers", type=int, metavar="N", help="processes on this machine (one a core)")
     options = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("rasterio").setLevel(logging.WARNING)
     try:
         print("\n".join(label_anew(options)))
     except (ConfigError, ClusterError, LandCoverError, store.StoreError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return stopped(interrupt)
     return 0
 
 
@@ -66,8 +65,8 @@ def label_anew(options: argparse.Namespace) -> list[str]:
     there = [LandCover(name, 0, legend, ()) for name in summary["label_sets"]]
     every = sorted({cover.name: cover for cover in [*there, *covers]}.values(), key=lambda cover: cover.name)
     index.label_set(config, every)
-    entries = read_catalog(Path(options.data) / CATALOG)
-    with cluster(options.workers) as client:
+    entries = read_catalog(store.join(options.data, CATALOG))
+    with files.alone(options.data, "builds"), stoppable(), cluster(options.workers) as client:
         labels.run(config, covers, entries, client)
         return summary_table(index.run(config, every, entries, client))
 

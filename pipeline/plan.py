@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from geokr.landcover import LandCover
+from geokr.shares import near
 from pipeline.catalog import Entry
-from pipeline.config import BuildConfig
+from pipeline.config import BuildConfig, ConfigError
 from pipeline.delivery import Refusal, read_delivery
 from pipeline.finding import deliveries
 from pipeline.footprint import flat_terrain
@@ -94,8 +95,21 @@ def promised_bytes(scene: Scene, grid: TileGrid, config: BuildConfig) -> int:
     return peak_bytes(*sizes, pan=scene.pan is not None, stored=deep)
 
 
+def refuse_idle(config: BuildConfig, covers: list[LandCover], entries: list[Entry]) -> None:
+    """Raise ConfigError where none of a product's sheets touches any of the scenes."""
+    grids = [grid for entry in entries if (grid := grid_of(entry, config)) is not None]
+    for cover in covers:
+        if grids and not any(near(grid.outline, str(grid.geobox.crs), cover).sheets for grid in grids):
+            more = f" and {len(cover.sheets) - 1} more" if len(cover.sheets) > 1 else ""
+            sheets = f"{cover.sheets[0].path}{more}"
+            raise ConfigError(f"{cover.name}: none of its sheets, {sheets}, covers any of the scenes; leave it out")
+
+
 def dry_run(config: BuildConfig, covers: list[LandCover]) -> list[str]:
-    """What a build would do, from headers alone: scenes, grids, blocks, bytes and peak memory, a line each."""
+    """What a build would do, from headers alone: scenes, grids, blocks, bytes and peak memory, a line each.
+
+    Raises ConfigError where a product covers none of the scenes.
+    """
     lines, total, memory, most = [], 0, 0, 0
     found: dict[str, Entry] = {}
     for delivery in deliveries(config.scenes):
@@ -104,6 +118,7 @@ def dry_run(config: BuildConfig, covers: list[LandCover]) -> list[str]:
                 lines.append(f"refused   {scene.detail}")
             elif scene.id not in found:
                 found[scene.id] = Entry(scene, flat_terrain(scene.images[0].model), Stretch(0, 1), 0.0)
+    refuse_idle(config, covers, [*found.values()])
     for name, entry in sorted(found.items()):
         grid = grid_of(entry, config)
         if grid is None:

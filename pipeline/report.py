@@ -84,7 +84,7 @@ def picture(dataset: Path, path: Path, tiles: int = 6) -> None:
         pixels = np.asarray(group["image"][int(tile["row"]), int(tile["col"])])  # type: ignore[index]
         above.imshow(in_colour(pixels, list(group.attrs["bands"])))  # type: ignore[arg-type]
         above.set_axis_off()
-        order = np.argsort(-shares[k], kind="stable")[:3][::-1]
+        order = [c for c in np.argsort(-shares[k], kind="stable")[:3] if shares[k][c] > 0][::-1]
         below.barh([classes[c] for c in order], 100 * shares[k][order], color=[colours[c] for c in order], ec="0.4")
         below.set_xlim(0, 100)
         below.tick_params(labelsize=7, length=0)
@@ -112,9 +112,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         lines = summary_table(read_summary(options.dataset))
         if options.run is not None:
-            lines += run_table(json.loads((options.run / "metrics.json").read_text(encoding="utf-8")), options.run)
+            metrics = options.run / "metrics.json"
+            if not metrics.is_file():
+                raise ValueError(f"{metrics}: no such file; is {options.run} a training run that has ended?")
+            lines += run_table(json.loads(metrics.read_text(encoding="utf-8")), options.run)
         lines += dashboard(options.dataset)
         if options.picture is not None:
+            if not options.picture.parent.is_dir():
+                raise ValueError(f"{options.picture}: there is no such directory to write to")
             picture(options.dataset, options.picture)
             lines.append(f"{'picture':<18}{options.picture}")
     except (OSError, ValueError) as error:

@@ -4,16 +4,19 @@ import ctypes
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
+from multiprocessing import resource_tracker
 from typing import Any, Generic, TypeVar
 
 import cv2
@@ -34,6 +37,8 @@ from numcodecs import blosc
 from geokr.landcover import LandCoverError
 from geokr.store import StoreError, StoreWriteError
 from pipeline.scene import SceneError
+
+log = logging.getLogger(__name__)
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -136,30 +141,42 @@ def cluster(
         except (OSError, ValueError) as error:
             raise ClusterError(f"{scheduler}: no Dask scheduler answers there: {error}") from error
         with client, settled(client), measured(report):
+            if not threads(client):
+                log.warning("%s: no worker has joined it yet; the build waits for one", scheduler)
             yield client
         return
     if memory is not None and room(memory) < 0:  # workers would be ended and started again for ever
         least = LIBRARIES / KILLED / 1e6
         raise ClusterError(f"a worker of {memory / 1e6:.0f} MB has no room for its libraries: {least:.0f} MB")
     n = workers or len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch:
+    warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)  # the dashboard has another, then
+    with (
+        tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch,
+        ExitStack() as started,
+    ):
         with deaf_to_interrupts():
-            local: Any = Local(
-                n_workers=0,
-                threads_per_worker=1,
-                memory_limit=memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // n,
-                host="127.0.0.1",
-                dashboard_address=dashboard,
-                local_directory=scratch,
-                env={"GEOKR_SCRATCH": os.environ.get("GEOKR_SCRATCH", f"{scratch}/unpacked")},
-                silence_logs=logging.CRITICAL,
-                scheduler_kwargs={"allowed_failures": DEATHS},
-            )
+            try:
+                local: Any = Local(
+                    n_workers=0,
+                    threads_per_worker=1,
+                    memory_limit=memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // n,
+                    host="127.0.0.1",
+                    dashboard_address=dashboard,
+                    local_directory=scratch,
+                    env={"GEOKR_SCRATCH": os.environ.get("GEOKR_SCRATCH", f"{scratch}/unpacked")},
+                    silence_logs=logging.CRITICAL,
+                    scheduler_kwargs={"allowed_failures": DEATHS},
+                )
+            except RuntimeError as error:
+                raise ClusterError(
+                    f"no workers can be started, with their dashboard at {dashboard}: {error}"
+                ) from error
+            started.enter_context(local)
             local.scale(n)
-            client = Client(local)
+            client = started.enter_context(Client(local))
             client.register_plugin(Settled())
             client.wait_for_workers(n)
-        with local, client, measured(report):
+        with measured(report):
             yield client
 
 
@@ -170,15 +187,55 @@ def measured(report: str | None) -> "performance_report | nullcontext[None]":
 
 @contextmanager
 def deaf_to_interrupts() -> Iterator[None]:
-    """Processes started meanwhile ignore Ctrl-C: a terminal sends it to all, and stopping is the client's business."""
+    """Processes started meanwhile never hear Ctrl-C: a terminal sends it to all, and stopping is the client's business.
+
+    One that comes meanwhile is a KeyboardInterrupt at the end.
+    """
     if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    # Held back, and not ignored: processes, and threads that start others later, inherit that, and it is not lost.
+    resource_tracker.ensure_running()  # whose start would let it through again
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM, and the SIGHUP of a terminal that closes, meanwhile stop the program as Ctrl-C does.
+
+    Otherwise they would leave the scratch space of its workers, up to 32 GiB, behind. They are a KeyboardInterrupt
+    with the signal's number. One that is ignored, as SIGHUP by nohup, stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in heard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def stopped(interrupt: KeyboardInterrupt) -> int:
+    """Says that a command was stopped, and returns its exit status: 128 and the signal's number."""
+    print("stopped; the same command goes on from here", file=sys.stderr)
+    return 128 + int(interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 def settle() -> None:
@@ -251,7 +308,9 @@ def attempt(function: Callable[[Job], Result], job: Job, memory: int = 0) -> Res
         except StoreWriteError:  # a full disk, say: no other job would fare better
             raise
         except BAD_INPUT as error:
-            return error
+            # Without what caused it: errors of rasterio's cannot be read again where they are sent to.
+            error.__cause__ = error.__context__ = None
+            return error.with_traceback(None)
 
 
 def lost(error: BaseException) -> ClusterError:

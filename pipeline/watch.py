@@ -76,9 +76,10 @@ class Progress:
         """`tiles: 1,024 of 5,120 tiles, 20 %, 212 tiles/s, 71 % accepted, 19 s left`."""
         seconds = time.monotonic() - self.began
         rate = self.done / max(seconds, 1e-9)
-        parts = [f"{self.stage}: {self.done:,} of {self.total:,} {self.unit}s"]
+        units = f"{self.unit.removesuffix('y')}ies" if self.unit.endswith("y") else f"{self.unit}s"
+        parts = [f"{self.stage}: {self.done:,} of {self.total:,} {units}"]
         if self.total:
-            parts += [f"{100 * self.done / self.total:.0f} %", f"{rate:,.0f} {self.unit}s/s"]
+            parts += [f"{100 * self.done / self.total:.0f} %", f"{rate:,.0f} {units}/s"]
         if self.judged:
             parts.append(f"{100 * self.accepted / self.judged:.0f} % accepted")
         if self.done < self.total:

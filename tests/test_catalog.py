@@ -435,6 +435,16 @@ def test_a_scene_into_which_no_tile_fits_is_refused(one: Entry, tmp_path: Path) 
     assert refused["detail"].endswith(".tiff: no tile of 4096 px at 8 m fits into the scene")
 
 
+def test_a_dem_of_elsewhere_is_refused(tmp_path: Path) -> None:
+    """One that covers some of the scenes is not, see above."""
+    write_folder(tmp_path / "scenes" / "a", contents())
+    away = Affine(0.001, 0, LON + 10, 0, -0.001, LAT + 10)
+    dem = write_dem(tmp_path / "dem.tif", np.full((50, 50), 400.0), away, "EPSG:4326")
+    with pytest.raises(ConfigError, match=r"dem\.tif: it covers none of the scenes that need heights"):
+        catalog.run(config(tmp_path, dem=dem), None)
+    assert not (tmp_path / "out" / CATALOG).exists()
+
+
 def test_a_path_named_twice_is_no_second_delivery(tmp_path: Path) -> None:
     write_folder(tmp_path / "scenes" / "a", contents())
     paths = [str(tmp_path / "scenes"), str(tmp_path / "scenes" / "a")]

@@ -10,6 +10,7 @@ import rasterio
 from affine import Affine
 from rasterio.windows import Window
 
+from pipeline import raster
 from pipeline.delivery import Refusal, read_delivery
 from pipeline.finding import deliveries
 from pipeline.raster import read
@@ -159,11 +160,19 @@ def test_wide_field_images_have_no_suffix(tmp_path: Path) -> None:
 # --- masks
 
 
+@pytest.mark.parametrize("mapped", [raster.MAPPED, 2000])
 @pytest.mark.parametrize("form", ["alpha", "mask", "nodata"])
-def test_pixels_without_data_are_told_by_the_file(tmp_path: Path, form: str) -> None:
-    """An alpha band and a mask in the file, as a nodata value: the left third of the image holds nothing."""
+def test_pixels_without_data_are_told_by_the_file(
+    tmp_path: Path, form: str, mapped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An alpha band and a mask in the file, as a nodata value: what lies left of a slanting line holds nothing.
+
+    Read as a whole, and a few lines at a time, as large images are.
+    """
+    monkeypatch.setattr(raster, "MAPPED", mapped)
     pixels = coordinates(bands=3)
-    known = np.broadcast_to(np.arange(WIDTH) >= WIDTH // 3, pixels.shape[1:])
+    row, col = np.mgrid[:HEIGHT, :WIDTH]
+    known = col >= WIDTH // 3 + row // 4
     path, place = tmp_path / "map.tif", {"crs": "EPSG:32648", "transform": Affine(8, 0, 5e5, 0, -8, 2.7e6)}
     if form == "alpha":
         opaque = np.where(known, 65535, 0).astype(np.uint16)

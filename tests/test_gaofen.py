@@ -211,7 +211,12 @@ def named(stem: str) -> Name:
         ("GF1_WFV4", "", 16.0),
         ("GF6_WFV-2", "", 16.0),
         ("GF6_PMS-PAN", "", 2.0),
+        ("GF1B_PMS-MUX", "", 8.0),
         ("GF1C_PMS-MUX", "", 8.0),
+        ("GF1D_PMS-PAN", "", 2.0),
+        ("GF6_PMS-MUX", "", 8.0),
+        ("GF7_DLC-BWDMUX", "", 2.6),
+        ("GF7_DLC-BWDPAN", "", 0.65),
     ],
 )
 def test_gsd_is_the_xmls_or_the_sensors(stem: str, said: str, metres: float) -> None:

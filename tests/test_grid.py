@@ -149,17 +149,31 @@ def test_scenes_of_one_place_and_gsd_share_tile_origins(
 ) -> None:
     """Each tile of one scene that lies within the other's grid is a tile of the other."""
     stride, side = data.draw(st.integers(8, tile)), 200 * gsd / 111_000
-    boxes, origins = [], []
+    boxes, origins, named = [], [], {}
     for lon, lat in ((105.3, 24.8), (105.3 + shift[0] * side / 2, 24.8 + shift[1] * side / 2)):
         grid = scene_grid(shapely.box(lon - side, lat - side, lon + side, lat + side), gsd, tile, stride, 4)
         assert grid is not None
         boxes.append(np.array(grid.geobox.boundingbox.bbox))
         origins.append(grid.corners(slice(0, grid.rows), slice(0, grid.cols))[:, :, 0].reshape(-1, 2))
+        names = grid.places(*np.divmod(np.arange(grid.rows * grid.cols), grid.cols))
+        for name, origin in zip(names, map(tuple, origins[-1].round(2)), strict=True):
+            assert named.setdefault(name, origin) == origin  # a place has one name, and a name one place
     for ours, box, theirs in ((origins[0], boxes[1], origins[1]), (origins[1], boxes[0], origins[0])):
         room = box + np.array([-1, tile - 1, 1 - tile, 1]) * gsd  # a pixel's leeway
         inside = ((ours > room[:2]) & (ours < room[2:])).all(axis=1)
         assert inside.sum() > 9
         assert set(map(tuple, ours[inside].round(4))) <= set(map(tuple, theirs.round(4)))
+    assert len(set(named.values())) == len(named)
+
+
+def test_tiles_of_another_size_zone_or_origin_are_of_another_place() -> None:
+    names = []
+    origins = [(2, CRS, 0, 0), (4, CRS, 0, 0), (2, "EPSG:32649", 0, 0), (2, CRS, 40, 0), (2, CRS, 0, 40)]
+    for gsd, crs, left, top in origins:
+        grid = TileGrid(GeoBox((10, 10), Affine(gsd, 0, left, 0, -gsd, top), crs), 10, 10, 1)
+        names += grid.places([0], [0])
+    assert len(set(names)) == 5
+    assert names[0] == "32648_2_0_0"
 
 
 def test_a_scene_without_room_for_a_tile_has_no_grid() -> None:

@@ -272,6 +272,10 @@ def test_unlisted_codes_are_told_and_count_as_unknown(tmp_path: Path) -> None:
     beyond = class_shares(raster.corners([square + np.array((2.0, 0.0))]), "EPSG:32648", cover)
     assert beyond.unlisted == {78}
     assert beyond.known[0] == pytest.approx(0.25, abs=COVERAGE)
+    with rasterio.open(tmp_path / "nlcd_2019.tif", "r+") as file:
+        file.nodata = 77  # which the file itself calls no data: nobody need be told
+    (cover,) = find([tmp_path / "nlcd_2019.tif"])
+    assert class_shares(raster.corners([square]), "EPSG:32648", cover).unlisted == frozenset()
 
 
 def test_of_ignored_codes_alone_nothing_is_known(tmp_path: Path) -> None:
@@ -552,7 +556,9 @@ def test_a_sheet_whose_name_denies_its_pixels_is_refused(tmp_path: Path, name: s
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_sheets_are_found_in_several_directories_by_product_and_year(tmp_path: Path) -> None:
+def test_sheets_are_found_in_several_directories_by_product_and_year(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     lonlat = at((105.0, 22.5), LONLAT, size=0.01)
     for name, raster in {
         "a/deep/er/n48_20_2020lc030.tif": at((105.0, 22.5)),
@@ -576,6 +582,7 @@ def test_sheets_are_found_in_several_directories_by_product_and_year(tmp_path: P
     ):
         (tmp_path / name).write_text("not a sheet")
     covers = find([tmp_path / "a", str(tmp_path / "b"), tmp_path / "c" / "nlcd2011.tif"])
+    assert caplog.messages == [f"{tmp_path}/a/dem.tif and 1 more: no product names its sheets so; passed over"]
     assert {cover.name: len(cover.sheets) for cover in covers} == {
         "globeland30_2010": 1,
         "globeland30_2020": 2,

@@ -197,6 +197,9 @@ def test_a_grid_within_the_image_is_whole_however_rough_the_ground(tmp_path: Pat
     for size in ((30, 20), (1, 1), (2, 9)):
         _, valid, _ = orthorectify(area(*size), image, Terrain(dem, GROUND))
         assert valid.all()
+    for kind in ortho.MARGIN:  # a grid so fine that its lattice reaches less than a pixel beyond it
+        _, valid, _ = orthorectify(area(60, 90, GSD / 100), image, Terrain(dem, GROUND), kind)
+        assert valid.all()
 
 
 @pytest.mark.parametrize(("east", "north"), [(5000, 0), (700, 0), (-700, 30), (-1100, 0), (0, 800), (900, -900)])
@@ -353,6 +356,7 @@ def test_the_widest_lattice_within_the_tolerance_is_taken(tmp_path: Path) -> Non
     start=st.floats(-5000, 30_000),
 )
 @example(step=16, rows=(0, 33), cols=(0, 17), slope=(0.7, -1.3), start=27_000.0)
+@example(step=128, rows=(100, 70), cols=(100, 70), slope=(0.0, 0.0), start=0.0)
 @settings(max_examples=60)
 def test_linear_functions_come_back_at_every_pixels_centre(
     step: int, rows: tuple[int, int], cols: tuple[int, int], slope: tuple[float, float], start: float
@@ -364,15 +368,19 @@ def test_linear_functions_come_back_at_every_pixels_centre(
     relief = Relief(np.array([[0, 10, 20], [10, 20, 30], [20, 30, 40]], np.float32), "", None)
     plane = start + slope[0] * x + slope[1] * y
     fields = np.stack([x / 300, y / 300, plane, nothing + 3, nothing, -plane, nothing, nothing - 2])
-    mesh = Lattice(step, fields, relief, 20.0, 10.0, 0.0)
+    mesh = Lattice(step, fields, relief, 12.0, 10.0, 0.0)
     area = slice(rows[0], sum(rows)), slice(cols[0], sum(cols))
     found = mesh.maps(*area, (start, -start))
     x, y = np.meshgrid(np.arange(cols[0], sum(cols)) + 0.5, np.arange(rows[0], sum(rows)) + 0.5)
-    z = ((x + y) / 30 - 20) / 10
+    z = ((x + y) / 30 - 12) / 10
     assert found[0].shape == x.shape
     assert found[0].dtype == found[1].dtype == np.float32
     assert np.abs(found[0] - (slope[0] * x + slope[1] * y + 3 * z)).max() < 1e-3
     assert np.abs(found[1] + slope[0] * x + slope[1] * y + 2 * z * z).max() < 1e-3
+    reach = mesh.reach()[(y / step + 0.5).astype(int), (x / step + 0.5).astype(int)]
+    for values, low, high in ((found[0] + start, 0, 1), (found[1] - start, 2, 3)):
+        assert (values > reach[..., low] - 1e-2).all()
+        assert (values < reach[..., high] + 1e-2).all()
 
 
 @given(seed=st.integers(0, 99))
@@ -458,6 +466,50 @@ def test_the_mask_is_of_what_each_resampling_draws_on(tmp_path: Path, kind: Resa
     assert not valid[~drawn_on(x, y, margin=margin - 0.01)].any()
     assert not valid[np.maximum(np.abs(x - 40), np.abs(y - 30)) < 1 + margin - 1 / 32].any()
     assert 0 < (edge & ~far).sum() < 60
+
+
+@pytest.mark.parametrize("strength", [0.02, 0.2])
+def test_a_narrow_lattice_misses_nothing_of_an_image(tmp_path: Path, strength: float) -> None:
+    """Several of its rows in a strip of the grid, over which the image's slanting borders move on."""
+    model = bent(strength=strength)
+    image = image_of(tmp_path / "image.tif", coordinates(400, 300, scale=SCALE), model)
+    geobox = area(470, 390)
+    pixels, valid, mesh = orthorectify(geobox, image, FLAT)
+    assert mesh.step <= 32
+    x, y = expected(geobox, model)
+
+    def drawn_on(margin: float) -> npt.NDArray[np.bool_]:
+        return (x >= margin) & (x <= 399 - margin) & (y >= margin) & (y <= 299 - margin)
+
+    assert valid[drawn_on(2 * TOLERANCE)].all()
+    assert not valid[~drawn_on(-2 * TOLERANCE)].any()
+    assert 0.3 < valid.mean() < 0.95
+    wanted = 100 + SCALE * np.stack([x, y], axis=-1)
+    assert np.abs(pixels[..., :2] - wanted)[valid].max() <= 1.6 + 2 * SCALE * TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ortho.MARGIN)
+@pytest.mark.parametrize("side", ["top", "bottom", "left", "right"])
+@pytest.mark.parametrize("beyond", [-9.7, -1.6, -0.2, 0.2, 0.7, 1.6, 2.3])
+def test_the_border_of_an_image_is_met_where_a_cell_of_the_lattice_ends(
+    tmp_path: Path, beyond: float, side: str, kind: Resampling
+) -> None:
+    """There a whole strip of the grid lies inside, or nearly: 64 px beside it on the others."""
+    low, high = {"top": (64 - beyond, 330), "bottom": (-70, 64 + beyond)}.get(side, (-70.4, 330))
+    left, right = {"left": (64 - beyond, 330), "right": (-70, 64 + beyond)}.get(side, (-70.4, 330))
+    width, height = round(right - left), round(high - low)
+    left, low = (right - width, high - height) if side in ("right", "bottom") else (left, low)
+    model = Georeferenced(CRS, (10, 0, EAST + 10 * left, 0, -10, NORTH - 10 * low))
+    image = image_of(tmp_path / "image.tif", np.full((1, height, width), 1000, np.uint16), model)
+    geobox = GeoBox((128, 150), Affine(10, 0, EAST, 0, -10, NORTH), CRS)
+    pixels, valid, mesh = orthorectify(geobox, image, FLAT, kind)
+    assert mesh.step == STEPS[0]
+    x, y = np.meshgrid(np.arange(150) - left, np.arange(128) - low)
+    margin = ortho.MARGIN[kind]
+    wanted = (x >= margin) & (x <= width - 1 - margin) & (y >= margin) & (y <= height - 1 - margin)
+    assert 0.2 < wanted.mean() < 1
+    assert np.array_equal(valid, wanted)
+    assert (pixels[valid] == 1000).all()
 
 
 def test_a_place_without_coordinates_is_void() -> None:

@@ -1,5 +1,6 @@
 """Pansharpening against GDAL's, and against the formula pixel by pixel."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,17 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from odc.geo.geobox import GeoBox
+from pyproj import Transformer
 
+from pipeline.grid import TileGrid
+from pipeline.ortho import orthorectify
 from pipeline.pansharpen import brovey, equal_weights
-from tests.deliveries import tiff
+from pipeline.quality import Rules
+from pipeline.radiometry import Stretch
+from pipeline.tasks.tiles import TileJob, whole
+from pipeline.terrain import Terrain
+from tests.deliveries import GROUND, GSD, HEIGHT, LAT, LON, WIDTH, camera, image_of, scene_of, tiff
 
 PLACED = {"crs": "EPSG:32648", "transform": Affine(1, 0, 5e5, 0, -1, 2e6)}
 
@@ -99,3 +108,32 @@ def test_weights_that_make_no_sense_are_refused(weights: tuple[float, ...], sent
 def test_images_of_two_grids_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(2, 3\) panchromatic pixels for \(2, 2\) of colour"):
         brovey(np.ones((2, 2, 3), np.uint8), np.ones((2, 3), np.uint8), equal_weights(3))
+
+
+def test_a_scenes_pixels_are_as_good_as_the_worst_of_its_images(tmp_path: Path) -> None:
+    """Void where one of them has no data, lost where one lacks the line, bands in the order of the images."""
+    rng = np.random.default_rng(4)
+    images = []
+    for name, size, bands, gone in (("first", 1, 1, 20), ("second", 1, 2, 30), ("pan", 4, 1, 160)):
+        pixels = rng.integers(300, 500, (bands, size * HEIGHT, size * WIDTH)).astype(np.uint16)
+        pixels[:, gone : gone + 2 * size] = 0
+        pixels[-1, 10 + gone : 14 + gone, 10 + gone : 30 + gone] = 999
+        model = camera(size * WIDTH, size * HEIGHT, gsd=GSD / size)
+        images.append(image_of(tmp_path / f"{name}.tif", pixels, model, GSD / size, nodata=999))
+    x, y = Transformer.from_crs(4326, 32648, always_xy=True).transform(LON, LAT)
+    box = GeoBox((200, 250), Affine(2, 0, x - 250, 0, -2, y + 200), "EPSG:32648")
+    scene = replace(scene_of(*images[:2]), pan=images[2])
+    weights = (0.2, 0.3, 0.5)
+    rules, flat, grid = Rules(), Terrain(None, GROUND), TileGrid(box, 200, 50, 2)
+    found = whole(box, TileJob("", scene, flat, Stretch(0, 255), rules, grid, 0, 0, weights=weights))
+    each = [orthorectify(box, image, flat, missing_level=rules.missing_level) for image in images]
+    assert len({part.valid.tobytes() for part in each}) == 3
+    assert np.array_equal(found.valid, each[0].valid & each[1].valid & each[2].valid)
+    masks = [part.missing for part in each]
+    assert found.missing is not None
+    assert all(mask is not None and mask.any() for mask in masks)
+    assert np.array_equal(found.missing, np.logical_or.reduce(masks))
+    assert found.lattice.error == max(part.lattice.error for part in each)
+    colour = np.concatenate([part.pixels for part in each[:2]], axis=2)
+    brovey(colour, each[2].pixels[..., 0], weights)
+    assert np.array_equal(found.pixels[found.valid], colour[found.valid])

@@ -1,5 +1,6 @@
 """Each product on a small raster of the naming, CRS and codes that its makers use; the user's own; and the command."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +212,33 @@ def test_a_shipped_description_says_all_that_a_user_asks(path: Path) -> None:
         legend = read_legend(path, taxonomy)
         assert legend.codes
         assert set(legend.codes) | legend.ignored == {row["code"] for row in text["codes"]}
+
+
+SAYS = {
+    "ignore": "no data|no value|no input|filled|masked|unclassified|outside|clouds",
+    "cultivated": "crop|cultivat|arable|irrigated|rice|vineyard|fruit|olive|hay",
+    "wetland": "wetland|flooded|marsh|swamp|mangrove|bogs|tidal|saline$",
+    "bare": "bare|barren|sparse|sands|burnt",
+    "tundra": "tundra|lichen|moss|dwarf|sedge",
+    "artificial": r"urban|built|artificial|impervious|developed|industrial|\broad|port|extraction|sites|salines",
+    "snow_ice": "snow",
+    "water": "water|sea|lagoon|estuaries",
+    "forest": "forest|tree|woody savanna",
+    "shrubland": "shrub|scrub|heath|sclerophyllous",
+    "grassland": "grass|herbaceous|savanna|pastures",
+}
+"""Class of the base taxonomy -> words in the names of codes that are it. The first that is found decides."""
+
+
+@pytest.mark.parametrize("path", sorted((KNOWLEDGE / "products").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_code_goes_where_its_name_says(path: Path) -> None:
+    """One that is split goes to several classes."""
+    for row in landcover.read_toml(path)["codes"]:
+        said = next((to for to, words in SAYS.items() if re.search(words, row["name"])), None)
+        if isinstance(row["to"], dict):
+            assert len(row["to"]) > 1
+            continue
+        assert row["to"] == said, row
 
 
 def test_esris_rangeland_is_split(tmp_path: Path) -> None:

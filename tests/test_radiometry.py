@@ -123,6 +123,11 @@ def test_each_band_has_its_own_percentiles() -> None:
         assert np.abs(stored - np.clip((values[k] - low) / (high - low) * 255, 0, 255)).max() <= 0.5 + 1e-6
     assert found.dtype == "uint8"
     assert found.attributes()["percentiles"] == [2.0, 98.0]
+    part = EVERY.copy()
+    part[20:] = False
+    assert stretched_per_band(values, part, 2.0, 98.0, BANDS) == stretched_per_band(
+        values[:, :20], part[:20], 2.0, 98.0, BANDS
+    )
 
 
 def test_a_band_of_one_value_is_refused_by_name() -> None:
@@ -289,3 +294,17 @@ def test_an_elevation_in_place_of_a_zenith_is_refused() -> None:
     assert solar_zenith({"SolarZenith": ""}, moment, *place) == pytest.approx(13.57, abs=0.1)
     with pytest.raises(RadiometryError, match=r"SolarZenith puts the Sun 76\.4 degrees .* it stood at 13\."):
         solar_zenith({"SolarZenith": "76.4273"}, moment, *place)
+
+
+@pytest.mark.parametrize("name", ["SolarZenith", "SunZenith", "SolarElevation", "SunElevation", "SunAltitude"])
+def test_each_name_of_the_suns_place_means_what_it_says(name: str) -> None:
+    """To within three degrees, which no clock or corner of a scene is off."""
+    moment, place = datetime(2020, 5, 10, 17, 3, 20, tzinfo=UTC), (-90.99, 17.60)
+    there, _ = sun(moment, *place)
+    for off in (-2.9, 2.9, -3.1, 3.1):
+        said = {name: repr(there + off if "Zenith" in name else 90 - there - off)}
+        if abs(off) < 3:
+            assert solar_zenith(said, moment, *place) == pytest.approx(there + off)
+            continue
+        with pytest.raises(RadiometryError, match=f"{name} puts the Sun"):
+            solar_zenith(said, moment, *place)

@@ -15,7 +15,7 @@ from pyproj import Transformer
 
 from geokr import shares as module
 from geokr.landcover import LandCover, find
-from geokr.outlines import LONLAT, POLE_MARGIN, equal_area, rings
+from geokr.outlines import LONLAT, POLE_MARGIN, equal_area, project, rings
 from geokr.shares import class_shares, near, opened
 
 Floats = npt.NDArray[np.float64]
@@ -101,6 +101,14 @@ def test_a_product_that_ends_before_the_pole_leaves_the_rest_unknown(globe: Land
     disc = np.pi * 1117.0**2 * 0.9729  # 0.01 degrees around the pole, in the projection's plane, where scale is 0.97
     assert 1 - shares.known[0] == pytest.approx(disc / 4000.0**2, abs=0.12)
     assert 0 < shares.known[0] < 1
+
+
+@pytest.mark.parametrize("target", ["EPSG:4258", "+proj=longlat +ellps=clrk66 +towgs84=-5,135,172 +type=crs"])
+def test_longitudes_past_the_antimeridian_stay_there_on_another_datum(target: str) -> None:
+    points = np.array([[(-181.0, 52.0), (179.999, 52.0), (180.001, 52.0), (181.0, 52.0)]])
+    found, turn = project(points, LONLAT, target), np.array([360.0, 0.0])
+    assert found == pytest.approx(points, abs=0.01)
+    assert found == pytest.approx(project(points - turn, LONLAT, target) + turn, abs=1e-9)
 
 
 # --- which sheets lie near

@@ -138,16 +138,19 @@ def test_a_mosaic_is_read_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("left", [-180.0, 0.0])
 @pytest.mark.parametrize("lon", [179.3, 179.99, -179.99, 180.0, 0.02, -0.02])
 def test_a_dem_of_the_whole_earth_goes_on_past_its_edge(tmp_path: Path, left: float, lon: float) -> None:
-    """Heights that are no function of where the file begins: 1000 + 500 cos(longitude) + latitude."""
+    """Heights that are no function of where the file begins: 1000 + 500 sin(longitude) + latitude."""
     col, row = np.arange(720), np.arange(40)
-    values = 1000 + 500 * np.cos(np.radians(left + (col + 0.5) / 2)) + (10 - (row[:, None] + 0.5) / 2)
+    values = 1000 + 500 * np.sin(np.radians(left + (col + 0.5) / 2)) + (10 - (row[:, None] + 0.5) / 2)
     placed = Affine(0.5, 0, left, 0, -0.5, 10.0)
     dem = write_dem(tmp_path / "dem.tif", values.astype(np.float32), placed, "EPSG:4326")
     lons = lon + np.linspace(-0.7, 0.7, 29)
     lats = np.linspace(3, 4, 29)
     found = Terrain(dem, FLAT).heights(lons, lats)
-    assert found == pytest.approx(1000 + 500 * np.cos(np.radians(lons)) + lats, abs=0.05)
+    assert found == pytest.approx(1000 + 500 * np.sin(np.radians(lons)) + lats, abs=0.05)
     assert Terrain(dem, FLAT).relief(lons, lats).cells.size < 100  # and not all the way round
+    coarse = Terrain(dem, FLAT).relief(lons, lats, most=10)
+    assert coarse.cells.size < 20
+    assert coarse.at(*coarse.place(lons, lats)) == pytest.approx(found, abs=0.5)
 
 
 @pytest.mark.parametrize("lon", [179.95, -179.95, 180.0])
@@ -168,6 +171,11 @@ def test_a_dem_much_finer_than_asked_for_is_read_in_larger_cells(tmp_path: Path)
     relief = Terrain(dem, FLAT).relief(lon, lat, most=5000)
     assert 1000 < relief.cells.size <= 6000
     assert relief.at(*relief.place(lon, lat)) == pytest.approx((row - 0.5) + (col - 0.5) * 2, abs=1e-2)
+    values[300:330, 200:260] = np.nan
+    holed = Terrain(write_dem(tmp_path / "holed.tif", values, TRANSFORM, CRS), FLAT).relief(lon, lat, most=5000)
+    away = np.abs(holed.cells - relief.cells)
+    assert 0 < away.max() < 60  # of a hole over 150 m of relief
+    assert (away > 0).mean() < 0.03
 
 
 # --- heights above the geoid
@@ -189,6 +197,7 @@ def test_heights_above_the_geoid_become_ellipsoidal(tmp_path: Path, dem: str, le
     assert heights(terrain, col, row) == pytest.approx(wanted, abs=2e-3)
     # The flat height is the camera's own, and ellipsoidal already.
     assert heights(terrain, np.array([-50.0]), np.array([5.0])) == pytest.approx([FLAT])
+    assert heights(terrain, np.array([-1.5, 2.0]), np.array([5.0, 5.0]))[0] == pytest.approx(FLAT)
 
 
 def test_a_geoid_that_ends_before_the_dem_is_refused_by_name(tmp_path: Path, dem: str) -> None:

@@ -38,7 +38,8 @@ SOFTWARE = ("rasterio", "pyproj", "opencv-python-headless", "numba", "zarr", "nu
 def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     """Find and survey all scenes; write scenes.parquet. What was surveyed before and has not changed is kept.
 
-    Raises FileNotFoundError for a directory that is not there, ConfigError where no scene is found.
+    Raises FileNotFoundError for a directory that is not there, ConfigError where no scene is found or the DEM covers
+    none of them.
     """
     path, partial = store.join(config.out, CATALOG), store.join(config.out, PARTIAL)
     dem, geoid = (None if name is None else str(Path(name).absolute()) for name in (config.dem, config.geoid))
@@ -85,6 +86,9 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     entries, refused = once_each(results)
     for entry in entries:
         tell_ground(entry)
+    on_dem = [entry for entry in entries if entry.terrain.dem is not None]
+    if on_dem and not any(entry.dem_coverage for entry in on_dem):
+        raise ConfigError(f"{dem}: it covers none of the scenes that need heights; leave it out for a flat ground")
     refuse_mixture(config, entries)
     here = {entry.scene.id for entry in entries}
     for scene in store.scenes(store.join(config.out, store.TILES)):

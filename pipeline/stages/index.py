@@ -1,6 +1,7 @@
 """The stage `index`: the accepted, labelled tiles of all scenes, their splits, and the data set's summary."""
 
 import json
+import logging
 from typing import Any
 
 from geokr import files, index, store
@@ -15,6 +16,8 @@ from pipeline.scene import Scene
 from pipeline.stages.blocks import finish
 from pipeline.tasks.rows import RowJob, SceneRows, assemble, footprints, scene_rows
 from pipeline.watch import Progress
+
+log = logging.getLogger(__name__)
 
 INDEX_COLUMNS = {"tile", "scene", "place", "row", "col", "satellite", "sensor", "acquired", "gsd"}
 INDEX_COLUMNS |= {"known", "cloud", "agreement", "year_gap", "split", "geometry"}
@@ -43,6 +46,14 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
         raise ConfigError(f"no scene was built to the end; {store.join(out, quarantine.FILE)} says why")
     found.sort(key=lambda item: item[0])
     table = assemble([rows for _, rows in found], config.split)
+    for split, tiles in table.counts()["splits"].items():
+        if config.split.shares[split] and not tiles:
+            log.warning(
+                "no tile is in split %s: none lies whole in its cells of %g m; choose a smaller split.cell",
+                split,
+                config.split.cell,
+            )
+    tell_change(out, name, [cover.name for cover in covers])
     incomplete = {scene: rows.missing for scene, rows in found if rows.missing}
     index.write_index(out, table.columns, footprints(table.corners))
     summary = {
@@ -65,6 +76,19 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     }
     files.write_text(store.join(out, index.DATASET), json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def tell_change(out: str, name: str, names: list[str]) -> None:
+    """Say aloud what the index of a data set that is built already was of, and is no more."""
+    path = store.join(out, index.DATASET)
+    if not files.exists(path):
+        return
+    before = json.loads(files.read(path))
+    gone = sorted({*before["label_sets"]} - {*names})
+    if gone:
+        log.warning("%s: their land cover is not given any more; the index leaves them out", ", ".join(gone))
+    if before["labels"] != name:
+        log.warning("the index was of %s, and is of %s from now on", before["labels"], name)
 
 
 def label_set(config: BuildConfig, covers: list[LandCover]) -> str:

@@ -11,11 +11,11 @@ from geokr import store
 from geokr.landcover import LandCover
 from geokr.shares import near
 from pipeline.catalog import Entry
-from pipeline.config import BuildConfig, ConfigError
-from pipeline.plan import grid_of, placement
+from pipeline.config import BuildConfig
+from pipeline.plan import grid_of, placement, refuse_idle
 from pipeline.run import Batch, Client, stream
 from pipeline.stages.blocks import Failures, Tally, Unbuilt, finish, gather, tile_count
-from pipeline.tasks.labels import LabelJob, build_labels, outline
+from pipeline.tasks.labels import LabelJob, build_labels
 from pipeline.watch import Progress
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
             scene, grid = entry.scene, grid_of(entry, config)
             if grid is None:
                 continue
-            here = near(outline(grid), str(grid.geobox.crs), cover)
+            here = near(grid.outline, str(grid.geobox.crs), cover)
             if not here.sheets:
                 log.warning("%s: %s has no land cover there; its tiles stay without a label", scene.id, cover.name)
             wanted = {
@@ -83,12 +83,3 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     if unlisted:
         log.warning("codes %s of the land cover are not in its legend; their area counts as unknown", sorted(unlisted))
     finish("labels", config, failures.entries())
-
-
-def refuse_idle(config: BuildConfig, covers: list[LandCover], entries: list[Entry]) -> None:
-    """Raise ConfigError where none of a product's sheets touches any of the scenes."""
-    grids = [grid for entry in entries if (grid := grid_of(entry, config)) is not None]
-    for cover in covers:
-        if grids and not any(near(outline(grid), str(grid.geobox.crs), cover).sheets for grid in grids):
-            sheets = f"{cover.sheets[0].path} and {len(cover.sheets) - 1} more"
-            raise ConfigError(f"{cover.name}: none of its sheets, {sheets}, covers any of the scenes")

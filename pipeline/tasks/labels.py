@@ -9,7 +9,6 @@ from geokr import store
 from geokr.landcover import LandCover
 from geokr.shares import class_shares
 from pipeline.grid import TileGrid
-from pipeline.sensor import Floats
 
 LABELLED, UNKNOWN = (store.LABEL_STATUS.index(name) for name in ("labelled", "unknown"))
 
@@ -63,9 +62,3 @@ def label(job: LabelJob) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float3
     shares = class_shares(corners.reshape(-1, 4, 2), str(job.grid.geobox.crs), job.cover)
     fraction = shares.fraction.astype(np.float32).reshape(*shape, -1)
     return fraction, shares.known.astype(np.float32).reshape(shape), shares.unlisted
-
-
-def outline(grid: TileGrid) -> Floats:
-    """Corners of a whole grid: (1, 4, 2) float64, m."""
-    left, bottom, right, top = grid.geobox.boundingbox
-    return np.array([[(left, top), (right, top), (right, bottom), (left, bottom)]])

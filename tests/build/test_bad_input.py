@@ -9,7 +9,7 @@ from pathlib import Path
 import geopandas
 import pytest
 
-from geokr import store
+from geokr import files, store
 from pipeline.build_levir_kr import main
 from pipeline.raster import open_image
 from tests.broken import BROKEN
@@ -96,7 +96,10 @@ def test_no_land_cover_under_a_scene_leaves_its_tiles_out_of_the_index(
         ({"--stride": "65"}, "stride must be in 1..64 px"),
         ({"--tile": "0"}, "tile"),
         ({"--labels": "corine_2018"}, "corine_2018"),
-        ({"--out": "/dev/null/dataset"}, "/dev/null"),
+        ({"--out": "/dev/null"}, "/dev/null: cannot be made a directory"),
+        ({"--out": "/dev/null/dataset"}, "/dev/null/dataset: cannot be made a directory"),
+        ({"--dashboard": "no address"}, "no workers can be started, with their dashboard at no address"),
+        ({"--performance-report": "/no/such/report.html"}, "/no/such/report.html: there is no such directory"),
         ({"--params": "/no/such/params.yaml"}, "/no/such/params.yaml"),
         ({"--scheduler": "tcp://127.0.0.1:9"}, "no Dask scheduler answers"),
     ],
@@ -111,6 +114,16 @@ def test_a_setting_at_fault_stops_at_once_with_one_sentence(
     assert message in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "dataset" / "tiles.zarr").exists()
+
+
+def test_two_builds_of_one_data_set_are_refused(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "dataset"
+    with files.alone(out, "builds"):
+        assert main([*built.arguments, "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"error: {out}: another process builds it now; wait until it has ended\n"
+    assert not list(out.iterdir())
 
 
 def test_an_unknown_parameter_is_named(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

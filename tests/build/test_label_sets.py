@@ -95,6 +95,12 @@ def test_a_product_is_added_without_touching_a_pixel_and_compared(
     assert set(turned["year_gap"].to_pylist()) == {2016 - date.year for date in after["acquired"]}
     assert labels.main(["--data", str(out), "--landcover", str(other), "--labels", "nlcd_2019"]) == 2
     assert "error: labels is nlcd_2019, expected one of dynamic_world_2016" in capsys.readouterr().err
+    # The first command knows nothing of the new set, and says so.
+    capsys.readouterr()
+    assert main([*built.arguments, "--out", str(out), "--workers", "1", "--only", "index"]) == 0
+    said = capsys.readouterr().err
+    assert f"{OTHER}: their land cover is not given any more; the index leaves them out" in said
+    assert f"the index was of {OTHER}, and is of {BASE} from now on" in said
 
 
 def test_the_papers_classes_are_another_taxonomy_and_never_mixed_with_the_base(
@@ -130,9 +136,10 @@ def test_land_cover_of_elsewhere_is_refused_before_a_pixel_is_read(
         file.write(np.ones((9, 9), np.uint8), 1)
     arguments = [*built.arguments, "--out", str(out), "--workers", "1", "--labels", BASE]
     arguments.insert(arguments.index("--landcover") + 1, str(folder))
-    assert main(arguments) == 2
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert said == f"error: {OTHER}: none of its sheets, {path} and 0 more, covers any of the scenes"
+    for command in (arguments, [*arguments, "--dry-run"]):
+        assert main(command) == 2
+        (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert said == f"error: {OTHER}: none of its sheets, {path}, covers any of the scenes; leave it out"
     assert not (out / store.TILES).exists()
 
 

@@ -89,20 +89,30 @@ def test_blocks_that_are_not_done_are_built_anew(built: Built, tmp_path: Path) -
     assert contents(out) == contents(built.dataset)
 
 
-def test_ctrl_c_stops_cleanly_and_a_second_run_goes_on(built: Built, tmp_path: Path) -> None:
-    out = tmp_path / "dataset"
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_cleanly_and_a_second_run_goes_on(
+    built: Built, tmp_path: Path, sent: signal.Signals, status: int
+) -> None:
+    out, scratch = tmp_path / "dataset", tmp_path / "scratch"
+    scratch.mkdir()
     command = [sys.executable, "-m", "pipeline.build_levir_kr", *built.arguments, "--out", str(out), "--workers", "1"]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": str(scratch)},
     )
     done: set[Path] = set()
     until = time.monotonic() + 120
     while not done and process.poll() is None and time.monotonic() < until:
-        done = set(out.glob(f"{store.TILES}/*/status/c/*/*"))
+        done = {path for path in out.glob(f"{store.TILES}/*/status/c/*/*") if path.suffix != ".partial"}
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the command and to its workers
+    os.killpg(process.pid, sent)  # as a terminal sends it: to the command and to its workers
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    assert process.returncode == status, said
+    assert not list(scratch.glob("geokr-*"))
     assert "the same command goes on from here" in said
     assert "Traceback" not in said
     assert not (out / "index.parquet").exists()

@@ -76,6 +76,8 @@ def test_stretched_pixels_turn_back_into_the_digital_numbers(folder: Path, kind:
     said = dict(stretched.attrs["radiometry"])  # type: ignore[call-overload]
     low, high = (np.array(said[name])[:, None, None] for name in ("low", "high"))
     assert stretched["image"].dtype == np.uint8
+    for name in ("status", "cloud"):  # tiles are judged alike, whatever is stored of them
+        assert np.array_equal(numbers[name][:], stretched[name][:], equal_nan=True)  # type: ignore[index]
     assert (len(set(said["high"])) > 1) == (kind == "percentile-per-band")
     back, wanted = low + accepted(stretched) * (high - low) / 255, np.clip(accepted(numbers), low, high)
     assert (np.abs(back - wanted) <= (high - low) / 255 / 2 + 1e-9).all()

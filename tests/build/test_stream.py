@@ -3,6 +3,8 @@
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -11,10 +13,12 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import cv2
 import pytest
+import rasterio
 from dask.distributed import KilledWorker, LocalCluster
 
 from geokr.store import StoreError, StoreWriteError
@@ -32,7 +36,10 @@ from pipeline.run import (
     Workers,
     attempt,
     cluster,
+    deaf_to_interrupts,
     drawn,
+    stoppable,
+    stopped,
     stream,
 )
 from pipeline.scene import SceneError
@@ -447,3 +454,45 @@ def test_a_fault_of_the_program_is_of_its_own_job(monkeypatch: pytest.MonkeyPatc
     found = dict(played.stream(monkeypatch, Batch("count", range(9))))
     assert isinstance(found.pop(4), ZeroDivisionError)
     assert found == {n: 1 // (n - 4) for n in range(9) if n != 4}
+
+
+# --- what is said, and what stops it
+
+
+def unreadable(path: str) -> None:
+    try:
+        rasterio.open(path)
+    except rasterio.RasterioIOError as error:
+        raise SceneError(f"{path}: not an image") from error
+
+
+def test_what_refuses_a_job_arrives_as_it_was_said(client: Client) -> None:
+    ((_, error),) = stream(unreadable, [Batch("x", ["/no/such.tif"])], client)
+    assert isinstance(error, SceneError)
+    assert str(error) == "/no/such.tif: not an image"
+
+
+def interrupted_at_start() -> Iterator[bytes]:
+    """What a process says that is started as workers are, and interrupted; then the interrupt itself."""
+    child = [sys.executable, "-c", "import time; print(flush=True); time.sleep(0.5); print('spared')"]
+    with deaf_to_interrupts(), subprocess.Popen(child, stdout=PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for pid in (process.pid, os.getpid()):  # as a terminal sends it
+            os.kill(pid, signal.SIGINT)
+        yield process.stdout.read()
+
+
+def test_ctrl_c_while_workers_start_spares_them_and_is_not_lost() -> None:
+    said = interrupted_at_start()
+    assert next(said) == b"spared\n"
+    with pytest.raises(KeyboardInterrupt):
+        next(said)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_what_a_cluster_or_a_closing_terminal_sends_is_as_ctrl_c(sent: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt) as raised, stoppable():
+        signal.raise_signal(sent)
+    assert stopped(raised.value) == 128 + sent
+    assert signal.getsignal(sent) == signal.SIG_DFL

@@ -1,6 +1,7 @@
 """Views hold what their tile holds: geometry to the pixel, colours as torchvision changes them."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -62,6 +63,7 @@ def test_crops_stay_inside_and_keep_their_share() -> None:
     assert float(area.mean()) == pytest.approx(0.7, abs=0.04)
     middle = views.mean(dim=(2, 3))
     assert float(middle.std(dim=0).min()) > 3  # they lie in different places
+    assert abs(float(torch.corrcoef(middle.T)[0, 1])) < 0.2  # in all of them, not along a line
 
 
 def test_free_rotation_turns_by_the_angle_and_keeps_lengths() -> None:
@@ -105,6 +107,8 @@ def test_stretched_views_keep_their_area_within_the_ratio() -> None:
     assert 1.8 < float(ratio.max()) < 2.001
     assert float(lengths.max()) <= 1 + 1e-6
     assert float(lengths.prod(1).min()) == pytest.approx(0.3, abs=0.01)
+    linear = placement(some_draws(), dataclasses.replace(config, turn=1.0, rotate=40.0))[:, :, :2]
+    assert float((linear[:, :, 0] * linear[:, :, 1]).sum(1).abs().max()) < 1e-6  # turned, and stretched without leaning
 
 
 def test_views_are_a_function_of_seed_and_place() -> None:
@@ -117,6 +121,16 @@ def test_views_are_a_function_of_seed_and_place() -> None:
     assert all(not torch.allclose(same[0], same[i]) for i in range(1, 8))
     parts = [augment(image[4 * rank : 4 * rank + 4], RGB, config, 3, (rank, 2)) for rank in range(2)]
     assert torch.allclose(torch.cat(parts), first, atol=1e-6)
+
+
+def test_the_changes_of_colour_come_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = []
+    monkeypatch.setattr("geokr.augment.recolour", lambda pixels, bands, config, draws, order: orders.append([*order]))
+    for seed in range(60):
+        augment(noise(1), RGB, STILL, seed)
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    before = {pair for order in orders for pair in itertools.combinations(order, 2)}
+    assert before == set(itertools.permutations(range(4), 2))
 
 
 def test_seeds_of_near_numbers_are_unlike() -> None:
@@ -172,6 +186,13 @@ def test_views_stay_within_range_and_size() -> None:
     views = augment(noise(20, side=100), RGB, TrainConfig(image_size=24), seed=1)
     assert views.shape == (20, 3, 24, 24)
     assert 0 <= float(views.min()) < float(views.max()) <= 1
+
+
+def test_what_is_finer_than_a_view_is_averaged_in_it() -> None:
+    """Noise of 64 px becomes that of means of 4 x 4 of them, not of the four about a sample."""
+    image = noise(4, side=64)
+    for view in (augment(image, RGB, dataclasses.replace(STILL, image_size=16), seed=0), plain(image, 16)):
+        assert float(view.std()) < 0.3 * float((image.float() / 255).std())
 
 
 def test_plain_resizes_without_change() -> None:

@@ -108,3 +108,11 @@ def test_differences_that_matter_are_named() -> None:
     then = dataclasses.asdict(PRESETS["geokr"])
     now = {**then, "lr": 0.5, "device": "cpu", "prefetch": 9}
     assert differences(then, now) == ["lr 0.001, now 0.5"]
+    free = {"device", "compile", "channels_last", "recompute", "shard", "prefetch", "checkpoint_every", "loggers"}
+    for name, value in then.items():  # what decides what is learnt is told, all of it
+        assert bool(differences(then, {**then, name: (value, "other")})) == (name not in free)
+
+
+def test_a_run_is_as_long_as_its_epochs_unless_steps_say_otherwise() -> None:
+    assert dataclasses.replace(TrainConfig(), epochs=3).length(7) == 21
+    assert dataclasses.replace(TrainConfig(), epochs=3, steps=5).length(7) == 5

@@ -1,6 +1,8 @@
 """An exported encoder is a timm model, to the key and to the bit."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from geokr import export, train
-from geokr.card import licences
+from geokr.card import extent, licences, stac_item, to_json
 from geokr.checkpoint import BEST, LAST, load
 from geokr.index import read_extent, write_index
+from geokr.legend import KNOWLEDGE, read_toml
 from geokr.models import RGB, build, build_encoder, fit, torchvisions
 
 SETTINGS = ["model=test_resnet", "image_size=32", "batch=32", "steps=3", "bands=nir,red,green,blue", "loggers=[]"]
@@ -52,7 +55,11 @@ def test_the_header_says_how_to_use_it(run: Path) -> None:
     assert header["model"] == "test_resnet"
     assert json.loads(header["bands"]) == ["nir", "red", "green", "blue"]
     assert json.loads(header["classes"]) == ["water", "forest", "bare"]
-    assert len(json.loads(header["mean"])) == len(json.loads(header["std"])) == 4
+    checkpoint = load(run / LAST)
+    assert json.loads(header["mean"]) == checkpoint.mean == list(checkpoint.facts["mean_pixel"])
+    assert json.loads(header["std"]) == checkpoint.std == list(checkpoint.facts["spread"])
+    assert len(set(checkpoint.mean + checkpoint.std)) == 8
+    assert int.from_bytes((run / "encoder.safetensors").read_bytes()[:8], "little") % 8 == 0  # tensors are aligned
     assert (header["image_size"], header["step"], header["start"]) == ("32", "3", "random weights")
 
 
@@ -160,6 +167,12 @@ def test_the_model_card_names_the_data_the_numbers_and_the_rights(folder: Path, 
     for text in ("made_2020", "| water |", "| forest |", "| nir |", "192 training tiles and 64 held out"):
         assert text in card
     assert f"| KL(A \\|\\| p), nats | {metrics['val_kl']:.4f} |" in card
+    checkpoint = load(run / LAST)
+    for band, mean, std in zip(("nir", "red", "green", "blue"), checkpoint.mean, checkpoint.std, strict=True):
+        assert f"| {band} | {mean:.6f} | {std:.6f} |" in card
+    for name, share in zip(("water", "forest", "bare"), checkpoint.facts["mean_label"], strict=True):
+        assert f"| {name} | {100 * share:.1f} % | {metrics['val_mae_of'][name]:.4f} |" in card
+    assert "Acquired within 100.00 to 100.01 E and 30.00 to 30.01 N." in card
     assert "## Licences" in card
     code = (
         card.split("```python")[1].split("```")[0].replace('"encoder.safetensors"', repr(str(folder / export.ENCODER)))
@@ -167,6 +180,29 @@ def test_the_model_card_names_the_data_the_numbers_and_the_rights(folder: Path, 
     names: dict[str, Any] = {}
     exec(code, names)  # what the card tells people to do
     assert names["encoder"].conv1[0].weight.shape[1] == 4
+
+
+def test_numbers_of_another_step_are_not_in_the_card(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    (tmp_path / "run/metrics.json").write_text(json.dumps(metrics | {"steps": 2}))
+    assert export.main([str(tmp_path / "run"), "--out", str(tmp_path / "model")]) == 0
+    card = (tmp_path / "model/README.md").read_text()
+    assert "| not judged at this step | |" in card
+    assert f"{metrics['val_kl']:.4f}" not in card
+
+
+def test_an_item_says_from_when_to_when_and_holds_no_number_that_json_lacks(run: Path) -> None:
+    checkpoint = load(run / LAST)
+    moments = ["2019-12-31T23:00:00", "2020-05-01T03:04:05"]
+    item = stac_item(replace(checkpoint, facts=checkpoint.facts | {"acquired": moments}), 9, 9, {}, {"val_kl": 0.5})
+    assert item["properties"]["start_datetime"] == "2019-12-31T23:00:00Z"
+    assert item["properties"]["end_datetime"] == "2020-05-01T03:04:05Z"
+    assert item["properties"]["mlm:hyperparameters"]["geokr:val_kl"] == 0.5
+    facts = {"bounds": (), "acquired": moments}
+    assert extent(facts) == " Acquired between 2019-12-31 and 2020-05-01."
+    numbers = {"a": [1.5, float("inf"), (float("nan"), -float("inf"))], "b": 3}
+    assert json.loads(to_json(numbers)) == {"a": [1.5, None, [None, None]], "b": 3}
 
 
 def test_the_extent_is_that_of_the_index(tmp_path: Path) -> None:
@@ -184,6 +220,9 @@ def test_licences_are_those_of_the_product() -> None:
     assert any("CC-BY-4.0" in line for line in licences("worldcover_2021"))
     assert any("GlobeLand30" in line and "research" in line for line in licences("globeland30_2020"))
     assert any("not stated" in line for line in licences("made_2020"))
+    for path in (KNOWLEDGE / "products").glob("*.toml"):  # some have several words in their names
+        product = read_toml(path)
+        assert licences(f"{path.stem}_2020")[0] == f"Land cover: {product['title']}: {product['licence']}."
 
 
 def test_exporting_again_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from geokr import store
 from geokr.index import read_index
 from geokr.loader import Batch, TileDataset, TileLoader
+from tests.training.conftest import some_shares
 
 ALL_BANDS = ("blue", "green", "red", "nir")
 
@@ -203,6 +204,7 @@ def test_statistics_are_those_of_the_pixels(build, tmp_path: Path) -> None:
     one = TileLoader(dataset, "train", batch=4).statistics(tiles=6)
     other = TileLoader(dataset, "train", batch=2, rank=1, world=2).statistics(tiles=6)
     assert one == other
+    assert TileLoader(dataset, "train", batch=4, seed=1).statistics(tiles=6) != one  # any tiles, not the first
 
 
 # --- shard after shard
@@ -228,6 +230,10 @@ def test_each_shard_is_read_once_an_epoch(addressed: Path) -> None:
     assert counted[20]["batch_read"] <= 2 * len(shards)
     assert counted[20]["bytes_read"] <= sum(path.stat().st_size for path in shards)
     assert counted[0]["batch_read"] > 3 * len(shards)
+    # With the least buffer, one shard is over before the next begins.
+    loader = TileLoader(addressed, "train", bands=ALL_BANDS, batch=3, buffer=1, seed=1)
+    order = [(scene, row // 4, col // 4) for batch in loader for scene, row, col in addresses(batch)]
+    assert 1 + sum(one != other for one, other in pairwise(order)) == len(set(order)) == len(shards)
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -310,6 +316,24 @@ def test_balanced_classes_come_with_equal_mass(build, tmp_path: Path, buffer: in
     assert mass[1.0] == pytest.approx([20, 20, 20], abs=2)  # a tile comes n or n + 1 times
 
 
+def test_each_epoch_is_a_draw_of_its_own(build, tmp_path: Path) -> None:
+    """Which tiles come, and which date goes with them."""
+    share = np.zeros((6, 10, 3), np.float32)
+    share[..., 0], share[0, :4] = 1, [0, 0.5, 0.5]
+    dataset = build(tmp_path / "few", {"only": coordinates_of(6, 10)}, {"only": share})
+    loader = TileLoader(dataset, "train", batch=4, balance=1.0, seed=5)
+    drawn = [np.sort(loader.order(epoch)).tolist() for epoch in range(3)]
+    assert drawn[0] != drawn[1] != drawn[2]
+    assert drawn == [np.sort(loader.order(epoch)).tolist() for epoch in range(3)]
+    pairs = TileLoader(dated(build, tmp_path / "dated"), "train", bands=ALL_BANDS, batch=9, pairs=True, seed=1)
+    partners = []
+    for epoch in range(6):
+        (batch,) = pairs.epoch(epoch)
+        assert batch.pair is not None
+        partners.append(sorted(zip(addresses(batch), batch.pair[:, 0, 0, 0].tolist(), strict=True)))
+    assert len({str(its) for its in partners}) > 2  # of eight ways
+
+
 def dated(build: Callable[..., Path], root: Path) -> Path:
     """Three scenes of one place at two dates and twice on one day; place is the column, pixels tell the scene."""
     scenes = {"first": (0, "2019-05-01T03:00"), "second": (1, "2020-06-01"), "same_day": (2, "2019-05-01T23:00")}
@@ -318,9 +342,9 @@ def dated(build: Callable[..., Path], root: Path) -> Path:
         pixels[name] = np.full((1, 4, 4, 8, 8), 200, np.uint8)
         pixels[name][:, :, 0] = number
         pixels[name][:, :, 2] = np.arange(4)[None, :, None, None]
-        share[name] = np.full((1, 4, 3), 1 / 3, np.float32)
+        share[name] = some_shares(1, 4, seed=number)
     place = [f"p{col}" for col in range(4)] * 3
-    place[3] = place[7] = None  # the last column has a place in the third scene alone
+    place[0] = place[4] = None  # the first column has a place in the third scene alone
     acquired = np.repeat([np.datetime64(when, "us") for _, when in scenes.values()], 4)
     more = {"place": np.array(place, object), "acquired": acquired}
     return build(root, pixels, share, more=more)
@@ -330,6 +354,7 @@ def test_pairs_are_of_one_place_at_two_dates(build, tmp_path: Path) -> None:
     dataset = dated(build, tmp_path / "dated")
     loader = TileLoader(dataset, "train", bands=ALL_BANDS, batch=3, pairs=True, seed=1)
     assert loader.tiles == 9
+    assert np.array_equal(loader.share, loader.chosen.share[np.sort(loader.order(0))])
     seen = set()
     for epoch in range(6):
         whole = list(loader.epoch(epoch))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geokr.order import by_shard, class_chances, companions, draw
+from geokr.order import DRAW, by_shard, class_chances, companions, draw, random
 
 
 def expected_mass(share: np.ndarray, balance: float) -> np.ndarray:
@@ -61,6 +61,20 @@ def test_a_draw_holds_each_tile_as_often_as_its_chance_says(seed: int, tiles: in
     assert (np.abs(times - chance * tiles) < 1 + 1e-9).all()
 
 
+@pytest.mark.parametrize("times", [[0.2, 0.2, 2.6], [0.3, 0.3, 0.3, 0.3, 0.8, 4.0]])
+def test_over_many_draws_each_tile_comes_as_often_as_its_chance(times: list[float]) -> None:
+    """And any two of them together now and then, neighbours too."""
+    n = len(times)
+    found = np.stack([np.bincount(draw(np.array(times) / n, random(0, k, DRAW)), minlength=n) for k in range(3000)])
+    assert found.mean(axis=0) == pytest.approx(times, abs=0.04)
+    assert n == 3 or ((found.T @ found) > 0).all()
+
+
+def test_streams_of_random_numbers_are_unlike() -> None:
+    drawn = [random(seed, epoch, stream).random() for seed in range(3) for epoch in range(3) for stream in range(3)]
+    assert len(set(drawn)) == 27
+
+
 @given(
     seed=st.integers(0, 50),
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12),
@@ -88,6 +102,14 @@ def test_a_large_buffer_mixes_all_shards() -> None:
     order = by_shard(shard, 100_000, np.random.default_rng(0), 0, 1000)
     assert len(set(shard[order[:50]])) > 10
     assert len(set(shard[by_shard(shard, 1, np.random.default_rng(0), 0, 1000)[:50]])) == 1
+
+
+def test_any_shard_may_come_first_and_any_tile_be_left_out() -> None:
+    shard = np.repeat(np.arange(3), [4, 5, 2])
+    orders = [by_shard(shard, 1, np.random.default_rng(seed), 0, 10) for seed in range(300)]
+    assert {shard[order[0]] for order in orders} == {0, 1, 2}
+    left_out = np.bincount([(set(range(11)) - set(order.tolist())).pop() for order in orders], minlength=11)
+    assert left_out.min() > 0.3 * left_out.mean()
 
 
 @given(

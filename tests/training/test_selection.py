@@ -72,6 +72,8 @@ def test_values_are_what_they_read_as() -> None:
     assert condition.met(pa.chunked_array([["GF2", None, "GF1 PMS", "GF1"]])).to_pylist() == [True, False, True, False]
     coded = pa.chunked_array([pa.array(["GF2", None, "GF3"]).dictionary_encode()])
     assert condition.met(coded).to_pylist() == [True, False, False]
+    numbers = pa.chunked_array([pa.array([1.0, NAN, None, 2.0], from_pandas=False)])
+    assert read_condition("gsd != 1").met(numbers).to_pylist() == [False, False, False, True]
     late = read_condition("acquired > 2020-01-01").met(pa.chunked_array([[datetime(2020, 1, 2), None]]))
     assert late.to_pylist() == [True, False]
 

@@ -1,7 +1,9 @@
 """Training learns, stops anywhere and goes on as if it had not, and is the same however many share it."""
 
+import copy
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -14,6 +16,7 @@ from dataclasses import replace
 from functools import partialmethod
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,12 +25,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm import tqdm
 
 from geokr import train
 from geokr.checkpoint import BEST, LAST, load
 from geokr.config import configure
 from geokr.journal import Journal, drawn
-from geokr.learner import Learner, begin, facts_of, learn, step_losses, validate
+from geokr.learner import STUDENT_VIEW, TEACHER_VIEW, Learner, begin, facts_of, learn, step_losses, validate
 from geokr.loader import TileLoader
 from geokr.processes import Place
 
@@ -240,6 +244,39 @@ def by_a_step(dataset: Path, *settings: str, weight: torch.Tensor | None = None)
     return learner
 
 
+def test_a_line_of_the_log_is_of_the_steps_since_the_last(coloured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, written = by_a_step(coloured), []
+    learner.window[:3] = torch.tensor([[1, 2, 3], [2, 4, 6], [6, 9, 12]])
+    journal: Any = SimpleNamespace(write=lambda *line: written.append(line))
+    bar = SimpleNamespace(set_postfix_str=lambda *_, **__: None)
+    monkeypatch.setattr(train.time, "perf_counter", lambda: 110.0)
+    train.note_losses(learner, journal, bar, train.Clock(since=100.0, waited=2.5, tiles=320))
+    ((step, split, values),) = written
+    assert (step, split, learner.noted) == (3, "train", 3)
+    losses = {"loss": 3.0, "kl": 5.0, "disagreement": 7.0}
+    assert values == {**losses, "lr": values["lr"], "tiles_per_s": 32.0, "waiting": 0.25}
+
+
+@pytest.mark.parametrize("step", [0, 4, 6, 11])
+def test_steps_go_through_epoch_after_epoch(coloured: Path, step: int) -> None:
+    loader = TileLoader(coloured, "train", batch=32, seed=1)
+    wanted = [batch.share for epoch in range(3) for batch in loader.epoch(epoch)]
+    found = [batch.share for batch in islice(train.batches(loader, step, 18), 18 - step)]
+    assert len(wanted) == 18
+    assert all(torch.equal(*pair) for pair in zip(found, wanted[step:], strict=True))
+    assert not torch.equal(wanted[0], wanted[6])
+
+
+def test_the_second_signal_ends_the_process_as_ever() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with train.signals() as caught:
+        signal.raise_signal(signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def far(one: Learner, other: Learner) -> float:
     """The largest difference between the students' weights."""
     pairs = zip(one.student.parameters(), other.student.parameters(), strict=True)
@@ -303,10 +340,12 @@ def test_tiles_are_filtered_and_weighted_by_columns(build, tmp_path: Path) -> No
 
 def test_how_tiles_are_drawn_is_a_setting(coloured: Path) -> None:
     """Training's tiles are those of a loader with the same options; held-out tiles keep their order."""
-    options: dict[str, Any] = {"balance": 0.5, "buffer": 64, "seed": 3, "on_error": "skip"}
+    options: dict[str, Any] = {"balance": 0.5, "buffer": 64, "seed": 3, "on_error": "skip", "min_known": 0.75}
     config = configure("geokr", None, [*SMALL, *(f"{name}={value}" for name, value in options.items())])
     training, held_out = train.loaders(str(coloured), config, ALONE)
-    alike = TileLoader(coloured, "train", batch=32, min_known=0.5, **options)
+    alike = TileLoader(coloured, "train", batch=32, **options)
+    assert (training.tiles, held_out.tiles) == (alike.tiles, int((held_out.chosen.known >= 0.75).sum()))
+    assert training.tiles < 192
     for number in range(2):
         assert all(
             torch.equal(one.image, other.image)
@@ -331,6 +370,8 @@ def test_tiles_that_cannot_be_read_are_skipped_and_counted_if_asked(
     skipped = [line["skipped"] for line in lines if "skipped" in line]
     assert skipped == sorted(skipped)
     assert skipped[-1] >= 2 * 64  # two epochs; what statistics and the probe leave out counts, too
+    curve = csv.DictReader((tmp_path / "run/plots/val.csv").open())
+    assert [row["step"] for row in curve] == ["6", "12"]  # unless told otherwise, once an epoch
 
 
 def test_of_a_pair_the_teacher_sees_the_other_date(build, tmp_path: Path) -> None:
@@ -369,8 +410,61 @@ def test_pairs_need_a_teacher_and_a_permutation(settings: list[str]) -> None:
         configure("geokr", None, ["pairs=true", *settings])
 
 
-def test_a_long_gradient_is_shortened(coloured: Path) -> None:
-    settings = ["optimiser=sgd", "lr=1", "weight_decay=0", "objective=supervised", "steps=1"]
+def test_each_step_has_views_of_its_own(coloured: Path) -> None:
+    learner = by_a_step(coloured)
+    image = next(iter(learner.training)).image
+    found = {}
+    for seed in (0, 1):
+        learner.config = replace(learner.config, seed=seed)
+        for learner.step, stream in itertools.product((0, 1, 2), (STUDENT_VIEW, TEACHER_VIEW)):
+            found[seed, learner.step, stream] = learner.view(image, stream)
+            assert torch.equal(learner.view(image, stream), found[seed, learner.step, stream])
+    assert not any(torch.equal(*pair) for pair in itertools.combinations(found.values(), 2))
+    pixels = learner.normalised(image.float() / 255)
+    assert float(pixels.mean((0, 2, 3)).abs().max()) < 0.3  # as much as a batch is off the data set
+    assert pixels.std((0, 2, 3)).tolist() == pytest.approx([1.0] * 3, abs=0.3)
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.0067379), (10, 0.2865048), (19, 0.9875778), (20, 1.0), (39, 1.0)])
+def test_the_consistency_rises_over_a_part_of_the_run(coloured: Path, step: int, share: float) -> None:
+    """exp(-5 (1 - t) ^ 2) of it, t being 1 after half of 40 steps."""
+    learner = by_a_step(coloured, "steps=40", "ramp_up=0.5", "consistency=3")
+    learner.step = step
+    batch = next(iter(learner.training))
+    loss, kl, disagreement = step_losses(learner, batch.image, batch.image, batch.share, 0).T
+    assert torch.allclose(loss, kl + 3 * share * disagreement, atol=1e-6)
+    assert float(disagreement.detach().max()) > 1e-3
+
+
+def test_biases_and_normalisation_do_not_decay(coloured: Path) -> None:
+    """A step of tiles without weight has no gradient: what is left of it is the decay."""
+    settings = ["objective=supervised", "lr=0.1", "weight_decay=0.5", "warm_up=0", "steps=9"]
+    config = configure("geokr", None, [*SMALL, *settings])
+    training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
+    learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+    before = [parameter.detach().clone() for parameter in learner.student.parameters()]
+    learn(learner, replace(next(iter(training)), weight=torch.zeros(32)))
+    for now, then in zip(learner.student.parameters(), before, strict=True):
+        assert torch.allclose(now, then * (0.95 if then.ndim > 1 else 1.0), rtol=1e-5, atol=0)
+
+
+def test_what_a_network_drops_is_a_function_of_seed_and_step(coloured: Path) -> None:
+    learners = [by_a_step(coloured, "optimiser=sgd", "lr=0.05") for _ in range(3)]
+    for number, learner in enumerate(learners):
+        for module in learner.student.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.5 if number else 0.0
+        torch.manual_seed(number)
+        torch.rand(number)
+        learn(learner, next(iter(learner.training)))
+    assert far(learners[1], learners[2]) == 0
+    assert far(learners[0], learners[1]) > 1e-4  # it does drop
+
+
+@pytest.mark.parametrize("amp", ["fp32", "fp16"])
+def test_a_long_gradient_is_shortened(coloured: Path, amp: str) -> None:
+    """That of the loss, not of the loss as it is scaled for half precision."""
+    settings = ["optimiser=sgd", "lr=1", "weight_decay=0", "objective=supervised", "steps=1", f"amp={amp}"]
     start = by_a_step(coloured, *settings, weight=torch.ones(32))
     assert start.config.clip == 0
     config = configure("geokr", None, [*SMALL, "model=test_vit", *settings, "warm_up=0", "clip=0.01"])
@@ -467,7 +561,34 @@ def test_validation_judges_features_and_classes_too(coloured: Path) -> None:
     assert np.trace(last.confusion) > np.trace(first.confusion)
     assert list(last.error) == list(training.classes)
     assert np.mean(list(last.error.values())) == pytest.approx(last.numbers["mae"])
+    mean = (training.share.sum(0) + 1 / 3) / (len(training.share) + 1)  # one tile of equal shares is added
+    kl = torch.nn.functional.kl_div(torch.from_numpy(mean).log(), last.shares["label"], reduction="none").sum(1).mean()
+    assert last.numbers["kl_of_mean"] == pytest.approx(float(kl), abs=1e-5)
     assert torch.equal(last.shares["label"], torch.from_numpy(held_out.share))
+
+
+@pytest.mark.parametrize("objective", ["geokr", "reference", "supervised"])
+def test_validation_is_of_the_teacher_in_evaluation_mode_and_changes_nothing(coloured: Path, objective: str) -> None:
+    periods = ["ema_periods=1000"] if objective == "reference" else []
+    learner = by_a_step(coloured, "model=test_resnet", "amp=fp32", f"objective={objective}", *periods)
+    networks = [network for network in (learner.student, learner.teacher) if network is not None]
+    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    modes = [network.training for network in networks]
+    found = validate(learner).numbers["kl"]
+    assert [network.training for network in networks] == modes
+    assert all(same(network.state_dict(), state) for network, state in zip(networks, before, strict=True))
+    kl = []
+    with torch.no_grad():
+        for network in networks:
+            network.eval()
+            parts = []
+            for batch in learner.held_out:
+                logits, _ = network(learner.normalised(batch.image.float() / 255))
+                p = torch.softmax(logits.double(), dim=1)
+                parts.append((torch.special.xlogy(batch.share, batch.share) - batch.share * p.log()).sum(1))
+            kl.append(float(torch.cat(parts).mean()))
+    assert found == pytest.approx(kl[-1], rel=1e-4)  # networks ends with the teacher, where there is one
+    assert len(kl) == 1 or found != pytest.approx(kl[0], rel=1e-3)
 
 
 def test_the_teacher_of_each_preset(coloured: Path) -> None:
@@ -490,6 +611,7 @@ def test_the_teacher_of_each_preset(coloured: Path) -> None:
         hooks = [network.register_forward_pre_hook(note) for network in (student, teacher)]
         learn(learner, next(iter(training)))
         assert torch.equal(seen[student], seen[teacher]) == (preset == "reference")
+        assert (0 <= float(seen[student].min()) < float(seen[student].max()) <= 1) == (preset == "reference")
         for hook in hooks:
             hook.remove()
         buffer, weight = "encoder.conv1.1.running_mean", "encoder.conv1.0.weight"
@@ -567,6 +689,9 @@ def test_two_processes_do_the_work_of_one(coloured: Path, tmp_path: Path) -> Non
         metrics = [json.loads((path / "metrics.json").read_text()) for path in (alone, tmp_path / run)]
         assert metrics[0].pop("val_mae_of") == pytest.approx(metrics[1].pop("val_mae_of"), abs=1e-3)
         assert metrics[0] == pytest.approx(metrics[1], abs=1e-3)
+        curves = [csv.DictReader((path / "plots/train.csv").open()) for path in (alone, tmp_path / run)]
+        ours, its = ([float(row["loss"]) for row in curve] for curve in curves)
+        assert ours == pytest.approx(its, abs=1e-3)
 
     # A signal to one process stops all, at the next step at which they talk. What was shared out goes on in copies.
     ended = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
@@ -615,6 +740,10 @@ def test_logs_for_viewers(coloured: Path, tmp_path: Path, capsys: pytest.Capture
     assert views.size == (8 * 32, 2 * 32)
     label = seen.Histograms("label/water")[0].histogram_value
     assert (label.num, label.min >= 0, label.max <= 1) == (64, True, True)
+    share = TileLoader(coloured, "val", batch=32, shuffle=False).share
+    for k, name in enumerate(("water", "forest", "bare")):
+        label = seen.Histograms(f"label/{name}")[0].histogram_value
+        assert label.sum == pytest.approx(float(share[:, k].sum()), rel=1e-5)
     for path in (tmp_path / "plots/confusion.png", tmp_path / "dvclive/plots/images/confusion.png"):
         assert Image.open(path).size[0] > 3 * 40
     curve = (tmp_path / "dvclive/plots/metrics/val/kl.tsv").read_text().splitlines()
@@ -640,6 +769,26 @@ def test_views_are_shown_in_true_colour(tmp_path: Path) -> None:
     picture = Image.open(io.BytesIO(event.encoded_image_string))
     found = [picture.getpixel(place) for place in ((3, 3), (9, 3), (3, 9), (9, 9))]
     assert found == [(255, 0, 0)] * 3 + [(0, 0, 255)]
+    journal = Journal(tmp_path / "grey", ("tensorboard",), 0)  # without a blue band, the first in grey
+    journal.show_views(1, views[:, :3], ("nir", "red", "green"))
+    journal.close()
+    (event,) = EventAccumulator(str(tmp_path / "grey/tensorboard")).Reload().Images("views of student and teacher")
+    picture = Image.open(io.BytesIO(event.encoded_image_string))
+    assert {picture.getpixel(place) for place in ((3, 3), (9, 3), (3, 9), (9, 9))} == {(127, 127, 127)}
+
+
+def test_a_log_goes_on_from_the_step_of_the_checkpoint(tmp_path: Path) -> None:
+    """What an earlier process wrote after it is gone from all of them."""
+    for start, steps, factor in ((0, (1, 2, 3), 1.0), (2, (3, 4), 10.0)):
+        journal = Journal(tmp_path, ("tensorboard",), start)
+        for step in steps:
+            journal.write(step, "train", {"kl": factor * step})
+        journal.close()
+    wanted = [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/kl")
+    assert [(event.step, event.value) for event in events] == wanted
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["kl"]) for row in rows] == wanted
 
 
 def test_batch_norm_over_processes_needs_gpus(coloured: Path) -> None:
@@ -649,3 +798,12 @@ def test_batch_norm_over_processes_needs_gpus(coloured: Path) -> None:
     with pytest.raises(ValueError, match="sync_batch_norm needs GPUs"):
         begin(config, Place(0, 2, torch.device("cpu")), training, held_out, facts)
     begin(config, ALONE, training, held_out, facts)
+
+
+def test_without_a_terminal_progress_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    with tqdm(total=2, file=train.Lines(), mininterval=0) as bar:
+        bar.update()
+        bar.update()
+    said = capsys.readouterr().err
+    assert "\r" not in said
+    assert [line.split("%")[0] for line in said.splitlines()] == ["0", "50", "100", "100"]
