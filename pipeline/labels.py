@@ -7,9 +7,8 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from geokr import store
+from geokr import files, gdal, store
 from geokr.index import read_summary
 from geokr.landcover import LandCover, LandCoverError, find
 from geokr.legend import Legend
@@ -29,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--data", required=True, metavar="DATASET", help="a data set that was built to the end")
-    add("--landcover", required=True, nargs="+", metavar="DIR", help="directories (or files) with its sheets")
+    add("--landcover", required=True, nargs="+", metavar="DIR", help="directories (or files, or URLs) with its sheets")
     add("--legend", nargs="+", default=[], metavar="FILE", help="descriptions of your own products")
     add("--labels", metavar="NAME", help="label set of the index from now on: the new one, or the one it has")
     add("--workers", type=int, metavar="N", help="processes on this machine (one a core)")
@@ -58,6 +57,7 @@ def label_anew(options: argparse.Namespace) -> list[str]:
         "labels": options.labels or summary["labels"],
     }
     config = read_config(None, settings)
+    gdal.fingerprint.cache_clear()  # of an earlier run in this process
     covers = find(options.landcover, config.legends, config.taxonomy)
     if config.labels not in (known := [summary["labels"], *(cover.name for cover in covers)]):
         raise ConfigError(f"labels is {config.labels}, expected one of {', '.join(known)}")
@@ -66,7 +66,7 @@ def label_anew(options: argparse.Namespace) -> list[str]:
     there = [LandCover(name, 0, legend, ()) for name in summary["label_sets"]]
     every = sorted({cover.name: cover for cover in [*there, *covers]}.values(), key=lambda cover: cover.name)
     index.label_set(config, every)
-    entries = read_catalog(Path(options.data) / CATALOG)
+    entries = read_catalog(files.join(options.data, CATALOG))
     with cluster(options.workers) as client:
         labels.run(config, covers, entries, client)
         return summary_table(index.run(config, every, entries, client))

@@ -26,7 +26,7 @@ import zarr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from geokr import files, store
+from geokr import files, gdal, store
 from geokr.crs import transformer
 from geokr.index import DATASET, INDEX, split_by_place
 from geokr.landcover import find
@@ -424,7 +424,11 @@ def recomputed(data: DataSet, number: int) -> list[str]:
     block = data.config.block
     groups = chosen.groupby(["scene", chosen["row"] // block, chosen["col"] // block])
     scenes = {scene.name: scene for scene in data.scenes}
-    (cover,) = (cover for cover in find(data.config.landcover) if cover.name == data.summary["labels"])
+    (cover,) = (
+        cover
+        for cover in find(data.config.landcover, data.config.legends, data.config.taxonomy)
+        if cover.name == data.summary["labels"]
+    )
 
     def check(group: tuple[tuple[str, int, int], Any]) -> list[str]:
         (name, i, j), tiles = group
@@ -466,6 +470,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {options.dataset}: no {DATASET}; is it a data set that was built to the end?", file=sys.stderr)
         return 2
     wrong = 0
+    gdal.fingerprint.cache_clear()  # of an earlier run in this process
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         data = DataSet(options.dataset, threads)
         checks: list[tuple[str, Callable[[], list[str]]]] = [

@@ -7,7 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from geokr import files, store
+from geokr import files, inputs, store
+from geokr.gdal import fingerprint
 from pipeline import quarantine, stac
 from pipeline.catalog import CATALOG, Entry, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
@@ -19,7 +20,7 @@ from pipeline.run import Batch, Client, stream
 from pipeline.scene import Scene
 from pipeline.stages.blocks import finish
 from pipeline.tasks.survey import CatalogJob, read_and_survey
-from pipeline.terrain import fingerprint, vertical
+from pipeline.terrain import vertical
 from pipeline.watch import Progress
 
 log = logging.getLogger(__name__)
@@ -36,9 +37,9 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     Raises FileNotFoundError for a directory that is not there, ConfigError where no scene is found.
     """
     out = config.out
-    dem = None if config.dem is None else str(Path(config.dem).absolute())
+    dem = None if config.dem is None else inputs.absolute(config.dem)
     software = {name: version(name) for name in SOFTWARE}
-    geoid = None if config.geoid is None else str(Path(config.geoid).absolute())
+    geoid = None if config.geoid is None else inputs.absolute(config.geoid)
     table = config.coefficients or str(CALIBRATION)
     provenance = json.dumps(
         {
@@ -56,7 +57,8 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     )
     tell_heights(dem, geoid)
     found_there = list(deliveries(config.scenes))
-    digests = {here.path: stac.digest(json.loads(here.item)) for here in found_there if here.item}
+    digests = {here.path: here.state for here in found_there if here.state}
+    digests |= {here.path: stac.digest(json.loads(here.item)) for here in found_there if here.item}
     known = unchanged(store.join(out, CATALOG), provenance, digests)
     # What refused a part of a delivery before must be found again, so such a one is read again.
     faults = [entry["detail"] for entry in quarantine.read(out) if entry["stage"] == "catalog"]

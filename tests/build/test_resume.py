@@ -17,7 +17,7 @@ from geokr.landcover import find
 from pipeline import watch
 from pipeline.build_levir_kr import main
 from pipeline.scene import SceneError
-from pipeline.stages import catalog, labels, tiles
+from pipeline.stages import catalog, index, labels, tiles
 from pipeline.tasks.tiles import TileJob, TileReport, build_tiles
 from tests.build.conftest import Built
 from tests.build.test_runs import contents
