@@ -69,14 +69,22 @@ def remote(url: str) -> list[Delivery]:
     if name.endswith(ARCHIVES):
         return [Delivery(url, (url,), state=state((url,), {url: inputs.stat(url)}))]
     if name.endswith(IMAGES):
-        there = {url: Stat(0, "")}
-        if name.startswith("s3://"):
-            there |= inputs.listing(url.rpartition("/")[0], deep=False)
+        there = beside(url)
         return [Delivery(group[0], group, state=state(group, there)) for group in products(there) if url in group]
     if name.startswith("s3://"):
         there = inputs.listing(url)
         return ordered([*there], there)
     return [item_delivery(found) for found in stac.items(url)]  # an API's answer has no suffix
+
+
+def beside(url: str) -> dict[str, Stat]:
+    """What a server tells of an image and, where it lies in a bucket that may be listed, of the files beside it."""
+    try:
+        bucket = url.lower().startswith("s3://")
+        found = inputs.listing(url.rpartition("/")[0], deep=False) if bucket else {url: inputs.stat(url)}
+    except OSError:  # whether it is there, its header will say
+        found = {}
+    return {url: Stat(0, "")} | found
 
 
 def state(names: Iterable[str], there: Mapping[str, Stat]) -> str:

@@ -193,7 +193,8 @@ def provenance(data: DataSet) -> list[str]:
         if missing := [key for key in GROUP if key not in said]:
             yield f"{scene.name}: its group does not say {', '.join(missing)}"
             return
-        if len(entry.scene.checksum) != 64 or entry.scene.bytes < 1 or not entry.scene.images:
+        known = entry.scene.bytes > 0 or not entry.scene.files  # of images on servers, the size need not be known
+        if len(entry.scene.checksum) != 64 or not known or not entry.scene.images:
             yield f"{scene.name}: {CATALOG} does not say which files it was made from"
         grid = grid_of(entry, data.config)
         if grid is None:

@@ -19,7 +19,7 @@ from geokr.shares import read_cells
 from pipeline.archive import MAX_METADATA, member_path
 from pipeline.build_levir_kr import main
 from pipeline.delivery import Refusal, read_delivery
-from pipeline.finding import deliveries
+from pipeline.finding import Delivery, deliveries
 from pipeline.landcover import main as landcover
 from pipeline.raster import read
 from pipeline.scene import Scene, SceneError
@@ -27,7 +27,19 @@ from pipeline.tasks.survey import CatalogJob, read_and_survey
 from pipeline.terrain import Terrain
 from pipeline.unpacked import unpacked
 from tests.broken import BROKEN
-from tests.deliveries import LAT, LON, NAME, STEM, contents, tiff, write_archive, write_dem, write_folder, write_zip
+from tests.deliveries import (
+    LAT,
+    LON,
+    NAME,
+    STEM,
+    contents,
+    coordinates,
+    tiff,
+    write_archive,
+    write_dem,
+    write_folder,
+    write_zip,
+)
 from tests.s3 import Server
 
 Publish = Callable[[Path], str]
@@ -51,6 +63,11 @@ def only(path: str | Path) -> Scene:
     (item,) = found(path)
     assert isinstance(item, Scene), item
     return item
+
+
+def only_delivery(path: str) -> Delivery:
+    (one,) = deliveries([path])
+    return one
 
 
 def noise(size: int) -> bytes:
@@ -230,6 +247,19 @@ def test_a_delivery_is_known_by_each_of_its_files(tmp_path: Path, s3: Server, su
     s3.put(key, s3.get(key)[:-1] + b"\1")
     (after,) = deliveries([url])
     assert after.state != before.state
+
+
+def test_an_image_on_a_server_is_known_while_it_stays(tmp_path: Path, publish: Publish) -> None:
+    path = tmp_path / "map.tif"
+    states: set[str] = set()
+    for size in (40, 41):
+        path.write_bytes(tiff(coordinates(size, size), crs="EPSG:32648", transform=Affine(8, 0, 5e5, 0, -8, 2.7e6)))
+        url = publish(path)
+        first, second = (only_delivery(url).state for _ in range(2))
+        assert first == second
+        assert len(first) == 64
+        states.add(first)
+    assert len(states) == 2
 
 
 def test_metadata_of_megabytes_is_not_fetched(tmp_path: Path, s3: Server) -> None:

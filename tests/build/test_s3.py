@@ -20,6 +20,7 @@ import pytest
 import rasterio
 import xarray
 from affine import Affine
+from rasterio.io import MemoryFile
 
 from geokr import files, store
 from geokr.index import read_index, read_summary
@@ -166,8 +167,13 @@ def test_another_dem_or_sheet_of_the_same_size_is_refused_by_name(
     files = [built.directory / "dem.tif"] if kind == "dem" else sorted((built.directory / "landcover").iterdir())
     file, key = files[0], f"world/{files[0].relative_to(built.directory)}"
     was = file.read_bytes()
-    other = bytearray(was)
-    other[len(was) // 2] ^= 1  # in the middle of its cells, and at none of its ends
+    with rasterio.open(file) as raster:
+        cells, profile = raster.read() // 50 * 50, raster.profile
+    with MemoryFile() as memory:
+        with memory.open(**profile) as raster:
+            raster.write(cells)
+        other = memory.read().ljust(len(was), b"\0")  # a TIFF may go on behind its end
+    assert len(other) == len(was)
     config = remote(built.config) if place == "bucket" else built.config
     what = "dem_fingerprint" if kind == "dem" else rf"sheets\.{file.name}"
     said = rf"was built with other settings or from other input \({what} was \w{{64}}, now \w{{64}}\)"
@@ -180,7 +186,7 @@ def test_another_dem_or_sheet_of_the_same_size_is_refused_by_name(
             labels.run(config, covers, read_catalog(f"{config.out}/{CATALOG}"), None)
 
     try:
-        bucket.put(key, bytes(other)) if place == "bucket" else file.write_bytes(other)
+        bucket.put(key, other) if place == "bucket" else file.write_bytes(other)
         with pytest.raises(store.StoreError, match=said):
             run()
     finally:
