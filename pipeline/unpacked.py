@@ -47,12 +47,12 @@ def unpacked(path: str) -> Iterator[str]:
     in_place = f"/vsi{kind}/{{{gdal.path(archive)}}}/{member}"
     try:
         state = inputs.stat(archive)
-        if not compressed(kind, archive, member, state):
-            yield in_place
-            return
-        folder = scratch()
+        folder = scratch() if compressed(kind, archive, member, state) else None
     except OSError as error:
         raise SceneError(f"{archive}: cannot be unpacked: {error}") from error
+    if folder is None:
+        yield in_place
+        return
     name = hashlib.sha256(os.fsencode(f"{path} {state.size} {state.version}")).hexdigest()[:32]
     copy = folder / f"{name}.tif"
     with (folder / f"{name}.lock").open("w") as lock:

@@ -6,6 +6,7 @@ It is a process of its own: GDAL keeps Python's lock while it looks for files be
 import itertools
 import logging
 import multiprocessing
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,6 +108,13 @@ class Server:
         return f"s3://bucket/{key}"
 
 
+def end_with_parent() -> None:
+    """End the process when the one that started it is gone, be it killed."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+    os._exit(0)
+
+
 def serve(port: Any, counts: Any, asked: Any) -> None:
     """The server's process."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -131,6 +139,7 @@ def serve(port: Any, counts: Any, asked: Any) -> None:
         start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
         return [body]
 
+    threading.Thread(target=end_with_parent, daemon=True).start()
     http = make_server("127.0.0.1", 0, answer, threaded=True)
     port.put(http.server_port)
     http.serve_forever()

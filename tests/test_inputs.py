@@ -204,12 +204,15 @@ def test_an_archive_on_a_server_is_the_same_delivery(tmp_path: Path, publish: Pu
 
 
 def test_another_archive_at_the_same_address_is_unpacked_anew(tmp_path: Path, publish: Publish) -> None:
+    """Be it of the same size."""
     path = write_archive(tmp_path / f"{NAME}.tgz", contents())
+    other = contents() | {f"{STEM}.tiff": contents()[f"{STEM}.tiff"][::-1]}
+    packed = [file.read_bytes() for file in (path, write_archive(tmp_path / "other.tgz", other))]
+    path.write_bytes(packed[0].ljust(100_000, b"\0"))  # which gzip passes over
     member = member_path(publish(path), f"{STEM}.tiff")
     with unpacked(member) as first:
         pass
-    other = contents() | {f"{STEM}.tiff": contents()[f"{STEM}.tiff"][::-1]}
-    write_archive(path, other)
+    path.write_bytes(packed[1].ljust(100_000, b"\0"))
     os.utime(path, (1e9, 1e9))
     publish(path)
     with unpacked(member) as second:
@@ -232,6 +235,7 @@ def test_a_folder_in_a_bucket_is_the_same_delivery(tmp_path: Path, s3: Server) -
     for place in (url, f"{url}/{STEM}.tiff"):
         there = only(place)
         assert (there.delivery, there.files) == (f"{url}/{STEM}.tiff", ())
+        assert there.bytes == (folder / f"{STEM}.tiff").stat().st_size
         assert replace(there, delivery=here.delivery, files=here.files, images=here.images) == here
         assert np.array_equal(read(there.images[0])[0], read(here.images[0])[0])
 

@@ -2,12 +2,15 @@
 
 import multiprocessing
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.s3 import end_with_parent
 
 PROCESSES = multiprocessing.get_context("spawn")
 
@@ -43,6 +46,7 @@ class Ranges(SimpleHTTPRequestHandler):
 
 def serve(port: Any, directory: str) -> None:
     """The server's process."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=directory)) as server:
         port.put(server.server_address[1])
         server.serve_forever()
