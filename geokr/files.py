@@ -194,12 +194,6 @@ def kvstore(root: str | Path) -> dict[str, Any]:
     return spec
 
 
-def keys_under(root: str) -> list[str]:
-    """Names of the objects under a place in a bucket, as they go on from there, sorted. Raises OSError."""
-    place = root.rstrip("/")
-    return sorted(key.decode(errors="surrogateescape") for key in _request(_open(place, endpoint()).list(), root))
-
-
 def _split(path: str | Path) -> tuple[Any, str]:
     root, _, key = str(path).rpartition("/")
     return _open(root, endpoint()), key

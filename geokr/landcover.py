@@ -1,4 +1,4 @@
-"""Land-cover products and their sheets, as found in directories.
+"""Land-cover products and their sheets, as found in directories or under places in a bucket.
 
 A product is described by a file in `knowledge/products/`, or one of the user's: how its sheets are named, how far
 each one counts, and what its codes mean.
@@ -7,18 +7,19 @@ each one counts, and what its codes mean.
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import rasterio
 import shapely
 from pyproj import CRS
 from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
+from geokr import gdal, inputs
 from geokr.crs import is_geographic
 from geokr.legend import BASE, KNOWLEDGE, OWN, Legend, Taxonomy, read_legend, read_taxonomy, read_toml
 from geokr.outlines import LONLAT, Floats, project, rings
@@ -41,7 +42,7 @@ class Sheet:
     """One raster of a product, or one band of it."""
 
     path: str
-    """The file."""
+    """The file: a path or a URL."""
     source: str
     """What GDAL opens: the file, or a layer in it."""
     band: int
@@ -138,22 +139,20 @@ def read_product(path: Path) -> Product:
 
 
 def find(paths: Iterable[str | Path], legends: Iterable[str | Path] = (), taxonomy: str = BASE) -> list[LandCover]:
-    """Products found under directories (or named files), sorted by name; other files are passed over.
+    """Products found under directories, URLs or named files, sorted by name; other files are passed over.
 
     So are rasters that no product names, with a warning. legends: the user's descriptions of products. taxonomy: see
     `read_taxonomy`, or `own` for each product's own classes. Raises LandCoverError where a path does not exist, a
     description or a sheet cannot be used, a sheet is there twice or overlaps another, or nothing is recognised.
     """
     known = products(legends)
-    places = [Path(path) for path in paths]
+    places = [str(path) for path in paths]
     survey = take_stock(places, known, taxonomy)
     if survey.faults:
         raise LandCoverError(survey.faults[0])
     if not survey.covers:
         names = ", ".join(product.name for product in known)
-        raise LandCoverError(
-            f"{', '.join(map(str, places))}: no land-cover sheet is recognised here; known are {names}"
-        )
+        raise LandCoverError(f"{', '.join(places)}: no land-cover sheet is recognised here; known are {names}")
     if survey.unplaced:
         more = f" and {len(survey.unplaced) - 1} more" if len(survey.unplaced) > 1 else ""
         log.warning("%s%s: no product names its sheets so; passed over", survey.unplaced[0], more)
@@ -162,37 +161,43 @@ def find(paths: Iterable[str | Path], legends: Iterable[str | Path] = (), taxono
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What lies under some directories."""
+    """What lies under some places."""
 
     covers: list[LandCover]
     """Sorted by name; of sheets without a fault."""
     faults: list[str]
     """A sentence for each sheet that cannot be used."""
-    unplaced: list[Path]
+    unplaced: list[str]
     """Rasters that no product recognises."""
 
 
-def take_stock(places: Iterable[Path], known: Sequence[Product], taxonomy: str) -> Survey:
-    """The products under directories, and all that is wrong with their sheets.
+def take_stock(places: Iterable[str | Path], known: Sequence[Product], taxonomy: str) -> Survey:
+    """The products under directories or URLs, and all that is wrong with their sheets.
 
     Raises LandCoverError where a path does not exist, or a description or taxonomy cannot be used.
     """
     faults: list[str] = []
-    unplaced: list[Path] = []
-    found: dict[tuple[str, int], tuple[Product, dict[str, Sheet]]] = {}
+    unplaced: list[str] = []
+    recognised: list[tuple[str, Product, dict[str, Any], dict[str, str]]] = []
     for file in walk(places):
-        product, matched = next(((p, m) for p in known if (m := p.match(file.name))), (None, None))
+        product, matched = next(((p, m) for p in known if (m := p.match(PurePosixPath(file).name))), (None, None))
         if product is None or matched is None:
-            unplaced += [file] if file.suffix.lower() in RASTERS else []
-            continue
-        try:
-            for year, sheet in read_sheets(file, *matched):
-                _, sheets = found.setdefault((product.name, year), (product, {}))
-                if (key := file.name.lower()) in sheets:  # its area would count twice
-                    raise LandCoverError(f"{file}: the sheet is there already, as {sheets[key].path}")
-                sheets[key] = sheet
-        except LandCoverError as error:
-            faults.append(str(error))
+            unplaced += [file] if PurePosixPath(file).suffix.lower() in RASTERS else []
+        else:
+            recognised.append((file, product, *matched))
+    found: dict[tuple[str, int], tuple[Product, dict[str, Sheet]]] = {}
+    away = any(inputs.is_remote(file) for file, *_ in recognised)
+    with ThreadPoolExecutor(gdal.READERS if away else 1) as pool:
+        reading = [pool.submit(read_sheets, file, rule, parts) for file, _, rule, parts in recognised]
+        for (file, product, *_), read in zip(recognised, reading, strict=True):
+            try:
+                for year, sheet in read.result():
+                    _, sheets = found.setdefault((product.name, year), (product, {}))
+                    if (key := PurePosixPath(file).name.lower()) in sheets:  # its area would count twice
+                        raise LandCoverError(f"{file}: the sheet is there already, as {sheets[key].path}")
+                    sheets[key] = sheet
+            except LandCoverError as error:
+                faults.append(str(error))
     try:
         classes: Taxonomy | None = None if taxonomy == OWN else read_taxonomy(taxonomy)
         legends = {product.path: read_legend(product.path, classes) for product, _ in found.values()}
@@ -207,29 +212,47 @@ def take_stock(places: Iterable[Path], known: Sequence[Product], taxonomy: str) 
     return Survey(covers, faults, unplaced)
 
 
-def walk(places: Iterable[Path]) -> Iterator[Path]:
-    """The files under directories, and named files, in order, each once. Raises LandCoverError for a wrong path."""
-    files: dict[Path, Path] = {}
+def walk(places: Iterable[str | Path]) -> Iterator[str]:
+    """The files under directories or URLs, and named files, in order, each once.
+
+    Raises LandCoverError for a wrong path, or a server that does not list what is there.
+    """
+    files: dict[str, str] = {}
     for place in places:
+        if inputs.is_remote(place):
+            files |= {url: url for url in under(str(place))}
+            continue
+        place = Path(place)
         if not place.exists():
             raise LandCoverError(f"{place}: no such file or directory")
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.is_file():
-                files[path.resolve()] = path
+                files[str(path.resolve())] = str(path)
     return iter(files.values())
 
 
-def read_sheets(path: Path, rule: dict[str, Any], parts: dict[str, str]) -> list[tuple[int, Sheet]]:
+def under(url: str) -> list[str]:
+    """The objects under a place in a bucket, or the file that a URL names. Raises LandCoverError for neither."""
+    try:
+        if url.lower().startswith("s3://") and (found := inputs.listing(url)):
+            return [*found]
+        inputs.stat(url)
+    except OSError as error:
+        raise LandCoverError(str(error)) from error
+    return [url]
+
+
+def read_sheets(path: str, rule: dict[str, Any], parts: dict[str, str]) -> list[tuple[int, Sheet]]:
     """The sheets of a file with their years, one for each band that stands for a year.
 
     Reads the raster's header, and its last block. Raises LandCoverError where the raster cannot be opened, is cut
     short, has no CRS or one that is not of the Earth, is rotated, has other bands than its rule says, or denies its
     name.
     """
-    source = rule.get("layer", "{path}").format(path=path)
+    source = rule.get("layer", "{path}").format(path=gdal.path(path))
     years = [int(year) for year in rule.get("years") or [rule.get("year") or parts["year"]]]
     try:
-        with rasterio.open(source) as raster:
+        with gdal.opened(source) as raster:
             crs = rule.get("crs") or (raster.crs.to_wkt() if raster.crs else "")
             transform, width, height = raster.transform, raster.width, raster.height
             count, kind = raster.count, raster.dtypes[0] if raster.count else "none"
@@ -258,12 +281,11 @@ def read_sheets(path: Path, rule: dict[str, Any], parts: dict[str, str]) -> list
     if code is not None and kind == "int8":  # signed bytes are read as unsigned ones
         code %= 256
     return [
-        (year, Sheet(str(path), source, band, crs, *shape, code, extent, region))
-        for band, year in enumerate(years, start=1)
+        (year, Sheet(path, source, band, crs, *shape, code, extent, region)) for band, year in enumerate(years, start=1)
     ]
 
 
-def read_last_block(path: Path, raster: Any) -> None:
+def read_last_block(path: str, raster: Any) -> None:
     """Raise LandCoverError where the last block of a raster cannot be read: a download that broke off lacks it."""
     rows, cols = raster.block_shapes[-1]
     row, col = (raster.height - 1) // rows * rows, (raster.width - 1) // cols * cols
@@ -273,7 +295,7 @@ def read_last_block(path: Path, raster: Any) -> None:
         raise LandCoverError(f"{path}: its last cells cannot be read; is it cut short?") from error
 
 
-def outline(path: Path, crs: str, transform: Sequence[float], width: int, height: int) -> shapely.Polygon:
+def outline(path: str, crs: str, transform: Sequence[float], width: int, height: int) -> shapely.Polygon:
     """Where a raster's cells lie, in longitude and latitude; a little too large, so that no place is lost.
 
     Raises LandCoverError where they are no place on Earth.
@@ -310,7 +332,7 @@ def returns(ring: Floats, corner: Floats, crs: str, tolerance: float) -> bool:
     return bool(np.abs(project(ring[:1], LONLAT, crs)[0] - corner).max() < tolerance)
 
 
-def nominal(path: Path, rule: Any, parts: dict[str, str], region: shapely.Polygon) -> Extent | None:
+def nominal(path: str, rule: Any, parts: dict[str, str], region: shapely.Polygon) -> Extent | None:
     """Where a sheet counts by its name and its product's rule. Raises LandCoverError where its pixels lie elsewhere."""
     match rule:
         case "bounds":
@@ -341,7 +363,7 @@ def degrees(text: str) -> float:
     return -number if text[0] in "SWsw" else number
 
 
-def globeland30_extent(path: Path, region: shapely.Polygon, parts: dict[str, str]) -> Extent:
+def globeland30_extent(path: str, region: shapely.Polygon, parts: dict[str, str]) -> Extent:
     """The nominal extent of a GlobeLand30 sheet: 5 degrees of latitude by the 6 (12 from 60 on) of its zone.
 
     The name gives the zone; its latitude is the band's edge nearer to the equator or farther from it, so the
@@ -358,7 +380,7 @@ def globeland30_extent(path: Path, region: shapely.Polygon, parts: dict[str, str
     return west, south, west + (6.0 if max(abs(south), abs(north)) <= 60.0 else 12.0), north
 
 
-def grid_zone(path: Path, zone: int, band: str) -> Extent:
+def grid_zone(path: str, zone: int, band: str) -> Extent:
     """A zone of the military grid: 6 degrees by 8 (12 in band X), with the exceptions of Norway and Svalbard.
 
     Source: DMA TM 8358.1, chapter 3. Raises LandCoverError where there is none of that name.

@@ -13,6 +13,7 @@ import shapely
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
+from geokr import gdal, inputs
 from geokr.coverage import CODES, code_areas
 from geokr.crs import is_geographic
 from geokr.landcover import LandCover, LandCoverError, Sheet
@@ -188,9 +189,13 @@ def read_cells(sheet: Sheet, window: Window) -> tuple[npt.NDArray[np.uint8], npt
     if window.width <= 0 or window.height <= 0:
         return np.zeros((0, 0), np.uint8), every
     try:
-        # The file's date is a part of the key, so that a sheet that was replaced is opened anew.
-        changed = os.stat(sheet.path).st_mtime_ns
-        cells = opened(sheet.source, changed, threading.get_ident(), os.getpid()).read(sheet.band, window=window)
+        # A sheet that was replaced is opened anew, when the old one is closed: GDAL keeps what it has read till then.
+        version = inputs.stat(sheet.path).version
+        if VERSIONS.setdefault(sheet.source, version) != version:
+            opened.cache_clear()
+            VERSIONS[sheet.source] = version
+        with rasterio.Env(**gdal.options()):
+            cells = opened(sheet.source, version, threading.get_ident(), os.getpid()).read(sheet.band, window=window)
     except (RasterioIOError, OSError) as error:
         raise LandCoverError(f"{sheet.path}: cannot be read: {' '.join(str(error).split())}") from error
     if cells.dtype.itemsize == 1:  # some products call their bytes signed
@@ -201,7 +206,11 @@ def read_cells(sheet: Sheet, window: Window) -> tuple[npt.NDArray[np.uint8], npt
     return positions.reshape(cells.shape).astype(np.uint8), codes.astype(np.int64)
 
 
+VERSIONS: dict[str, str] = {}
+"""Of the sheets that were opened."""
+
+
 @lru_cache(maxsize=32)
-def opened(source: str, changed: int, thread: int, process: int) -> Any:
+def opened(source: str, version: str, thread: int, process: int) -> Any:
     """An open raster, of one thread of one process alone: GDAL's are not to be shared, by threads or by forks."""
     return rasterio.open(source)

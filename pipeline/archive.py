@@ -1,4 +1,6 @@
-"""What archives hold: the names of images, and the small files beside them. Nothing is unpacked to disk.
+"""What archives hold, wherever they lie: the names of images, and the small files beside them.
+
+Nothing is unpacked to disk.
 
 It is hostile until shown otherwise: sizes and numbers are bounded before anything is read.
 """
@@ -14,9 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from stat import S_ISLNK
 
+from geokr import inputs
 from pipeline.scene import SceneError
 
 IMAGES = (".tif", ".tiff")
@@ -31,6 +34,9 @@ MAX_UNPACKED = 64 << 30
 """An archive of more bytes than this, unpacked, is no delivery: the largest real ones hold some 5 GiB."""
 MAX_RATIO = 100
 """An archive that unpacks to more than a GiB and more than this times its size is no delivery: images halve at best."""
+
+AT_ONCE = 8 << 20
+"""Bytes of a tar that are asked of a server at a time."""
 
 BROKEN = (
     OSError, EOFError, ValueError, ArithmeticError, LookupError, RecursionError, NotImplementedError, struct.error,
@@ -63,7 +69,7 @@ class Member:
 
 
 def member_path(archive: str, name: str) -> str:
-    """What GDAL opens to read a member in place."""
+    """A member as GDAL names it: `unpacked` says what it opens."""
     return f"/{'vsizip' if archive.lower().endswith('.zip') else 'vsitar'}/{{{archive}}}/{name}"
 
 
@@ -132,7 +138,7 @@ def hold(count: int, unpacked: int, packed: int) -> None:
 @contextmanager
 def tar_stream(path: str) -> Iterator[tarfile.TarFile]:
     """A tar, gzipped or not, to be read from front to end."""
-    with Path(path).open("rb") as file:
+    with inputs.opened(path, AT_ONCE) as file:
         gzipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         stream = gzip.GzipFile(fileobj=file) if gzipped else file
@@ -142,7 +148,7 @@ def tar_stream(path: str) -> Iterator[tarfile.TarFile]:
 
 def tar_members(path: str) -> Iterator[Member]:
     """The members of a tar, directories left out. Raises SceneError without the archive's name."""
-    packed, unpacked = Path(path).stat().st_size, 0
+    packed, unpacked = inputs.stat(path).size, 0
     with tar_stream(path) as archive:
         for n, entry in enumerate(archive):
             unpacked += entry.size
@@ -181,9 +187,9 @@ def tar_content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
 
 def zip_members(path: str) -> Iterator[Member]:
     """The members of a zip, directories left out. Raises SceneError without the archive's name."""
-    packed = Path(path).stat().st_size
+    packed = inputs.stat(path).size
     hold(zip_count(path), 0, packed)  # zipfile reads the whole list at once
-    with zipfile.ZipFile(path) as archive:
+    with inputs.opened(path) as file, zipfile.ZipFile(file) as archive:
         unpacked = 0
         for n, entry in enumerate(archive.infolist()):
             unpacked += entry.file_size
@@ -213,7 +219,7 @@ def zip_count(path: str) -> int:
 
     By APPNOTE.TXT, 4.3.14 to 4.3.16.
     """
-    with Path(path).open("rb") as file:
+    with inputs.opened(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - (1 << 16) - 64))
         tail = file.read()

@@ -16,7 +16,7 @@ from typing import get_args
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from geokr import files, store
+from geokr import files, gdal, inputs, store
 from geokr.landcover import LandCover, LandCoverError, find
 from geokr.store import StoreError
 from pipeline import quarantine
@@ -29,7 +29,6 @@ from pipeline.radiometry import Kind, RadiometryError, read_coefficients
 from pipeline.report import summary_table
 from pipeline.run import ClusterError, cluster, stoppable, stopped, threads
 from pipeline.scene import Imagery
-from pipeline.stac import is_remote
 from pipeline.stages import catalog, index, labels, tiles
 from pipeline.watch import note
 
@@ -46,11 +45,15 @@ def arguments() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--scenes", nargs="+", metavar="PLACE", help="folders, archives, GeoTIFFs and STAC documents, or URLs of such")
-    add("--landcover", nargs="+", metavar="DIR", help="directories (or files) with land-cover sheets")
+    add("--landcover", nargs="+", metavar="DIR", help="directories (or files, or URLs) with land-cover sheets")
     add("--legend", nargs="+", dest="legends", metavar="FILE", help="your own descriptions of land-cover products")
     add("--taxonomy", metavar="NAME", help="classes of the labels: globeland30, paper, own or a file (globeland30)")
     add("--imagery", choices=get_args(Imagery), help="which images of a delivery are tiled (mss)")
-    add("--dem", metavar="FILE", help="heights above the ellipsoid; without it the ground is taken as flat")
+    add(
+        "--dem",
+        metavar="FILE",
+        help="heights above the ellipsoid, or a URL of such; without, the ground is taken as flat",
+    )
     add("--geoid", metavar="FILE", help="heights of the geoid above the ellipsoid, where the DEM's are above the geoid")
     add("--resampling", choices=get_args(Resampling), help="of the images' pixels (bilinear)")
     add(
@@ -125,9 +128,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_inputs(config: BuildConfig) -> list[LandCover]:
     """The land cover; raises a sentence about any path or label set that is not there, before any work."""
-    for path in (*config.scenes, *config.landcover, *filter(None, (config.dem, config.geoid, config.coefficients))):
-        if not is_remote(path) and not Path(path).exists():
+    gdal.fingerprint.cache_clear()  # of an earlier run in this process
+    heights = [*filter(None, (config.dem, config.geoid))]
+    for path in (*config.scenes, *config.landcover, *heights, *filter(None, [config.coefficients])):
+        if not inputs.is_remote(path) and not Path(path).exists():
             raise ConfigError(f"{path}: no such file or directory")
+    for path in heights:
+        inputs.stat(path)
     if config.coefficients is not None:
         try:
             read_coefficients(config.coefficients)

@@ -32,6 +32,8 @@ class Entry:
     """What is stored of the scene's pixels; the stretched ones where it is None."""
     pixels: str = ""
     """SHA-256 of the pixels that the survey read: what tells a replaced image from one that was only touched."""
+    state: str = ""
+    """What the delivery's files on a server were known by: see `finding.Delivery`."""
 
 
 def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -> None:
@@ -64,6 +66,7 @@ def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -
                 "stretch_high": entry.stretch.high,
                 "radiometry": None if entry.radiometry is None else json.dumps(entry.radiometry.to_json()),
                 "pixels": entry.pixels,
+                "state": entry.state,
                 "provenance": provenance,
                 "geometry": scene.footprint,
             }
@@ -81,7 +84,8 @@ def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -
 def unchanged(path: str | Path, provenance: str, digests: Mapping[str, str] | None = None) -> dict[str, list[Entry]]:
     """Entries of an earlier catalog by the delivery's path, as far as its files are older than the catalog.
 
-    digests: delivery's path -> digest of the STAC item there; what has no file on this machine is known by it.
+    digests: delivery's path -> state of its files on a server, or digest of the STAC item there; what has no file on
+    this machine is known by it.
     None where there is no catalog, or one of other settings or software.
     """
     if not files.exists(path):
@@ -92,8 +96,9 @@ def unchanged(path: str | Path, provenance: str, digests: Mapping[str, str] | No
     known: dict[str, list[Entry]] = {}
     for entry in entries_of(rows):
         read_from = [Path(file) for file in entry.scene.files]
-        same_item = not read_from and (digests or {}).get(entry.scene.delivery) == entry.scene.checksum
-        if same_item or (read_from and all(file.is_file() and last_change(file) < written for file in read_from)):
+        known_by = entry.state or entry.scene.checksum
+        same_there = not read_from and (digests or {}).get(entry.scene.delivery) == known_by
+        if same_there or (read_from and all(file.is_file() and last_change(file) < written for file in read_from)):
             known.setdefault(entry.scene.delivery, []).append(entry)
     return known
 
@@ -134,5 +139,6 @@ def entries_of(rows: geopandas.GeoDataFrame) -> list[Entry]:
         stored = radiometry_from_json(json.loads(row["radiometry"])) if isinstance(row["radiometry"], str) else None
         terrain = Terrain(dem, row["ground_height"], geoid)
         ground = row["dem_coverage"], int(row["dem_holes"])
-        entries.append(Entry(Scene(**fields), terrain, stretch, *ground, stored, row["pixels"]))
+        told = row["pixels"], row.get("state", "")
+        entries.append(Entry(Scene(**fields), terrain, stretch, *ground, stored, *told))
     return entries

@@ -8,11 +8,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
-import geokr.files
+from geokr import inputs
 from pipeline import archive, finding, gaofen, stac
 from pipeline.archive import IMAGES
 from pipeline.finding import Delivery
@@ -67,8 +67,6 @@ def read_delivery(delivery: Delivery, imagery: Imagery = "mss", bands: Sequence[
             detail = str(error) if isinstance(error, SceneError) else f"{delivery.path}: {error}"
             return [refuse(item["id"], "unusable", detail if delivery.path in detail else f"{delivery.path}: {detail}")]
     try:
-        if delivery.archive and stac.is_remote(delivery.path):
-            raise SceneError(f"{delivery.path}: archives are read on this machine's disks alone; copy it here first")
         if delivery.archive:
             held = archive.contents(delivery.path)
             files = held.files
@@ -99,10 +97,8 @@ def folder_files(names: Iterable[str]) -> dict[str, bytes | None]:
     for name in names:
         if name.lower().endswith(IMAGES):
             files[name] = None
-        elif stac.is_remote(name):
-            files[name] = geokr.files.read(name)
-        elif Path(name).stat().st_size <= archive.MAX_METADATA:
-            files[name] = Path(name).read_bytes()
+        elif (size := inputs.stat(name).size) <= archive.MAX_METADATA:
+            (files[name],) = inputs.parts(name, [(0, size)])
     return files
 
 
@@ -141,14 +137,14 @@ def read_product(files: Files, delivery: Delivery, imagery: Imagery) -> Scene:
 
 
 def size(delivery: Delivery, images: Iterable[str]) -> int:
-    """Bytes of images, or of the archive that holds them."""
-    local = [name for name in ([delivery.path] if delivery.archive else images) if not stac.is_remote(name)]
-    return sum(Path(name).stat().st_size for name in local)
+    """Bytes of images, or of the archive that holds them; without images whose server need not tell: HTTP's."""
+    names = [delivery.path] if delivery.archive else [name for name in images if not name.lower().startswith("http")]
+    return sum(inputs.stat(name).size for name in names)
 
 
 def local(names: Iterable[str]) -> tuple[str, ...]:
     """Those that are files of this machine."""
-    return tuple(name for name in names if not stac.is_remote(name))
+    return tuple(name for name in names if not inputs.is_remote(name))
 
 
 def choose(parts: Mapping[str, gaofen.Name], imagery: Imagery) -> tuple[str, str | None]:

@@ -1,11 +1,13 @@
 """Where deliveries lie: under directories, in archives, at URLs, in STAC documents; and which files belong together."""
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from geokr import files
+from geokr import inputs
+from geokr.inputs import Stat
 from pipeline import gaofen, stac
 from pipeline.archive import ARCHIVES, IMAGES, METADATA
 
@@ -22,6 +24,8 @@ class Delivery:
     """The STAC item as JSON, where it is one."""
     fault: str = ""
     """Why there is nothing to read, where a STAC document is at fault."""
+    state: str = ""
+    """What its files on a server are known by when nothing of them changes; empty where they are known otherwise."""
 
     @property
     def archive(self) -> bool:
@@ -32,11 +36,11 @@ def deliveries(paths: Iterable[str | Path]) -> Iterator[Delivery]:
     """Deliveries under directories, in the order of their paths, each once; files and URLs may be named too.
 
     The paths are absolute: a worker elsewhere on a shared file system has another working directory.
-    Raises FileNotFoundError for a path that does not exist.
+    Raises FileNotFoundError for a path that does not exist, OSError for a place in a bucket that cannot be listed.
     """
     seen: set[str] = set()
-    for path in sorted(str(path) if stac.is_remote(str(path)) else str(Path(path).absolute()) for path in paths):
-        for delivery in remote(path) if stac.is_remote(path) else under(Path(path)):
+    for path in sorted(inputs.absolute(str(path)) for path in paths):
+        for delivery in remote(path) if inputs.is_remote(path) else under(Path(path)):
             if delivery.path not in seen:  # or one of the paths leads into another
                 seen.add(delivery.path)
                 yield delivery
@@ -58,23 +62,50 @@ def under(path: Path) -> list[Delivery]:
 
 
 def remote(url: str) -> list[Delivery]:
-    """The deliveries at a URL: an image's, a STAC document's, or those of a folder in a bucket."""
+    """The deliveries at a URL: an archive's, an image's, a STAC document's, or those of a folder in a bucket."""
     name = url.lower()
     if name.endswith(stac.DOCUMENTS):
         return [item_delivery(found) for found in stac.items(url)]
+    if name.endswith(ARCHIVES):
+        return [Delivery(url, (url,), state=state((url,), {url: inputs.stat(url)}))]
     if name.endswith(IMAGES):
-        return [Delivery(url, (url,))]
+        there = beside(url)
+        return [Delivery(group[0], group, state=state(group, there)) for group in products(there) if url in group]
     if name.startswith("s3://"):
-        return ordered([f"{url.rstrip('/')}/{key}" for key in files.keys_under(url)])
+        there = inputs.listing(url)
+        return ordered([*there], there)
     return [item_delivery(found) for found in stac.items(url)]  # an API's answer has no suffix
 
 
-def ordered(names: list[str]) -> list[Delivery]:
-    """The deliveries among files, in the order of their paths; what a STAC item refers to is no image of its own."""
+def beside(url: str) -> dict[str, Stat]:
+    """What a server tells of an image and, where it lies in a bucket that may be listed, of the files beside it."""
+    try:
+        bucket = url.lower().startswith("s3://")
+        found = inputs.listing(url.rpartition("/")[0], deep=False) if bucket else {url: inputs.stat(url)}
+    except OSError:  # whether it is there, its header will say
+        found = {}
+    return {url: Stat(0, "")} | found
+
+
+def state(names: Iterable[str], there: Mapping[str, Stat]) -> str:
+    """What files on a server are known by; empty where the server does not tell one version from another."""
+    found = [f"{name} {there[name].size} {there[name].version}" for name in names if name in there]
+    if not found or any(line.endswith(" ") for line in found):
+        return ""
+    return hashlib.sha256("\n".join(found).encode(errors="backslashreplace")).hexdigest()
+
+
+def ordered(names: list[str], there: Mapping[str, Stat] | None = None) -> list[Delivery]:
+    """The deliveries among files, in the order of their paths; what a STAC item refers to is no image of its own.
+
+    there: what a server tells of them.
+    """
+    there = there or {}
     items = [found for name in names if name.lower().endswith(stac.DOCUMENTS) for found in stac.items_here(name)]
     referred = {asset["href"] for found in items for asset in found.item.get("assets", {}).values()}
-    found = [Delivery(group[0], group) for group in products(name for name in names if name not in referred)]
-    found += [Delivery(name, (name,)) for name in names if name.lower().endswith(ARCHIVES)]
+    groups = products(name for name in names if name not in referred)
+    groups += [(name,) for name in names if name.lower().endswith(ARCHIVES)]
+    found = [Delivery(group[0], group, state=state(group, there)) for group in groups]
     return sorted([*found, *map(item_delivery, items)], key=lambda delivery: delivery.path)
 
 
@@ -108,7 +139,7 @@ def metadata_names(image: str) -> list[str]:
 
     Last comes the XML that all images of a delivery share where they have none each: GF-6 WFV.
     """
-    stem = str(PurePosixPath(image).with_suffix(""))
+    stem = image.removesuffix(PurePosixPath(image).suffix)  # a path would take a slash from `s3://`
     return [*(stem + suffix for suffix in METADATA), f"{stem.rpartition('-')[0]}.xml"]
 
 

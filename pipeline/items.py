@@ -10,6 +10,7 @@ import shapely
 import shapely.affinity
 from pyproj import CRS
 
+from geokr import gdal
 from pipeline.scene import Image, Scene
 from pipeline.sensor import Georeferenced
 
@@ -123,11 +124,9 @@ def band(name: str) -> dict[str, str]:
 
 def address(path: str) -> str:
     """Where an image is for others than GDAL: the archive of one in an archive, the URL of a remote one."""
-    if path.startswith("/vsicurl/"):
-        return path.removeprefix("/vsicurl/")
-    if path.startswith("/vsis3/"):
-        return f"s3://{path.removeprefix('/vsis3/')}"
-    return path.partition("{")[2].partition("}/")[0] if path.startswith(("/vsitar/", "/vsizip/")) else path
+    if path.startswith(("/vsitar/", "/vsizip/")):
+        return path.partition("{")[2].partition("}/")[0]
+    return gdal.address(path)
 
 
 def whole(footprint: shapely.Polygon) -> shapely.Geometry:

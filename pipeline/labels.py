@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from geokr import files, store
+from geokr import files, gdal, store
 from geokr.index import read_summary
 from geokr.landcover import LandCover, LandCoverError, find
 from geokr.legend import Legend
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--data", required=True, metavar="DATASET", help="a data set that was built to the end")
-    add("--landcover", required=True, nargs="+", metavar="DIR", help="directories (or files) with its sheets")
+    add("--landcover", required=True, nargs="+", metavar="DIR", help="directories (or files, or URLs) with its sheets")
     add("--legend", nargs="+", default=[], metavar="FILE", help="descriptions of your own products")
     add("--labels", metavar="NAME", help="label set of the index from now on: the new one, or the one it has")
     add("--workers", type=int, metavar="N", help="processes on this machine (one a core)")
@@ -57,6 +57,7 @@ def label_anew(options: argparse.Namespace) -> list[str]:
         "labels": options.labels or summary["labels"],
     }
     config = read_config(None, settings)
+    gdal.fingerprint.cache_clear()  # of an earlier run in this process
     covers = find(options.landcover, config.legends, config.taxonomy)
     if config.labels not in (known := [summary["labels"], *(cover.name for cover in covers)]):
         raise ConfigError(f"labels is {config.labels}, expected one of {', '.join(known)}")

@@ -1,21 +1,20 @@
-"""What is known of land-cover products, and what a directory of sheets holds.
+"""What is known of land-cover products, and what a directory or bucket of sheets holds.
 
 python -m pipeline.landcover list
 python -m pipeline.landcover describe worldcover
-python -m pipeline.landcover check DIR...
+python -m pipeline.landcover check DIR...  (or s3://bucket/prefix)
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
-import rasterio
 from pyproj import CRS
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
+from geokr import gdal
 from geokr.landcover import LandCover, LandCoverError, Product, Sheet, products, take_stock
 from geokr.legend import BASE, IGNORE, OWN, read_legend, read_taxonomy, read_toml
 from geokr.shares import read_cells
@@ -40,7 +39,7 @@ def arguments() -> argparse.ArgumentParser:
         epilog="Exit status: 0 all is well; 1 a sheet cannot be used, or holds a code that its legend lacks; "
         "2 a path or description is at fault.",
     )
-    check.add_argument("directories", nargs="+", type=Path, metavar="DIR")
+    check.add_argument("directories", nargs="+", metavar="DIR", help="directories, files, or URLs of such")
     check.add_argument("--all", action="store_true", help=f"read every cell, not {SAMPLE} blocks of each sheet")
     return parser
 
@@ -98,7 +97,7 @@ def described(known: Sequence[Product], name: str, taxonomy: str) -> list[str]:
 
 
 def checked(
-    places: Sequence[Path], known: Sequence[Product], taxonomy: str, everything: bool
+    places: Sequence[str], known: Sequence[Product], taxonomy: str, everything: bool
 ) -> Iterator[tuple[str, bool]]:
     """Lines on what directories hold, each with whether it is well so."""
     survey = take_stock(places, known, taxonomy)
@@ -118,7 +117,7 @@ def checked(
     for path in survey.unplaced:
         yield f"not placed: {path}: no product names its sheets so; describe it in a file for --legend", True
     if not survey.covers and not survey.faults:
-        yield f"{', '.join(map(str, places))}: no land-cover sheet is recognised here", False
+        yield f"{', '.join(places)}: no land-cover sheet is recognised here", False
 
 
 def crss(cover: LandCover) -> list[str]:
@@ -148,7 +147,7 @@ def codes_of(cover: LandCover, everything: bool) -> Iterator[tuple[str, bool]]:
 
 def cells_of(sheet: Sheet, everything: bool) -> dict[int, int]:
     """Code -> cells of it, in all blocks of a sheet or in some. Raises LandCoverError where one cannot be read."""
-    with rasterio.open(sheet.source) as raster:
+    with gdal.opened(sheet.source) as raster:
         rows, cols = raster.block_shapes[sheet.band - 1]
     across, down = -(-sheet.width // cols), -(-sheet.height // rows)
     chosen = range(across * down)

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from geokr.gdal import fingerprint
 from geokr.landcover import LandCover
 from geokr.shares import near
 from pipeline.catalog import Entry
@@ -16,7 +17,6 @@ from pipeline.pansharpen import equal_weights
 from pipeline.radiometry import Radiometry, Stretch, stretched
 from pipeline.run import LIBRARIES
 from pipeline.scene import Scene
-from pipeline.terrain import fingerprint
 
 
 def grid_of(entry: Entry, config: BuildConfig) -> TileGrid | None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.windows import Window
 
-from geokr import files
+from geokr import gdal
 from pipeline.scene import Image, SceneError
 from pipeline.sensor import SensorModel
 from pipeline.unpacked import unpacked
@@ -30,11 +29,6 @@ OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no siblings of an image that GDAL would add of its own accord
     "GDAL_CACHEMAX": 64,
     "CPL_VSIL_GZIP_WRITE_PROPERTIES": "NO",  # or a file appears beside each archive
-    "GDAL_HTTP_CONNECTTIMEOUT": 30,
-    "GDAL_HTTP_LOW_SPEED_TIME": 60,  # a server that says nothing for a minute is not waited for
-    "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
-    "GDAL_HTTP_MAX_RETRY": 4,
-    "GDAL_HTTP_RETRY_DELAY": 1,
 }
 
 
@@ -49,7 +43,7 @@ def open_image(path: str, *, mapped: bool = False) -> Iterator[Any]:
     A TIFF alone: other formats lead GDAL to other files (VRT) or addresses, which a delivery must not choose.
     mapped: pixels that are not compressed are taken from the file's pages, past GDAL's cache of blocks.
     """
-    options = OPTIONS | bucket_server() | ({"GTIFF_VIRTUAL_MEM_IO": "YES"} if mapped else {})
+    options = OPTIONS | gdal.options() | ({"GTIFF_VIRTUAL_MEM_IO": "YES"} if mapped else {})
     with rasterio.Env(**options), warnings.catch_warnings(), unpacked(path) as opened:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
@@ -59,15 +53,6 @@ def open_image(path: str, *, mapped: bool = False) -> Iterator[Any]:
             if opened != path:  # nobody knows the copy's name
                 raise RasterioIOError(str(error).replace(opened, path)) from error
             raise
-
-
-def bucket_server() -> dict[str, str]:
-    """GDAL's names for the S3 server that `AWS_ENDPOINT_URL` means."""
-    server = urlsplit(files.endpoint() or "")
-    if not server.netloc:
-        return {}
-    https = "YES" if server.scheme == "https" else "NO"
-    return {"AWS_S3_ENDPOINT": server.netloc, "AWS_HTTPS": https, "AWS_VIRTUAL_HOSTING": "FALSE"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import shapely
 
-from geokr import files
+from geokr import files, gdal
+from geokr.inputs import is_remote
 from pipeline.footprint import flat_terrain, ground_distance, outline
 from pipeline.raster import header
 from pipeline.scene import Image, Imagery, Scene, SceneError
@@ -31,7 +32,6 @@ MAX_DOCUMENT = 256 << 20
 """A STAC document of more bytes than this is none."""
 MAX_LINKS = 1_000_000
 """A collection that leads to more documents than this is not followed."""
-REMOTE = ("http://", "https://", "s3://")
 ALSO = {"nir": ("nir08",), "nir08": ("nir",)}
 """Common names that stand for a band where it has none of its own: Landsat's near infrared is `nir08`."""
 NOT_DATA = {"visual", "overview", "thumbnail", "metadata"}
@@ -49,10 +49,6 @@ class Found:
     item: Json
     """With absolute hrefs of its assets; empty where there is a fault."""
     fault: str = ""
-
-
-def is_remote(href: str) -> bool:
-    return href.lower().startswith(REMOTE)
 
 
 def fetch(href: str) -> bytes:
@@ -307,10 +303,6 @@ def number(value: Any, otherwise: Any) -> Any:
 
 def gdal_path(href: str, item: str) -> str:
     """What GDAL opens for an asset's address. Raises SceneError for one that leads into GDAL's own systems."""
-    if href.lower().startswith("s3://"):
-        return f"/vsis3/{href[5:]}"
-    if is_remote(href):
-        return f"/vsicurl/{href}"
-    if not href.startswith("/") or href.startswith("/vsi"):
+    if not is_remote(href) and (not href.startswith("/") or href.startswith("/vsi")):
         raise SceneError(f"{item}: {href} is no address of an image")
-    return href
+    return gdal.path(href)

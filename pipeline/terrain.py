@@ -1,12 +1,9 @@
 """Heights of the ground: a digital elevation model, or one height for a whole scene."""
 
-import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,6 +17,7 @@ from rasterio.errors import RasterioIOError
 from rasterio.fill import fillnodata
 from rasterio.windows import Window
 
+from geokr import gdal
 from geokr.crs import is_geographic, transformer
 from pipeline.scene import SceneError
 from pipeline.sensor import Floats
@@ -68,7 +66,7 @@ class Relief:
 @contextmanager
 def open_heights(path: str) -> Iterator[Any]:
     """A DEM opened by rasterio. GDAL sizes its cache when it first reads, be it a DEM: unbidden, 5 % of all memory."""
-    with rasterio.Env(GDAL_CACHEMAX=64), rasterio.open(path) as source:
+    with rasterio.Env(GDAL_CACHEMAX=64), gdal.opened(path) as source:
         yield source
 
 
@@ -94,7 +92,7 @@ class Terrain:
     """Where heights come from."""
 
     dem: str | None
-    """A raster or a mosaic of such (VRT) that GDAL opens, in any CRS, heights in m; None for a flat ground."""
+    """A raster or a mosaic of such (VRT), a path or a URL, in any CRS, heights in m; None for a flat ground."""
     height: float
     """Height above the ellipsoid where there is no DEM, or where it has none, m."""
     geoid: str | None = None
@@ -209,29 +207,9 @@ def horizontal(path: str, crs: Any) -> str:
     return str((found.sub_crs_list[0] if found.is_compound else found).to_2d().to_wkt())
 
 
-@lru_cache(maxsize=8)
-def fingerprint(path: str) -> str:
-    """SHA-256 over the names, sizes, and first and last 64 KiB of a raster's files, those of a mosaic included.
-
-    Of files that are not on this machine, the names alone.
-    """
-    digest, ends = hashlib.sha256(), 1 << 16
-    with rasterio.open(path) as source:
-        files = sorted(map(Path, {path, *source.files}))
-    for file in files:
-        digest.update(file.name.encode(errors="replace"))
-        if file.is_file():
-            size = file.stat().st_size
-            with file.open("rb") as content:
-                digest.update(size.to_bytes(8, "big") + content.read(ends))
-                content.seek(max(0, size - ends))
-                digest.update(content.read())
-    return digest.hexdigest()
-
-
 def vertical(path: str) -> str | None:
     """What a DEM says that its heights are above: a vertical CRS's name, `ellipsoid`, or None where it says nothing."""
-    with rasterio.open(path) as source:
+    with open_heights(path) as source:
         if source.crs is None:
             return None
         found = CRS(source.crs.to_wkt())

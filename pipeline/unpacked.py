@@ -1,5 +1,7 @@
 """Images in compressed archives, unpacked once: gzip has no seeking, so each block would be read from far before.
 
+An archive on a server is unpacked from there, and known by its size and ETag as one on a disk by its size and date.
+
 The copies lie in a folder that all processes of a machine share, `GEOKR_SCRATCH` or one in the temporary directory,
 and are bounded: the one that was not used for the longest time makes room.
 """
@@ -14,10 +16,12 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
-from pipeline.archive import BROKEN, tar_stream
+from geokr import gdal, inputs
+from pipeline.archive import AT_ONCE, BROKEN, tar_stream
 from pipeline.scene import SceneError
 
 BOUND = 32 << 30
@@ -32,20 +36,24 @@ _MEMBER = re.compile(r"/vsi(tar|zip)/\{(.+?)\}/(.+)", re.DOTALL)
 def unpacked(path: str) -> Iterator[str]:
     """What GDAL opens instead of a path: of a member of a compressed archive a copy, which stays meanwhile.
 
-    It is the path itself for everything else, and where there is no room.
+    It is the place in the archive for everything else, and where there is no room; the path itself of no member.
     Raises SceneError naming the archive where the member cannot be unpacked.
     """
     found = _MEMBER.fullmatch(path)
-    if found is None or not compressed(*found.groups()):
+    if found is None:
         yield path
         return
-    _, archive, member = found.groups()
+    kind, archive, member = found.groups()
+    in_place = f"/vsi{kind}/{{{gdal.path(archive)}}}/{member}"
     try:
-        folder = scratch()
-        state = Path(archive).stat()
+        state = inputs.stat(archive)
+        folder = scratch() if compressed(kind, archive, member, state) else None
     except OSError as error:
         raise SceneError(f"{archive}: cannot be unpacked: {error}") from error
-    name = hashlib.sha256(os.fsencode(f"{path} {state.st_size} {state.st_mtime_ns}")).hexdigest()[:32]
+    if folder is None:
+        yield in_place
+        return
+    name = hashlib.sha256(os.fsencode(f"{path} {state.size} {state.version}")).hexdigest()[:32]
     copy = folder / f"{name}.tif"
     with (folder / f"{name}.lock").open("w") as lock:
         while True:
@@ -54,20 +62,23 @@ def unpacked(path: str) -> Iterator[str]:
                 break
             fcntl.flock(lock, fcntl.LOCK_EX)  # which may have let another one in between
             if not copy.exists() and not unpack(archive, member, copy):
-                yield path
+                yield in_place
                 return
         os.utime(copy)
         yield str(copy)
 
 
-def compressed(kind: str, archive: str, member: str) -> bool:
-    """Whether a member's bytes have to be unpacked to be read from their middle."""
+@lru_cache(maxsize=1 << 12)  # a server is not asked for each window
+def compressed(kind: str, archive: str, member: str, _state: inputs.Stat) -> bool:
+    """Whether a member's bytes have to be unpacked to be read from their middle. Raises OSError."""
+    if kind == "tar":
+        (start,) = inputs.parts(archive, [(0, 2)])
+        return start == b"\x1f\x8b"
     try:
-        if kind == "tar":
-            with Path(archive).open("rb") as file:
-                return file.read(2) == b"\x1f\x8b"
-        with zipfile.ZipFile(archive) as file:
-            return file.getinfo(member).compress_type != zipfile.ZIP_STORED
+        with inputs.opened(archive) as file, zipfile.ZipFile(file) as packed:
+            return packed.getinfo(member).compress_type != zipfile.ZIP_STORED
+    except OSError:
+        raise
     except BROKEN:
         return False  # GDAL says better what is wrong
 
@@ -108,7 +119,7 @@ def unpack(archive: str, member: str, copy: Path) -> bool:
 def content(archive: str, member: str) -> Iterator[tuple[IO[bytes], int]]:
     """A member as a stream, and its size."""
     if archive.lower().endswith(".zip"):
-        with zipfile.ZipFile(archive) as packed, packed.open(member) as source:
+        with inputs.opened(archive, AT_ONCE) as file, zipfile.ZipFile(file) as packed, packed.open(member) as source:
             yield source, packed.getinfo(member).file_size
         return
     with tar_stream(archive) as stream:

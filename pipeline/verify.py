@@ -25,7 +25,7 @@ import zarr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from geokr import files, store
+from geokr import files, gdal, store
 from geokr.crs import transformer
 from geokr.index import DATASET, INDEX, split_by_place
 from geokr.landcover import find
@@ -192,7 +192,8 @@ def provenance(data: DataSet) -> list[str]:
         if missing := [key for key in GROUP if key not in said]:
             yield f"{scene.name}: its group does not say {', '.join(missing)}"
             return
-        if len(entry.scene.checksum) != 64 or entry.scene.bytes < 1 or not entry.scene.images:
+        known = entry.scene.bytes > 0 or not entry.scene.files  # of images on servers, the size need not be known
+        if len(entry.scene.checksum) != 64 or not known or not entry.scene.images:
             yield f"{scene.name}: {CATALOG} does not say which files it was made from"
         grid = grid_of(entry, data.config)
         if grid is None:
@@ -489,6 +490,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {options.dataset}: no {DATASET}; is it a data set that was built to the end?", file=sys.stderr)
         return 2
     wrong = 0
+    gdal.fingerprint.cache_clear()  # of an earlier run in this process
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         data = DataSet(options.dataset, threads)
         checks: list[tuple[str, Callable[[], list[str]]]] = [

@@ -1,8 +1,13 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.s3 import Server
 
 # Tests of real deliveries are collected only where the variable names a folder of them.
 REAL_DATA = os.environ.get("GEOKR_REAL_DATA")
@@ -22,3 +27,33 @@ def pytest_configure() -> None:
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Copies of images in archives do not outlive the tests."""
     os.environ["GEOKR_SCRATCH"] = str(tmp_path_factory.mktemp("unpacked"))
+
+
+@pytest.fixture(scope="session")
+def s3_process() -> Iterator["Server"]:
+    from tests.s3 import s3_server
+
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_process: "Server", monkeypatch: pytest.MonkeyPatch) -> "Server":
+    """An S3 server that the environment names; all tests share its bucket."""
+    for name, value in s3_process.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_process
+
+
+@pytest.fixture(scope="session")
+def web_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from tests.web import web_server
+
+    with web_server(tmp_path_factory.getbasetemp()) as address:
+        yield address
+
+
+@pytest.fixture
+def served(web_process: str, tmp_path: Path) -> str:
+    """The address at which the test's directory is served over HTTP."""
+    return f"{web_process}/{tmp_path.name}"

@@ -1,19 +1,24 @@
-"""An S3 server on 127.0.0.1 that may turn requests away, as a busy one does."""
+"""An S3 server on 127.0.0.1 that may turn requests away, as a busy one does.
+
+It is a process of its own: GDAL keeps Python's lock while it looks for files beside a raster.
+"""
 
 import itertools
 import logging
+import multiprocessing
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import boto3
 from botocore.config import Config
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
 
 ANSWERS = (("500 Internal Server Error", "InternalError"), ("503 Slow Down", "SlowDown"))
+PROCESSES = multiprocessing.get_context("spawn")
 
 
 @dataclass
@@ -21,11 +26,39 @@ class Server:
     """A running server with one empty bucket, `bucket`."""
 
     address: str
-    requests: int = 0
-    refused: int = 0
-    one_in: int = 0
-    """Of so many requests one is turned away, by turns with 500 and 503; none for 0."""
-    lock: Any = field(default_factory=threading.Lock)
+    counts: Any
+    """Shared with its process: requests, those turned away, of how many one is, and whether to say which they are."""
+    asked: Any
+    """Method and path of each request, where that was asked for."""
+
+    @property
+    def requests(self) -> int:
+        return int(self.counts[0])
+
+    @property
+    def refused(self) -> int:
+        return int(self.counts[1])
+
+    @property
+    def one_in(self) -> int:
+        """Of so many requests one is turned away, by turns with 500 and 503; none for 0."""
+        return int(self.counts[2])
+
+    @one_in.setter
+    def one_in(self, number: int) -> None:
+        self.counts[2] = number
+
+    @contextmanager
+    def listening(self) -> Iterator[list[str]]:
+        """A list that holds method and path of each request made meanwhile, once it is over."""
+        found: list[str] = []
+        self.counts[3] = 1
+        try:
+            yield found
+        finally:
+            self.counts[3] = 0
+            while not self.asked.empty():
+                found.append(self.asked.get())
 
     @property
     def environment(self) -> dict[str, str]:
@@ -59,20 +92,46 @@ class Server:
     def put(self, key: str, data: bytes) -> None:
         self.client().put_object(Bucket="bucket", Key=key, Body=data)
 
+    def copy(self, prefix: str, other: str) -> None:
+        """Copy all objects below a prefix to below another one."""
+        client = self.client()
+        for key in self.keys(prefix):
+            client.copy_object(Bucket="bucket", Key=f"{other}/{key}", CopySource=f"bucket/{prefix}/{key}")
 
-@contextmanager
-def s3_server() -> Iterator[Server]:
-    """A server in threads of this process."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
+    def upload(self, path: Path, key: str) -> str:
+        """Put a file, or all files of a directory below a key; its URL."""
+        client = self.client()
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            if file.is_file():
+                below = "" if file == path else f"/{file.relative_to(path)}"
+                client.upload_file(str(file), "bucket", f"{key}{below}")
+        return f"s3://bucket/{key}"
+
+
+def end_with_parent() -> None:
+    """End the process when the one that started it is gone, be it killed."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+    os._exit(0)
+
+
+def serve(port: Any, counts: Any, asked: Any) -> None:
+    """The server's process."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # a line a request, and one for each client that is killed
     app = DomainDispatcherApplication(create_backend_app)
-    turned = itertools.cycle(ANSWERS)
+    turned, lock = itertools.cycle(ANSWERS), threading.Lock()
 
-    def serve(environ: dict[str, Any], start: Any) -> Any:
-        with server.lock:
-            server.requests += 1
-            away = server.one_in and server.requests % server.one_in == 0
-            server.refused += bool(away)
+    def answer(environ: dict[str, Any], start: Any) -> Any:
+        with lock:
+            counts[0] += 1
+            away = counts[2] and counts[0] % counts[2] == 0
+            counts[1] += bool(away)
             status, code = next(turned) if away else ("", "")
+        if counts[3]:
+            asked.put(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
         if not away:
             return app(environ, start)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -80,13 +139,22 @@ def s3_server() -> Iterator[Server]:
         start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
         return [body]
 
-    http = make_server("127.0.0.1", 0, serve, threaded=True)
-    server = Server(f"http://127.0.0.1:{http.server_port}")
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    http = make_server("127.0.0.1", 0, answer, threaded=True)
+    port.put(http.server_port)
+    http.serve_forever()
+
+
+@contextmanager
+def s3_server() -> Iterator[Server]:
+    """A server in a process of its own."""
+    port, asked, counts = PROCESSES.SimpleQueue(), PROCESSES.SimpleQueue(), PROCESSES.Array("l", 4)
+    process = PROCESSES.Process(target=serve, args=(port, counts, asked), daemon=True)
+    process.start()
     try:
+        server = Server(f"http://127.0.0.1:{port.get()}", counts, asked)
         server.client().create_bucket(Bucket="bucket")
         yield server
     finally:
-        http.shutdown()
-        thread.join()
+        process.kill()
+        process.join()

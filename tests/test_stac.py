@@ -1,12 +1,8 @@
 """STAC items as scenes: Sentinel-2 and Landsat as their catalogs write them, local, over HTTP and from a bucket."""
 
 import json
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -213,38 +209,6 @@ def test_an_item_is_found_once_in_whatever_form(tmp_path: Path, form: str) -> No
         got = read_all(top if form == "collection" else tmp_path)
     assert [scene.id for scene in got] == ["S2B_48RYN_20230704_0_L2A", "LC09_L2SP_128043_20230704_02_T1"]
     assert [scene.images for scene in got] == [scene.images for scene in whole]
-
-
-class Ranges(SimpleHTTPRequestHandler):
-    """Files with ranges, as object stores serve them."""
-
-    def do_GET(self) -> None:
-        path, span = Path(self.translate_path(self.path)), self.headers.get("Range")
-        if span is None or not path.is_file():
-            super().do_GET()
-            return
-        first, last = span.removeprefix("bytes=").split("-")
-        content = path.read_bytes()
-        part = content[int(first) : int(last) + 1 if last else None]
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        self.wfile.write(part)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[str]:
-    """The address at which the test's directory is served."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(tmp_path))) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
 
 
 def test_items_and_images_over_http(tmp_path: Path, served: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rasterio.errors import RasterioIOError
 
 from pipeline import unpacked as module
 from pipeline.archive import member_path
@@ -195,6 +196,12 @@ def test_an_archive_that_changed_since_it_was_listed_is_named(tmp_path: Path, sc
     with pytest.raises(SceneError, match=rf"a\.zip: {IMAGE} cannot be unpacked"):
         unpacked(member_path(str(damaged), IMAGE)).__enter__()
     assert copies(scratch) == []
+
+
+def test_what_fails_while_a_member_is_read_in_place_stays_what_it_is(tmp_path: Path) -> None:
+    path = member_path(str(write_archive(tmp_path / "a.tar", contents())), "gone.tif")
+    with pytest.raises(RasterioIOError, match=r"a\.tar\}/gone\.tif"), open_image(path):
+        pass
 
 
 def test_a_members_name_decides_nothing_about_where_it_is_written(tmp_path: Path, scratch: Path) -> None:

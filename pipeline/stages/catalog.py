@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from geokr import files, store
+from geokr import files, inputs, store
+from geokr.gdal import fingerprint
 from pipeline import quarantine, stac
 from pipeline.catalog import CATALOG, Entry, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
@@ -20,7 +21,7 @@ from pipeline.run import Batch, Client, ClusterError, stream
 from pipeline.scene import Scene
 from pipeline.stages.blocks import finish
 from pipeline.tasks.survey import CatalogJob, read_and_survey
-from pipeline.terrain import fingerprint, vertical
+from pipeline.terrain import vertical
 from pipeline.watch import Progress
 
 log = logging.getLogger(__name__)
@@ -42,13 +43,14 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     none of them.
     """
     path, partial = store.join(config.out, CATALOG), store.join(config.out, PARTIAL)
-    dem, geoid = (None if name is None else str(Path(name).absolute()) for name in (config.dem, config.geoid))
+    dem, geoid = (None if name is None else inputs.absolute(name) for name in (config.dem, config.geoid))
     tell_heights(dem, geoid)
     made_with = provenance(config, dem, geoid)
     found_there = list(deliveries(config.scenes))
     if not found_there:
         raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there, and no STAC item")
-    digests = {here.path: stac.digest(json.loads(here.item)) for here in found_there if here.item}
+    digests = {here.path: here.state for here in found_there if here.state}
+    digests |= {here.path: stac.digest(json.loads(here.item)) for here in found_there if here.item}
     known = unchanged(partial, made_with, digests) | unchanged(path, made_with, digests)
     # What refused a part of a delivery before must be found again, so such a one is read again.
     faults = [entry["detail"] for entry in quarantine.read(config.out) if entry["stage"] == "catalog"]

@@ -4,10 +4,9 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from itertools import starmap
-from pathlib import Path
 from typing import Any
 
-from geokr import store
+from geokr import gdal, store
 from geokr.landcover import LandCover
 from geokr.shares import near
 from pipeline.catalog import Entry
@@ -45,7 +44,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
                 **placement(grid),
                 "product": cover.name,
                 "taxonomy": cover.legend.taxonomy,
-                "sheets": {Path(sheet.path).name: Path(sheet.path).stat().st_size for sheet in here.sheets},
+                "sheets": gdal.fingerprints({sheet.path: sheet.source for sheet in here.sheets}),
                 "classes": list(cover.legend.classes),
             }
             unbuilt = Unbuilt(grid, built.get(scene.id))

@@ -100,7 +100,7 @@ def survey(scene: Scene, job: CatalogJob) -> Entry:
     for found in samples:
         digest.update(found.tobytes())
     heights = terrain.coverage(*outlined), terrain.holes(*outlined)
-    return Entry(scene, terrain, stretch, *heights, radiometry, digest.hexdigest())
+    return Entry(scene, terrain, stretch, *heights, radiometry, digest.hexdigest(), job.delivery.state)
 
 
 def decide(scene: Scene, job: CatalogJob, sample: Pixels, valid: npt.NDArray[np.bool_]) -> Radiometry | None:

@@ -1,4 +1,7 @@
-"""A data set in a bucket of a server that turns one request in ten away, built by a run that is killed and resumed."""
+"""A data set and all that it is made of in a bucket, of a server that turns one request in ten away.
+
+It is built by a run that is killed, and by one that goes on.
+"""
 
 import hashlib
 import json
@@ -8,15 +11,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
 
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 import xarray
+from affine import Affine
+from rasterio.io import MemoryFile
 
 from geokr import files, store
 from geokr.index import read_index, read_summary
 from geokr.loader import TileLoader
+from pipeline.build_levir_kr import check_inputs, main
+from pipeline.catalog import CATALOG, read_catalog
+from pipeline.config import BuildConfig
+from pipeline.labels import main as add_labels
+from pipeline.stages import catalog, labels
 from pipeline.verify import main as verify
 from tests.build.conftest import Built
 from tests.build.test_runs import contents
@@ -34,10 +48,20 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def bucket(built: Built, server: Server) -> Server:
-    """The data set of `built`, built into the bucket by a run that is killed and one that goes on."""
+def arguments(built: Built, server: Server) -> list[str]:
+    """The command of `built` with its inputs in the bucket: a folder and archives of scenes, DEM, land cover."""
+    found = [*built.arguments]
+    for option in ("--scenes", "--landcover", "--dem"):
+        place = found.index(option) + 1
+        found[place] = server.upload(Path(found[place]), f"world/{Path(found[place]).name}")
+    return [*found, "--out", URL, "--workers", "1"]
+
+
+@pytest.fixture(scope="module")
+def bucket(server: Server, arguments: list[str]) -> Server:
+    """The data set of `built`, built from the bucket into it by a run that is killed and one that goes on."""
     server.one_in = 10
-    command = [sys.executable, "-m", "pipeline.build_levir_kr", *built.arguments, "--out", URL, "--workers", "1"]
+    command = [sys.executable, "-m", "pipeline.build_levir_kr", *arguments]
     first = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -62,11 +86,25 @@ def bucket(built: Built, server: Server) -> Server:
 def test_the_bytes_are_those_of_a_build_on_a_disk(built: Built, bucket: Server) -> None:
     names = {*bucket.keys("some/dataset")} - {"dataset.json", "build.jsonl"}
     found = {name: hashlib.sha256(bucket.get(f"some/dataset/{name}")).hexdigest() for name in names}
-    assert found == contents(built.dataset)
+    local = contents(built.dataset)
+    assert found.keys() == local.keys()
+    assert {name for name in names if found[name] != local[name]} == {CATALOG}  # which says where all that lies
     assert read_summary(URL)["counts"] == read_summary(built.dataset)["counts"]
     log = [json.loads(line)["event"] for line in bucket.get("some/dataset/build.jsonl").splitlines()]
     assert log[0] == "run"
     assert log.count("run") == 2  # that of the killed run too
+    entries = read_catalog(f"{URL}/{CATALOG}")
+    assert [Path(entry.scene.delivery).suffix for entry in entries] == [".gz", ".gz", ".tiff"]
+    for entry, same in zip(entries, built.entries, strict=True):
+        assert entry.scene.delivery.startswith("s3://bucket/world/scenes/")
+        assert entry.terrain.dem == "s3://bucket/world/dem.tif"
+        assert entry.scene.files == ()
+        assert same.state == ""
+        images = tuple(
+            replace(image, path=was.path) for image, was in zip(entry.scene.images, same.scene.images, strict=True)
+        )
+        scene = replace(entry.scene, delivery=same.scene.delivery, images=images, files=same.scene.files)
+        assert replace(entry, scene=scene, terrain=same.terrain, state="") == same
 
 
 def test_it_is_proved_where_it_lies(bucket: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,6 +130,102 @@ def test_xarray_and_the_loader_read_it(built: Built, bucket: Server) -> None:
     for batch, same in zip(*loaders, strict=True):
         assert np.array_equal(batch.image, same.image)
         assert np.array_equal(batch.share, same.share)
+
+
+def test_what_is_known_is_not_read_again(bucket: Server, arguments: list[str]) -> None:
+    before = {name: bucket.get(f"some/dataset/{name}") for name in (CATALOG, "index.parquet")}
+    with bucket.listening() as asked:
+        assert main(arguments) == 0
+    assert not [line for line in asked if "/world/scenes/" in line]
+    assert not [line for line in asked if line.startswith("PUT") and "/tiles.zarr/" in line]
+    assert before == {name: bucket.get(f"some/dataset/{name}") for name in before}
+
+
+def remote(config: BuildConfig) -> BuildConfig:
+    """The settings of `built` with inputs and data set in the bucket."""
+    world = {"scenes": ["s3://bucket/world/scenes"], "landcover": ["s3://bucket/world/landcover"]}
+    return config.model_copy(update={**world, "dem": "s3://bucket/world/dem.tif", "out": URL})
+
+
+def test_an_image_that_was_replaced_is_surveyed_again(built: Built, bucket: Server) -> None:
+    (key,) = (f"world/scenes/{key}" for key in bucket.keys("world/scenes") if key.endswith(".tiff"))
+    was = bucket.get(key)
+    bucket.put(key, was[: len(was) // 2] + bytes(len(was) // 4) + was[-len(was) // 4 :])
+    try:
+        with (
+            bucket.listening() as asked,
+            pytest.raises(store.StoreError, match=r"source\.sha256_of_every_20th_pixel was"),
+        ):
+            catalog.run(remote(built.config), None)
+    finally:
+        bucket.put(key, was)
+    assert f"GET /bucket/{key}" in asked
+    assert not [line for line in asked if line.endswith(".tar.gz")]
+
+
+@pytest.mark.parametrize("place", ["bucket", "disk"])
+@pytest.mark.parametrize("kind", ["dem", "sheet"])
+def test_another_dem_or_sheet_of_the_same_size_is_refused_by_name(
+    built: Built, bucket: Server, place: str, kind: str
+) -> None:
+    files = [built.directory / "dem.tif"] if kind == "dem" else sorted((built.directory / "landcover").iterdir())
+    file, key = files[0], f"world/{files[0].relative_to(built.directory)}"
+    was = file.read_bytes()
+    with rasterio.open(file) as raster:
+        cells, profile = raster.read() // 50 * 50, raster.profile
+    with MemoryFile() as memory:
+        with memory.open(**profile) as raster:
+            raster.write(cells)
+        other = memory.read().ljust(len(was), b"\0")  # a TIFF may go on behind its end
+    assert len(other) == len(was)
+    config = remote(built.config) if place == "bucket" else built.config
+    what = "dem_fingerprint" if kind == "dem" else rf"sheets\.{file.name}"
+    said = rf"was built with other settings or from other input \({what} was \w{{64}}, now \w{{64}}\)"
+
+    def run() -> None:
+        covers = check_inputs(config)
+        if kind == "dem":
+            catalog.run(config, None)
+        else:
+            labels.run(config, covers, read_catalog(f"{config.out}/{CATALOG}"), None)
+
+    try:
+        bucket.put(key, other) if place == "bucket" else file.write_bytes(other)
+        with pytest.raises(store.StoreError, match=said):
+            run()
+    finally:
+        bucket.put(key, was) if place == "bucket" else file.write_bytes(was)
+    run()
+
+
+def test_a_product_in_the_bucket_is_added_where_the_data_set_lies(bucket: Server, tmp_path: Path) -> None:
+    west, south, east, north = geopandas.read_parquet(BytesIO(bucket.get(f"some/dataset/{CATALOG}"))).total_bounds
+    profile = {"driver": "GTiff", "height": 50, "width": 50, "count": 1, "dtype": "uint8", "crs": "EPSG:4326"}
+    transform = Affine((east - west) / 50, 0, west, 0, (south - north) / 50, north)
+    with rasterio.open(tmp_path / "dynamic_world_2016.tif", "w", **profile, transform=transform) as file:
+        file.write(np.tile(np.array([0, 1], np.uint8), (1, 50, 25)))
+    place = bucket.upload(tmp_path, "other")
+    bucket.copy("some/dataset", "copy")
+    assert add_labels(["--data", "s3://bucket/copy", "--landcover", place, "--workers", "1"]) == 0
+    assert read_summary("s3://bucket/copy")["label_sets"] == ["dynamic_world_2016", "globeland30_2020"]
+    agreement = read_index("s3://bucket/copy", ["agreement"])["agreement"].to_numpy()
+    assert np.isfinite(agreement).mean() > 0.9
+
+
+def test_inputs_that_are_not_there_are_a_sentence(
+    server: Server, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = {
+        "--dem": ("s3://bucket/none.tif", "no such file or directory"),
+        "--landcover": ("s3://bucket/none", "no such file or directory"),
+        "--scenes": ("s3://nobucket/scenes", "the server answers 404 Not Found, NoSuchBucket"),
+    }
+    for option, (place, fault) in wrong.items():
+        command = [*arguments, "--out", "s3://bucket/new", "--dry-run"]
+        command[command.index(option) + 1] = place
+        assert main(command) == 2
+        (said,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+        assert said == f"error: {place}: {fault}"
 
 
 def test_an_object_that_is_not_there(bucket: Server) -> None:
