@@ -81,7 +81,6 @@ def fingerprint(raster: str, layer: str = "") -> str:
 
 
 def fingerprints(layers: Mapping[str, str]) -> dict[str, str]:
-    """Fingerprints of rasters by their names, many at a time. layers: raster -> what GDAL opens of it."""
+    """Fingerprints of rasters, many at a time. layers: raster -> what GDAL opens of it."""
     with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(fingerprint, layers.keys(), layers.values())
-        return {PurePosixPath(raster).name: each for raster, each in zip(layers, found, strict=True)}
+        return dict(zip(layers, pool.map(fingerprint, layers.keys(), layers.values()), strict=True))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import geopandas
+import pyarrow.parquet as pq
 
 from geokr import files
 from pipeline import items
@@ -112,6 +113,11 @@ def last_change(file: Path) -> float:
 def rows_of(path: str | Path) -> geopandas.GeoDataFrame:
     """scenes.parquet as a table."""
     return geopandas.read_parquet(io.BytesIO(files.read(path)))
+
+
+def length(path: str | Path) -> int:
+    """How many entries scenes.parquet has."""
+    return int(pq.read_metadata(io.BytesIO(files.read(path))).num_rows)
 
 
 def read_catalog(path: str | Path) -> list[Entry]:

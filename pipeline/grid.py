@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import shapely
@@ -149,6 +150,7 @@ def centre_of(footprint: shapely.Polygon) -> tuple[float, float]:
     return math.degrees(lon0 + side), math.degrees(math.asin(max(-1.0, min(1.0, sine))))
 
 
+@lru_cache(maxsize=1 << 16)  # each stage asks for it
 def scene_grid(footprint: shapely.Polygon, gsd: float, tile: int, stride: int, block: int) -> TileGrid | None:
     """The grid of a scene: every tile that fits into the bounds of its footprint, or None where none does.
 

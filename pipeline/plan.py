@@ -1,5 +1,6 @@
 """What is decided about scenes before a pixel is read for them: their grids, what their groups say, memory."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,12 @@ def promised_bytes(scene: Scene, grid: TileGrid, config: BuildConfig) -> int:
 
 def refuse_idle(config: BuildConfig, covers: list[LandCover], entries: list[Entry]) -> None:
     """Raise ConfigError where none of a product's sheets touches any of the scenes."""
-    grids = [grid for entry in entries if (grid := grid_of(entry, config)) is not None]
+
+    def grids() -> Iterator[TileGrid]:
+        return (grid for entry in entries if (grid := grid_of(entry, config)) is not None)
+
     for cover in covers:
-        if grids and not any(near(grid.outline, str(grid.geobox.crs), cover).sheets for grid in grids):
+        if not any(near(grid.outline, str(grid.geobox.crs), cover).sheets for grid in grids()) and any(grids()):
             more = f" and {len(cover.sheets) - 1} more" if len(cover.sheets) > 1 else ""
             sheets = f"{cover.sheets[0].path}{more}"
             raise ConfigError(f"{cover.name}: none of its sheets, {sheets}, covers any of the scenes; leave it out")

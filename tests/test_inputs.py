@@ -334,7 +334,7 @@ def test_land_cover_in_a_bucket_is_that_on_a_disk(
             window = Window(3, 5, 20, 20)
             assert np.array_equal(read_cells(one, window)[0], read_cells(other, window)[0])
         layers = [{each.path: each.source for each in both.sheets} for both in (cover, same)]
-        assert gdal.fingerprints(layers[0]) == gdal.fingerprints(layers[1])
+        assert [*gdal.fingerprints(layers[0]).values()] == [*gdal.fingerprints(layers[1]).values()]
         assert replace(cover, sheets=same.sheets) == same
     assert find([f"{url}/a/n48_20_2020lc030.tif"])[0].sheets == there[1].sheets[:1]
     said = []

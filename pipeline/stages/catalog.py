@@ -11,7 +11,7 @@ from typing import Any
 from geokr import files, inputs, store
 from geokr.gdal import fingerprint
 from pipeline import quarantine, stac
-from pipeline.catalog import CATALOG, Entry, read_catalog, unchanged, write_catalog
+from pipeline.catalog import CATALOG, Entry, length, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
 from pipeline.delivery import Refusal, refuse
 from pipeline.finding import Delivery, deliveries
@@ -51,7 +51,8 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
         raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there, and no STAC item")
     digests = {here.path: here.state for here in found_there if here.state}
     digests |= {here.path: stac.digest(json.loads(here.item)) for here in found_there if here.item}
-    known = unchanged(partial, made_with, digests) | unchanged(path, made_with, digests)
+    begun = unchanged(partial, made_with, digests)
+    known = begun | unchanged(path, made_with, digests)
     # What refused a part of a delivery before must be found again, so such a one is read again.
     faults = [entry["detail"] for entry in quarantine.read(config.out) if entry["stage"] == "catalog"]
     results: list[tuple[str, Entry | Refusal]] = []
@@ -101,7 +102,7 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     if not entries:
         raise ConfigError(f"none of the scenes can be used; {store.join(config.out, quarantine.FILE)} says why")
     entries.sort(key=lambda entry: entry.scene.id)
-    if changed or read_catalog(path) != entries:
+    if changed or begun or length(path) != len(entries):  # otherwise they are all that it holds
         write_catalog(path, entries, made_with)
         entries = read_catalog(path)  # as all later runs will have them
     files.remove(partial)

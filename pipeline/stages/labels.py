@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from itertools import starmap
+from pathlib import PurePath
 from typing import Any
 
 from geokr import gdal, store
@@ -33,18 +34,18 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
         root = store.join(config.out, store.label_store(cover.name))
         built = store.built(root, [entry.scene.id for entry in entries])
         left: list[tuple[Entry, Unbuilt, LandCover, dict[str, Any]]] = []
-        for entry in entries:
-            scene, grid = entry.scene, grid_of(entry, config)
-            if grid is None:
-                continue
-            here = near(grid.outline, str(grid.geobox.crs), cover)
+        places = [(entry, grid) for entry in entries if (grid := grid_of(entry, config)) is not None]
+        parts = [near(grid.outline, str(grid.geobox.crs), cover) for _, grid in places]
+        prints = gdal.fingerprints({sheet.path: sheet.source for here in parts for sheet in here.sheets})
+        for (entry, grid), here in zip(places, parts, strict=True):
+            scene = entry.scene
             if not here.sheets:
                 log.warning("%s: %s has no land cover there; its tiles stay without a label", scene.id, cover.name)
             wanted = {
                 **placement(grid),
                 "product": cover.name,
                 "taxonomy": cover.legend.taxonomy,
-                "sheets": gdal.fingerprints({sheet.path: sheet.source for sheet in here.sheets}),
+                "sheets": {PurePath(sheet.path).name: prints[sheet.path] for sheet in here.sheets},
                 "classes": list(cover.legend.classes),
             }
             unbuilt = Unbuilt(grid, built.get(scene.id))
