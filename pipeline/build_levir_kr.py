@@ -27,8 +27,9 @@ from pipeline.ortho import Resampling
 from pipeline.plan import dry_run, refuse_idle
 from pipeline.radiometry import Kind, RadiometryError, read_coefficients
 from pipeline.report import summary_table
-from pipeline.run import ClusterError, cluster, stoppable, stopped, threads
+from pipeline.run import ClusterError, cluster, threads
 from pipeline.scene import Imagery
+from pipeline.signals import stoppable, stopped
 from pipeline.stages import catalog, index, labels, tiles
 from pipeline.watch import note
 

@@ -15,7 +15,8 @@ from geokr.legend import Legend
 from pipeline.catalog import CATALOG, read_catalog
 from pipeline.config import ConfigError, read_config
 from pipeline.report import summary_table
-from pipeline.run import ClusterError, cluster, stoppable, stopped
+from pipeline.run import ClusterError, cluster
+from pipeline.signals import stoppable, stopped
 from pipeline.stages import index, labels
 
 

@@ -36,13 +36,11 @@ from pipeline.run import (
     Workers,
     attempt,
     cluster,
-    deaf_to_interrupts,
     drawn,
-    stoppable,
-    stopped,
     stream,
 )
 from pipeline.scene import SceneError
+from pipeline.signals import deaf_to_interrupts, stoppable, stopped
 
 MB = 1_000_000
 
