@@ -37,6 +37,18 @@ def digests(dataset: Path) -> dict[str, str]:
     }
 
 
+def is_block(path: str) -> bool:
+    """Whether a file marks a block as done."""
+    return "/status/c/" in path
+
+
+def blocks(dataset: Path) -> int:
+    """Blocks of tiles and labels that are done."""
+    return sum(1 for _ in dataset.glob("*.zarr/*/status/c/*/*")) + sum(
+        1 for _ in dataset.glob("labels/*/*/status/c/*/*")
+    )
+
+
 @dataclass
 class Cluster:
     """A Dask scheduler and two workers, as processes that can be killed."""
@@ -115,6 +127,20 @@ class Chaos:
         with (self.directory / "said").open("wb") as said:
             return subprocess.Popen(command, stdout=said, stderr=said)
 
+    def comes_to(self, client: "subprocess.Popen[bytes]", out: Path, first: bool) -> bool:
+        """Wait for a random moment of a run, of its time or of its blocks; whether it has not ended by then.
+
+        first: whether the whole is to be built. What goes on has less to do, but begins as slowly.
+        """
+        enough = self.draw.randint(blocks(out), sum(map(is_block, self.calm)))
+        late = self.draw.uniform(0.15, 0.85) if first else self.draw.uniform(0.1, 0.5)
+        until, by_time = time.monotonic() + late * self.seconds, self.draw.random() < 0.5
+        while client.poll() is None:
+            if time.monotonic() > until if by_time else blocks(out) >= enough:
+                return True
+            time.sleep(0.01)
+        return False
+
     def said(self) -> str:
         """What the last run printed."""
         return (self.directory / "said").read_text(encoding="utf-8", errors="replace")
@@ -126,13 +152,10 @@ class Chaos:
             cluster.start()
             self.runs += 1
             client = self.start(out, cluster)
-            try:
-                if victim is not None:
-                    client.wait(self.draw.uniform(0.15, 0.85) * self.seconds)
-            except subprocess.TimeoutExpired:
-                process = {"client": client, "scheduler": cluster.scheduler}.get(victim or "")
+            if victim is not None and self.comes_to(client, out, first=victim is victims[0]):
+                process = {"client": client, "scheduler": cluster.scheduler}.get(victim)
                 (process or self.draw.choice(cluster.workers)).kill()
-                self.kills[str(victim)] += 1
+                self.kills[victim] += 1
                 if victim == "worker":
                     time.sleep(0.2)
                     cluster.start()

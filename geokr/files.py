@@ -1,7 +1,8 @@
 """Files of a data set, on a disk or in an S3 bucket: read whole, and written whole or not at all.
 
 On `s3://` the region, the keys and the endpoint come from the variables that AWS's own tools read: AWS_REGION,
-AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_ENDPOINT_URL.
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_ENDPOINT_URL. AWS_NO_SIGN_REQUEST=YES, as for GDAL, is
+for buckets that are open to all.
 """
 
 import errno
@@ -174,7 +175,14 @@ def s3_store(root: str, server: str | None) -> Any:
 
     # A server that is not AWS's own may be one without encryption on the same network.
     given: Any = {} if server is None else {"endpoint": server, "client_options": {"allow_http": True}}
+    if unsigned():
+        given["skip_signature"] = True
     return S3Store.from_url(root, **given)
+
+
+def unsigned() -> bool:
+    """Whether buckets are asked without keys, as those that are open to all want it: what GDAL reads, too."""
+    return os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "ON", "1")
 
 
 def kvstore(root: str | Path) -> dict[str, Any]:
@@ -187,7 +195,9 @@ def kvstore(root: str | Path) -> dict[str, Any]:
         spec["endpoint"] = server
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         spec["aws_region"] = region
-    if "AWS_ACCESS_KEY_ID" in os.environ:  # otherwise, what tensorstore finds: a profile, the machine's role
+    if unsigned():
+        spec["aws_credentials"] = {"type": "anonymous"}
+    elif "AWS_ACCESS_KEY_ID" in os.environ:  # otherwise, what tensorstore finds: a profile, the machine's role
         spec["aws_credentials"] = {"type": "environment"}
     # Without it a request that a busy server turned away waits a second before it is tried again.
     spec["context"] = {"s3_request_retries": {"initial_delay": "100ms"}}

@@ -153,6 +153,7 @@ def cluster(
         ExitStack() as started,
     ):
         with deaf_to_interrupts():
+            logging.getLogger("distributed.deploy").setLevel(logging.CRITICAL)  # as above
             try:
                 local: Any = Local(
                     n_workers=0,

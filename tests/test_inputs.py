@@ -13,7 +13,7 @@ import pytest
 from affine import Affine
 from rasterio.windows import Window
 
-from geokr import gdal, inputs
+from geokr import files, gdal, inputs
 from geokr.landcover import LandCoverError, find
 from geokr.shares import read_cells
 from pipeline.archive import MAX_METADATA, member_path
@@ -429,3 +429,20 @@ def test_an_archive_over_http_is_one_command(
     shutil.rmtree(os.environ["GEOKR_SCRATCH"])
     assert main([*arguments, "--workers", "1", "--strict"]) == 0, capsys.readouterr()
     assert "tiles, labels of worldcover_2020" in capsys.readouterr().out
+
+
+def test_a_bucket_that_is_open_to_all_is_read_without_keys(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without them and unasked, each library would look for keys of the machine it runs on."""
+    s3.client().put_object(Bucket="bucket", Key="open/to/all", Body=b"words", ACL="public-read")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    for cached in (files.s3_store, files._open):
+        cached.cache_clear()
+    try:
+        assert files.kvstore("s3://bucket/open")["aws_credentials"] == {"type": "anonymous"}
+        assert files.read("s3://bucket/open/to/all") == b"words"
+        assert inputs.parts("s3://bucket/open/to/all", [(1, 4)]) == [b"ord"]
+    finally:
+        for cached in (files.s3_store, files._open):
+            cached.cache_clear()
