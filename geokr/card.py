@@ -3,9 +3,11 @@
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from geokr.checkpoint import Checkpoint
+from geokr.files import is_url
 from geokr.legend import KNOWLEDGE, read_toml
 
 MLM = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
@@ -19,6 +21,11 @@ NUMBERS = {
     "val_knn_top1": "largest class right by the most alike training tiles",
 }
 """Numbers of metrics.json that a card shows -> what they are, over the held-out tiles."""
+
+
+def named(dataset: str) -> str:
+    """What is published of where a data set lies: an address, but of a directory the name alone."""
+    return dataset if is_url(dataset) else Path(dataset).absolute().name
 
 
 def model_card(checkpoint: Checkpoint, features: int, metrics: Mapping[str, Any]) -> str:
@@ -63,7 +70,7 @@ The input is (pixels / 255 - mean) / std, {config["image_size"]} px wide in trai
 ## Data
 
 {facts["training_tiles"]} training tiles and {facts["held_out_tiles"]} held out by place, of the data set
-`{checkpoint.dataset}`, labelled by `{facts["labels"]}`.{extent(facts)}
+`{named(checkpoint.dataset)}`, labelled by `{facts["labels"]}`.{extent(facts)}
 
 | class | mean share in training | error of held-out shares |
 |---|---|---|
@@ -132,7 +139,7 @@ def stac_item(
         "mlm:framework": "pytorch",
         "mlm:total_parameters": parameters,
         "mlm:pretrained": True,
-        "mlm:pretrained_source": checkpoint.dataset,
+        "mlm:pretrained_source": named(checkpoint.dataset),
         "mlm:batch_size_suggestion": config["batch"],
         "mlm:accelerator": None,
         "mlm:input": [

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from geokr.card import model_card, stac_item, to_json
+from geokr.card import model_card, named, stac_item, to_json
 from geokr.checkpoint import BEST, LAST, Checkpoint, load, replacing
 from geokr.models import build_encoder, torchvisions
 
@@ -56,7 +56,7 @@ def header_of(checkpoint: Checkpoint) -> dict[str, str]:
         "mean": json.dumps(checkpoint.mean),
         "std": json.dumps(checkpoint.std),
         "classes": json.dumps(checkpoint.facts["classes"]),
-        "dataset": checkpoint.dataset,
+        "dataset": named(checkpoint.dataset),
         "objective": str(checkpoint.config["objective"]),
         "start": checkpoint.start,
         "step": str(checkpoint.step),

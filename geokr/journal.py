@@ -114,30 +114,41 @@ class Journal:
             self._dvclive.end()
 
 
+CELL, LEFT, TOP = 44, 110, 110
+"""Side of a cell of the picture of confusion, and the margins that hold names, px."""
+
+
 def drawn(confusion: Sequence[Sequence[float]], classes: Sequence[str]) -> Any:
     """A picture of a confusion matrix, [true][predicted]: a row for each true class, its shares in per cent.
 
-    The darker, the larger a part of the row's sum; a class that is nowhere has an empty row.
+    The darker, the larger a part of the row's sum; a class that is nowhere has an empty row. Below and at the right,
+    in grey, what each class has of all that is predicted, and of all that is true.
     """
     from PIL import Image, ImageDraw  # torchvision brings it
 
-    cell, left, top = 44, 110, 40
-    size = cell * len(classes)
-    picture = Image.new("RGB", (left + size + 8, top + size + 8), "white")
+    n = len(classes)
+    picture = Image.new("RGB", (LEFT + CELL * (n + 1) + 8, TOP + CELL * (n + 1) + 8), "white")
     pen = ImageDraw.Draw(picture)
-    pen.text((4, 4), "true, down; predicted, across; % of a class's true area", fill="black")
-    for row, (name, values) in enumerate(zip(classes, confusion, strict=True)):
-        y = top + cell * row
-        pen.text((4, y + cell // 2 - 6), name, fill="black")
-        pen.text((left + cell * row + 2, top - 14), name[:6], fill="black")
-        total = sum(values)
+    pen.text((4, 4), "true, down; predicted, across; %", fill="black")
+    for k, (below, right) in enumerate(zip([*classes, "predicted"], [*classes, "true"], strict=True)):
+        pen.text((4, TOP + CELL * k + CELL // 2 - 6), below, fill="black")
+        name = Image.new("RGB", (TOP - 24, 14), "white")
+        ImageDraw.Draw(name).text((0, 0), right, fill="black")
+        picture.paste(name.rotate(90, expand=True), (LEFT + CELL * k + CELL // 2 - 7, 22))
+
+    def fill(row: int, column: int, share: float, grey: bool) -> None:
+        x, y, light = LEFT + CELL * column, TOP + CELL * row, round(255 * (1 - share))
+        pen.rectangle((x, y, x + CELL - 2, y + CELL - 2), fill=(light, light, light if grey else 255))
+        if share >= 0.005:
+            at = (x + CELL // 2 - 8, y + CELL // 2 - 6)
+            pen.text(at, f"{100 * share:.0f}", fill="white" if share > 0.5 else "black")
+
+    true, predicted = [sum(row) for row in confusion], [sum(column) for column in zip(*confusion, strict=True)]
+    for row, values in enumerate(confusion):
         for column, value in enumerate(values):
-            share = value / total if total > 0 else 0.0
-            x, light = left + cell * column, round(255 * (1 - share))
-            pen.rectangle((x, y, x + cell - 2, y + cell - 2), fill=(light, light, 255))
-            if share >= 0.005:
-                at = (x + cell // 2 - 8, y + cell // 2 - 6)
-                pen.text(at, f"{100 * share:.0f}", fill="white" if share > 0.5 else "black")
+            fill(row, column, value / true[row] if true[row] > 0 else 0.0, grey=False)
+        fill(row, n, true[row] / max(sum(true), 1e-12), grey=True)
+        fill(n, row, predicted[row] / max(sum(true), 1e-12), grey=True)
     return picture
 
 

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from geokr import export, train
-from geokr.card import extent, licences, stac_item, to_json
+from geokr.card import extent, licences, named, stac_item, to_json
 from geokr.checkpoint import BEST, LAST, load
 from geokr.index import read_extent, write_index
 from geokr.legend import KNOWLEDGE, read_toml
@@ -158,6 +158,17 @@ def test_the_stac_item_says_what_the_model_takes_and_gives(folder: Path, run: Pa
         assert of.artifact_type
         assert "mlm:model" in (part.roles or [])
         assert part.extra_fields["mlm:memory_size"] == path.stat().st_size
+
+
+def test_what_is_published_names_the_data_set_and_no_directory(folder: Path, run: Path) -> None:
+    place = load(run / LAST).dataset
+    assert Path(place).is_absolute()
+    with safe_open(folder / export.ENCODER, "pt") as file:
+        assert file.metadata()["dataset"] == Path(place).name
+    for text in ((folder / "README.md").read_text(), (folder / "item.json").read_text()):
+        assert Path(place).name in text
+        assert str(Path(place).parent) not in text
+    assert named("s3://bucket/data/levir-kr") == "s3://bucket/data/levir-kr"
 
 
 def test_the_model_card_names_the_data_the_numbers_and_the_rights(folder: Path, run: Path) -> None:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from geokr import train
 from geokr.checkpoint import BEST, LAST, load
 from geokr.config import configure
-from geokr.journal import Journal, drawn
+from geokr.journal import CELL, LEFT, TOP, Journal, drawn
 from geokr.learner import STUDENT_VIEW, TEACHER_VIEW, Learner, begin, facts_of, learn, step_losses, validate
 from geokr.loader import TileLoader
 from geokr.processes import Place
@@ -753,9 +753,12 @@ def test_logs_for_viewers(coloured: Path, tmp_path: Path, capsys: pytest.Capture
 def test_the_picture_of_confusion_is_dark_where_shares_went() -> None:
     """Two classes: the first half taken for the second, the second right, and a third that is nowhere."""
     picture = drawn([[0.2, 0.2, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 0.0]], ["water", "forest", "bare"])
-    cell = [[picture.getpixel((110 + 44 * column + 2, 40 + 44 * row + 2)) for column in range(3)] for row in range(3)]
+    cell = [[picture.getpixel((LEFT + CELL * k + 2, TOP + CELL * row + 2)) for k in range(4)] for row in range(4)]
     half, full, none = (128, 128, 255), (0, 0, 255), (255, 255, 255)
-    assert cell == [[half, half, none], [none, full, none], [none, none, none]]
+    assert [row[:3] for row in cell[:3]] == [[half, half, none], [none, full, none], [none, none, none]]
+    of_all = {0.2: (204,) * 3, 0.4: (153,) * 3, 0.6: (102,) * 3, 0.8: (51,) * 3, 0.0: none}
+    assert [row[3] for row in cell[:3]] == [of_all[0.4], of_all[0.6], none]
+    assert cell[3][:3] == [of_all[0.2], of_all[0.8], none]
 
 
 def test_views_are_shown_in_true_colour(tmp_path: Path) -> None:
