@@ -1,6 +1,7 @@
 """What came of a build and of a training run: a short table, and a picture of tiles with their labels."""
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import geopandas
 import numpy as np
 import numpy.typing as npt
 
-from geokr import store
+from geokr import files, store
 from geokr.index import INDEX, read_summary
 from pipeline.watch import LOG
 
@@ -49,15 +50,15 @@ def run_table(metrics: dict[str, Any], run: Path) -> list[str]:
     return [f"{name:<18}{text}" for name, text in rows]
 
 
-def dashboard(dataset: Path) -> list[str]:
+def dashboard(dataset: str | Path) -> list[str]:
     """A line with the address that the dashboard had while the data set was built; none where no log says."""
-    path = dataset / LOG
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    path = files.join(dataset, LOG)
+    lines = files.read(path).decode().splitlines() if files.exists(path) else []
     found = [line["dashboard"] for line in map(json.loads, lines) if "dashboard" in line]
     return [f"{'dashboard was':<18}{found[-1]}"] if found else []
 
 
-def picture(dataset: Path, path: Path, tiles: int = 6) -> None:
+def picture(dataset: str | Path, path: Path, tiles: int = 6) -> None:
     """Draw tiles, each above the shares of its classes: of each large class a tile, the most mixed first.
 
     Colours are true where the scene has red, green and blue, otherwise of its first bands.
@@ -66,7 +67,7 @@ def picture(dataset: Path, path: Path, tiles: int = 6) -> None:
 
     summary = read_summary(dataset)
     classes, colours = summary["classes"], summary["colours"]
-    index = geopandas.read_parquet(dataset / INDEX)
+    index = geopandas.read_parquet(io.BytesIO(files.read(files.join(dataset, INDEX))))
     shares = index[classes].to_numpy(dtype=float)
     mixed = -(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=1)
     dominant = shares.argmax(axis=1)
@@ -105,7 +106,7 @@ def in_colour(pixels: npt.NDArray[np.uint8], bands: Sequence[str]) -> npt.NDArra
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.report", description=__doc__)
-    parser.add_argument("dataset", type=Path, help="a finished data set")
+    parser.add_argument("dataset", help="a finished data set: a directory, or s3://...")
     parser.add_argument("run", type=Path, nargs="?", help="a finished training run")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw tiles with their class shares")
     options = parser.parse_args(argv)

@@ -30,6 +30,7 @@ from pipeline.build_levir_kr import check_inputs, main
 from pipeline.catalog import CATALOG, read_catalog
 from pipeline.config import BuildConfig
 from pipeline.labels import main as add_labels
+from pipeline.report import main as report
 from pipeline.stages import catalog, labels
 from pipeline.verify import main as verify
 from tests.build.conftest import Built
@@ -226,6 +227,18 @@ def test_inputs_that_are_not_there_are_a_sentence(
         assert main(command) == 2
         (said,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
         assert said == f"error: {place}: {fault}"
+
+
+def test_a_report_of_it_is_that_of_a_disk(
+    built: Built, bucket: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for place in (URL, str(built.dataset)):
+        assert report([place, "--picture", str(tmp_path / "tiles.png")]) == 0
+        said.append([line for line in capsys.readouterr().out.splitlines() if not line.startswith("dashboard was")])
+        assert (tmp_path / "tiles.png").stat().st_size > 10_000
+        (tmp_path / "tiles.png").unlink()
+    assert said[0] == said[1]
 
 
 def test_an_object_that_is_not_there(bucket: Server) -> None:
