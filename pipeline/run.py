@@ -322,7 +322,8 @@ def drawn(batches: Iterable[Batch[Job]], flying: Counter[str]) -> Iterator[tuple
     waiting = iter(batches)
     opened: list[tuple[Batch[Job], Iterator[Job]]] = []
     while True:
-        while len(opened) < OPEN and (batch := next(waiting, None)) is not None:
+        # One at a time: to open a batch may take a while, in which jobs of the first could be at work.
+        if len(opened) < OPEN and (batch := next(waiting, None)) is not None:
             opened.append((batch, iter(batch.jobs)))
         if not opened:
             return
