@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,11 @@ settings.load_profile("geokr")
 
 
 def pytest_configure() -> None:
+    # What starts tests in the background may have them ignore signals, and all that they start with them.
+    heard = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    for number, handler in heard.items():
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
     if REAL_DATA and not Path(REAL_DATA).is_dir():
         raise pytest.UsageError(f"GEOKR_REAL_DATA={REAL_DATA} is not a directory; unset it to leave those tests out")
 
