@@ -35,15 +35,17 @@ from rasterio.windows import from_bounds
 from benchmarks.archive import HEIGHT, WIDTH, shots, write_archive, write_many
 from benchmarks.chaos import digests
 from benchmarks.process import most_memory, one_core
-from geokr import store
-from geokr.landcover import find
+from geokr import contents, layout, store
+from geokr.discovery import find
 from geokr.legend import Legend
 from pipeline.catalog import read_catalog
+from pipeline.cluster import cluster
 from pipeline.config import BuildConfig
 from pipeline.plan import grid_of
 from pipeline.quality import Rules, judge
-from pipeline.run import Batch, cluster, settle, stream
+from pipeline.run import Batch, stream
 from pipeline.stages import catalog, index, labels, tiles
+from pipeline.worker import settle
 
 TILES = 1_430_000
 """Of Levir-KR."""
@@ -103,7 +105,7 @@ def many(archive: Path, out: Path) -> dict[str, Any]:
         tiles.run(config, entries, client)
         labels.run(config, covers, entries, client)
         index.run(config, covers, entries, client)
-    return {"blocks": len(list((out / store.TILES).glob("*/status/c/*/*")))}
+    return {"blocks": len(list((out / layout.TILES).glob("*/status/c/*/*")))}
 
 
 def again(archive: Path, out: Path) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def plain(archive: Path, out: Path) -> dict[str, Any]:
                     if (pixels == 0).all(axis=0).any():
                         continue
                     grey = np.clip(np.rint((pixels - low) * (255.0 / (high - low))), 0, 255).astype(np.uint8)
-                    if judge(np.rint(grey.mean(axis=0)).astype(np.uint8), rules)[0] != store.ACCEPTED:
+                    if judge(np.rint(grey.mean(axis=0)).astype(np.uint8), rules)[0] != layout.ACCEPTED:
                         continue
                     transform = warped.window_transform(window)
                     with rasterio.open(folder / f"{r}_{c}.tif", "w", **chip | {"transform": transform}) as target:
@@ -186,9 +188,9 @@ def compare(built: Path, plain_way: Path, legend: Legend) -> dict[str, float]:
     near: list[float] = []
     apart: list[npt.NDArray[np.float64]] = []
     for folder in sorted(path for path in plain_way.iterdir() if path.is_dir()):
-        tiles = store.open_scene(str(built / store.TILES), folder.name)
-        labels = store.open_scene(str(built / store.label_store("globeland30_2020")), folder.name)
-        accepted = store.status(tiles) == store.ACCEPTED
+        tiles = store.open_scene(str(built / layout.TILES), folder.name)
+        labels = store.open_scene(str(built / layout.label_store("globeland30_2020")), folder.name)
+        accepted = contents.status(tiles) == layout.ACCEPTED
         chips = {tuple(map(int, path.stem.split("_"))) for path in folder.glob("*_*.tif")}
         mine = set(zip(*(place.tolist() for place in np.nonzero(accepted)), strict=True))
         both, either = both + len(chips & mine), either + len(chips | mine)
@@ -289,7 +291,7 @@ def case_workers(scratch: Path, size: tuple[int, int], rounds: int) -> bool:
 
 def case_scenes(scratch: Path, size: tuple[int, int], _: int) -> bool:
     """Equal: the first scene's files are those of the build of it alone."""
-    first, good = f"{store.TILES}/{shots(1, *size)[0].name}", True
+    first, good = f"{layout.TILES}/{shots(1, *size)[0].name}", True
     alone: tuple[float, dict[str, str]] | None = None
     for count in (1, 4, 16):
         remove(scratch / "archive")

@@ -17,7 +17,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Polygon
 from rasterio.windows import from_bounds
 
-from geokr.landcover import find
+from geokr.discovery import find
 from geokr.outlines import LONLAT, rings
 from geokr.shares import class_shares
 

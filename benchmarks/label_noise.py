@@ -30,10 +30,11 @@ import torch.nn.functional as F  # noqa: N812
 from geokr import store, train
 from geokr.augment import plain
 from geokr.checkpoint import LAST, Checkpoint, load
-from geokr.index import DATASET, INDEX, TILES, read_index, read_summary
+from geokr.classifier import Classifier, build
+from geokr.index import read_index, read_summary
+from geokr.layout import DATASET, INDEX, TILES
 from geokr.legend import KNOWLEDGE, read_legend
 from geokr.loader import TileLoader
-from geokr.models import Classifier, build
 from geokr.objectives import divergence
 from pipeline import build_levir_kr
 from pipeline.sample.files import write_world

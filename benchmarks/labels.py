@@ -35,7 +35,8 @@ from rasterstats import zonal_stats
 
 from benchmarks.process import most_memory
 from geokr import store
-from geokr.landcover import LandCover, find
+from geokr.discovery import find
+from geokr.landcover import LandCover
 from geokr.outlines import Floats, project, rings
 from geokr.shares import class_shares
 from pipeline.grid import TileGrid

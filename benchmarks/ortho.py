@@ -34,10 +34,10 @@ from pipeline.grid import TileGrid, scene_grid
 from pipeline.ortho import orthorectify
 from pipeline.quality import Rules
 from pipeline.radiometry import Stretch
-from pipeline.run import settle
 from pipeline.scene import Image, Scene
 from pipeline.tasks.tiles import TileJob, build_tiles
 from pipeline.terrain import Terrain
+from pipeline.worker import settle
 
 STEM = "GF2_PMS1_W91.0_N17.6_20200510_L1A0004793969"
 MSS, PAN = (7300, 6908, 4, 3.24), (29200, 27620, 1, 0.81)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pipeline.run import settle
+from pipeline.worker import settle
 
 
 def one_core() -> None:

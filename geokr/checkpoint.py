@@ -1,13 +1,12 @@
 """A run's state on disk: written whole or not at all, and all that it takes to go on."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+
+from geokr.files import replacing
 
 VERSION = 2
 """Version of the file. Another one is refused."""
@@ -45,22 +44,6 @@ class Checkpoint:
     """(n, 3): the losses of each step since the last line of the log."""
     best: dict[str, float] | None
     """The validation with the lowest KL so far: {"step": ..., "kl": ...}."""
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` once it is whole and on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")  # one name, so that what a kill leaves is written over
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:

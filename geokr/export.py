@@ -21,7 +21,8 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from geokr.card import model_card, named, stac_item, to_json
-from geokr.checkpoint import BEST, LAST, Checkpoint, load, replacing
+from geokr.checkpoint import BEST, LAST, Checkpoint, load
+from geokr.files import replacing
 from geokr.models import build_encoder, torchvisions
 
 ENCODER = "encoder.safetensors"

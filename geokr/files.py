@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import tensorstore as ts
 
@@ -70,6 +70,13 @@ def write(path: str | Path, data: bytes | memoryview) -> None:
         bucket, key = _split(path)
         _request(bucket.write(key, bytes(data)), path)
         return
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file on a disk to write into, that takes the place of `path` once it is whole, as `write` does."""
     file = Path(path)
     make(file.parent)
     for remains in file.parent.glob(f"{file.name}.*.partial"):  # of a run that was killed at this file
@@ -78,7 +85,7 @@ def write(path: str | Path, data: bytes | memoryview) -> None:
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
     try:
         with temporary.open("wb") as out:
-            out.write(data)
+            yield out
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(file)

@@ -23,6 +23,10 @@ SAMPLES, SAMPLE = 16, 1 << 16
 """A digest is of so many samples of a file, of so many bytes: at most a MiB, and of a smaller file the whole."""
 
 
+class InputError(ValueError):
+    """Something that a user gave and that cannot be used: one sentence that names the file and the fault."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stat:
     """What tells a file from another one at its address."""

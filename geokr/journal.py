@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from geokr.checkpoint import replacing
+from geokr.files import replacing
 
 LOG = "log.jsonl"
 CURVES = {"train": "plots/train.csv", "val": "plots/val.csv"}

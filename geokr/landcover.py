@@ -4,15 +4,16 @@ A product is described by a file in `knowledge/products/`, or one of the user's:
 each one counts, and what its codes mean.
 """
 
-import logging
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import rasterio
 import shapely
 from pyproj import CRS
 from pyproj.exceptions import ProjError
@@ -20,21 +21,12 @@ from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from geokr import gdal, inputs
+from geokr.coverage import CODES
 from geokr.crs import is_geographic
-from geokr.legend import BASE, KNOWLEDGE, OWN, Legend, Taxonomy, read_legend, read_taxonomy, read_toml
+from geokr.extents import Extent, nominal
+from geokr.legend import Legend
 from geokr.outlines import LONLAT, Floats, project, rings
-
-log = logging.getLogger(__name__)
-
-Extent = tuple[float, float, float, float]
-"""West, south, east and north, degrees. East may lie beyond 180."""
-
-RASTERS = (".tif", ".tiff", ".img", ".nc", ".hdf", ".vrt", ".jp2")
-"""How files are named that may be sheets of a product nobody has described."""
-
-
-class LandCoverError(ValueError):
-    """A product or sheet that cannot be used: one sentence that names the file and the fault."""
+from geokr.products import LandCoverError
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,174 +64,6 @@ class LandCover:
     year: int
     legend: Legend
     sheets: tuple[Sheet, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A land-cover product as its file describes it."""
-
-    path: Path
-    name: str
-    rules: tuple[dict[str, Any], ...]
-    """How its sheets are named, one for each kind of file: see docs/landcover.md."""
-
-    def match(self, file: str) -> tuple[dict[str, Any], dict[str, str]] | None:
-        """The rule that a file's name follows, and the parts of the name; None where it follows none."""
-        for rule in self.rules:
-            if match := re.search(rule["name"], file, re.IGNORECASE):
-                return rule, match.groupdict()
-        return None
-
-
-def products(own: Iterable[str | Path] = ()) -> list[Product]:
-    """The products that are known: first those described in the user's files or directories, then the shipped ones.
-
-    Raises LandCoverError for a description that cannot be used.
-    """
-    files: list[Path] = []
-    for place in map(Path, own):
-        found = sorted(place.glob("*.toml")) if place.is_dir() else [place]
-        if not found:
-            raise LandCoverError(f"{place}: no .toml file is in there")
-        files += found
-    return [read_product(path) for path in [*files, *sorted((KNOWLEDGE / "products").glob("*.toml"))]]
-
-
-def read_product(path: Path) -> Product:
-    """A product's description. Raises LandCoverError naming the file and the fault."""
-    try:
-        content = read_toml(path)
-        rules = content["sheets"]
-        for rule in rules:
-            groups = re.compile(rule["name"]).groupindex
-            if not {"year", "years"} & {*groups, *rule}:
-                raise ValueError("a rule for sheets has no group `year` in its name, and no key `year` or `years`")
-            match rule["extent"]:
-                case "bounds" | [_, _, _, _]:
-                    needed: set[str] = set()
-                case "globeland30":
-                    needed = {"hemisphere", "zone", "latitude"}
-                case "grid_zone":
-                    needed = {"zone", "band"}
-                case {"degrees": _, "corner": "lower left" | "upper left"}:
-                    needed = {"latitude", "longitude"}
-                case other:
-                    raise ValueError(f"no sheet can have the extent {other!r}")
-            if missing := needed - set(groups):
-                raise ValueError(f"the sheets' name has no group {sorted(missing)}, which their extent needs")
-        if not re.fullmatch(r"[a-z0-9_]+", content["name"]):
-            raise ValueError(f"the name {content['name']!r} must be of small letters, digits and _")
-        return Product(path, content["name"], tuple(rules))
-    except KeyError as error:
-        raise LandCoverError(f"{path}: {error} is missing") from error
-    except re.error as error:
-        raise LandCoverError(f"{path}: the sheets' name is not a regular expression: {error}") from error
-    except (AttributeError, TypeError, ValueError) as error:
-        raise LandCoverError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-
-
-def find(paths: Iterable[str | Path], legends: Iterable[str | Path] = (), taxonomy: str = BASE) -> list[LandCover]:
-    """Products found under directories, URLs or named files, sorted by name; other files are passed over.
-
-    So are rasters that no product names, with a warning. legends: the user's descriptions of products. taxonomy: see
-    `read_taxonomy`, or `own` for each product's own classes. Raises LandCoverError where a path does not exist, a
-    description or a sheet cannot be used, a sheet is there twice or overlaps another, or nothing is recognised.
-    """
-    known = products(legends)
-    places = [str(path) for path in paths]
-    survey = take_stock(places, known, taxonomy)
-    if survey.faults:
-        raise LandCoverError(survey.faults[0])
-    if not survey.covers:
-        names = ", ".join(product.name for product in known)
-        raise LandCoverError(f"{', '.join(places)}: no land-cover sheet is recognised here; known are {names}")
-    if survey.unplaced:
-        more = f" and {len(survey.unplaced) - 1} more" if len(survey.unplaced) > 1 else ""
-        log.warning("%s%s: no product names its sheets so; passed over", survey.unplaced[0], more)
-    return survey.covers
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What lies under some places."""
-
-    covers: list[LandCover]
-    """Sorted by name; of sheets without a fault."""
-    faults: list[str]
-    """A sentence for each sheet that cannot be used."""
-    unplaced: list[str]
-    """Rasters that no product recognises."""
-
-
-def take_stock(places: Iterable[str | Path], known: Sequence[Product], taxonomy: str) -> Survey:
-    """The products under directories or URLs, and all that is wrong with their sheets.
-
-    Raises LandCoverError where a path does not exist, or a description or taxonomy cannot be used.
-    """
-    faults: list[str] = []
-    unplaced: list[str] = []
-    recognised: list[tuple[str, Product, dict[str, Any], dict[str, str]]] = []
-    for file in walk(places):
-        product, matched = next(((p, m) for p in known if (m := p.match(PurePosixPath(file).name))), (None, None))
-        if product is None or matched is None:
-            unplaced += [file] if PurePosixPath(file).suffix.lower() in RASTERS else []
-        else:
-            recognised.append((file, product, *matched))
-    found: dict[tuple[str, int], tuple[Product, dict[str, Sheet]]] = {}
-    away = any(inputs.is_remote(file) for file, *_ in recognised)
-    with ThreadPoolExecutor(gdal.READERS if away else 1) as pool:
-        reading = [pool.submit(read_sheets, file, rule, parts) for file, _, rule, parts in recognised]
-        for (file, product, *_), read in zip(recognised, reading, strict=True):
-            try:
-                for year, sheet in read.result():
-                    _, sheets = found.setdefault((product.name, year), (product, {}))
-                    if (key := PurePosixPath(file).name.lower()) in sheets:  # its area would count twice
-                        raise LandCoverError(f"{file}: the sheet is there already, as {sheets[key].path}")
-                    sheets[key] = sheet
-            except LandCoverError as error:
-                faults.append(str(error))
-    try:
-        classes: Taxonomy | None = None if taxonomy == OWN else read_taxonomy(taxonomy)
-        legends = {product.path: read_legend(product.path, classes) for product, _ in found.values()}
-    except ValueError as error:
-        raise LandCoverError(str(error)) from error
-    covers = [
-        LandCover(f"{name}_{year}", year, legends[product.path], tuple(sheets.values()))
-        for (name, year), (product, sheets) in sorted(found.items(), key=lambda item: item[0])
-    ]
-    for cover in covers:
-        faults += overlaps(cover.sheets)
-    return Survey(covers, faults, unplaced)
-
-
-def walk(places: Iterable[str | Path]) -> Iterator[str]:
-    """The files under directories or URLs, and named files, in order, each once.
-
-    Raises LandCoverError for a wrong path, or a server that does not list what is there.
-    """
-    files: dict[str, str] = {}
-    for place in places:
-        if inputs.is_remote(place):
-            files |= {url: url for url in under(str(place))}
-            continue
-        place = Path(place)
-        if not place.exists():
-            raise LandCoverError(f"{place}: no such file or directory")
-        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if path.is_file():
-                files[str(path.resolve())] = str(path)
-    return iter(files.values())
-
-
-def under(url: str) -> list[str]:
-    """The objects under a place in a bucket, or the file that a URL names. Raises LandCoverError for neither."""
-    try:
-        if url.lower().startswith("s3://") and (found := inputs.listing(url)):
-            return [*found]
-        inputs.stat(url)
-    except OSError as error:
-        raise LandCoverError(str(error)) from error
-    return [url]
 
 
 def read_sheets(path: str, rule: dict[str, Any], parts: dict[str, str]) -> list[tuple[int, Sheet]]:
@@ -332,85 +156,37 @@ def returns(ring: Floats, corner: Floats, crs: str, tolerance: float) -> bool:
     return bool(np.abs(project(ring[:1], LONLAT, crs)[0] - corner).max() < tolerance)
 
 
-def nominal(path: str, rule: Any, parts: dict[str, str], region: shapely.Polygon) -> Extent | None:
-    """Where a sheet counts by its name and its product's rule. Raises LandCoverError where its pixels lie elsewhere."""
-    match rule:
-        case "bounds":
-            return None
-        case [west, south, east, north]:
-            return west, south, east, north
-        case "globeland30":
-            extent = globeland30_extent(path, region, parts)
-        case "grid_zone":
-            extent = grid_zone(path, int(parts["zone"]), parts["band"].upper())
-        case _:
-            west, corner = degrees(parts["longitude"]), degrees(parts["latitude"])
-            south = corner - (rule["degrees"] if rule["corner"] == "upper left" else 0)
-            extent = west, south, west + rule["degrees"], south + rule["degrees"]
-    west, south, east, north = extent
-    middle = region.centroid
-    x = middle.x + 360.0 * round(((west + east) / 2 - middle.x) / 360.0)
-    if not (west - 1 <= x <= east + 1 and south - 1 <= middle.y <= north + 1):
-        raise LandCoverError(
-            f"{path}: its pixels lie around longitude {middle.x:.1f}, latitude {middle.y:.1f}, its name says otherwise"
-        )
-    return extent
+def read_cells(sheet: Sheet, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """A window of a sheet as (row, col) uint8, and the code that each of its values stands for, (k,) int64.
 
-
-def degrees(text: str) -> float:
-    """`N24`, `W125` or `-2` as degrees, north and east positive."""
-    number = float(text.lstrip("NSEWnsew"))
-    return -number if text[0] in "SWsw" else number
-
-
-def globeland30_extent(path: str, region: shapely.Polygon, parts: dict[str, str]) -> Extent:
-    """The nominal extent of a GlobeLand30 sheet: 5 degrees of latitude by the 6 (12 from 60 on) of its zone.
-
-    The name gives the zone; its latitude is the band's edge nearer to the equator or farther from it, so the
-    band is the one that holds the middle of the pixels. Raises LandCoverError where the two disagree.
+    Raises LandCoverError where the sheet cannot be read, or holds more than 256 codes there.
     """
-    south = float(np.floor(region.centroid.y / 5.0) * 5.0)
-    north = south + 5.0
-    hemisphere = "n" if south >= 0 else "s"
-    if parts["hemisphere"].lower() != hemisphere or float(parts["latitude"]) not in (abs(south), abs(north)):
-        raise LandCoverError(
-            f"{path}: its pixels lie between latitudes {south:g} and {north:g}, its name says otherwise"
-        )
-    west = -180.0 + 6.0 * (int(parts["zone"]) - 1)
-    return west, south, west + (6.0 if max(abs(south), abs(north)) <= 60.0 else 12.0), north
+    every = np.arange(CODES)
+    if window.width <= 0 or window.height <= 0:
+        return np.zeros((0, 0), np.uint8), every
+    try:
+        # A sheet that was replaced is opened anew, when the old one is closed: GDAL keeps what it has read till then.
+        version = inputs.stat(sheet.path).version
+        if VERSIONS.setdefault(sheet.source, version) != version:
+            opened.cache_clear()
+            VERSIONS[sheet.source] = version
+        with rasterio.Env(**gdal.options()):
+            cells = opened(sheet.source, version, threading.get_ident(), os.getpid()).read(sheet.band, window=window)
+    except (RasterioIOError, OSError) as error:
+        raise LandCoverError(f"{sheet.path}: cannot be read: {' '.join(str(error).split())}") from error
+    if cells.dtype.itemsize == 1:  # some products call their bytes signed
+        return cells.view(np.uint8), every
+    codes, positions = np.unique(cells, return_inverse=True)
+    if len(codes) > CODES:
+        raise LandCoverError(f"{sheet.path}: it holds {len(codes)} different codes, expected {CODES} at most")
+    return positions.reshape(cells.shape).astype(np.uint8), codes.astype(np.int64)
 
 
-def grid_zone(path: str, zone: int, band: str) -> Extent:
-    """A zone of the military grid: 6 degrees by 8 (12 in band X), with the exceptions of Norway and Svalbard.
-
-    Source: DMA TM 8358.1, chapter 3. Raises LandCoverError where there is none of that name.
-    """
-    row = "CDEFGHJKLMNPQRSTUVWX".find(band)
-    if row < 0 or not 1 <= zone <= 60:
-        raise LandCoverError(f"{path}: the military grid has no zone {zone}{band}")
-    west = -180.0 + 6.0 * (zone - 1)
-    odd = {"31V": (0, 3), "32V": (3, 12), "31X": (0, 9), "33X": (9, 21), "35X": (21, 33), "37X": (33, 42)}
-    west, east = odd.get(f"{zone}{band}", (west, west + 6.0))
-    return west, -80.0 + 8.0 * row, east, 84.0 if band == "X" else -72.0 + 8.0 * row
+VERSIONS: dict[str, str] = {}
+"""Of the sheets that were opened."""
 
 
-def overlaps(sheets: Sequence[Sheet]) -> list[str]:
-    """A sentence for each pair of sheets whose pixels overlap by more than a cell, no extent saying which counts.
-
-    Only sheets of one CRS are compared here; what others share is found where a footprint is covered twice.
-    """
-    faults = []
-    free = [sheet for sheet in sheets if sheet.extent is None]
-    for crs in sorted({sheet.crs for sheet in free}):
-        group = [sheet for sheet in free if sheet.crs == crs]
-        boxes = []
-        for sheet in group:
-            a, _, left, _, e, top = sheet.transform
-            boxes.append(shapely.box(left + a, top + e * (sheet.height - 1), left + a * (sheet.width - 1), top + e))
-        first, second = shapely.STRtree(boxes).query(boxes, predicate="intersects")
-        faults += [
-            f"{group[j].path}: it overlaps {group[i].path}; their common area would count twice"
-            for i, j in zip(first, second, strict=True)
-            if i < j
-        ]
-    return faults
+@lru_cache(maxsize=32)
+def opened(source: str, version: str, thread: int, process: int) -> Any:
+    """An open raster, of one thread of one process alone: GDAL's are not to be shared, by threads or by forks."""
+    return rasterio.open(source)

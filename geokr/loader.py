@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from geokr.index import TILES
+from geokr.layout import TILES
 from geokr.order import DRAW, ORDER, PAIRS, Companions, Positions, by_shard, class_chances, companions, draw, random
 from geokr.pixels import Pixels, Read
 from geokr.selection import Tiles, Weighting, choose

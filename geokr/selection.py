@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geokr.index import INDEX, read_index, read_summary
+from geokr.index import read_index, read_summary
+from geokr.layout import INDEX
 
 Weighting = Sequence[str] | Callable[[pa.Table], npt.NDArray[Any]]
 """Columns of the index, whose product is a tile's weight; or a function of the chosen rows of the whole index."""

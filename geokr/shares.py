@@ -1,27 +1,23 @@
 """Class shares of footprints: exact areas of intersection with the cells of a land-cover product."""
 
-import os
-import threading
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 import shapely
-from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
-from geokr import gdal, inputs
-from geokr.coverage import CODES, code_areas
+from geokr.coverage import code_areas
 from geokr.crs import is_geographic
-from geokr.landcover import LandCover, LandCoverError, Sheet
+from geokr.landcover import LandCover, Sheet, read_cells
 from geokr.legend import Legend
 from geokr.outlines import LONLAT, Floats, bounds, equal_area, project, rings
+from geokr.products import LandCoverError
 
 LARGEST_WINDOW = 2**26
 """Cells that are read at once; a single footprint may need more."""
+
+
 DOUBT = 1e-9
 """A share of a footprint that rounding alone can give to a code."""
 
@@ -178,39 +174,3 @@ def sheet_shares(parts: Rings, footprints: int, sheet: Sheet, legend: Legend) ->
     shares = np.divide(areas, total[:, None], out=np.zeros_like(areas), where=total[:, None] > 0)
     met = np.flatnonzero((shares[:, : len(codes)] > DOUBT).any(axis=0))
     return shares[:, met] @ legend.shares(codes[met]), legend.unlisted(codes[met]) - {sheet.nodata}
-
-
-def read_cells(sheet: Sheet, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """A window of a sheet as (row, col) uint8, and the code that each of its values stands for, (k,) int64.
-
-    Raises LandCoverError where the sheet cannot be read, or holds more than 256 codes there.
-    """
-    every = np.arange(CODES)
-    if window.width <= 0 or window.height <= 0:
-        return np.zeros((0, 0), np.uint8), every
-    try:
-        # A sheet that was replaced is opened anew, when the old one is closed: GDAL keeps what it has read till then.
-        version = inputs.stat(sheet.path).version
-        if VERSIONS.setdefault(sheet.source, version) != version:
-            opened.cache_clear()
-            VERSIONS[sheet.source] = version
-        with rasterio.Env(**gdal.options()):
-            cells = opened(sheet.source, version, threading.get_ident(), os.getpid()).read(sheet.band, window=window)
-    except (RasterioIOError, OSError) as error:
-        raise LandCoverError(f"{sheet.path}: cannot be read: {' '.join(str(error).split())}") from error
-    if cells.dtype.itemsize == 1:  # some products call their bytes signed
-        return cells.view(np.uint8), every
-    codes, positions = np.unique(cells, return_inverse=True)
-    if len(codes) > CODES:
-        raise LandCoverError(f"{sheet.path}: it holds {len(codes)} different codes, expected {CODES} at most")
-    return positions.reshape(cells.shape).astype(np.uint8), codes.astype(np.int64)
-
-
-VERSIONS: dict[str, str] = {}
-"""Of the sheets that were opened."""
-
-
-@lru_cache(maxsize=32)
-def opened(source: str, version: str, thread: int, process: int) -> Any:
-    """An open raster, of one thread of one process alone: GDAL's are not to be shared, by threads or by forks."""
-    return rasterio.open(source)

@@ -9,62 +9,29 @@ import asyncio
 import errno
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
-import tensorstore as ts
 import zarr
-from numcodecs import Blosc
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
-from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, ObjectStore
 
 from geokr import files
-from geokr.files import join as join
-from geokr.index import TILES as TILES
+from geokr.layout import ACCEPTED, LABEL_STATUS, TILE_STATUS, StoreError, StoreWriteError
+from geokr.shards import encode_shard
 
-SCHEMA = 1
-"""Version of the layout on disk. A reader refuses a newer one."""
-
-LABELS = "labels"
-
-TILE_STATUS = ("not_built", "accepted", "void", "dark", "flat", "cloud", "missing_lines")
-"""Why a tile was rejected. Position is code; append only."""
-LABEL_STATUS = ("not_built", "labelled", "unknown")
-"""`unknown`: the product covers no part of the tile with a class of the legend."""
-ACCEPTED = TILE_STATUS.index("accepted")
-
-_BLOSC = Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)
-"""The fastest of those measured, and the smallest: see docs/decisions.md."""
-OVERHEAD = 16
-"""Bytes by which a chunk that cannot be compressed grows in Blosc's format: its header."""
 SMALL = (ZstdCodec(level=0), Crc32cCodec())
 """How arrays are stored that hold a number or a few a tile."""
-
-CHUNK = re.compile(r"/c/(\d+)/(\d+)$")
-"""A chunk of `status` by its key."""
-
-
 GO_ON = "build into another data set, undo the change, or delete the scene there to have it built anew"
 """What to do where a scene was built with other settings."""
-
-
-class StoreError(ValueError):
-    """The store on disk is not what the caller wants to write or read."""
-
-
-class StoreWriteError(StoreError):
-    """What should be written did not reach the store: no input is at fault, and no other block would fare better."""
 
 
 class DurableStore(LocalStore):
@@ -111,11 +78,6 @@ def writing(where: str) -> Iterator[None]:
 
 def _cannot(where: str, why: str) -> str:
     return f"{where}: cannot be written: {why}; put that right, and the same command goes on from here"
-
-
-def label_store(label_set: str) -> str:
-    """Name of a label set's store inside the data set; `label_set` is `<product>_<year>`."""
-    return f"{LABELS}/{label_set}.zarr"
 
 
 def _flags(names: tuple[str, ...]) -> dict[str, Any]:
@@ -280,59 +242,6 @@ def open_scene(root: str, scene: str, mode: str = "r") -> zarr.Group:
         raise kind(f"{root}/{scene}: no such scene in the store") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
-    """What is there of a scene in a store."""
-
-    attributes: dict[str, Any]
-    shape: tuple[int, ...]
-    """Rows and columns of tiles."""
-    blocks: frozenset[tuple[int, int]]
-    """Row and column of the blocks that are done: their part of `status` exists, and is non-zero, since it is only
-    ever written whole."""
-
-
-def built(root: str, names: Iterable[str]) -> dict[str, Built]:
-    """What is there of the named scenes, by name; scenes whose groups are not whole are left out.
-
-    Reads no chunk, and of each scene two small files and one listing: a store of a thousand scenes takes a second.
-    """
-    try:
-        return sync(_built(root, list(names)))
-    except FileNotFoundError:  # no store yet
-        return {}
-
-
-async def _built(root: str, names: list[str]) -> dict[str, Built]:
-    there = opened(root)
-    prototype = default_buffer_prototype()
-
-    async def one(name: str) -> tuple[str, Built] | None:
-        documents = [await there.get(f"{name}/{part}", prototype) for part in ("zarr.json", "status/zarr.json")]
-        if None in documents:
-            return None
-        group, array = (json.loads(document.to_bytes()) for document in documents if document is not None)
-        done = set()
-        async for key in there.list_prefix(f"{name}/status/c/"):
-            if match := CHUNK.search(key):
-                done.add((int(match[1]), int(match[2])))
-        return name, Built(group["attributes"], tuple(array["shape"]), frozenset(done))
-
-    return dict(filter(None, await concurrent_map([(name,) for name in names], one, 64)))
-
-
-def scenes(root: str) -> list[str]:
-    """Names of the scenes in a store, sorted, by listing alone. Empty where the store does not exist."""
-
-    async def listed() -> list[str]:
-        return [name async for name in opened(root).list_dir("")]
-
-    try:
-        return sorted(name.rstrip("/") for name in sync(listed()) if not name.startswith("zarr.json"))
-    except FileNotFoundError:
-        return []
-
-
 def write_block(
     group: zarr.Group,
     rows: slice,
@@ -373,7 +282,7 @@ def write_block(
             if array.shards is None:
                 _replace(array, values, i, j, side)
             else:
-                shard = _shard(values, status == ACCEPTED, side)
+                shard = encode_shard(values, status == ACCEPTED, side)
                 path = array.store_path / array.metadata.encode_chunk_key((i, j, *(0,) * (values.ndim - 2)))
                 buffer = default_buffer_prototype().buffer
                 sync(path.delete() if shard is None else path.set(buffer.from_array_like(shard)))
@@ -392,58 +301,6 @@ def _replace(array: Any, values: npt.NDArray[Any], i: int, j: int, side: int) ->
     wider[i * side :, j * side :] = np.pad(values, padding) if any(map(any, padding)) else values
 
 
-def _shard(values: npt.NDArray[Any], keep: npt.NDArray[np.bool_], side: int) -> npt.NDArray[np.uint8] | None:
-    """A shard of the tiles to keep, row by row, as the codec `sharding_indexed` of Zarr v3 has it; None without any.
-
-    zarr-python's own codec takes three times as long, in comparisons with the fill value and in passing chunks around.
-    """
-    if not keep.any():
-        return None
-    index = np.full((side, side, 2), 2**64 - 1, "<u8")  # which stands for a tile at the fill value
-    most = values[0, 0].nbytes + OVERHEAD + 4
-    shard = np.empty(int(keep.sum()) * most + index.nbytes + 4, np.uint8)
-    end = 0
-    for r, c in np.argwhere(keep):
-        coded = _checked(_BLOSC.encode(np.ascontiguousarray(values[r, c])))
-        shard[end : end + len(coded)] = np.frombuffer(coded, np.uint8)
-        index[r, c] = end, len(coded)
-        end += len(coded)
-    coded = _checked(index.tobytes())
-    shard[end : end + len(coded)] = np.frombuffer(coded, np.uint8)
-    return shard[: end + len(coded)]
-
-
-def _checked(data: bytes) -> bytes:
-    """Data with their checksum behind them, as the codec `crc32c` has it."""
-    return data + int(google_crc32c.value(data)).to_bytes(4, "little")
-
-
-def status(group: zarr.Group) -> npt.NDArray[np.uint8]:
-    """(row, col) uint8: see TILE_STATUS and LABEL_STATUS."""
-    return np.asarray(group["status"][:])  # type: ignore[index]
-
-
-def reader(root: str, array: str) -> Any:
-    """An array of a store, opened by tensorstore: with its own threads, and without caching."""
-    spec = {"driver": "zarr3", "kvstore": files.kvstore(join(root, array)), "recheck_cached_data": False}
-    return ts.open(spec, read=True, context=_UNCACHED)
-
-
-_UNCACHED = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
-
-
-def whole(root: str, scene: str, *names: str) -> list[npt.NDArray[Any]]:
-    """Whole arrays of a scene, read at once. Raises StoreError naming the scene where one is not there or damaged."""
-    try:
-        opening = [reader(root, f"{scene}/{name}") for name in names]
-        reading = [array.result().read() for array in opening]
-        return [np.asarray(values.result()) for values in reading]
-    except ValueError as error:  # what tensorstore raises, whatever happened
-        said = str(error).split(" [")[0]
-        why = "no such scene in the store" if said.startswith("NOT_FOUND") else f"cannot be read: {said}"
-        raise StoreError(f"{root}/{scene}: {why}") from error
-
-
 def consolidate(root: str) -> None:
     """Gather the store's metadata into its root, so that opening it reads one file."""
     import warnings
@@ -453,41 +310,3 @@ def consolidate(root: str) -> None:
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         with writing(root):
             zarr.consolidate_metadata(opened(root, writable=True))
-
-
-def consolidated(root: str) -> dict[str, Any]:
-    """What a store's root says of the groups and arrays in it: path -> metadata; nothing where it says none."""
-    document = json.loads(files.read(join(root, "zarr.json")))
-    found: dict[str, Any] = (document.get("consolidated_metadata") or {}).get("metadata", {})
-    return found
-
-
-def attributes(root: str, scene: str) -> dict[str, Any]:
-    """What a scene's group says of itself. Raises StoreError naming the path where there is none."""
-    try:
-        found: dict[str, Any] = own_metadata(root, scene)["attributes"]
-    except FileNotFoundError as error:
-        raise StoreError(f"{root}/{scene}: no such scene in the store") from error
-    return found
-
-
-def own_metadata(root: str, path: str) -> dict[str, Any]:
-    """What a group or array says of itself."""
-    found: dict[str, Any] = json.loads(files.read(join(root, path, "zarr.json")))
-    return found
-
-
-def chunks(group: zarr.Group, name: str) -> set[tuple[int, int]]:
-    """Row and column of the blocks of which an array has a file, by listing alone."""
-
-    async def listed() -> list[str]:
-        place = group.store_path / name / "c"
-        return [key async for key in place.store.list_prefix(f"{place.path}/")]
-
-    parts = [key.split("/c/")[-1].split("/") for key in sync(listed())]
-    return {(int(i), int(j)) for i, j, *rest in parts if all(part.isdecimal() for part in rest)}
-
-
-def count(statuses: npt.NDArray[np.uint8], names: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """How many tiles have each status, in the order of the codes."""
-    yield from zip(names, np.bincount(statuses.ravel(), minlength=len(names)).tolist(), strict=True)

@@ -23,25 +23,15 @@ import torch
 from safetensors.torch import save as to_safetensors
 from tqdm import tqdm
 
-from geokr.checkpoint import BEST, LAST, Checkpoint, load, replacing, save
+from geokr.checkpoint import BEST, LAST, Checkpoint, load, save
 from geokr.config import PRESETS, TrainConfig, configure, differences
 from geokr.export import ENCODER, export
+from geokr.files import replacing
 from geokr.journal import CONFUSION, CURVES, Journal
-from geokr.learner import (
-    LOG_EVERY,
-    STUDENT_VIEW,
-    TEACHER_VIEW,
-    Facts,
-    Learner,
-    Verdict,
-    begin,
-    facts_of,
-    learn,
-    snapshot,
-    validate,
-)
+from geokr.learner import LOG_EVERY, STUDENT_VIEW, TEACHER_VIEW, Facts, Learner, begin, facts_of, learn, snapshot
 from geokr.loader import Batch, TileLoader
 from geokr.processes import Place, highest, over_ranks, taking_place
+from geokr.validation import Verdict, validate
 
 METRICS = "metrics.json"
 DIVERGED = "diverged"

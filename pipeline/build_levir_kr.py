@@ -16,21 +16,24 @@ from typing import get_args
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from geokr import files, gdal, inputs, store
-from geokr.landcover import LandCover, LandCoverError, find
-from geokr.store import StoreError
+from geokr import files, gdal, inputs
+from geokr.discovery import find
+from geokr.landcover import LandCover
+from geokr.layout import StoreError
+from geokr.products import LandCoverError
 from pipeline import quarantine
+from pipeline.calibration import read_coefficients
 from pipeline.catalog import CATALOG, Entry, read_catalog
+from pipeline.cluster import ClusterError, cluster, threads
 from pipeline.config import BuildConfig, ConfigError, read_config
 from pipeline.items import write_static
 from pipeline.ortho import Resampling
 from pipeline.plan import dry_run, refuse_idle
-from pipeline.radiometry import Kind, RadiometryError, read_coefficients
-from pipeline.report import summary_table
-from pipeline.run import ClusterError, cluster, threads
+from pipeline.radiometry import Kind, RadiometryError
 from pipeline.scene import Imagery
 from pipeline.signals import stoppable, stopped
 from pipeline.stages import catalog, index, labels, tiles
+from pipeline.summary import summary_table
 from pipeline.watch import note
 
 STAGES = ("catalog", "tiles", "labels", "index")
@@ -123,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stopped(interrupt)
     refused = quarantine.read(config.out)
     if refused:
-        print(f"{len(refused)} refused: see {store.join(config.out, quarantine.FILE)}", file=sys.stderr)
+        print(f"{len(refused)} refused: see {files.join(config.out, quarantine.FILE)}", file=sys.stderr)
     return 3 if refused and options.strict else 0
 
 
@@ -183,7 +186,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
 
 def earlier_catalog(out: str) -> list[Entry]:
     """The entries that an earlier run of the first stage wrote."""
-    path = store.join(out, CATALOG)
+    path = files.join(out, CATALOG)
     if not files.exists(path):
         raise ConfigError(f"{path}: no such file; run the stage catalog first")
     return read_catalog(path)

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from geokr import files, store
+from geokr import contents, files, layout
 from geokr.crs import transformer
-from geokr.index import DATASET, INDEX, split_by_place
-from geokr.landcover import find
+from geokr.discovery import find
+from geokr.layout import DATASET, INDEX
+from geokr.splits import split_by_place
 from pipeline.catalog import CATALOG
 from pipeline.dataset import DataSet, Scene, short
 from pipeline.plan import attributes, grid_of, placement
@@ -33,12 +34,12 @@ GROUP = ("proj:code", "spatial:transform", "tile", "stride", "block", "bands", "
 
 def schema(data: DataSet) -> list[str]:
     """dataset.json is of this layout, and describes the tables beside it."""
-    if (version := data.summary["schema"]) != store.SCHEMA:
-        return [f"{DATASET}: schema {version}, this program knows {store.SCHEMA}"]
+    if (version := data.summary["schema"]) != layout.SCHEMA:
+        return [f"{DATASET}: schema {version}, this program knows {layout.SCHEMA}"]
     return [
         f"{name}: its SHA-256 is not the one in {DATASET}"
         for name, digest in data.summary["sha256"].items()
-        if files.digest(store.join(data.root, name)) != digest
+        if files.digest(files.join(data.root, name)) != digest
     ]
 
 
@@ -76,16 +77,18 @@ def provenance(data: DataSet) -> list[str]:
 def metadata(data: DataSet) -> list[str]:
     """What the stores' roots say of their scenes is what the scenes say; pixels and labels have the same scenes."""
     found = []
-    there = {root: store.scenes(root) for root in (data.tiles, *data.label_sets)}
+    there = {root: contents.scenes(root) for root in (data.tiles, *data.label_sets)}
     for root, names in there.items():
         found += [f"{name}: is in {data.tiles} or in {root} alone" for name in {*names} ^ {*there[data.tiles]}]
-        held = store.consolidated(root)
+        held = contents.consolidated(root)
         of_scenes = {path: said for path, said in held.items() if path.partition("/")[0] in names}
         found += [f"{path}: {root} holds metadata of a scene that is not there" for path in held.keys() - of_scenes]
         found += [f"{name}: {root} does not hold its metadata" for name in names if name not in held]
         for path, said in of_scenes.items():
             try:
-                same = store.own_metadata(root, path) == {k: v for k, v in said.items() if k != "consolidated_metadata"}
+                same = contents.own_metadata(root, path) == {
+                    k: v for k, v in said.items() if k != "consolidated_metadata"
+                }
             except (OSError, ValueError):
                 same = False
             if not same:
@@ -97,7 +100,7 @@ def statuses(data: DataSet) -> list[str]:
     """Every block is built, in tiles and labels, by a code that has a name; the counts are those of dataset.json."""
 
     def check(scene: Scene) -> Iterator[str]:
-        for group, names in ((scene.tiles, store.TILE_STATUS), (scene.labels, store.LABEL_STATUS)):
+        for group, names in ((scene.tiles, layout.TILE_STATUS), (scene.labels, layout.LABEL_STATUS)):
             for i, j, tiles in scene.blocks():
                 block = f"{scene.name} block ({i}, {j})"
                 try:
@@ -114,7 +117,7 @@ def statuses(data: DataSet) -> list[str]:
     if not found:
         unlisted = {entry["scene"] for entry in data.refused if entry["stage"] == "index"}
         held = np.concatenate([scene.status.ravel() for scene in data.scenes if scene.name not in unlisted])
-        counts = dict(store.count(held, store.TILE_STATUS))
+        counts = dict(contents.count(held, layout.TILE_STATUS))
         if counts != data.summary["counts"]["tiles"]:
             found.append(f"{DATASET}: counts {data.summary['counts']['tiles']}, the stores hold {counts}")
     return found
@@ -127,10 +130,10 @@ def shards(data: DataSet, tiles: int | None) -> list[str]:
     """
 
     def check(scene: Scene) -> Iterator[str]:
-        keys = store.chunks(scene.tiles, "image")
-        image = store.reader(data.tiles, f"{scene.name}/image").result()
+        keys = contents.chunks(scene.tiles, "image")
+        image = contents.reader(data.tiles, f"{scene.name}/image").result()
         for i, j, (rows, cols) in scene.blocks():
-            accepted = np.argwhere(scene.status[rows, cols] == store.ACCEPTED)
+            accepted = np.argwhere(scene.status[rows, cols] == layout.ACCEPTED)
             block = f"{scene.name} block ({i}, {j})"
             if (there := (i, j) in keys) != bool(len(accepted)):
                 yield f"{block}: " + ("a shard without accepted tiles" if there else "its shard is missing")
@@ -171,7 +174,7 @@ def labels(data: DataSet) -> list[str]:
 
         def check(scene: Scene, root: str = root) -> Iterator[str]:
             arrays = {
-                key: store.reader(root, f"{scene.name}/{key}").result() for key in ("fraction", "known", "status")
+                key: contents.reader(root, f"{scene.name}/{key}").result() for key in ("fraction", "known", "status")
             }
             for i, j, tiles in scene.blocks():
                 try:
@@ -182,13 +185,13 @@ def labels(data: DataSet) -> list[str]:
                 fraction, known = block["fraction"].astype(float), block["known"].astype(float)
                 right = (fraction >= 0).all(axis=2) & (known >= 0) & (known <= 1 + ROUNDING)
                 right &= np.abs(fraction.sum(axis=2) - (known > 0)) <= ROUNDING
-                right &= (block["status"] == store.LABEL_STATUS.index("labelled")) == (known > 0)
+                right &= (block["status"] == layout.LABEL_STATUS.index("labelled")) == (known > 0)
                 right |= block["status"] == 0
                 for r, c in np.argwhere(~right):
                     yield (
                         f"{scene.at(tiles[0].start + r, tiles[1].start + c)}: its shares sum to "
                         f"{fraction[r, c].sum():.6g}, where {known[r, c]:.6g} is known; "
-                        f"status {store.LABEL_STATUS[block['status'][r, c]]}"
+                        f"status {layout.LABEL_STATUS[block['status'][r, c]]}"
                     )
 
         found += data.each(check)
@@ -213,9 +216,9 @@ def rows(data: DataSet, read_labels: bool) -> list[str]:
         np.add.at(times, (row, col), 1)
         for r, c in np.argwhere(times > 1):
             yield f"{scene.at(r, c)} is listed {times[r, c]} times"
-        wanted = scene.status == store.ACCEPTED
+        wanted = scene.status == layout.ACCEPTED
         if read_labels:
-            known, fraction = store.whole(data.labels, scene.name, "known", "fraction")
+            known, fraction = contents.whole(data.labels, scene.name, "known", "fraction")
             wanted &= (known >= data.config.min_known) & (known > 0)
             told = figures(data, scene, fraction)
             # What has no value meets no condition, as in the build.
@@ -326,7 +329,7 @@ def recomputed(data: DataSet, number: int) -> list[str]:
         for row, col in zip(tiles["row"], tiles["col"], strict=True):
             r, c = row - i * block, col - j * block
             if status[r, c] != scene.status[row, col]:
-                found.append(f"{scene.at(row, col)} is {store.TILE_STATUS[status[r, c]]} when computed anew")
+                found.append(f"{scene.at(row, col)} is {layout.TILE_STATUS[status[r, c]]} when computed anew")
             elif not np.array_equal(arrays["image"][r, c], np.asarray(scene.tiles["image"][row, col])):  # type: ignore[index]
                 found.append(f"{scene.at(row, col)} has other pixels when computed anew")
             if not np.array_equal(fraction[r, c], np.asarray(scene.labels["fraction"][row, col])):  # type: ignore[index]

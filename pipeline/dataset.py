@@ -15,8 +15,8 @@ import zarr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from geokr import files, store
-from geokr.index import DATASET, INDEX
+from geokr import contents, files, layout, store
+from geokr.layout import DATASET, INDEX
 from pipeline import quarantine
 from pipeline.catalog import CATALOG, Entry, read_catalog
 from pipeline.config import BuildConfig
@@ -52,7 +52,7 @@ class Scene:
 
     @cached_property
     def status(self) -> npt.NDArray[np.uint8]:
-        return store.status(self.tiles)
+        return contents.status(self.tiles)
 
     def blocks(self) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
         """Row and column of each block, and its tiles."""
@@ -74,7 +74,7 @@ class DataSet:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(files.read(store.join(self.root, DATASET)))
+        found: dict[str, Any] = json.loads(files.read(files.join(self.root, DATASET)))
         return found
 
     @cached_property
@@ -83,30 +83,30 @@ class DataSet:
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
-        return {entry.scene.id: entry for entry in read_catalog(store.join(self.root, CATALOG))}
+        return {entry.scene.id: entry for entry in read_catalog(files.join(self.root, CATALOG))}
 
     @cached_property
     def index(self) -> geopandas.GeoDataFrame:
-        return geopandas.read_parquet(io.BytesIO(files.read(store.join(self.root, INDEX))))
+        return geopandas.read_parquet(io.BytesIO(files.read(files.join(self.root, INDEX))))
 
     @cached_property
     def tiles(self) -> str:
-        return store.join(self.root, store.TILES)
+        return files.join(self.root, layout.TILES)
 
     @cached_property
     def labels(self) -> str:
-        return store.join(self.root, store.label_store(self.summary["labels"]))
+        return files.join(self.root, layout.label_store(self.summary["labels"]))
 
     @property
     def label_sets(self) -> list[str]:
         """All stores of labels."""
-        return [store.join(self.root, store.label_store(name)) for name in self.summary["label_sets"]]
+        return [files.join(self.root, layout.label_store(name)) for name in self.summary["label_sets"]]
 
     @cached_property
     def scenes(self) -> list[Scene]:
         """Those in the stores, by name, but for scenes that the build was no more asked for."""
         gone = {entry["scene"] for entry in self.refused if entry["reason"] == "gone"}
-        names = [name for name in store.scenes(self.tiles) if name not in gone]
+        names = [name for name in contents.scenes(self.tiles) if name not in gone]
         return [Scene(name, store.open_scene(self.tiles, name), self.labels) for name in names]
 
     @cached_property

@@ -19,6 +19,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from geokr.crs import transformer
+from geokr.inputs import InputError
 from pipeline.delivery import Refusal, read_delivery
 from pipeline.finding import deliveries
 from pipeline.footprint import flat_terrain, outline
@@ -195,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.picture is not None and len(found.moved):
             picture(found, options.picture)
             print(f"picture       {options.picture}")
-    except (SceneError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0 if len(found.moved) else 1

@@ -8,16 +8,18 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from geokr import files, gdal, store
+from geokr import files, gdal, layout
+from geokr.discovery import find
 from geokr.index import read_summary
-from geokr.landcover import LandCover, LandCoverError, find
+from geokr.landcover import LandCover
 from geokr.legend import Legend
+from geokr.products import LandCoverError
 from pipeline.catalog import CATALOG, read_catalog
+from pipeline.cluster import ClusterError, cluster
 from pipeline.config import ConfigError, read_config
-from pipeline.report import summary_table
-from pipeline.run import ClusterError, cluster
 from pipeline.signals import stoppable, stopped
 from pipeline.stages import index, labels
+from pipeline.summary import summary_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("rasterio").setLevel(logging.WARNING)
     try:
         print("\n".join(label_anew(options)))
-    except (ConfigError, ClusterError, LandCoverError, store.StoreError, ValueError, OSError) as error:
+    except (ConfigError, ClusterError, LandCoverError, layout.StoreError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
@@ -67,7 +69,7 @@ def label_anew(options: argparse.Namespace) -> list[str]:
     there = [LandCover(name, 0, legend, ()) for name in summary["label_sets"]]
     every = sorted({cover.name: cover for cover in [*there, *covers]}.values(), key=lambda cover: cover.name)
     index.label_set(config, every)
-    entries = read_catalog(store.join(options.data, CATALOG))
+    entries = read_catalog(files.join(options.data, CATALOG))
     with files.alone(options.data, "builds"), stoppable(), cluster(options.workers) as client:
         labels.run(config, covers, entries, client)
         return summary_table(index.run(config, every, entries, client))

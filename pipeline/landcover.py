@@ -15,9 +15,10 @@ from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from geokr import gdal
-from geokr.landcover import LandCover, LandCoverError, Product, Sheet, products, take_stock
+from geokr.discovery import take_stock
+from geokr.landcover import LandCover, Sheet, read_cells
 from geokr.legend import BASE, IGNORE, OWN, read_legend, read_taxonomy, read_toml
-from geokr.shares import read_cells
+from geokr.products import LandCoverError, Product, products
 
 SAMPLE = 16
 """Blocks of a sheet that are looked into, unless all are asked for: the first, the last, and some between."""

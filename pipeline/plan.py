@@ -16,8 +16,8 @@ from pipeline.footprint import flat_terrain
 from pipeline.grid import TileGrid, peak_bytes, scene_grid
 from pipeline.pansharpen import equal_weights
 from pipeline.radiometry import Radiometry, Stretch, stretched
-from pipeline.run import LIBRARIES
 from pipeline.scene import Scene
+from pipeline.worker import LIBRARIES
 
 
 def grid_of(entry: Entry, config: BuildConfig) -> TileGrid | None:

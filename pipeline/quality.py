@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
-from geokr.store import TILE_STATUS
+from geokr.layout import TILE_STATUS
 
 ACCEPTED, VOID, DARK, FLAT, CLOUD, MISSING_LINES = (
     TILE_STATUS.index(name) for name in ("accepted", "void", "dark", "flat", "cloud", "missing_lines")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from geokr import files, store
+from geokr import files
 
 FILE = "quarantine.jsonl"
 
@@ -14,7 +14,7 @@ def read(dataset: str | Path) -> list[dict[str, Any]]:
 
     `blocks`, [row, column] each, says which blocks failed where the scene's others may have been built.
     """
-    path = store.join(dataset, FILE)
+    path = files.join(dataset, FILE)
     if not files.exists(path):
         return []
     return [json.loads(line) for line in files.read(path).decode().split("\n") if line]
@@ -25,4 +25,4 @@ def replace(dataset: str | Path, stage: str, entries: list[dict[str, Any]]) -> N
     kept = [entry for entry in read(dataset) if entry["stage"] != stage]
     new = [{"scene": entry["scene"], "stage": stage, **entry} for entry in entries]
     lines = sorted(json.dumps(entry, ensure_ascii=False) for entry in kept + new)
-    files.write_text(store.join(dataset, FILE), "".join(line + "\n" for line in lines))
+    files.write_text(files.join(dataset, FILE), "".join(line + "\n" for line in lines))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from shapely import Polygon
 
+from geokr.inputs import InputError
 from pipeline.sensor import SensorModel, model_from_json
 
 Imagery = Literal["mss", "pan", "pansharpened"]
@@ -16,7 +17,7 @@ Imagery = Literal["mss", "pan", "pansharpened"]
 _ID = re.compile(r"[^/\\\ud800-\udfff]{1,200}")
 
 
-class SceneError(ValueError):
+class SceneError(InputError):
     """A scene that cannot be used: one sentence that names the file and the fault."""
 
 

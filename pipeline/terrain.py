@@ -19,7 +19,7 @@ from rasterio.windows import Window
 
 from geokr import gdal
 from geokr.crs import is_geographic, transformer
-from pipeline.scene import SceneError
+from geokr.inputs import InputError
 from pipeline.sensor import Floats
 
 FILL = 100
@@ -27,6 +27,10 @@ FILL = 100
 LOWEST, HIGHEST = -1000.0, 10_000.0
 """No ground lies beyond, m: what a DEM says so is a hole, whatever its nodata value is."""
 HOLE = np.float32(-32768.0)
+
+
+class TerrainError(InputError):
+    """A DEM or a geoid that cannot be used: one sentence that names the file and the fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ class Terrain:
 
         A hole is filled from heights up to FILL cells away; a larger one, and all that lies beyond the DEM, has
         the flat height. A cell's height does not depend on the window. most: a window of more cells is read at a
-        lower resolution. Raises SceneError naming the file where it lies on no map or cannot be read.
+        lower resolution. Raises TerrainError naming the file where it lies on no map or cannot be read.
         """
         if self.dem is None:
             return flat(self.height)
@@ -122,7 +126,7 @@ class Terrain:
                 cells = read_cells(source, (c0, r0, c1, r1), step, turn)
                 inverse = ~source.transform
         except RasterioIOError as error:
-            raise SceneError(f"{self.dem}: the heights cannot be read: {error}") from error
+            raise TerrainError(f"{self.dem}: the heights cannot be read: {error}") from error
         placed = Affine.translation(-0.5, -0.5) @ Affine.scale(1 / step) @ Affine.translation(-c0, -r0) @ inverse
         if self.geoid is not None:
             cells += self.undulation(cells.shape, ~placed, crs)
@@ -139,7 +143,7 @@ class Terrain:
         lon, lat = transformer(crs, "EPSG:4326").transform(x, y)
         nodes = Terrain(self.geoid, np.nan).heights(lon, lat).astype(np.float32)
         if not np.isfinite(nodes).all():
-            raise SceneError(f"{self.geoid}: the geoid has no height at {lon.flat[0]:.2f} E, {lat.flat[0]:.2f} N")
+            raise TerrainError(f"{self.geoid}: the geoid has no height at {lon.flat[0]:.2f} E, {lat.flat[0]:.2f} N")
         u, v = (np.arange(n, dtype=np.float32) / step for n in shape[::-1])
         return cv2.remap(nodes, *np.meshgrid(u, v), cv2.INTER_LINEAR)
 
@@ -200,9 +204,9 @@ def held(places: Floats, size: float) -> tuple[int, int]:
 
 
 def horizontal(path: str, crs: Any) -> str:
-    """The horizontal part of a raster's CRS, as WKT. Raises SceneError where there is none."""
+    """The horizontal part of a raster's CRS, as WKT. Raises TerrainError where there is none."""
     if crs is None:
-        raise SceneError(f"{path}: the heights have no coordinate system")
+        raise TerrainError(f"{path}: the heights have no coordinate system")
     found = CRS(crs.to_wkt())
     return str((found.sub_crs_list[0] if found.is_compound else found).to_2d().to_wkt())
 

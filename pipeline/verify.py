@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from geokr import files, gdal, store
-from geokr.index import DATASET
+from geokr import files, gdal
+from geokr.layout import DATASET
 from pipeline import checks
 from pipeline.dataset import DataSet, short
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     how.add_argument("--full", action="store_true", help="every tile of every shard, not one of each")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="compute N tiles anew and compare")
     options = parser.parse_args(argv)
-    if not files.exists(store.join(options.dataset, DATASET)):
+    if not files.exists(files.join(options.dataset, DATASET)):
         print(f"error: {options.dataset}: no {DATASET}; is it a data set that was built to the end?", file=sys.stderr)
         return 2
     wrong = 0

@@ -25,9 +25,9 @@ from tests.deliveries import (
     STEM,
     WIDTH,
     camera,
-    contents,
     coordinates,
     fields,
+    members,
     rpb,
     tiff,
     write_folder,
@@ -49,11 +49,11 @@ class Broken:
 
 
 def without(suffix: str) -> Files:
-    return {name: content for name, content in contents().items() if not name.endswith(suffix)}
+    return {name: content for name, content in members().items() if not name.endswith(suffix)}
 
 
 def changed(suffix: str, change: Callable[[bytes], bytes]) -> Files:
-    return {name: change(content) if name.endswith(suffix) else content for name, content in contents().items()}
+    return {name: change(content) if name.endswith(suffix) else content for name, content in members().items()}
 
 
 CORNERS_OF_THE_NEXT = {
@@ -123,14 +123,14 @@ def zipped(change: Callable[[zipfile.ZipInfo], object], words: str) -> Broken:
         with zipfile.ZipFile(path / f"{NAME}.zip", "w") as archive:
             entry = zipfile.ZipInfo(f"{STEM}.tiff")
             change(entry)
-            archive.writestr(entry, contents()[f"{STEM}.tiff"])
+            archive.writestr(entry, members()[f"{STEM}.tiff"])
 
     return Broken(write, words)
 
 
 def encrypted(path: Path) -> None:
     """A zip that says of its member that it is encrypted."""
-    content = bytearray(write_zip(path / f"{NAME}.zip", contents()).read_bytes())
+    content = bytearray(write_zip(path / f"{NAME}.zip", members()).read_bytes())
     place = content.find(b"PK\x01\x02")
     while place >= 0:
         content[place + 8] |= 1
@@ -141,7 +141,7 @@ def encrypted(path: Path) -> None:
 def foreign(path: Path) -> None:
     """A zip with a name in GB2312, as old programs write them."""
     name = f"{STEM}.tiff"
-    content = write_zip(path / f"{NAME}.zip", {name: contents()[name]}).read_bytes()
+    content = write_zip(path / f"{NAME}.zip", {name: members()[name]}).read_bytes()
     other = "影像".encode("gb2312") + name.encode()[4:]
     (path / f"{NAME}.zip").write_bytes(content.replace(name.encode(), other))
 
@@ -255,13 +255,15 @@ BROKEN: dict[str, Broken] = {
     # archives
     "empty archive": packed(".tar.gz", b"", "cannot be unpacked"),
     "page instead of an archive": packed(".tgz", b"<html>404</html>" * 99, "cannot be unpacked"),
-    "archive cut": packed(".tar.gz", archived(contents())[: len(archived(contents())) * 2 // 3], "cannot be unpacked"),
+    "archive cut": packed(".tar.gz", archived(members())[: len(archived(members())) * 2 // 3], "cannot be unpacked"),
     "archive with bytes changed": packed(
-        ".tar.gz", archived(contents())[:9_000] + bytes(99) + archived(contents())[9_099:], "cannot be unpacked"
+        ".tar.gz",
+        archived(members())[:9_000] + bytes(99) + archived(members())[9_099:],
+        "cannot be unpacked",
     ),
     "zip cut": packed(".zip", b"PK\x03\x04" + bytes(999), "cannot be unpacked"),
     "archive without image": packed(".tar.gz", archived(without(".tiff")), "the archive holds no TIFF"),
-    "archive of an archive": packed(".tar.gz", archived({"in.tar.gz": archived(contents())}), "holds no TIFF"),
+    "archive of an archive": packed(".tar.gz", archived({"in.tar.gz": archived(members())}), "holds no TIFF"),
     "absolute path": tar("leads outside the archive", (member("/tmp/geokr-above.tif"), IMAGE)),
     "path upwards": tar("leads outside the archive", (member("a/../../above.tif"), IMAGE), suffix=".tar.gz"),
     "drive of Windows": tar("leads outside the archive", (member("C:/above.tif"), IMAGE)),

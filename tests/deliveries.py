@@ -118,7 +118,7 @@ def fields(width: int = WIDTH, height: int = HEIGHT) -> dict[str, object]:
     }  # fmt: skip
 
 
-def contents(stem: str = STEM, rpc: RPC | None = None) -> dict[str, bytes]:
+def members(stem: str = STEM, rpc: RPC | None = None) -> dict[str, bytes]:
     """The files of a good delivery, by name. Its product number is that of the name."""
     product = {"ProductID": f"1288{stem.partition('L1A')[2][:10]}"} if "L1A" in stem else {}
     return {

@@ -18,7 +18,7 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geokr import store
+from geokr import files, layout, store
 from pipeline import quarantine
 from pipeline.catalog import CATALOG, Entry, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
@@ -41,8 +41,8 @@ from tests.deliveries import (
     STEM,
     WIDTH,
     camera,
-    contents,
     coordinates,
+    members,
     rpb,
     surveyed,
     tiff,
@@ -82,7 +82,7 @@ def slope(tmp_path: Path, holes: bool = False) -> str:
 
 def test_the_stretch_is_that_of_every_20th_pixel(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(1, 4000, (3, 210, 330)).astype(np.uint16)
-    files = contents() | {f"{STEM}.tiff": tiff(values), f"{STEM}.rpb": rpb(camera(330, 210)).encode()}
+    files = members() | {f"{STEM}.tiff": tiff(values), f"{STEM}.rpb": rpb(camera(330, 210)).encode()}
     files[f"{STEM}.xml"] = files[f"{STEM}.xml"].replace(b">90<", b">330<").replace(b">70<", b">210<")
     entry = surveyed(only(write_folder(tmp_path, files)), None, 2.0, 97.0)
     with open_image(entry.scene.images[0].path) as file:
@@ -91,7 +91,7 @@ def test_the_stretch_is_that_of_every_20th_pixel(tmp_path: Path) -> None:
 
 
 def test_without_a_dem_the_ground_is_flat_at_the_rpcs_height(tmp_path: Path) -> None:
-    scene = only(write_folder(tmp_path, contents()))
+    scene = only(write_folder(tmp_path, members()))
     entry = surveyed(scene, None, 1.0, 99.0)
     assert entry.terrain == Terrain(None, GROUND)
     assert entry.dem_coverage == 0
@@ -101,7 +101,7 @@ def test_without_a_dem_the_ground_is_flat_at_the_rpcs_height(tmp_path: Path) -> 
 def test_with_a_dem_the_footprint_is_where_the_views_meet_the_ground(tmp_path: Path) -> None:
     """The camera leans by 3 px in 100 m, so the height depends on the place, and the place on the height."""
     model = camera(lean=(0.03, -0.02))
-    scene = only(write_folder(tmp_path / "scene", contents(rpc=model)))
+    scene = only(write_folder(tmp_path / "scene", members(rpc=model)))
     entry = surveyed(scene, slope(tmp_path), 1.0, 99.0)
     ring = shapely.get_coordinates(entry.scene.footprint.exterior)
     height = 400.0 + 4000.0 * (ring[:, 0] - (LON - 0.05))
@@ -113,7 +113,7 @@ def test_with_a_dem_the_footprint_is_where_the_views_meet_the_ground(tmp_path: P
 
 
 def test_holes_of_the_dem_are_counted(tmp_path: Path) -> None:
-    scene = only(write_folder(tmp_path / "scene", contents()))
+    scene = only(write_folder(tmp_path / "scene", members()))
     entry = surveyed(scene, slope(tmp_path, holes=True))
     assert entry.dem_holes > 50
     assert entry.dem_coverage == 1  # they are interpolated
@@ -121,7 +121,7 @@ def test_holes_of_the_dem_are_counted(tmp_path: Path) -> None:
 
 
 def test_each_radiometry_is_decided_by_the_survey(tmp_path: Path) -> None:
-    scene = only(write_folder(tmp_path / "scene", contents()))
+    scene = only(write_folder(tmp_path / "scene", members()))
     scene = replace(scene, acquired=datetime(2020, 5, 23, 5, 3, 8, tzinfo=UTC))  # by day
     assert surveyed(scene).radiometry is None
     per_band = surveyed(scene, radiometry="percentile-per-band").radiometry
@@ -154,7 +154,7 @@ def test_an_image_on_a_map_has_no_use_for_a_dem(tmp_path: Path) -> None:
 @pytest.mark.parametrize("interleave", ["pixel", "band"])
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
 def test_an_image_cut_anywhere_is_refused(tmp_path: Path, interleave: str, share: float) -> None:
-    files = contents()
+    files = members()
     whole = tiff(coordinates(), interleave=interleave, blockysize=8)
     files[f"{STEM}.tiff"] = whole[: int(len(whole) * share)]
     path = write_folder(tmp_path, files) / f"{STEM}.tiff"
@@ -165,7 +165,7 @@ def test_an_image_cut_anywhere_is_refused(tmp_path: Path, interleave: str, share
 
 @pytest.mark.parametrize(("value", "fault"), [(0, "the image holds no data"), (7, "the image has one value, 7,")])
 def test_an_image_of_one_value_is_refused(tmp_path: Path, value: int, fault: str) -> None:
-    files = contents() | {f"{STEM}.tiff": tiff(np.full((4, HEIGHT, WIDTH), value, np.uint8))}
+    files = members() | {f"{STEM}.tiff": tiff(np.full((4, HEIGHT, WIDTH), value, np.uint8))}
     with pytest.raises(SceneError, match=f"{STEM}.tiff: {fault}"):
         surveyed(only(write_folder(tmp_path, files)), None, 1.0, 99.0)
 
@@ -246,7 +246,7 @@ def test_a_catalog_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPat
 
 
 def test_a_catalog_is_a_map_for_others(tmp_path: Path) -> None:
-    write_folder(tmp_path / "scenes", contents())
+    write_folder(tmp_path / "scenes", members())
     (entry,) = catalog.run(config(tmp_path), None)
     table = geopandas.read_parquet(tmp_path / "out" / CATALOG)
     assert table.crs == "EPSG:4326"
@@ -262,8 +262,8 @@ def test_a_catalog_is_a_map_for_others(tmp_path: Path) -> None:
 @pytest.fixture
 def known(tmp_path: Path) -> Path:
     """A catalog of a folder and an archive, whose files are older."""
-    write_folder(tmp_path / "scenes" / STEM, contents())
-    write_archive(tmp_path / "scenes" / f"{OTHER}.tar.gz", contents(OTHER))
+    write_folder(tmp_path / "scenes" / STEM, members())
+    write_archive(tmp_path / "scenes" / f"{OTHER}.tar.gz", members(OTHER))
     found: list[Entry] = []
     for one in deliveries([tmp_path / "scenes"]):
         found += [item for item in read_and_survey(CatalogJob(one, None, (1.0, 99.0))) if isinstance(item, Entry)]
@@ -316,16 +316,16 @@ def test_a_file_put_in_place_later_drops_its_entry_whatever_its_date(known: Path
 
 def test_whatever_is_wrong_is_refused_once_and_the_good_go_on(tmp_path: Path) -> None:
     scenes = tmp_path / "scenes"
-    write_folder(scenes / "a_good", contents())
+    write_folder(scenes / "a_good", members())
     stems = [STEM.replace("1234567", f"{k:07d}") for k in range(4)]
-    write_folder(scenes / stems[0], {k: v for k, v in contents(stems[0]).items() if not k.endswith(".rpb")})
-    cut = contents(stems[1])
+    write_folder(scenes / stems[0], {k: v for k, v in members(stems[0]).items() if not k.endswith(".rpb")})
+    cut = members(stems[1])
     cut[f"{stems[1]}.tiff"] = cut[f"{stems[1]}.tiff"][:9_000]
     write_folder(scenes / stems[1], cut)
-    write_folder(scenes / stems[2], contents(stems[2]) | {f"{stems[2]}.xml": b""})
+    write_folder(scenes / stems[2], members(stems[2]) | {f"{stems[2]}.xml": b""})
     (scenes / f"{stems[3]}.tar.gz").write_bytes(b"no archive")
     write_folder(scenes, {"photo.tif": tiff(coordinates())})
-    write_archive(scenes / f"{OTHER}.tar.gz", contents(OTHER))
+    write_archive(scenes / f"{OTHER}.tar.gz", members(OTHER))
     found = catalog.run(config(tmp_path), None)
     assert [entry.scene.id for entry in found] == [NAME, OTHER_NAME]
     refused = quarantine.read(tmp_path / "out")
@@ -345,9 +345,9 @@ def test_whatever_is_wrong_is_refused_once_and_the_good_go_on(tmp_path: Path) ->
 def test_a_scene_delivered_twice_counts_once(tmp_path: Path) -> None:
     """The first in the order of the paths, in a new catalog and in one that knows it already."""
     scenes = tmp_path / "scenes"
-    write_folder(scenes / "a", contents())
-    write_archive(scenes / "m.tar", contents())
-    write_folder(scenes / "z", contents())
+    write_folder(scenes / "a", members())
+    write_archive(scenes / "m.tar", members())
+    write_folder(scenes / "z", members())
     for _ in range(2):
         (entry,) = catalog.run(config(tmp_path), None)
         assert entry.scene.images[0].path == str(scenes / "a" / f"{STEM}.tiff")
@@ -361,7 +361,7 @@ def test_a_scene_delivered_twice_counts_once(tmp_path: Path) -> None:
 @pytest.fixture
 def one(tmp_path: Path) -> Entry:
     """A scene with a product number."""
-    entry = surveyed(only(write_folder(tmp_path, contents())))
+    entry = surveyed(only(write_folder(tmp_path, members())))
     numbered = replace(entry.scene, metadata=dict(entry.scene.metadata) | {"ProductID": "1234567"})
     return replace(entry, scene=numbered, pixels="a")
 
@@ -416,14 +416,14 @@ def test_a_scene_built_from_other_input_is_named_before_anything_is_written(one:
     settings = config(tmp_path, tile=8, stride=8)
     grid = grid_of(one, settings)
     assert grid is not None
-    root = store.join(settings.out, store.TILES)
+    root = files.join(settings.out, layout.TILES)
     catalog.refuse_mixture(settings, [one])
-    layout: Any = {"shape": (grid.rows, grid.cols), "bands": 4, "tile": 8, "block": grid.block, "dtype": "uint8"}
-    store.create_tiles(root, one.scene.id, **layout, attributes=attributes(one, grid, settings))
+    arguments: Any = {"shape": (grid.rows, grid.cols), "bands": 4, "tile": 8, "block": grid.block, "dtype": "uint8"}
+    store.create_tiles(root, one.scene.id, **arguments, attributes=attributes(one, grid, settings))
     catalog.refuse_mixture(settings, [one, other(one, id="another", pixels="b")])
-    with pytest.raises(store.StoreError, match=f"{one.scene.id} was built .*source.sha256_of_every_20th_pixel was a"):
+    with pytest.raises(layout.StoreError, match=f"{one.scene.id} was built .*source.sha256_of_every_20th_pixel was a"):
         catalog.refuse_mixture(settings, [other(one, id="another"), other(one, pixels="b")])
-    with pytest.raises(store.StoreError, match="stride was 8, now 7"):
+    with pytest.raises(layout.StoreError, match="stride was 8, now 7"):
         catalog.refuse_mixture(config(tmp_path, tile=8, stride=7), [one])
 
 
@@ -437,7 +437,7 @@ def test_a_scene_into_which_no_tile_fits_is_refused(one: Entry, tmp_path: Path) 
 
 def test_a_dem_of_elsewhere_is_refused(tmp_path: Path) -> None:
     """One that covers some of the scenes is not, see above."""
-    write_folder(tmp_path / "scenes" / "a", contents())
+    write_folder(tmp_path / "scenes" / "a", members())
     away = Affine(0.001, 0, LON + 10, 0, -0.001, LAT + 10)
     dem = write_dem(tmp_path / "dem.tif", np.full((50, 50), 400.0), away, "EPSG:4326")
     with pytest.raises(ConfigError, match=r"dem\.tif: it covers none of the scenes that need heights"):
@@ -446,7 +446,7 @@ def test_a_dem_of_elsewhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_path_named_twice_is_no_second_delivery(tmp_path: Path) -> None:
-    write_folder(tmp_path / "scenes" / "a", contents())
+    write_folder(tmp_path / "scenes" / "a", members())
     paths = [str(tmp_path / "scenes"), str(tmp_path / "scenes" / "a")]
     assert len(catalog.run(config(tmp_path, scenes=paths), None)) == 1
     assert quarantine.read(tmp_path / "out") == []
@@ -456,7 +456,7 @@ def test_a_path_named_twice_is_no_second_delivery(tmp_path: Path) -> None:
 def test_a_survey_that_is_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """Stopped it keeps what it has; against a kill, it does now and then."""
     for folder, stem in (("a", STEM), ("b", OTHER), ("c", THIRD)):
-        write_folder(tmp_path / "scenes" / folder, contents(stem))
+        write_folder(tmp_path / "scenes" / folder, members(stem))
     undisturbed = catalog.run(config(tmp_path, out=str(tmp_path / "calm")), None)
     surveyed: list[str] = []
 
@@ -491,7 +491,7 @@ def test_a_survey_that_is_interrupted_goes_on(tmp_path: Path, monkeypatch: pytes
 
 def test_a_catalog_of_which_all_is_true_is_left_as_it_is(tmp_path: Path) -> None:
     for folder, stem in (("a", STEM), ("b", OTHER)):
-        write_folder(tmp_path / "scenes" / folder, contents(stem))
+        write_folder(tmp_path / "scenes" / folder, members(stem))
     first, path = catalog.run(config(tmp_path), None), tmp_path / "out" / CATALOG
     later = path.stat().st_mtime + 100
     os.utime(path, (later, later))
@@ -510,14 +510,14 @@ def test_only_what_changed_is_surveyed_again(tmp_path: Path, monkeypatch: pytest
         return read_and_survey(job)
 
     monkeypatch.setattr("pipeline.stages.catalog.read_and_survey", watched)
-    write_folder(tmp_path / "scenes" / "a", contents())
-    write_folder(tmp_path / "scenes" / "b", contents(OTHER))
+    write_folder(tmp_path / "scenes" / "a", members())
+    write_folder(tmp_path / "scenes" / "b", members(OTHER))
     first = catalog.run(config(tmp_path), None)
     assert len(surveyed) == 2
     later = (tmp_path / "out" / CATALOG).stat().st_mtime + 100
     os.utime(tmp_path / "out" / CATALOG, (later, later))
     surveyed.clear()
-    write_folder(tmp_path / "scenes" / "c", contents(THIRD))
+    write_folder(tmp_path / "scenes" / "c", members(THIRD))
     second = catalog.run(config(tmp_path), None)
     assert surveyed == [f"{THIRD}.tiff"]
     assert [entry for entry in second if entry.scene.id != THIRD_NAME] == first
@@ -530,7 +530,7 @@ def test_only_what_changed_is_surveyed_again(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_ground_without_dem_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_folder(tmp_path / "scenes", contents())
+    write_folder(tmp_path / "scenes", members())
     with caplog.at_level(logging.WARNING):
         catalog.run(config(tmp_path), None)
         catalog.run(config(tmp_path, dem=slope(tmp_path, holes=True)), None)
@@ -542,7 +542,7 @@ def test_a_ground_without_dem_is_said_aloud(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_a_dem_that_ends_within_the_scene_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_folder(tmp_path / "scenes", contents())
+    write_folder(tmp_path / "scenes", members())
     dem = slope(tmp_path)
     with rasterio.open(dem) as file:
         west = file.read(1)[:, : file.width // 2]
@@ -553,7 +553,7 @@ def test_a_dem_that_ends_within_the_scene_is_said_aloud(tmp_path: Path, caplog: 
 
 
 def test_a_dem_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    write_folder(tmp_path / "scenes", contents())
+    write_folder(tmp_path / "scenes", members())
     (tmp_path / "dem.tif").write_bytes(tiff(coordinates(bands=1), transform=Affine(8, 0, 5e5, 0, -8, 2.7e6)))
     with pytest.raises(ConfigError, match="none of the scenes can be used"):
         catalog.run(config(tmp_path, dem=str(tmp_path / "dem.tif")), None)
@@ -571,7 +571,7 @@ def test_a_directory_without_scenes_is_said(tmp_path: Path) -> None:
 
 
 def test_a_scenes_values_are_held_to_what_is_possible(tmp_path: Path) -> None:
-    scene = only(write_folder(tmp_path, contents()))
+    scene = only(write_folder(tmp_path, members()))
     changes: tuple[tuple[dict[str, Any], str], ...] = (
         ({"acquired": datetime(2020, 1, 1)}, "acquired must be in UTC"),
         ({"gsd": 0.0}, "the ground sampling distance must be positive, got 0.0 m"),
@@ -607,7 +607,7 @@ def test_a_stage_replaces_its_own_refusals_alone(tmp_path: Path) -> None:
 
 def test_what_was_refused_in_an_archive_stays_refused(tmp_path: Path) -> None:
     """One good image and one without its RPB, read again although the catalog knows the good one."""
-    files = contents() | {name: content for name, content in contents(OTHER).items() if not name.endswith(".rpb")}
+    files = members() | {name: content for name, content in members(OTHER).items() if not name.endswith(".rpb")}
     (tmp_path / "scenes").mkdir()
     write_archive(tmp_path / "scenes" / "m.tar", files)
     found = []
@@ -624,17 +624,17 @@ def test_what_was_refused_in_an_archive_stays_refused(tmp_path: Path) -> None:
 def test_which_of_two_deliveries_counts_does_not_depend_on_history(tmp_path: Path) -> None:
     scenes = tmp_path / "scenes"
     scenes.mkdir()
-    write_archive(scenes / "m.tar", contents())
+    write_archive(scenes / "m.tar", members())
     catalog.run(config(tmp_path), None)
     later = (tmp_path / "out" / CATALOG).stat().st_mtime + 100
     os.utime(tmp_path / "out" / CATALOG, (later, later))
-    write_folder(scenes / "a", contents())
+    write_folder(scenes / "a", members())
     (entry,) = catalog.run(config(tmp_path), None)
     assert entry.scene.images[0].path == str(scenes / "a" / f"{STEM}.tiff")
 
 
 def test_a_ground_sampling_distance_that_the_rpc_denies_is_refused(tmp_path: Path) -> None:
-    files = contents()
+    files = members()
     name = f"{STEM}.xml"
     said = files[name].replace(b"<ImageGSD>8<", b"<ImageGSD>0.5<")
     assert said != files[name]

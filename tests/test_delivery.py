@@ -36,9 +36,9 @@ from tests.deliveries import (
     STEM,
     WIDTH,
     camera,
-    contents,
     coordinates,
     fields,
+    members,
     rpb,
     tiff,
     write_archive,
@@ -70,7 +70,7 @@ def pixels(scene: Scene) -> npt.NDArray[Any]:
 
 
 def test_a_scene_is_what_its_files_say(tmp_path: Path) -> None:
-    scene = only(write_folder(tmp_path / STEM, contents()))
+    scene = only(write_folder(tmp_path / STEM, members()))
     assert (scene.id, scene.satellite, scene.sensor, scene.level) == (NAME, "GF1", "PMS1", "L1A")
     assert scene.acquired == datetime(2020, 5, 22, 21, 3, 8, tzinfo=UTC)  # the day before, in UTC
     assert (scene.gsd, scene.images[0].width, scene.images[0].height, scene.dtype) == (GSD, WIDTH, HEIGHT, "uint16")
@@ -83,7 +83,7 @@ def test_a_scene_is_what_its_files_say(tmp_path: Path) -> None:
 
 def test_the_footprint_is_where_the_camera_sees_the_border(tmp_path: Path) -> None:
     """The image is rotated by 20 degrees and wider than high."""
-    scene = only(write_folder(tmp_path, contents()))
+    scene = only(write_folder(tmp_path, members()))
     ring = shapely.get_coordinates(scene.footprint.exterior)
     col, row = camera().image(ring[:, 0], ring[:, 1], np.array(500.0))
     assert np.minimum(np.minimum(col, WIDTH - col), np.minimum(row, HEIGHT - row)) == pytest.approx(0, abs=1e-6)
@@ -97,14 +97,14 @@ def test_the_footprint_is_where_the_camera_sees_the_border(tmp_path: Path) -> No
 @pytest.mark.parametrize("form", [".tar", ".tar.gz", ".tgz", ".TAR.GZ"])
 @pytest.mark.parametrize("change", ["", "dot", "folder", "upper"])
 def test_every_form_of_a_delivery_gives_the_same_scene_and_pixels(tmp_path: Path, form: str, change: str) -> None:
-    folder = only(write_folder(tmp_path / "folder", contents()))
+    folder = only(write_folder(tmp_path / "folder", members()))
     rename: dict[str, Callable[[str], str]] = {
         "": str,
         "dot": lambda name: f"./{name}",
         "folder": lambda name: f"{STEM.removesuffix('-MSS1')}/{name}",
         "upper": lambda name: name.replace(".tiff", ".TIFF").replace(".rpb", ".RPB").replace(".xml", ".XML"),
     }
-    files = {rename[change](name): content for name, content in contents().items()}
+    files = {rename[change](name): content for name, content in members().items()}
     archived = only(write_archive(tmp_path / f"{STEM}{form}", files))
     assert archived.files == (str(tmp_path / f"{STEM}{form}"),)
     assert archived.bytes == (tmp_path / f"{STEM}{form}").stat().st_size
@@ -119,7 +119,7 @@ def test_every_form_of_a_delivery_gives_the_same_scene_and_pixels(tmp_path: Path
 
 
 def test_suffixes_in_capitals_are_the_same_in_a_folder(tmp_path: Path) -> None:
-    files = {f"{Path(name).stem}{Path(name).suffix.upper()}": content for name, content in contents().items()}
+    files = {f"{Path(name).stem}{Path(name).suffix.upper()}": content for name, content in members().items()}
     scene = only(write_folder(tmp_path, files))
     assert scene.images[0].model == camera()
     assert len(scene.files) == 3
@@ -200,11 +200,11 @@ def test_band_names_and_time_come_from_the_tags(tmp_path: Path) -> None:
 
 
 def without(suffix: str) -> Files:
-    return {name: content for name, content in contents().items() if not name.endswith(suffix)}
+    return {name: content for name, content in members().items() if not name.endswith(suffix)}
 
 
 def changed(suffix: str, change: Callable[[bytes], bytes]) -> Files:
-    return {name: change(content) if name.endswith(suffix) else content for name, content in contents().items()}
+    return {name: change(content) if name.endswith(suffix) else content for name, content in members().items()}
 
 
 PLACED = {"crs": "EPSG:32648", "transform": Affine(8, 0, 5e5, 0, -8, 2.7e6)}
@@ -304,7 +304,7 @@ BAD: dict[str, tuple[Files, str, str]] = {
 @pytest.mark.parametrize("archived", [False, True])
 def test_what_cannot_be_used_ends_in_a_sentence_and_the_others_go_on(tmp_path: Path, case: str, archived: bool) -> None:
     files, file, fault = BAD[case]
-    good = contents(OTHER)
+    good = members(OTHER)
     if archived:
         write_archive(tmp_path / "both.tar.gz", files | good)
     else:
@@ -327,15 +327,20 @@ def cut(path: Path, share: float) -> None:
 
 
 def too_many(path: Path) -> None:
-    write_archive(path, contents() | {f"{k}": b"" for k in range(archive.MAX_MEMBERS)})
+    write_archive(path, members() | {f"{k}": b"" for k in range(archive.MAX_MEMBERS)})
 
 
 ARCHIVES: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
     "empty": (".tar.gz", lambda p: p.write_bytes(b""), "unreadable", "cannot be unpacked"),
     "no tar": (".tar", lambda p: p.write_bytes(b"<html>404</html>" * 99), "unreadable", "cannot be unpacked"),
     "gzip of no tar": (".tgz", lambda p: p.write_bytes(b"\x1f\x8b\x08" + bytes(999)), "unreadable", "unpacked"),
-    "cut": (".tar.gz", lambda p: cut(write_archive(p, contents()), 0.6), "unreadable", "cannot be unpacked"),
-    "cut, not packed": (".tar", lambda p: cut(write_archive(p, contents()), 0.3), "unreadable", "cannot be unpacked"),
+    "cut": (".tar.gz", lambda p: cut(write_archive(p, members()), 0.6), "unreadable", "cannot be unpacked"),
+    "cut, not packed": (
+        ".tar",
+        lambda p: cut(write_archive(p, members()), 0.3),
+        "unreadable",
+        "cannot be unpacked",
+    ),
     "without image": (".tar.gz", lambda p: write_archive(p, without(".tiff")), "no_image", "the archive holds no TIFF"),
     "without anything": (".tar", lambda p: write_archive(p, {}), "no_image", "the archive holds no TIFF"),
     "of too many members": (".tar", too_many, "unreadable", "the archive has more than 10000 members"),
@@ -378,7 +383,7 @@ def test_members_that_lead_outside_are_passed_over(tmp_path: Path) -> None:
         add("hard.tif", type=tarfile.LNKTYPE, linkname=f"{STEM}.tiff")
         add("pipe.tif", type=tarfile.FIFOTYPE)
         add("folder.tif", type=tarfile.DIRTYPE)
-        for name, content in contents().items():
+        for name, content in members().items():
             add(name, content)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     scene, *faults = sorted(found(path), key=lambda item: isinstance(item, Refusal))
@@ -484,11 +489,11 @@ def test_only_scenes_and_refusals_come_of_spoiled_deliveries(
         return bytes(spoiled[: data.draw(st.just(len(content)) | st.integers(0, len(content)))])
 
     if packed:
-        path = write_archive(folder / "delivery.tar", contents())
+        path = write_archive(folder / "delivery.tar", members())
         path.write_bytes(spoil(path.read_bytes()))
     else:
-        which = data.draw(st.sampled_from([*contents()]))
-        write_folder(folder, {name: spoil(c) if name == which else c for name, c in contents().items()})
+        which = data.draw(st.sampled_from([*members()]))
+        write_folder(folder, {name: spoil(c) if name == which else c for name, c in members().items()})
     for one in deliveries([folder]):
         items = read_and_survey(CatalogJob(one, None, (1.0, 99.0)))
         assert items

@@ -21,9 +21,9 @@ from tests.deliveries import (
     NAME,
     WIDTH,
     camera,
-    contents,
     coordinates,
     fields,
+    members,
     pair,
     rpb,
     rpc_text,
@@ -105,7 +105,7 @@ def test_an_image_that_is_not_there_is_named(
     tmp_path: Path, images: list[str], imagery: Imagery, sentence: str
 ) -> None:
     for part in images:
-        write_folder(tmp_path, contents(f"{NAME}-{part}"))
+        write_folder(tmp_path, members(f"{NAME}-{part}"))
     detail = refused(tmp_path, imagery)
     assert sentence in detail
     assert NAME in detail
@@ -128,7 +128,7 @@ def test_a_panchromatic_image_that_is_cut_spoils_no_multispectral_scene(tmp_path
 def test_a_panchromatic_image_that_is_no_finer_sharpens_nothing(tmp_path: Path) -> None:
     said = xml(fields() | {"Bands": "5"}).encode()
     one = {f"{NAME}-PAN1.tiff": tiff(coordinates(bands=1)), f"{NAME}-PAN1.xml": said}
-    write_folder(tmp_path, contents() | one | {f"{NAME}-PAN1.rpb": rpb(camera()).encode()})
+    write_folder(tmp_path, members() | one | {f"{NAME}-PAN1.rpb": rpb(camera()).encode()})
     assert "-PAN1.tiff: its pixels are 8 m, no finer than the 8 m of" in refused(tmp_path, "pansharpened")
 
 
@@ -137,7 +137,7 @@ def test_a_panchromatic_image_that_is_no_finer_sharpens_nothing(tmp_path: Path) 
 
 def test_an_rpc_text_file_is_the_same_camera(tmp_path: Path) -> None:
     model = camera(heading=77, lean=(0.1, -0.2))
-    files = contents(rpc=model)
+    files = members(rpc=model)
     first = only(write_folder(tmp_path / "rpb", files))
     text = {name.replace(".rpb", "_RPC.TXT"): content for name, content in files.items()}
     text[f"{NAME}-MSS1_RPC.TXT"] = rpc_text(model).encode()

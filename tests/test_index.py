@@ -17,17 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 
-from geokr.index import (
-    DATASET,
-    INDEX,
-    cell_draws,
-    cell_ranges,
-    columns_around,
-    read_index,
-    read_summary,
-    split_by_place,
-    write_index,
-)
+from geokr.index import read_index, read_summary, write_index
+from geokr.layout import DATASET, INDEX
+from geokr.splits import cell_draws, cell_ranges, columns_around, split_by_place
 
 Floats = npt.NDArray[np.float64]
 

@@ -14,8 +14,9 @@ from affine import Affine
 from rasterio.windows import Window
 
 from geokr import files, gdal, inputs
-from geokr.landcover import LandCoverError, find
-from geokr.shares import read_cells
+from geokr.discovery import find
+from geokr.landcover import read_cells
+from geokr.products import LandCoverError
 from pipeline.archive import MAX_METADATA, member_path
 from pipeline.build_levir_kr import main
 from pipeline.delivery import Refusal, read_delivery
@@ -32,8 +33,8 @@ from tests.deliveries import (
     LON,
     NAME,
     STEM,
-    contents,
     coordinates,
+    members,
     tiff,
     write_archive,
     write_dem,
@@ -182,9 +183,9 @@ def test_what_cannot_be_read_is_a_sentence(tmp_path: Path, s3: Server, served: s
 def test_an_archive_on_a_server_is_the_same_delivery(tmp_path: Path, publish: Publish, form: str) -> None:
     path = tmp_path / f"{NAME}{form}"
     if form.endswith("zip"):
-        write_zip(path, contents(), 0 if form == "stored.zip" else 8)
+        write_zip(path, members(), 0 if form == "stored.zip" else 8)
     else:
-        write_archive(path, contents())
+        write_archive(path, members())
     url = publish(path)
     here, there = only(path), only(url)
     image, same = there.images[0], here.images[0]
@@ -205,8 +206,8 @@ def test_an_archive_on_a_server_is_the_same_delivery(tmp_path: Path, publish: Pu
 
 def test_another_archive_at_the_same_address_is_unpacked_anew(tmp_path: Path, publish: Publish) -> None:
     """Be it of the same size."""
-    path = write_archive(tmp_path / f"{NAME}.tgz", contents())
-    other = contents() | {f"{STEM}.tiff": contents()[f"{STEM}.tiff"][::-1]}
+    path = write_archive(tmp_path / f"{NAME}.tgz", members())
+    other = members() | {f"{STEM}.tiff": members()[f"{STEM}.tiff"][::-1]}
     packed = [file.read_bytes() for file in (path, write_archive(tmp_path / "other.tgz", other))]
     path.write_bytes(packed[0].ljust(100_000, b"\0"))  # which gzip passes over
     member = member_path(publish(path), f"{STEM}.tiff")
@@ -224,12 +225,12 @@ def test_without_room_an_archive_on_a_server_is_read_in_place(
     tmp_path: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.unpacked.BOUND", 10)
-    path = write_archive(tmp_path / f"{NAME}.tgz", contents())
+    path = write_archive(tmp_path / f"{NAME}.tgz", members())
     assert np.array_equal(read(only(publish(path)).images[0])[0], read(only(path).images[0])[0])
 
 
 def test_a_folder_in_a_bucket_is_the_same_delivery(tmp_path: Path, s3: Server) -> None:
-    folder = write_folder(tmp_path / NAME, contents())
+    folder = write_folder(tmp_path / NAME, members())
     url = s3.upload(folder, f"{tmp_path.name}/{NAME}")
     here = only(folder)
     for place in (url, f"{url}/{STEM}.tiff"):
@@ -242,7 +243,7 @@ def test_a_folder_in_a_bucket_is_the_same_delivery(tmp_path: Path, s3: Server) -
 
 @pytest.mark.parametrize("suffix", [".tiff", ".rpb", ".xml"])
 def test_a_delivery_is_known_by_each_of_its_files(tmp_path: Path, s3: Server, suffix: str) -> None:
-    url = s3.upload(write_folder(tmp_path / NAME, contents()), f"{tmp_path.name}/{NAME}")
+    url = s3.upload(write_folder(tmp_path / NAME, members()), f"{tmp_path.name}/{NAME}")
     (before,) = deliveries([url])
     assert len(before.state) == 64
     key = f"{tmp_path.name}/{NAME}/{STEM}{suffix}"
@@ -267,7 +268,7 @@ def test_an_image_on_a_server_is_known_while_it_stays(tmp_path: Path, publish: P
 
 
 def test_metadata_of_megabytes_is_not_fetched(tmp_path: Path, s3: Server) -> None:
-    files = contents() | {f"{STEM}.xml": contents()[f"{STEM}.xml"] + b" " * MAX_METADATA}
+    files = members() | {f"{STEM}.xml": members()[f"{STEM}.xml"] + b" " * MAX_METADATA}
     url = s3.upload(write_folder(tmp_path / NAME, files), f"{tmp_path.name}/{NAME}")
     with s3.listening() as asked:
         (refusal,) = found(url)
@@ -292,7 +293,7 @@ def test_every_kind_of_broken_delivery_has_its_sentence(tmp_path: Path, s3: Serv
 
 
 def test_an_archive_that_is_not_there_is_named(tmp_path: Path, publish: Publish) -> None:
-    path = write_archive(tmp_path / "a.tgz", contents())
+    path = write_archive(tmp_path / "a.tgz", members())
     url = publish(path)
     with pytest.raises(FileNotFoundError, match=rf"^{url}x\.tar: no such file or directory$"):
         found(f"{url}x.tar")
@@ -415,7 +416,7 @@ def test_an_archive_over_http_is_one_command(
     tmp_path: Path, served: str, s3: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Scenes over HTTP, land cover in a bucket, a data set on the disk; a dry run says the same."""
-    write_archive(tmp_path / f"{NAME}.tar.gz", contents())
+    write_archive(tmp_path / f"{NAME}.tar.gz", members())
     south, north = LAT - 0.02, LAT + 0.02
     cells = np.full((1, 100, 100), 10, np.uint8)
     name = "ESA_WorldCover_10m_2020_v100_N24E105_Map.tif"

@@ -26,9 +26,9 @@ from tests.deliveries import (
     HEIGHT,
     NAME,
     WIDTH,
-    contents,
     coordinates,
     fields,
+    members,
     pair,
     surveyed,
     tiff,
@@ -56,7 +56,7 @@ def several(tmp_path: Path) -> list[Entry]:
     place = {"crs": "EPSG:32648", "transform": Affine(8, 0, 5e5, 0, -8, 2.7e6)}
     write(tmp_path / "others", {"map.tif": tiff(coordinates(bands=2), nodata=3, **place)})
     other = NAME.replace("1234567", "7654321")
-    write_archive(tmp_path / "others" / f"{other}.tar", contents(f"{other}-MSS1"))
+    write_archive(tmp_path / "others" / f"{other}.tar", members(f"{other}-MSS1"))
     write_item(tmp_path / "others" / "s2", *sentinel())
     return entries(tmp_path / "pair", "pansharpened") + entries(tmp_path / "others")
 

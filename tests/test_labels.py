@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
-from geokr import store
-from geokr.landcover import LandCover, LandCoverError, find
+from geokr import contents, files, layout, store
+from geokr.discovery import find
+from geokr.landcover import LandCover
+from geokr.products import LandCoverError
 from geokr.shares import class_shares
 from pipeline.grid import TileGrid
 from pipeline.scene import Image, Scene
@@ -41,7 +43,7 @@ CLASSES = (
     "snow_ice",
 )
 
-LABELLED, UNKNOWN = (store.LABEL_STATUS.index(name) for name in ("labelled", "unknown"))
+LABELLED, UNKNOWN = (layout.LABEL_STATUS.index(name) for name in ("labelled", "unknown"))
 SHORE = 97.0
 """Metres right of the scene's corner: forest before, water beyond."""
 COAST = 130.0
@@ -76,7 +78,7 @@ def shore(tmp_path: Path) -> LandCover:
 
 def create(dataset: Path, cover: LandCover, shape: tuple[int, int] = (ROWS, COLS), block: int = BLOCK) -> str:
     """A scene's label arrays, empty; their store."""
-    root = store.join(dataset, store.label_store(cover.name))
+    root = files.join(dataset, layout.label_store(cover.name))
     store.create_labels(root, "scene", shape=shape, classes=cover.legend.classes, block=block, attributes={})
     return root
 
@@ -92,7 +94,7 @@ def build(root: str, cover: LandCover, tiles: TileGrid) -> list[LabelReport]:
 
 def labels(root: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     group = store.open_scene(root, "scene")
-    return group["fraction"][:], group["known"][:], store.status(group)
+    return group["fraction"][:], group["known"][:], contents.status(group)
 
 
 # --- labels
@@ -202,7 +204,7 @@ def scene(acquired: datetime | None = datetime(2022, 6, 24, 4, 5, 6, 789_000, UT
 
 def tiles_with(dataset: Path, status: npt.NDArray[np.uint8]) -> None:
     """A tile store whose scene has these statuses, and no pixels."""
-    root = store.join(dataset, store.TILES)
+    root = files.join(dataset, layout.TILES)
     store.create_tiles(root, "scene", shape=(ROWS, COLS), bands=1, tile=TILE, block=8, dtype="uint8", attributes={})
     store.open_scene(root, "scene", "r+")["status"][:] = status
 
@@ -211,8 +213,8 @@ def rows(dataset: Path, min_known: float = 0.0, **changes: Any) -> SceneRows:
     return scene_rows(RowJob(str(dataset), scene(**changes), grid(), SET, min_known))
 
 
-STATUSES = np.random.default_rng(1).integers(1, len(store.TILE_STATUS), (ROWS, COLS), np.uint8)
-STATUSES[:, ::2] = store.ACCEPTED
+STATUSES = np.random.default_rng(1).integers(1, len(layout.TILE_STATUS), (ROWS, COLS), np.uint8)
+STATUSES[:, ::2] = layout.ACCEPTED
 
 
 @pytest.fixture
@@ -225,17 +227,17 @@ def dataset(tmp_path: Path, shore: LandCover) -> Path:
 
 @pytest.mark.parametrize("min_known", [0.0, 0.1, 0.9, 1.0])
 def test_rows_are_the_accepted_tiles_of_which_enough_is_known(dataset: Path, min_known: float) -> None:
-    fraction, known, _ = labels(store.join(dataset, store.label_store(SET)))
+    fraction, known, _ = labels(files.join(dataset, layout.label_store(SET)))
     listed = rows(dataset, min_known)
-    wanted = (store.ACCEPTED == STATUSES) & (known > 0) & (known >= np.float32(min_known))
+    wanted = (layout.ACCEPTED == STATUSES) & (known > 0) & (known >= np.float32(min_known))
     row, col = np.nonzero(wanted)
-    assert 0 < len(row) < (store.ACCEPTED == STATUSES).sum()
+    assert 0 < len(row) < (layout.ACCEPTED == STATUSES).sum()
     assert listed.columns["row"].tolist() == row.tolist()
     assert listed.columns["col"].tolist() == col.tolist()
     assert np.array_equal(listed.columns["known"], known[row, col])
     assert np.array_equal(np.stack([listed.columns[name] for name in CLASSES], axis=-1), fraction[row, col])
-    assert listed.unknown == (store.ACCEPTED == STATUSES).sum() - len(row)
-    assert listed.statuses == {name: int((code == STATUSES).sum()) for code, name in enumerate(store.TILE_STATUS)}
+    assert listed.unknown == (layout.ACCEPTED == STATUSES).sum() - len(row)
+    assert listed.statuses == {name: int((code == STATUSES).sum()) for code, name in enumerate(layout.TILE_STATUS)}
 
 
 def test_rows_have_the_columns_of_the_index_in_its_order_and_types(dataset: Path) -> None:
@@ -288,7 +290,7 @@ def test_a_rows_corners_are_its_tiles_on_the_ground(dataset: Path) -> None:
 
 
 def test_a_scene_without_accepted_tiles_has_no_rows(tmp_path: Path, shore: LandCover) -> None:
-    tiles_with(tmp_path, np.full((ROWS, COLS), store.TILE_STATUS.index("cloud"), np.uint8))
+    tiles_with(tmp_path, np.full((ROWS, COLS), layout.TILE_STATUS.index("cloud"), np.uint8))
     build(create(tmp_path, shore), shore, grid())
     listed = rows(tmp_path)
     assert listed.corners.shape == (0, 4, 2)
@@ -300,7 +302,7 @@ def test_a_scene_without_accepted_tiles_has_no_rows(tmp_path: Path, shore: LandC
 @pytest.mark.parametrize("kind", ["tiles", "labels"])
 def test_of_a_scene_that_is_not_whole_the_rest_is_listed(dataset: Path, kind: str) -> None:
     whole = rows(dataset)
-    root = store.join(dataset, store.TILES if kind == "tiles" else store.label_store(SET))
+    root = files.join(dataset, layout.TILES if kind == "tiles" else layout.label_store(SET))
     status = store.open_scene(root, "scene", "r+")["status"]
     status[3, 2:4] = 0
     listed = rows(dataset)
@@ -309,14 +311,14 @@ def test_of_a_scene_that_is_not_whole_the_rest_is_listed(dataset: Path, kind: st
     assert (whole.missing, listed.missing) == (0, 2)
     assert listed.columns["tile"].tolist() == whole.columns["tile"][~gone].tolist()
     status[:] = 0
-    with pytest.raises(store.StoreError, match="none of the tiles of this scene are built"):
+    with pytest.raises(layout.StoreError, match="none of the tiles of this scene are built"):
         rows(dataset)
 
 
-@pytest.mark.parametrize("kind", [store.TILES, store.LABELS])
+@pytest.mark.parametrize("kind", [layout.TILES, layout.LABELS])
 def test_a_scene_that_is_in_one_store_alone_is_refused(dataset: Path, kind: str) -> None:
     (dataset / kind).rename(dataset / "elsewhere")
-    with pytest.raises(store.StoreError, match="no such scene"):
+    with pytest.raises(layout.StoreError, match="no such scene"):
         rows(dataset)
 
 

@@ -16,8 +16,10 @@ from rasterio.io import DatasetReader
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from geokr.landcover import LandCover, LandCoverError, find
+from geokr.discovery import find
+from geokr.landcover import LandCover
 from geokr.legend import Legend
+from geokr.products import LandCoverError
 from geokr.shares import class_shares
 
 Floats = npt.NDArray[np.float64]

@@ -20,7 +20,8 @@ from rasterio.warp import reproject
 from pipeline import ortho
 from pipeline.footprint import outline
 from pipeline.grid import TileGrid, scene_grid
-from pipeline.ortho import STEPS, TOLERANCE, Lattice, Resampling, groups, lattice, resample
+from pipeline.lattice import STEPS, TOLERANCE, Lattice, lattice
+from pipeline.ortho import Resampling, groups, resample
 from pipeline.raster import Pixels
 from pipeline.scene import Image, SceneError
 from pipeline.sensor import RPC, Floats, Georeferenced, SensorModel

@@ -12,8 +12,9 @@ import rasterio.shutil
 from affine import Affine
 from pyproj import Transformer
 
-from geokr.landcover import LandCoverError, find, products, read_product
+from geokr.discovery import find
 from geokr.legend import KNOWLEDGE, read_legend, read_taxonomy
+from geokr.products import LandCoverError, products, read_product
 from geokr.shares import class_shares
 from pipeline import landcover
 

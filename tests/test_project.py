@@ -18,12 +18,13 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 
 # Rules for geokr and pipeline. Benchmarks measure peers, and may import any of them.
-WITH_DASK = {"pipeline/run.py"}
+WITH_DASK = {"pipeline/run.py", "pipeline/worker.py", "pipeline/cluster.py"}
 WITH_TORCH = {f"geokr/{name}.py" for name in ("augment", "config", "loader", "models", "objectives", "teacher")}
 WITH_TORCH |= {f"geokr/{name}.py" for name in ("checkpoint", "export", "journal", "learner", "processes", "train")}
+WITH_TORCH |= {f"geokr/{name}.py" for name in ("classifier", "metrics", "validation")}
 ABOVE_TASKS = ("pipeline.run.", "pipeline.stages", "pipeline.plan.")
 CREATES_ARRAYS = {"geokr/store.py"}
-TRAINING_ALSO = ("card", "files", "index", "legend", "order", "pixels", "selection")
+TRAINING_ALSO = ("card", "files", "index", "layout", "legend", "order", "pixels", "selection")
 TRAINING = WITH_TORCH | {f"geokr/{name}.py" for name in TRAINING_ALSO}
 """What a machine that only trains imports."""
 TRAINING_NEEDS = {"geokr", "torch", "timm", "numpy", "pyarrow", "tensorstore", "safetensors", "yaml", "tqdm"}

@@ -13,22 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from pipeline.calibration import Coefficients, read_coefficients, reflectance, solar_zenith, sun
 from pipeline.radiometry import (
     REFLECTANCE,
-    Coefficients,
     Radiometry,
     RadiometryError,
     Stretch,
     as_they_are,
     percentile_stretch,
     radiometry_from_json,
-    read_coefficients,
-    reflectance,
     scaled,
-    solar_zenith,
     stretched,
     stretched_per_band,
-    sun,
 )
 
 LEVELS = st.floats(-70_000, 70_000)

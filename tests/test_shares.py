@@ -13,10 +13,12 @@ import shapely
 from affine import Affine
 from pyproj import Transformer
 
+from geokr import landcover
 from geokr import shares as module
-from geokr.landcover import LandCover, find
+from geokr.discovery import find
+from geokr.landcover import LandCover, opened
 from geokr.outlines import LONLAT, POLE_MARGIN, equal_area, project, rings
-from geokr.shares import class_shares, near, opened
+from geokr.shares import class_shares, near
 
 Floats = npt.NDArray[np.float64]
 
@@ -191,7 +193,7 @@ def test_a_sheet_is_opened_once_by_a_worker(globe: LandCover, monkeypatch: pytes
         count.append(path)
         return real(path)
 
-    monkeypatch.setattr(module.rasterio, "open", counted)
+    monkeypatch.setattr(rasterio, "open", counted)
     for corners in blocks(globe, 20):
         class_shares(corners, LONLAT, globe)
     assert len(count) == 1
@@ -223,7 +225,7 @@ def test_a_window_too_large_is_read_in_parts(globe: LandCover, monkeypatch: pyte
     corners = np.concatenate(blocks(globe, 9))
     whole = class_shares(corners, LONLAT, globe)
     sizes: list[float] = []
-    read = module.read_cells
+    read = landcover.read_cells
 
     def watched(sheet: object, window: object) -> object:
         sizes.append(window.width * window.height)  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
-from geokr import store
+from geokr import contents, layout, store
 from pipeline import quarantine, watch
 from pipeline.config import BuildConfig
 from pipeline.grid import TileGrid
@@ -28,8 +28,8 @@ def grid(rows: int, cols: int, block: int) -> TileGrid:
     return TileGrid(GeoBox(shape, Affine(2, 0, 0, 0, -2, 0), "EPSG:32648"), 64, 48, block)
 
 
-def there(*blocks: tuple[int, int], **attributes: Any) -> store.Built:
-    return store.Built(attributes, (5, 7), frozenset(blocks))
+def there(*blocks: tuple[int, int], **attributes: Any) -> contents.Built:
+    return contents.Built(attributes, (5, 7), frozenset(blocks))
 
 
 def config(out: Path) -> BuildConfig:
@@ -63,7 +63,7 @@ def test_a_scene_of_other_settings_is_refused(tmp_path: Path) -> None:
     Unbuilt(grid(2, 2, 1), None).check("root", "scene", {"gsd": 2})
     Unbuilt(grid(2, 2, 1), there(gsd=2)).check("root", "scene", {"gsd": 2})
     for wanted in ({"gsd": 3}, {}, {"gsd": 2, "dem": "dem.tif"}):
-        with pytest.raises(store.StoreError, match="root/scene was built with other settings"):
+        with pytest.raises(layout.StoreError, match="root/scene was built with other settings"):
             Unbuilt(grid(2, 2, 1), there(gsd=2)).check("root", "scene", wanted)
 
 
@@ -94,16 +94,16 @@ def test_a_scene_goes_to_the_log_when_it_is_done(tmp_path: Path) -> None:
 
 
 def test_metadata_are_gathered_where_they_changed_or_were_not(tmp_path: Path) -> None:
-    root = str(tmp_path / store.TILES)
-    layout: Any = {"shape": (1, 1), "bands": 1, "tile": 16, "block": 1, "dtype": "uint8", "attributes": {}}
+    root = str(tmp_path / layout.TILES)
+    arguments: Any = {"shape": (1, 1), "bands": 1, "tile": 16, "block": 1, "dtype": "uint8", "attributes": {}}
     gather(root, {}, False)  # no store yet
     for scene, changed in (("a", True), ("b", False)):
-        store.create_tiles(root, scene, **layout)
-        gather(root, store.built(root, store.scenes(root)), changed)
-        assert {"a", scene} <= store.consolidated(root).keys()
-    before = (tmp_path / store.TILES / "zarr.json").stat().st_mtime_ns
-    gather(root, store.built(root, ["a", "b"]), False)
-    assert (tmp_path / store.TILES / "zarr.json").stat().st_mtime_ns == before
+        store.create_tiles(root, scene, **arguments)
+        gather(root, contents.built(root, contents.scenes(root)), changed)
+        assert {"a", scene} <= contents.consolidated(root).keys()
+    before = (tmp_path / layout.TILES / "zarr.json").stat().st_mtime_ns
+    gather(root, contents.built(root, ["a", "b"]), False)
+    assert (tmp_path / layout.TILES / "zarr.json").stat().st_mtime_ns == before
 
 
 def test_what_a_stage_refused_is_said_logged_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

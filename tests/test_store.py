@@ -16,7 +16,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geokr import store
+from geokr import contents, files, layout, store
 from geokr.files import write
 
 ATTRIBUTES = {
@@ -47,16 +47,16 @@ STATUS = "status"
 
 @pytest.fixture
 def root(tmp_path: Path) -> str:
-    return store.join(tmp_path, store.TILES)
+    return files.join(tmp_path, layout.TILES)
 
 
 def metadata(root: str, *parts: str) -> dict[str, Any]:
     """What a group or array says of itself on disk."""
-    found: dict[str, Any] = json.loads(Path(store.join(root, *parts, "zarr.json")).read_text())
+    found: dict[str, Any] = json.loads(Path(files.join(root, *parts, "zarr.json")).read_text())
     return found
 
 
-def files(root: str) -> dict[str, bytes]:
+def disk_files(root: str) -> dict[str, bytes]:
     """Every file of a store."""
     return {str(path.relative_to(root)): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
 
@@ -119,12 +119,12 @@ def test_a_chunk_of_labels_is_a_block(root: str) -> None:
 def test_a_status_names_its_codes_as_the_cf_conventions_do(root: str) -> None:
     store.create_tiles(root, "tiles", **TILES)
     store.create_labels(root, "labels", **LABELS)
-    for scene, names in (("tiles", store.TILE_STATUS), ("labels", store.LABEL_STATUS)):
+    for scene, names in (("tiles", layout.TILE_STATUS), ("labels", layout.LABEL_STATUS)):
         attributes = metadata(root, scene, STATUS)["attributes"]
         assert attributes == {"flag_values": list(range(len(names))), "flag_meanings": " ".join(names)}
         assert names[0] == "not_built"
         assert not any(" " in name for name in names)
-    assert store.TILE_STATUS[store.ACCEPTED] == "accepted"
+    assert layout.TILE_STATUS[layout.ACCEPTED] == "accepted"
 
 
 def test_a_scene_carries_its_attributes(root: str) -> None:
@@ -143,16 +143,16 @@ def test_the_root_holds_all_metadata_once_consolidated(root: str) -> None:
     store.create_tiles(root, "c", **TILES)
     remains = Path(root) / "zarr.json.1f2e.partial"  # of a killed run
     remains.write_text("half")
-    assert store.scenes(root) == ["a", "b", "c"]  # as on disk, not as the root remembers
+    assert contents.scenes(root) == ["a", "b", "c"]  # as on disk, not as the root remembers
     remains.unlink()
     store.consolidate(root)
     assert "c/image" in metadata(root)["consolidated_metadata"]["metadata"]
 
 
 def test_places_in_a_data_set_are_joined_for_paths_and_urls() -> None:
-    assert store.join(Path("a") / "b", "c", "d") == "a/b/c/d"
-    assert store.join("s3://bucket/a/", "tiles.zarr") == "s3://bucket/a/tiles.zarr"
-    assert store.label_store("worldcover_2021") == "labels/worldcover_2021.zarr"
+    assert files.join(Path("a") / "b", "c", "d") == "a/b/c/d"
+    assert files.join("s3://bucket/a/", "tiles.zarr") == "s3://bucket/a/tiles.zarr"
+    assert layout.label_store("worldcover_2021") == "labels/worldcover_2021.zarr"
 
 
 # --- write, then read
@@ -176,11 +176,11 @@ def test_what_is_read_is_what_was_written_block_by_block_in_any_order(
     seed: int,
     order: Any,
 ) -> None:
-    root = store.join(tmp_path_factory.mktemp("store"), store.TILES)
+    root = files.join(tmp_path_factory.mktemp("store"), layout.TILES)
     store.create_tiles(root, "scene", shape=shape, bands=bands, tile=4, block=block, dtype=dtype, attributes={})
-    status = np.random.default_rng(seed).integers(1, len(store.TILE_STATUS), shape, np.uint8)
+    status = np.random.default_rng(seed).integers(1, len(layout.TILE_STATUS), shape, np.uint8)
     image = pixels(seed, (*shape, bands, 4, 4), dtype)
-    image[status != store.ACCEPTED] = 0
+    image[status != layout.ACCEPTED] = 0
     places = list(blocks(shape, block))
     order.shuffle(places)
     for rows, cols in places:
@@ -188,9 +188,9 @@ def test_what_is_read_is_what_was_written_block_by_block_in_any_order(
         store.write_block(group, rows, cols, {"image": image[rows, cols]}, status[rows, cols])
     group = store.open_scene(root, "scene")
     assert np.array_equal(group["image"][:], image)
-    assert np.array_equal(store.status(group), status)
-    held = np.bincount(status.ravel(), minlength=len(store.TILE_STATUS)).tolist()
-    assert list(store.count(status, store.TILE_STATUS)) == list(zip(store.TILE_STATUS, held, strict=True))
+    assert np.array_equal(contents.status(group), status)
+    held = np.bincount(status.ravel(), minlength=len(layout.TILE_STATUS)).tolist()
+    assert list(contents.count(status, layout.TILE_STATUS)) == list(zip(layout.TILE_STATUS, held, strict=True))
 
 
 def written(root: str) -> npt.NDArray[Any]:
@@ -212,13 +212,13 @@ def test_xarray_opens_a_store_as_a_tree(root: str) -> None:
         assert scene["image"].dims == ("row", "col", "band", "y", "x")
         assert scene["image"].dtype == np.uint8
         assert np.array_equal(scene["image"].values, image)
-        assert scene["status"].attrs["flag_meanings"].split() == list(store.TILE_STATUS)
+        assert scene["status"].attrs["flag_meanings"].split() == list(layout.TILE_STATUS)
         assert scene.attrs == ATTRIBUTES
 
 
 def test_tensorstore_reads_a_shard_tile_by_tile(root: str) -> None:
     image = written(root)
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": store.join(root, "scene", "image")}}
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": files.join(root, "scene", "image")}}
     array = tensorstore.open(spec, read=True).result()
     assert array.chunk_layout.read_chunk.shape == (1, 1, 2, 16, 16)
     assert array.chunk_layout.write_chunk.shape == (4, 4, 2, 16, 16)
@@ -231,7 +231,7 @@ def test_tensorstore_reads_a_shard_tile_by_tile(root: str) -> None:
 
 def test_a_block_is_one_file_and_its_border_needs_no_filling(root: str) -> None:
     image = written(root)
-    sizes = {name: len(data) for name, data in files(root).items() if "/image/c/" in name}
+    sizes = {name: len(data) for name, data in disk_files(root).items() if "/image/c/" in name}
     assert set(sizes) == {f"scene/image/c/{i}/{j}/0/0/0" for i in (0, 1) for j in (0, 1)}
     tile = image[0, 0].nbytes
     for name, tiles in (("0/0", 16), ("0/1", 12), ("1/0", 4), ("1/1", 3)):
@@ -248,7 +248,7 @@ def test_a_rejected_tile_takes_no_space(root: str) -> None:
         group = store.open_scene(root, scene, "r+")
         store.write_block(group, slice(0, 4), slice(0, 4), {"image": image}, np.where(keep, 1, 2).astype(np.uint8))
         assert np.array_equal(group["image"][:], np.where(keep[..., None, None, None], image, 0))  # type: ignore[index]
-        sizes.append(sum(len(data) for name, data in files(root).items() if name.startswith(f"{scene}/image/c/")))
+        sizes.append(sum(len(data) for name, data in disk_files(root).items() if name.startswith(f"{scene}/image/c/")))
     some, whole, none = sizes
     index = 16 * 16 + 4  # offset and length of each tile, and a checksum
     assert none == 0
@@ -260,7 +260,7 @@ def test_a_block_written_again_without_an_accepted_tile_has_no_shard(root: str) 
     image = written(root)
     group = store.open_scene(root, "scene", "r+")
     store.write_block(group, slice(0, 4), slice(0, 4), {"image": image[:4, :4]}, np.full((4, 4), 2, np.uint8))
-    assert "scene/image/c/0/0/0/0/0" not in files(root)
+    assert "scene/image/c/0/0/0/0/0" not in disk_files(root)
     image[:4, :4] = 0
     assert np.array_equal(store.open_scene(root, "scene")["image"][:], image)
 
@@ -317,10 +317,10 @@ def test_a_block_that_fails_is_not_marked_as_done(root: str, monkeypatch: pytest
     monkeypatch.setattr(store.DurableStore, "set", failing)
     arrays = {"fraction": np.ones((4, 4, 3), np.float32), "known": np.ones((4, 4), np.float32)}
     with pytest.raises(
-        store.StoreWriteError, match=f"{root}/scene, rows 0-4, columns 0-4: cannot be written: no space"
+        layout.StoreWriteError, match=f"{root}/scene, rows 0-4, columns 0-4: cannot be written: no space"
     ):
         store.write_block(group, slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8))
-    assert not store.status(group).any()
+    assert not contents.status(group).any()
 
 
 def test_a_block_that_is_killed_at_any_write_is_whole_or_not_built(
@@ -332,7 +332,7 @@ def test_a_block_that_is_killed_at_any_write_is_whole_or_not_built(
     for store_root in (fresh, root):
         store.create_tiles(store_root, "scene", **TILES)
         store.write_block(store.open_scene(store_root, "scene", "r+"), rows, cols, {"image": image}, ones)
-    after = files(fresh)
+    after = disk_files(fresh)
     for left in range(4):
         changes = 0
 
@@ -356,21 +356,21 @@ def test_a_block_that_is_killed_at_any_write_is_whole_or_not_built(
                     store.write_block(group, rows, cols, {"image": image}, ones)
             else:
                 store.write_block(group, rows, cols, {"image": image}, ones)
-        if store.status(group).any():
-            assert files(root) == after
-    assert files(root) == after
+        if contents.status(group).any():
+            assert disk_files(root) == after
+    assert disk_files(root) == after
 
 
 def test_the_remains_of_a_killed_run_leave_no_trace(root: str) -> None:
     written(root)
-    before = files(root)
+    before = disk_files(root)
     shard = Path(root) / "scene" / "image" / "c" / "1" / "1" / "0" / "0" / "0"
     shard.with_name("0.1f2e.partial").write_bytes(b"half a shard")
     shard.write_bytes((Path(root) / "scene" / "image" / "c" / "0" / "0" / "0" / "0" / "0").read_bytes())
     image = pixels(1, (5, 7, 2, 16, 16))
     group = store.open_scene(root, "scene", "r+")
     store.write_block(group, slice(4, 5), slice(4, 7), {"image": image[4:, 4:]}, np.ones((1, 3), np.uint8))
-    assert files(root) == before
+    assert disk_files(root) == before
 
 
 def test_a_block_is_built_when_its_status_has_its_name(root: str) -> None:
@@ -381,14 +381,14 @@ def test_a_block_is_built_when_its_status_has_its_name(root: str) -> None:
     (Path(root) / "half" / STATUS / "zarr.json").unlink()
     chunk = Path(root) / "scene" / STATUS / "c" / "1" / "0"
     chunk.rename(chunk.with_name("0.1f2e.partial"))
-    found = store.built(root, ["scene", "empty", "half", "none"])
+    found = contents.built(root, ["scene", "empty", "half", "none"])
     assert {name: there.blocks for name, there in found.items()} == {
         "scene": {(0, 0), (0, 1), (1, 1)},
         "empty": frozenset(),
     }
     assert found["scene"].attributes == json.loads(json.dumps(ATTRIBUTES))
     assert found["scene"].shape == (5, 7)
-    assert store.built(f"{root}/none", ["scene"]) == {}
+    assert contents.built(f"{root}/none", ["scene"]) == {}
 
 
 @pytest.mark.parametrize(
@@ -403,12 +403,12 @@ def test_a_block_is_built_when_its_status_has_its_name(root: str) -> None:
 )
 def test_a_place_that_is_not_a_block_is_refused_untouched(root: str, rows: slice, cols: slice) -> None:
     written(root)
-    before = files(root)
+    before = disk_files(root)
     size = (rows.stop - rows.start, cols.stop - cols.start)
     group = store.open_scene(root, "scene", "r+")
-    with pytest.raises(store.StoreError, match="not a block of image"):
+    with pytest.raises(layout.StoreError, match="not a block of image"):
         store.write_block(group, rows, cols, {"image": pixels(1, (*size, 2, 16, 16))}, np.ones(size, np.uint8))
-    assert files(root) == before
+    assert disk_files(root) == before
 
 
 @pytest.mark.parametrize("name", ["fraction", "known", STATUS])
@@ -432,19 +432,19 @@ def test_an_array_of_other_classes_is_refused_untouched(root: str, shape: tuple[
 
 def refused_untouched(root: str, name: str, arrays: dict[str, npt.NDArray[Any]]) -> None:
     """Assert that a block of labels is refused for one of its arrays, before any is written."""
-    before = files(root)
+    before = disk_files(root)
     status = arrays.pop(STATUS)
-    with pytest.raises(store.StoreError, match=f"{name} of a block has shape"):
+    with pytest.raises(layout.StoreError, match=f"{name} of a block has shape"):
         store.write_block(store.open_scene(root, "scene", "r+"), slice(0, 4), slice(0, 4), arrays, status)
-    assert files(root) == before
+    assert disk_files(root) == before
 
 
 def test_a_block_with_a_status_of_zero_is_refused_untouched(root: str) -> None:
     store.create_tiles(root, "scene", **TILES)
-    before = files(root)
+    before = disk_files(root)
     status = np.ones((4, 4), np.uint8)
     status[1, 2] = 0
-    with pytest.raises(store.StoreError, match="non-zero"):
+    with pytest.raises(layout.StoreError, match="non-zero"):
         store.write_block(
             store.open_scene(root, "scene", "r+"),
             slice(0, 4),
@@ -452,18 +452,18 @@ def test_a_block_with_a_status_of_zero_is_refused_untouched(root: str) -> None:
             {"image": pixels(3, (4, 4, 2, 16, 16))},
             status,
         )
-    assert files(root) == before
+    assert disk_files(root) == before
 
 
 def test_a_block_written_again_gives_the_same_bytes(root: str) -> None:
     written(root)
-    before = files(root)
+    before = disk_files(root)
     image = pixels(1, (5, 7, 2, 16, 16))
     group = store.open_scene(root, "scene", "r+")
     for rows, cols in reversed(list(blocks((5, 7), 4))):
         ones = np.ones((rows.stop - rows.start, cols.stop - cols.start), np.uint8)
         store.write_block(group, rows, cols, {"image": image[rows, cols]}, ones)
-    assert files(root) == before
+    assert disk_files(root) == before
 
 
 # --- it outlives a power cut
@@ -521,7 +521,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_a_shard_before_its_sta
 def test_all_files_of_a_new_scene_are_on_the_disk(root: str, monkeypatch: pytest.MonkeyPatch, create: Any) -> None:
     calls = to_the_disk(monkeypatch)
     create(root, "scene", **(TILES if create is store.create_tiles else LABELS))
-    assert {path for kind, path in calls if kind == "rename"} == {f"{root}/{name}" for name in files(root)}
+    assert {path for kind, path in calls if kind == "rename"} == {f"{root}/{name}" for name in disk_files(root)}
 
 
 @pytest.mark.parametrize("size", [3, 100_000])
@@ -563,16 +563,16 @@ def test_a_store_that_is_gone_is_not_written_elsewhere(root: str, tmp_path: Path
     with pytest.raises(FileNotFoundError):  # lost while a block is written
         image[:4, :4] = pixels(1, (4, 4, 2, 16, 16))
     ones = np.ones((4, 4), np.uint8)
-    with pytest.raises(store.StoreWriteError, match="cannot be written: the array image is gone"):
+    with pytest.raises(layout.StoreWriteError, match="cannot be written: the array image is gone"):
         store.write_block(group, slice(0, 4), slice(0, 4), {"image": pixels(1, (4, 4, 2, 16, 16))}, ones)
-    with pytest.raises(store.StoreWriteError, match="no such scene"):
+    with pytest.raises(layout.StoreWriteError, match="no such scene"):
         store.open_scene(root, "scene", "r+")
     assert not Path(root).exists()
 
 
 def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "dataset").write_text("a file where a directory should be")
-    with pytest.raises(store.StoreWriteError, match=r"dataset/tiles.zarr/scene: cannot be written: File exists"):
+    with pytest.raises(layout.StoreWriteError, match=r"dataset/tiles.zarr/scene: cannot be written: File exists"):
         store.create_tiles(f"{tmp_path}/dataset/tiles.zarr", "scene", **TILES)
 
 
@@ -583,7 +583,7 @@ def test_any_changed_byte_of_a_shard_is_found_by_both_readers(root: str) -> None
     image = written(root)
     shard = Path(root) / "scene" / "image" / "c" / "1" / "1" / "0" / "0" / "0"
     whole = shard.read_bytes()
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": store.join(root, "scene", "image")}}
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": files.join(root, "scene", "image")}}
     places = [*range(0, len(whole), 127), *range(len(whole) - 16 * 16 - 4, len(whole))]
     for place in places:
         shard.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
@@ -616,12 +616,12 @@ def test_any_changed_byte_of_labels_is_found(root: str, name: str) -> None:
 def test_a_scene_opened_again_with_equal_settings_is_left_alone(root: str) -> None:
     written(root)
     store.create_labels(root, "labels", **LABELS)
-    before = files(root)
+    before = disk_files(root)
     store.create_tiles(root, "scene", **TILES)
     store.create_tiles(root, "scene", **{**TILES, "attributes": dict(reversed(ATTRIBUTES.items()))})
     store.create_tiles(root, "scene", **{**TILES, "attributes": {**ATTRIBUTES, "bands": ("blue", "nir")}})
     store.create_labels(root, "labels", **LABELS)
-    assert files(root) == before
+    assert disk_files(root) == before
 
 
 @pytest.mark.parametrize(
@@ -641,15 +641,15 @@ def test_a_scene_opened_again_with_other_settings_is_refused_by_their_names(
     root: str, change: dict[str, Any], named: list[str]
 ) -> None:
     store.create_tiles(root, "scene", **TILES)
-    before = files(root)
-    with pytest.raises(store.StoreError, match="other settings") as caught:
+    before = disk_files(root)
+    with pytest.raises(layout.StoreError, match="other settings") as caught:
         store.create_tiles(root, "scene", **{**TILES, **change})
     message = str(caught.value)
     assert message.startswith(f"{root}/scene was built with other settings or from other input (")
     assert "\n" not in message
     assert all(name in message for name in named)
     assert not any(f"{key} was" in message for key in set(ATTRIBUTES) - {name.partition(".")[0] for name in named})
-    assert files(root) == before
+    assert disk_files(root) == before
 
 
 @pytest.mark.parametrize(
@@ -665,7 +665,7 @@ def test_labels_opened_again_with_other_settings_are_refused_by_their_names(
     root: str, change: dict[str, Any], named: str
 ) -> None:
     store.create_labels(root, "scene", **LABELS)
-    with pytest.raises(store.StoreError, match=named):
+    with pytest.raises(layout.StoreError, match=named):
         store.create_labels(root, "scene", **{**LABELS, **change})
 
 
@@ -697,9 +697,9 @@ def test_a_scene_whose_making_was_killed_at_any_write_is_made_anew(
                 break
         # The next run: nothing of the half-made scene shows through.
         create(root, "scene", **settings)
-        assert files(root) == files(fresh)
+        assert disk_files(root) == disk_files(fresh)
     assert writes > 3
-    assert files(root) == files(fresh)
+    assert disk_files(root) == disk_files(fresh)
 
 
 def test_a_half_made_scene_takes_new_settings(root: str) -> None:
@@ -715,17 +715,17 @@ def test_a_half_made_scene_takes_new_settings(root: str) -> None:
 
 
 def test_a_scene_that_is_not_there_is_named(root: str) -> None:
-    with pytest.raises(store.StoreError, match=f"{root}/scene: no such scene"):
+    with pytest.raises(layout.StoreError, match=f"{root}/scene: no such scene"):
         store.open_scene(root, "scene")
     store.create_tiles(root, "scene", **TILES)
     for mode in ("r", "r+"):
-        with pytest.raises(store.StoreError, match=f"{root}/other: no such scene"):
+        with pytest.raises(layout.StoreError, match=f"{root}/other: no such scene"):
             store.open_scene(root, "other", mode)
-    assert store.scenes(root) == ["scene"]
+    assert contents.scenes(root) == ["scene"]
 
 
 def test_a_store_that_is_not_there_has_no_scenes(root: str) -> None:
-    assert store.scenes(root) == []
+    assert contents.scenes(root) == []
     assert not Path(root).exists()
 
 

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyproj import Transformer
 
-from pipeline.scene import SceneError
 from pipeline.sensor import Floats
-from pipeline.terrain import Terrain, vertical
+from pipeline.terrain import Terrain, TerrainError, vertical
 from tests.deliveries import tiff, write_dem
 
 CRS, CELL, ROWS, COLS, LEFT, TOP = "EPSG:32648", 30.0, 40, 50, 500_000.0, 2_750_000.0
@@ -202,7 +201,7 @@ def test_heights_above_the_geoid_become_ellipsoidal(tmp_path: Path, dem: str, le
 
 def test_a_geoid_that_ends_before_the_dem_is_refused_by_name(tmp_path: Path, dem: str) -> None:
     grid = write_dem(tmp_path / "geoid.tif", np.full((5, 5), 30.0), Affine(1, 0, 10, 0, -1, 40), "EPSG:4326")
-    with pytest.raises(SceneError, match=r"geoid\.tif: the geoid has no height at 10\d\.\d\d E, 2\d\.\d\d N"):
+    with pytest.raises(TerrainError, match=r"geoid\.tif: the geoid has no height at 10\d\.\d\d E, 2\d\.\d\d N"):
         heights(Terrain(dem, FLAT, grid), np.array([10.0]), np.array([10.0]))
 
 
@@ -259,5 +258,5 @@ def test_coverage_is_the_share_of_points_inside(dem: str) -> None:
 def test_a_dem_that_lies_nowhere_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "heights.tif"
     path.write_bytes(tiff(cells()[None], transform=TRANSFORM))
-    with pytest.raises(SceneError, match=r"heights\.tif: the heights have no coordinate system"):
+    with pytest.raises(TerrainError, match=r"heights\.tif: the heights have no coordinate system"):
         Terrain(str(path), FLAT).heights(np.array([105.0]), np.array([24.0]))

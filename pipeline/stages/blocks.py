@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from geokr import store
+from geokr import contents, store
 from pipeline import quarantine
 from pipeline.config import BuildConfig
 from pipeline.grid import TileGrid
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class Unbuilt:
     """The blocks of a scene that a store does not hold yet, row by row."""
 
-    def __init__(self, grid: TileGrid, there: store.Built | None) -> None:
+    def __init__(self, grid: TileGrid, there: contents.Built | None) -> None:
         self.grid, self.there = grid, there
         rows, cols = grid.blocks
         self.done = there.blocks if there is not None else frozenset()
@@ -83,12 +83,12 @@ def tile_count(grid: TileGrid, i: int, j: int) -> int:
     return min(grid.block, grid.rows - i * grid.block) * min(grid.block, grid.cols - j * grid.block)
 
 
-def gather(root: str, built: Mapping[str, store.Built], changed: bool) -> None:
+def gather(root: str, built: Mapping[str, contents.Built], changed: bool) -> None:
     """Gather a store's metadata where it has changed, or where an earlier run ended before it did.
 
     built: what was there before.
     """
-    if changed or (built and not built.keys() <= store.consolidated(root).keys()):
+    if changed or (built and not built.keys() <= contents.consolidated(root).keys()):
         store.consolidate(root)
 
 

@@ -8,16 +8,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from geokr import files, inputs, store
+from geokr import contents, files, inputs, layout, store
 from geokr.gdal import fingerprint
 from pipeline import quarantine, stac
+from pipeline.calibration import CALIBRATION
 from pipeline.catalog import CATALOG, Entry, length, read_catalog, unchanged, write_catalog
+from pipeline.cluster import ClusterError
 from pipeline.config import BuildConfig, ConfigError
 from pipeline.delivery import Refusal, refuse
 from pipeline.finding import Delivery, deliveries
 from pipeline.plan import attributes, grid_of
-from pipeline.radiometry import CALIBRATION
-from pipeline.run import Batch, Client, ClusterError, stream
+from pipeline.run import Batch, Client, stream
 from pipeline.scene import Scene
 from pipeline.stages.blocks import finish
 from pipeline.tasks.survey import CatalogJob, read_and_survey
@@ -42,7 +43,7 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     Raises FileNotFoundError for a directory that is not there, ConfigError where no scene is found or the DEM covers
     none of them.
     """
-    path, partial = store.join(config.out, CATALOG), store.join(config.out, PARTIAL)
+    path, partial = files.join(config.out, CATALOG), files.join(config.out, PARTIAL)
     dem, geoid = (None if name is None else inputs.absolute(name) for name in (config.dem, config.geoid))
     tell_heights(dem, geoid)
     made_with = provenance(config, dem, geoid)
@@ -94,13 +95,13 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
         raise ConfigError(f"{dem}: it covers none of the scenes that need heights; leave it out for a flat ground")
     refuse_mixture(config, entries)
     here = {entry.scene.id for entry in entries}
-    for scene in store.scenes(store.join(config.out, store.TILES)):
+    for scene in contents.scenes(files.join(config.out, layout.TILES)):
         if scene not in here:
-            detail = f"{store.join(config.out, store.TILES, scene)} holds tiles of a scene that is not there any more"
+            detail = f"{files.join(config.out, layout.TILES, scene)} holds tiles of a scene that is not there any more"
             refused.append({"scene": scene, "reason": "gone", "detail": f"{detail}; they are left out of the index"})
     finish("catalog", config, refused)
     if not entries:
-        raise ConfigError(f"none of the scenes can be used; {store.join(config.out, quarantine.FILE)} says why")
+        raise ConfigError(f"none of the scenes can be used; {files.join(config.out, quarantine.FILE)} says why")
     entries.sort(key=lambda entry: entry.scene.id)
     if changed or begun or length(path) != len(entries):  # otherwise they are all that it holds
         write_catalog(path, entries, made_with)
@@ -180,8 +181,8 @@ def refuse_mixture(config: BuildConfig, entries: list[Entry]) -> None:
 
     It says what changed and how to go on; nothing has been overwritten by then.
     """
-    root = store.join(config.out, store.TILES)
-    built = store.built(root, [entry.scene.id for entry in entries])
+    root = files.join(config.out, layout.TILES)
+    built = contents.built(root, [entry.scene.id for entry in entries])
     for entry in entries:
         grid, there = grid_of(entry, config), built.get(entry.scene.id)
         if grid is not None and there is not None:

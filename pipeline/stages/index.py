@@ -4,7 +4,7 @@ import json
 import logging
 from typing import Any
 
-from geokr import files, index, store
+from geokr import files, index, layout
 from geokr.landcover import LandCover
 from pipeline import quarantine
 from pipeline.catalog import CATALOG, Entry
@@ -43,7 +43,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
                 found.append((job.scene.id, rows))
     finish("index", config, refused)
     if not found:
-        raise ConfigError(f"no scene was built to the end; {store.join(out, quarantine.FILE)} says why")
+        raise ConfigError(f"no scene was built to the end; {files.join(out, quarantine.FILE)} says why")
     found.sort(key=lambda item: item[0])
     table = assemble([rows for _, rows in found], config.split)
     for split, tiles in table.counts()["splits"].items():
@@ -57,7 +57,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     incomplete = {scene: rows.missing for scene, rows in found if rows.missing}
     index.write_index(out, table.columns, footprints(table.corners))
     summary = {
-        "schema": store.SCHEMA,
+        "schema": layout.SCHEMA,
         "classes": list(legend.classes),
         "colours": list(legend.colours),
         "taxonomy": legend.taxonomy,
@@ -72,15 +72,15 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
         "incomplete": incomplete,
         "class_shares": table.class_shares(legend.classes),
         "settings": config.model_dump(mode="json", exclude={"out"}),
-        "sha256": {file: files.digest(store.join(out, file)) for file in (CATALOG, index.INDEX)},
+        "sha256": {file: files.digest(files.join(out, file)) for file in (CATALOG, layout.INDEX)},
     }
-    files.write_text(store.join(out, index.DATASET), json.dumps(summary, indent=2) + "\n")
+    files.write_text(files.join(out, layout.DATASET), json.dumps(summary, indent=2) + "\n")
     return summary
 
 
 def tell_change(out: str, name: str, names: list[str]) -> None:
     """Say aloud what the index of a data set that is built already was of, and is no more."""
-    path = store.join(out, index.DATASET)
+    path = files.join(out, layout.DATASET)
     if not files.exists(path):
         return
     before = json.loads(files.read(path))

@@ -7,7 +7,7 @@ from itertools import starmap
 from pathlib import PurePath
 from typing import Any
 
-from geokr import gdal, store
+from geokr import contents, files, gdal, layout, store
 from geokr.landcover import LandCover
 from geokr.shares import near
 from pipeline.catalog import Entry
@@ -31,8 +31,8 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     failures = Failures()
     unlisted: set[int] = set()
     for cover in covers:
-        root = store.join(config.out, store.label_store(cover.name))
-        built = store.built(root, [entry.scene.id for entry in entries])
+        root = files.join(config.out, layout.label_store(cover.name))
+        built = contents.built(root, [entry.scene.id for entry in entries])
         left: list[tuple[Entry, Unbuilt, LandCover, dict[str, Any]]] = []
         places = [(entry, grid) for entry in entries if (grid := grid_of(entry, config)) is not None]
         parts = [near(grid.outline, str(grid.geobox.crs), cover) for _, grid in places]

@@ -5,7 +5,7 @@ from functools import partial
 from itertools import starmap
 from typing import Any
 
-from geokr import store
+from geokr import contents, files, layout, store
 from pipeline.catalog import Entry
 from pipeline.config import BuildConfig
 from pipeline.grid import TileGrid
@@ -21,9 +21,9 @@ def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> Non
 
     Raises StoreError where a scene was built from other input or with other settings before.
     """
-    root = store.join(config.out, store.TILES)
+    root = files.join(config.out, layout.TILES)
     refused: list[dict[str, Any]] = []
-    built = store.built(root, [entry.scene.id for entry in entries])
+    built = contents.built(root, [entry.scene.id for entry in entries])
     left: list[tuple[Entry, Unbuilt]] = []
     for entry in entries:
         scene, grid = entry.scene, grid_of(entry, config)

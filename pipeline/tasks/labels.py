@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from geokr import store
+from geokr import layout, store
 from geokr.landcover import LandCover
 from geokr.shares import class_shares
 from pipeline.grid import TileGrid
 
-LABELLED, UNKNOWN = (store.LABEL_STATUS.index(name) for name in ("labelled", "unknown"))
+LABELLED, UNKNOWN = (layout.LABEL_STATUS.index(name) for name in ("labelled", "unknown"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import shapely
 import shapely.affinity
 
-from geokr import store
+from geokr import contents, files, layout
 from geokr.crs import transformer
-from geokr.index import split_by_place
+from geokr.splits import split_by_place
 from pipeline.config import SplitConfig
 from pipeline.grid import TileGrid
 from pipeline.scene import Scene
@@ -59,17 +59,17 @@ def scene_rows(job: RowJob) -> SceneRows:
     A block that could not be built is missing; the scene's others are listed.
     """
     scene, grid = job.scene, job.grid
-    tiles, labels = (store.join(job.dataset, name) for name in (store.TILES, store.label_store(job.labels)))
-    status, cloud = store.whole(tiles, scene.id, "status", "cloud")
-    labelled, known, every = store.whole(labels, scene.id, "status", "known", "fraction")
-    classes = store.attributes(labels, scene.id)["classes"]
-    statuses = dict(store.count(status, store.TILE_STATUS))
+    tiles, labels = (files.join(job.dataset, name) for name in (layout.TILES, layout.label_store(job.labels)))
+    status, cloud = contents.whole(tiles, scene.id, "status", "cloud")
+    labelled, known, every = contents.whole(labels, scene.id, "status", "known", "fraction")
+    classes = contents.attributes(labels, scene.id)["classes"]
+    statuses = dict(contents.count(status, layout.TILE_STATUS))
     built = status != 0
     for root, found in ((tiles, built), (labels, labelled != 0)):
         if not found.any():
-            raise store.StoreError(f"{root}/{scene.id}: none of the tiles of this scene are built")
+            raise layout.StoreError(f"{root}/{scene.id}: none of the tiles of this scene are built")
         built = built & found
-    accepted = built & (status == store.ACCEPTED)
+    accepted = built & (status == layout.ACCEPTED)
     fit = accepted & (known >= job.min_known) & (known > 0)
     enough = int(fit.sum())
     agreement = agreements(job, every, classes)
@@ -114,12 +114,12 @@ def agreements(job: RowJob, fraction: npt.NDArray[np.float32], classes: object) 
     """
     total, count = np.zeros(fraction.shape[:2]), np.zeros(fraction.shape[:2])
     for name in job.others:
-        root = store.join(job.dataset, store.label_store(name))
+        root = files.join(job.dataset, layout.label_store(name))
         try:
-            if store.attributes(root, job.scene.id)["classes"] != classes:
+            if contents.attributes(root, job.scene.id)["classes"] != classes:
                 continue
-            other, known = store.whole(root, job.scene.id, "fraction", "known")
-        except store.StoreError:  # refused when it was labelled
+            other, known = contents.whole(root, job.scene.id, "fraction", "known")
+        except layout.StoreError:  # refused when it was labelled
             continue
         total += np.where(known > 0, 1 - np.abs(fraction - other).sum(axis=-1, dtype=np.float64) / 2, 0)
         count += known > 0

@@ -9,24 +9,21 @@ import numpy.typing as npt
 import shapely
 from rasterio.windows import Window
 
+from geokr.inputs import InputError
+from pipeline.calibration import CALIBRATION, read_coefficients, reflectance, solar_zenith, sun
 from pipeline.catalog import Entry
 from pipeline.delivery import BANDS, Refusal, read_delivery, refuse
 from pipeline.finding import Delivery
 from pipeline.footprint import flat_terrain, outline
 from pipeline.pansharpen import brovey, equal_weights
 from pipeline.radiometry import (
-    CALIBRATION,
     Kind,
     Radiometry,
     RadiometryError,
     as_they_are,
     percentile_stretch,
-    read_coefficients,
-    reflectance,
     scaled,
-    solar_zenith,
     stretched_per_band,
-    sun,
 )
 from pipeline.raster import Pixels, Valid, read
 from pipeline.scene import Image, Imagery, Scene, SceneError
@@ -62,7 +59,7 @@ def read_and_survey(job: CatalogJob) -> list[Entry | Refusal]:
             continue
         try:
             found.append(survey(scene, job))
-        except SceneError as error:
+        except InputError as error:
             found.append(refuse(scene.id, "unusable", str(error)))
     return found
 

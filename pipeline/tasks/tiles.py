@@ -8,7 +8,7 @@ import numpy.typing as npt
 from numba import njit
 from odc.geo.geobox import GeoBox
 
-from geokr import store
+from geokr import layout, store
 from pipeline.grid import Block, TileGrid
 from pipeline.ortho import Ortho, Resampling, orthorectify
 from pipeline.pansharpen import brovey, equal_weights
@@ -79,7 +79,7 @@ def make_tiles(job: TileJob) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[n
         stored = job.radiometry.apply(found.pixels)
     images, status, cloud = cut(stored, grey, found.valid, found.missing, block, job.grid, job.rules)
     error = np.full(status.shape, found.lattice.error, np.float32)
-    accepted = int((status == store.ACCEPTED).sum())
+    accepted = int((status == layout.ACCEPTED).sum())
     report = TileReport(status.size, accepted, found.lattice.step, found.lattice.error)
     return {"image": images, "cloud": cloud, "lattice_error": error}, status, report
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import geopandas
 import pytest
 
-from geokr import files, store
+from geokr import files, layout, store
 from pipeline.build_levir_kr import main
 from pipeline.raster import open_image
 from tests.broken import BROKEN
@@ -81,7 +81,7 @@ def test_no_land_cover_under_a_scene_leaves_its_tiles_out_of_the_index(
     assert set(index["tile"]) == set(whole["tile"]) - set(whole["tile"][whole.geometry.bounds["maxy"] < 25]) - {
         tile for tile in whole["tile"][whole.geometry.bounds["miny"] < 25] if tile not in set(index["tile"])
     }
-    labels = store.open_scene(str(out / store.label_store("globeland30_2020")), whole["scene"][0])
+    labels = store.open_scene(str(out / layout.label_store("globeland30_2020")), whole["scene"][0])
     south = whole[(whole["scene"] == whole["scene"][0]) & (whole.geometry.bounds["maxy"] < 25)].iloc[0]
     assert labels["known"][south["row"], south["col"]] == 0
     assert not labels["fraction"][south["row"], south["col"]].any()

@@ -23,7 +23,7 @@ import pytest
 import yaml
 from dask.distributed import Client
 
-from geokr import store
+from geokr import contents, layout, store
 from pipeline.plan import grid_of
 from pipeline.tasks.tiles import TileJob, build_tiles
 from tests.build.conftest import Built
@@ -59,14 +59,19 @@ def builds_a_block(built: Built, client: Client, place: Path) -> None:
     grid = grid_of(entry, built.config)
     assert grid is not None
     root = str(place / "tiles.zarr")
-    known = store.open_scene(str(built.dataset / store.TILES), entry.scene.id)
-    layout = {"shape": (grid.rows, grid.cols), "bands": len(entry.scene.bands), "tile": grid.tile, "block": grid.block}
-    store.create_tiles(root, entry.scene.id, **layout, dtype="uint8", attributes=dict(known.attrs))
-    i, j = next(iter(sorted(store.chunks(known, "image"))))
+    known = store.open_scene(str(built.dataset / layout.TILES), entry.scene.id)
+    given = {
+        "shape": (grid.rows, grid.cols),
+        "bands": len(entry.scene.bands),
+        "tile": grid.tile,
+        "block": grid.block,
+    }
+    store.create_tiles(root, entry.scene.id, **given, dtype="uint8", attributes=dict(known.attrs))
+    i, j = next(iter(sorted(contents.chunks(known, "image"))))
     job = TileJob(root, entry.scene, entry.terrain, entry.stretch, built.config.rules, grid, i, j)
     assert client.submit(build_tiles, job, pure=False).result(timeout=120).accepted > 0
     shard = Path(entry.scene.id, "image", "c", str(i), str(j), "0", "0", "0")
-    assert (Path(root) / shard).read_bytes() == (built.dataset / store.TILES / shard).read_bytes()
+    assert (Path(root) / shard).read_bytes() == (built.dataset / layout.TILES / shard).read_bytes()
 
 
 @contextmanager

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from geokr import store
+from geokr import layout
 from tests.build.conftest import Built
-from tests.build.test_runs import contents
+from tests.build.test_runs import digests_of
 
 # Mounts of its own, which end with the process; whoever is not root becomes so in there.
 OWN_MOUNTS = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
@@ -42,17 +42,17 @@ def test_a_disk_that_fills_up(built: Built, tmp_path: Path) -> None:
 
     # What a full disk left: some blocks, and of each that is marked as done all its bytes.
     full = copies / "full"
-    marked = [path.relative_to(full) for path in full.glob(f"{store.TILES}/*/status/c/*/*") if path.suffix == ""]
-    blocks = list(built.dataset.glob(f"{store.TILES}/*/status/c/*/*"))
+    marked = [path.relative_to(full) for path in full.glob(f"{layout.TILES}/*/status/c/*/*") if path.suffix == ""]
+    blocks = list(built.dataset.glob(f"{layout.TILES}/*/status/c/*/*"))
     assert len(marked) < len(blocks)
     for path in marked:
         scene, i, j = path.parts[1], path.parts[-2], path.parts[-1]
-        for file in (path, Path(store.TILES, scene, "image", "c", i, j, "0", "0", "0")):
+        for file in (path, Path(layout.TILES, scene, "image", "c", i, j, "0", "0", "0")):
             before = built.dataset / file
             assert (full / file).exists() == before.exists()
             assert not before.exists() or (full / file).read_bytes() == before.read_bytes()
     assert not (full / "index.parquet").exists()
-    assert contents(copies / "resumed") == contents(built.dataset)
+    assert digests_of(copies / "resumed") == digests_of(built.dataset)
 
 
 LOST = """
@@ -88,4 +88,4 @@ def test_a_disk_that_is_lost_and_one_that_may_not_be_written(built: Built, tmp_p
     assert "left: \n" in second
     assert "Read-only file system" in third
     assert third.rstrip().endswith("third: 2")
-    assert contents(copies / "resumed") == contents(built.dataset)
+    assert digests_of(copies / "resumed") == digests_of(built.dataset)

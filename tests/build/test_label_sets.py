@@ -10,7 +10,7 @@ import pytest
 import rasterio
 from affine import Affine
 
-from geokr import store
+from geokr import layout, store
 from geokr.index import read_index
 from pipeline import labels
 from pipeline.build_levir_kr import main
@@ -42,7 +42,7 @@ def files(folder: Path) -> dict[str, tuple[bytes, int]]:
 def copied(built: Built, place: Path, labels_too: bool = True) -> Path:
     shutil.copytree(built.dataset, place)
     if not labels_too:
-        shutil.rmtree(place / store.LABELS)
+        shutil.rmtree(place / layout.LABELS)
     return place
 
 
@@ -50,13 +50,13 @@ def test_a_product_is_added_without_touching_a_pixel_and_compared(
     built: Built, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = copied(built, tmp_path / "added")
-    tiles, base = files(out / store.TILES), files(out / store.label_store(BASE))
+    tiles, base = files(out / layout.TILES), files(out / layout.label_store(BASE))
     before = geopandas.read_parquet(out / "index.parquet")
     assert before["agreement"].isna().all()
     assert set(before["year_gap"]) == {2020 - date.year for date in before["acquired"]}
     assert labels.main(["--data", str(out), "--landcover", str(other), "--workers", "1"]) == 0
-    assert files(out / store.TILES) == tiles
-    assert files(out / store.label_store(BASE)) == base
+    assert files(out / layout.TILES) == tiles
+    assert files(out / layout.label_store(BASE)) == base
     after = geopandas.read_parquet(out / "index.parquet")
     summary = json.loads((out / "dataset.json").read_text())
     assert (summary["labels"], summary["label_sets"]) == (BASE, [OTHER, BASE])
@@ -68,7 +68,7 @@ def test_a_product_is_added_without_touching_a_pixel_and_compared(
     assert 0 < after["agreement"].isna().sum() < len(after)
     enough = 0
     for _, row in after.iterrows():
-        group = store.open_scene(str(out / store.label_store(OTHER)), row["scene"])
+        group = store.open_scene(str(out / layout.label_store(OTHER)), row["scene"])
         known = group["known"][row["row"], row["col"]]
         enough += known >= 0.5  # min_known
         assert np.isnan(row["agreement"]) == (known == 0)
@@ -112,7 +112,7 @@ def test_the_papers_classes_are_another_taxonomy_and_never_mixed_with_the_base(
     said = capsys.readouterr().err
     assert "was built with other settings" in said
     assert "taxonomy" in said
-    shutil.rmtree(out / store.LABELS)
+    shutil.rmtree(out / layout.LABELS)
     assert main([*arguments, "--only", "labels"]) == main([*arguments, "--only", "index"]) == 0
     summary = json.loads((out / "dataset.json").read_text())
     assert (summary["taxonomy"], len(summary["classes"])) == ("paper-1", 8)
@@ -140,7 +140,7 @@ def test_land_cover_of_elsewhere_is_refused_before_a_pixel_is_read(
         assert main(command) == 2
         (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert said == f"error: {OTHER}: none of its sheets, {path}, covers any of the scenes; leave it out"
-    assert not (out / store.TILES).exists()
+    assert not (out / layout.TILES).exists()
 
 
 def test_a_sheet_that_is_another_by_the_same_name_is_refused(

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import rasterio
 
-from geokr import store
-from geokr.landcover import find
+from geokr import contents, layout, store
+from geokr.discovery import find
 from pipeline import watch
 from pipeline.build_levir_kr import main
 from pipeline.scene import SceneError
 from pipeline.stages import catalog, index, labels, tiles
 from pipeline.tasks.tiles import TileJob, TileReport, build_tiles
 from tests.build.conftest import Built
-from tests.build.test_runs import contents
+from tests.build.test_runs import digests_of
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_replaced_image_is_refused_by_name_before_anything_is_written(
     moved: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory, arguments = moved
-    before = contents(directory / "dataset")
+    before = digests_of(directory / "dataset")
     (image,) = (directory / "scenes").glob("*/*.tiff")
     with rasterio.open(image, "r+") as file:
         file.write(file.read() // 2 + 7)
@@ -46,23 +46,23 @@ def test_a_replaced_image_is_refused_by_name_before_anything_is_written(
     assert image.parent.name in said
     assert "source.sha256_of_every_20th_pixel was" in said
     assert "delete the scene there to have it built anew" in said
-    assert contents(directory / "dataset") == before
-    shutil.rmtree(directory / "dataset" / store.TILES / image.parent.name)
+    assert digests_of(directory / "dataset") == before
+    shutil.rmtree(directory / "dataset" / layout.TILES / image.parent.name)
     assert main(arguments) == 0
-    after = contents(directory / "dataset")
+    after = digests_of(directory / "dataset")
     changed = {path for path in before if before[path] != after[path]}
-    ours = {path for path in changed if path.startswith(f"{store.TILES}/{image.parent.name}/")}
+    ours = {path for path in changed if path.startswith(f"{layout.TILES}/{image.parent.name}/")}
     assert any("/image/c/" in path for path in ours)
-    assert changed - ours == {"scenes.parquet", f"{store.TILES}/zarr.json"}  # and the index, were one cloudy now
+    assert changed - ours == {"scenes.parquet", f"{layout.TILES}/zarr.json"}  # and the index, were one cloudy now
 
 
-@pytest.mark.parametrize("name", [store.TILES, store.label_store("globeland30_2020")])
+@pytest.mark.parametrize("name", [layout.TILES, layout.label_store("globeland30_2020")])
 def test_a_run_that_ended_before_its_metadata_were_gathered_goes_on(built: Built, tmp_path: Path, name: str) -> None:
     """All blocks are there, and the store's root says nothing of them, or of the last one's scene."""
     dataset = tmp_path / "dataset"
     shutil.copytree(built.dataset, dataset)
     arguments = [*built.arguments, "--out", str(dataset), "--workers", "1"]
-    before = contents(dataset)
+    before = digests_of(dataset)
     root = dataset / name / "zarr.json"
     document = json.loads(root.read_text())
     scene = sorted(document["consolidated_metadata"]["metadata"])[0]
@@ -71,7 +71,7 @@ def test_a_run_that_ended_before_its_metadata_were_gathered_goes_on(built: Built
         changed = {k: v for k, v in document.items() if k != "consolidated_metadata"}
         root.write_text(json.dumps(changed | ({} if remains is None else {"consolidated_metadata": remains})))
         assert main(arguments) == 0
-        assert contents(dataset) == before
+        assert digests_of(dataset) == before
 
 
 def test_a_file_that_was_only_touched_is_no_other_input(moved: tuple[Path, list[str]]) -> None:
@@ -122,12 +122,12 @@ def test_a_failed_block_costs_its_own_tiles_and_is_tried_again(
     assert list(summary["incomplete"]) == [unlucky]
     assert summary["counts"]["incomplete"] == 1
     listed = geopandas.read_parquet(out / "index.parquet")
-    status = store.status(store.open_scene(str(out / store.TILES), unlucky))
+    status = contents.status(store.open_scene(str(out / layout.TILES), unlucky))
     assert (status == 0).sum() == summary["incomplete"][unlucky] > 0
     assert (listed["scene"] == unlucky).sum() > 0
     summary = run()
     assert summary["incomplete"] == {}
-    assert contents(out) == contents(built.dataset)
+    assert digests_of(out) == digests_of(built.dataset)
 
 
 def test_tiles_of_one_place_share_its_name(built: Built) -> None:

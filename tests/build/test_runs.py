@@ -14,8 +14,8 @@ import pytest
 import zarr
 from dask.distributed import LocalCluster
 
-from geokr import store
-from geokr.landcover import find
+from geokr import contents, layout
+from geokr.discovery import find
 from pipeline.build_levir_kr import main
 from pipeline.config import read_config
 from pipeline.plan import grid_of
@@ -23,7 +23,7 @@ from pipeline.stages import catalog, index, labels, tiles
 from tests.build.conftest import Built
 
 
-def contents(dataset: Path) -> dict[str, str]:
+def digests_of(dataset: Path) -> dict[str, str]:
     """Digest of every file but the log, and dataset.json, which counts what was refused."""
     return {
         str(path.relative_to(dataset)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -47,46 +47,48 @@ def test_one_worker_two_workers_and_a_plain_loop_write_the_same_bytes(
         index.run(config, covers, entries, None)
     else:
         assert main([*built.arguments, "--out", str(out), "--workers", workers]) == 0
-    for scene in store.scenes(str(built.dataset / store.TILES)):
-        for name, array in ((store.TILES, "image"), (store.TILES, "status")):
+    for scene in contents.scenes(str(built.dataset / layout.TILES)):
+        for name, array in ((layout.TILES, "image"), (layout.TILES, "status")):
             first, second = (
                 zarr.open_array(str(d / name), path=f"{scene}/{array}", mode="r")[:] for d in (built.dataset, out)
             )
             assert np.array_equal(first, second)
             assert first.any()
-    assert contents(out) == contents(built.dataset)
+    assert digests_of(out) == digests_of(built.dataset)
 
 
 def test_another_scheduler_builds_the_same(built: Built, tmp_path: Path) -> None:
     with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0", host="127.0.0.1") as elsewhere:
         arguments = [*built.arguments, "--out", str(tmp_path / "dataset"), "--scheduler", elsewhere.scheduler_address]
         assert main(arguments) == 0
-    assert contents(tmp_path / "dataset") == contents(built.dataset)
+    assert digests_of(tmp_path / "dataset") == digests_of(built.dataset)
 
 
 def test_a_second_run_writes_nothing(built: Built) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (built.dataset / store.TILES).rglob("c/**/*") if path.is_file()}
-    digests = contents(built.dataset)
+    before = {
+        path: path.stat().st_mtime_ns for path in (built.dataset / layout.TILES).rglob("c/**/*") if path.is_file()
+    }
+    digests = digests_of(built.dataset)
     assert main([*built.arguments, "--out", str(built.dataset), "--workers", "1"]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert contents(built.dataset) == digests
+    assert digests_of(built.dataset) == digests
 
 
 def test_blocks_that_are_not_done_are_built_anew(built: Built, tmp_path: Path) -> None:
     """A killed run leaves shards without statuses, halves of shards, and scenes without anything."""
     out = tmp_path / "dataset"
     shutil.copytree(built.dataset, out)
-    first, second, third = store.scenes(str(out / store.TILES))
-    (out / store.TILES / first / "status" / "c" / "0" / "0").unlink()
-    shard = out / store.TILES / second / "image" / "c" / "1" / "1" / "0" / "0" / "0"
+    first, second, third = contents.scenes(str(out / layout.TILES))
+    (out / layout.TILES / first / "status" / "c" / "0" / "0").unlink()
+    shard = out / layout.TILES / second / "image" / "c" / "1" / "1" / "0" / "0" / "0"
     shard.write_bytes(shard.read_bytes()[:1000])
-    (out / store.TILES / second / "status" / "c" / "1" / "1").unlink()
-    shutil.rmtree(out / store.TILES / third)
+    (out / layout.TILES / second / "status" / "c" / "1" / "1").unlink()
+    shutil.rmtree(out / layout.TILES / third)
     for array in ("known", "status"):
-        shutil.rmtree(out / store.label_store("globeland30_2020") / third / array)
+        shutil.rmtree(out / layout.label_store("globeland30_2020") / third / array)
     (out / "index.parquet").unlink()
     assert main([*built.arguments, "--out", str(out), "--workers", "1"]) == 0
-    assert contents(out) == contents(built.dataset)
+    assert digests_of(out) == digests_of(built.dataset)
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -107,7 +109,7 @@ def test_a_signal_stops_cleanly_and_a_second_run_goes_on(
     done: set[Path] = set()
     until = time.monotonic() + 120
     while not done and process.poll() is None and time.monotonic() < until:
-        done = {path for path in out.glob(f"{store.TILES}/*/status/c/*/*") if path.suffix != ".partial"}
+        done = {path for path in out.glob(f"{layout.TILES}/*/status/c/*/*") if path.suffix != ".partial"}
         time.sleep(0.01)
     os.killpg(process.pid, sent)  # as a terminal sends it: to the command and to its workers
     _, said = process.communicate(timeout=60)
@@ -119,16 +121,16 @@ def test_a_signal_stops_cleanly_and_a_second_run_goes_on(
     written = {path: path.stat().st_mtime_ns for path in done}
     assert main([*built.arguments, "--out", str(out), "--workers", "1"]) == 0
     assert written == {path: path.stat().st_mtime_ns for path in done}
-    assert contents(out) == contents(built.dataset)
+    assert digests_of(out) == digests_of(built.dataset)
 
 
 def test_other_settings_are_refused_not_mixed(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
-    digests = contents(built.dataset)
+    digests = digests_of(built.dataset)
     arguments = [*built.arguments, "--out", str(built.dataset), "--workers", "1"]
     arguments[arguments.index("--stride") + 1] = "32"
     assert main(arguments) == 2
     assert "was built with other settings" in capsys.readouterr().err
-    assert contents(built.dataset) == digests
+    assert digests_of(built.dataset) == digests
 
 
 def test_a_dry_run_touches_nothing_and_promises_what_comes(

@@ -23,7 +23,7 @@ import xarray
 from affine import Affine
 from rasterio.io import MemoryFile
 
-from geokr import files, store
+from geokr import files, layout, store
 from geokr.index import read_index, read_summary
 from geokr.loader import TileLoader
 from pipeline.build_levir_kr import check_inputs, main
@@ -34,7 +34,7 @@ from pipeline.report import main as report
 from pipeline.stages import catalog, labels
 from pipeline.verify import main as verify
 from tests.build.conftest import Built
-from tests.build.test_runs import contents
+from tests.build.test_runs import digests_of
 from tests.s3 import Server, s3_server
 
 URL = "s3://bucket/some/dataset"
@@ -87,7 +87,7 @@ def bucket(server: Server, arguments: list[str]) -> Server:
 def test_the_bytes_are_those_of_a_build_on_a_disk(built: Built, bucket: Server) -> None:
     names = {*bucket.keys("some/dataset")} - {"dataset.json", "build.jsonl"}
     found = {name: hashlib.sha256(bucket.get(f"some/dataset/{name}")).hexdigest() for name in names}
-    local = contents(built.dataset)
+    local = digests_of(built.dataset)
     assert found.keys() == local.keys()
     assert {name for name in names if found[name] != local[name]} == {CATALOG}  # which says where all that lies
     assert read_summary(URL)["counts"] == read_summary(built.dataset)["counts"]
@@ -120,12 +120,12 @@ def test_it_is_proved_where_it_lies(bucket: Server, capsys: pytest.CaptureFixtur
 
 
 def test_xarray_and_the_loader_read_it(built: Built, bucket: Server) -> None:
-    tree = xarray.open_datatree(store.opened(f"{URL}/{store.TILES}"), engine="zarr", chunks={})  # type: ignore[arg-type]
+    tree = xarray.open_datatree(store.opened(f"{URL}/{layout.TILES}"), engine="zarr", chunks={})  # type: ignore[arg-type]
     index = geopandas.read_parquet(built.dataset / "index.parquet")
     assert read_index(URL, ["tile"])["tile"].to_pylist() == index["tile"].to_list()
     tile = index.iloc[0]
     pixels = tree[tile["scene"]]["image"][tile["row"], tile["col"]].values
-    local = store.open_scene(str(built.dataset / store.TILES), tile["scene"])["image"]
+    local = store.open_scene(str(built.dataset / layout.TILES), tile["scene"])["image"]
     assert np.array_equal(pixels, local[tile["row"], tile["col"]])
     loaders = [TileLoader(place, "val", batch=16, shuffle=False) for place in (URL, built.dataset)]
     for batch, same in zip(*loaders, strict=True):
@@ -155,7 +155,7 @@ def test_an_image_that_was_replaced_is_surveyed_again(built: Built, bucket: Serv
     try:
         with (
             bucket.listening() as asked,
-            pytest.raises(store.StoreError, match=r"source\.sha256_of_every_20th_pixel was"),
+            pytest.raises(layout.StoreError, match=r"source\.sha256_of_every_20th_pixel was"),
         ):
             catalog.run(remote(built.config), None)
     finally:
@@ -192,7 +192,7 @@ def test_another_dem_or_sheet_of_the_same_size_is_refused_by_name(
 
     try:
         bucket.put(key, other) if place == "bucket" else file.write_bytes(other)
-        with pytest.raises(store.StoreError, match=said):
+        with pytest.raises(layout.StoreError, match=said):
             run()
     finally:
         bucket.put(key, was) if place == "bucket" else file.write_bytes(was)
@@ -250,8 +250,8 @@ def test_an_object_that_is_not_there(bucket: Server) -> None:
 
 
 def test_a_bucket_that_may_not_be_written_is_a_sentence(server: Server) -> None:
-    layout = {"shape": (1, 1), "bands": 1, "tile": 16, "block": 1, "dtype": "uint8", "attributes": {}}
-    with pytest.raises(store.StoreWriteError, match=r"s3://nobucket/tiles\.zarr/scene: cannot be written: "):
-        store.create_tiles("s3://nobucket/tiles.zarr", "scene", **layout)  # type: ignore[arg-type]
+    given = {"shape": (1, 1), "bands": 1, "tile": 16, "block": 1, "dtype": "uint8", "attributes": {}}
+    with pytest.raises(layout.StoreWriteError, match=r"s3://nobucket/tiles\.zarr/scene: cannot be written: "):
+        store.create_tiles("s3://nobucket/tiles.zarr", "scene", **given)  # type: ignore[arg-type]
     with pytest.raises(OSError, match=r"s3://nobucket/dataset\.json: "):
         files.write("s3://nobucket/dataset.json", b"{}")

@@ -10,9 +10,9 @@ import zarr
 from affine import Affine
 from pyproj import Transformer
 
-from geokr import store
+from geokr import contents, layout, store
 from pipeline.build_levir_kr import main
-from tests.deliveries import LAT, LON, NAME, contents, pair, tiff, write_folder
+from tests.deliveries import LAT, LON, NAME, members, pair, tiff, write_folder
 
 GAIN, OFFSET, IRRADIANCE = 0.2, 1.5, {"blue": 1945, "green": 1854, "red": 1543, "nir": 1081}
 
@@ -26,12 +26,12 @@ def build(folder: Path, name: str, *options: str) -> zarr.Group:
     (folder / "map" / "n48_20_2020lc030.tif").write_bytes(sheet)
     common = ["--scenes", str(folder / "scenes"), "--landcover", str(folder / "map"), "--out", str(folder / name)]
     assert main([*common, "--tile", "32", "--stride", "24", "--workers", "1", *options]) == 0
-    return store.open_scene(str(folder / name / store.TILES), NAME)
+    return store.open_scene(str(folder / name / layout.TILES), NAME)
 
 
 def accepted(group: zarr.Group) -> npt.NDArray[np.float64]:
     """(tile, band, y, x)."""
-    keep = store.status(group) == store.ACCEPTED
+    keep = contents.status(group) == layout.ACCEPTED
     assert keep.any()
     return np.asarray(group["image"][:], np.float64)[keep]  # type: ignore[index]
 
@@ -39,7 +39,7 @@ def accepted(group: zarr.Group) -> npt.NDArray[np.float64]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     by_day = {"2020-05-22 21:02:53": "2020-05-23 03:32:53", "2020-05-23 05:03:08": "2020-05-23 11:33:08"}
-    files = contents()
+    files = members()
     for then, now in by_day.items():
         files = {name: data.replace(then.encode(), now.encode()) for name, data in files.items()}
     write_folder(tmp_path / "scenes", files)
@@ -56,7 +56,7 @@ def test_reflectance_follows_from_the_digital_numbers(folder: Path) -> None:
     said = dict(reflectance.attrs["radiometry"])  # type: ignore[call-overload]
     day, hours = 144, 3 + 33 / 60  # 23 May, 11:33 by the clocks of Beijing
     assert numbers["image"].dtype == reflectance["image"].dtype == np.uint16
-    assert np.array_equal(store.status(numbers), store.status(reflectance))
+    assert np.array_equal(contents.status(numbers), contents.status(reflectance))
     radiance = GAIN * accepted(numbers) + OFFSET
     sunlight = np.array([*IRRADIANCE.values()])[:, None, None] / said["earth_sun_distance"] ** 2
     wanted = math.pi * radiance / (sunlight * math.cos(math.radians(said["solar_zenith"])))
@@ -94,7 +94,7 @@ def test_the_weighted_mean_of_sharpened_bands_is_the_panchromatic_image(tmp_path
     coarse = build(tmp_path, "mss", *options)
     assert [group.attrs["gsd"] for group in (pan, sharp, coarse)] == [2.0, 2.0, 8.0]
     assert pan.attrs["spatial:transform"] == sharp.attrs["spatial:transform"]
-    both = (store.status(pan) == store.ACCEPTED) & (store.status(sharp) == store.ACCEPTED)
+    both = (contents.status(pan) == layout.ACCEPTED) & (contents.status(sharp) == layout.ACCEPTED)
     assert both.sum() > 20
     one, four = (np.asarray(group["image"][:], np.float64)[both] for group in (pan, sharp))  # type: ignore[index]
     assert (one.shape[1], four.shape[1]) == (1, 4)

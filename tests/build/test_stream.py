@@ -21,26 +21,13 @@ import pytest
 import rasterio
 from dask.distributed import KilledWorker, LocalCluster
 
-from geokr.store import StoreError, StoreWriteError
-from pipeline import run
-from pipeline.run import (
-    AHEAD,
-    KILLED,
-    LIBRARIES,
-    OPEN,
-    Batch,
-    Client,
-    ClusterError,
-    LostWorkersError,
-    Room,
-    Workers,
-    attempt,
-    cluster,
-    drawn,
-    stream,
-)
+from geokr.layout import StoreError, StoreWriteError
+from pipeline import run, worker
+from pipeline.cluster import ClusterError, cluster
+from pipeline.run import AHEAD, OPEN, Batch, Client, LostWorkersError, Workers, drawn, stream
 from pipeline.scene import SceneError
 from pipeline.signals import deaf_to_interrupts, stoppable, stopped
+from pipeline.worker import KILLED, LIBRARIES, Room, attempt
 
 MB = 1_000_000
 
@@ -137,7 +124,7 @@ HELD: list[bytearray] = []
 
 def hold(share: float) -> int:
     """Have this process hold a share of its worker's memory from now on."""
-    limit = run.worker_memory()
+    limit = worker.worker_memory()
     assert limit is not None
     held = int(next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in line).split()[1])
     HELD.append(bytearray(b"x") * max(0, int(limit * share) - held * 1024))
@@ -167,7 +154,7 @@ def most_at_once(log: str) -> int:
 @pytest.fixture
 def little_room(monkeypatch: pytest.MonkeyPatch) -> Room:
     """Room for 100 bytes beside the libraries."""
-    monkeypatch.setattr(run, "worker_memory", lambda: beside(100))
+    monkeypatch.setattr(worker, "worker_memory", lambda: beside(100))
     return Room()
 
 

@@ -7,8 +7,8 @@ import shapely
 import xarray
 from pyproj import Transformer
 
-from geokr import store
-from geokr.landcover import find
+from geokr import contents, layout, store
+from geokr.discovery import find
 from geokr.legend import Legend
 from pipeline.ortho import orthorectify
 from pipeline.plan import grid_of
@@ -19,12 +19,12 @@ def test_every_pixel_lies_where_the_world_says(built: Built) -> None:
     """The stored bytes alone, with the place that the attributes give them, against the ground that they show."""
     worst, tiles, relief = 0.0, 0, 0.0
     for shot in built.shots:
-        group = store.open_scene(str(built.dataset / store.TILES), shot.name)
+        group = store.open_scene(str(built.dataset / layout.TILES), shot.name)
         a, low, high = group.attrs, *group.attrs["stretch"]
         transform, stride, size, gsd = a["spatial:transform"], a["stride"], a["tile"], a["gsd"]
         offset = (np.arange(size) + 0.5) * gsd
         heights = []
-        for row, col in np.argwhere(store.status(group) == store.ACCEPTED):
+        for row, col in np.argwhere(contents.status(group) == layout.ACCEPTED):
             numbers = low + np.asarray(group["image"][row, col]).astype(float) / 255 * (high - low) - 500.0
             east = transform[2] + col * stride * gsd + offset[None, :]
             north = transform[5] - row * stride * gsd - offset[:, None]
@@ -47,7 +47,7 @@ def test_pixels_are_drawn_from_where_the_camera_saw_them(built: Built) -> None:
     for entry, shot in zip(built.entries, sorted(built.shots, key=lambda shot: shot.name), strict=True):
         grid = grid_of(entry, built.config)
         assert grid is not None
-        status = store.status(store.open_scene(str(built.dataset / store.TILES), entry.scene.id))
+        status = contents.status(store.open_scene(str(built.dataset / layout.TILES), entry.scene.id))
         for block in grid:
             found = orthorectify(block.geobox, entry.scene.images[0], entry.terrain)
             valid, mesh = found.valid, found.lattice
@@ -57,7 +57,7 @@ def test_pixels_are_drawn_from_where_the_camera_saw_them(built: Built) -> None:
             lon, lat = Transformer.from_crs(str(grid.geobox.crs), shot.camera.crs, always_xy=True).transform(e, n)
             col, row = shot.camera.project(lon, lat, built.world.height(lon, lat))
             away = np.abs(np.subtract(mesh.dense(valid.shape), [col, row])).max(axis=0)
-            for r, c in np.argwhere(status[block.rows, block.cols] == store.ACCEPTED):
+            for r, c in np.argwhere(status[block.rows, block.cols] == layout.ACCEPTED):
                 top, left = r * grid.stride, c * grid.stride
                 worst = max(worst, float(away[top : top + grid.tile, left : left + grid.tile].max()))
     print(f"farthest from the camera {worst:.4f} px")
@@ -103,7 +103,7 @@ def test_class_shares_are_areas_of_intersection(built: Built) -> None:
     worst = 0.0
     classes = list(cover.legend.classes)
     for _, tile in [*across.sample(20, random_state=0).iterrows(), *others.iterrows()]:
-        attributes = store.open_scene(str(built.dataset / store.TILES), tile["scene"]).attrs
+        attributes = store.open_scene(str(built.dataset / layout.TILES), tile["scene"]).attrs
         assert attributes["proj:code"] == "EPSG:32648"
         step, side = attributes["stride"] * attributes["gsd"], attributes["tile"] * attributes["gsd"]
         left = attributes["spatial:transform"][2] + tile["col"] * step
@@ -115,15 +115,15 @@ def test_class_shares_are_areas_of_intersection(built: Built) -> None:
 
 
 def test_opens_with_xarray_and_geopandas(built: Built) -> None:
-    tree = xarray.open_datatree(str(built.dataset / store.TILES), engine="zarr", chunks={})
-    labels = xarray.open_datatree(str(built.dataset / store.label_store("globeland30_2020")), engine="zarr", chunks={})
+    tree = xarray.open_datatree(str(built.dataset / layout.TILES), engine="zarr", chunks={})
+    labels = xarray.open_datatree(str(built.dataset / layout.label_store("globeland30_2020")), engine="zarr", chunks={})
     index = geopandas.read_parquet(built.dataset / "index.parquet")
     assert index.crs == "EPSG:4326"
     assert set(tree.children) == {shot.name for shot in built.shots}
     assert set(labels.children) == set(tree.children)
     for _, tile in index.groupby("scene").first().reset_index().iterrows():
         scene = tree[tile["scene"]].to_dataset().isel(row=tile["row"], col=tile["col"])
-        assert int(scene["status"]) == store.ACCEPTED
+        assert int(scene["status"]) == layout.ACCEPTED
         assert scene["image"].dtype == np.uint8
         assert scene["image"].values.any()
         shares = labels[tile["scene"]].to_dataset().isel(row=tile["row"], col=tile["col"])

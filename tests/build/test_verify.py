@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geokr import store
+from geokr import contents, layout, store
 from pipeline.verify import main
 from tests.build.conftest import Built
 
-LABELS = store.label_store("globeland30_2020")
+LABELS = layout.label_store("globeland30_2020")
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def failed(dataset: Path, capsys: pytest.CaptureFixture[str], *options: str) -> 
 
 def with_tiles(dataset: Path) -> tuple[str, int, int, Path]:
     """A scene, a block of it that is not its first and has accepted tiles, and its shard."""
-    for scene in store.scenes(str(dataset / store.TILES)):
-        for shard in sorted((dataset / store.TILES / scene / "image" / "c").glob("*/*/0/0/0")):
+    for scene in contents.scenes(str(dataset / layout.TILES)):
+        for shard in sorted((dataset / layout.TILES / scene / "image" / "c").glob("*/*/0/0/0")):
             i, j = int(shard.parts[-5]), int(shard.parts[-4])
             if (i, j) != (0, 0):
                 return scene, i, j, shard
@@ -87,7 +87,7 @@ def test_a_place_without_a_data_set_is_said_to_be_none(tmp_path: Path, capsys: p
 
 def test_a_flipped_byte_in_any_shard(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
-    shards = sorted(dataset.glob(f"{store.TILES}/*/image/c/*/*/0/0/0"))
+    shards = sorted(dataset.glob(f"{layout.TILES}/*/image/c/*/*/0/0/0"))
     assert len(shards) > 10
     for shard in shards[::4]:
         whole = shard.read_bytes()
@@ -115,7 +115,7 @@ def test_a_deleted_shard(dataset: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_pixels_that_are_no_fault_of_the_disk(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Checksums are right: only computing the tile anew tells."""
     scene, i, j, _ = with_tiles(dataset)
-    image: Any = store.open_scene(str(dataset / store.TILES), scene, "r+")["image"]
+    image: Any = store.open_scene(str(dataset / layout.TILES), scene, "r+")["image"]
     rows, cols = slice(8 * i, 8 * i + 8), slice(8 * j, 8 * j + 8)
     pixels = image[rows, cols]
     pixels[pixels > 0] -= 1
@@ -137,7 +137,7 @@ def test_a_source_that_is_gone(dataset: Path, built: Built, capsys: pytest.Captu
 
 def test_a_status_that_is_not_there(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene, i, j, _ = with_tiles(dataset)
-    (dataset / store.TILES / scene / "status" / "c" / str(i) / str(j)).unlink()
+    (dataset / layout.TILES / scene / "status" / "c" / str(i) / str(j)).unlink()
     found = failed(dataset, capsys, "--fast")
     assert set(found) == {"statuses", "shards", "index"}
     assert found["statuses"].startswith(f"{scene} block ({i}, {j}): not built in ")
@@ -146,7 +146,7 @@ def test_a_status_that_is_not_there(dataset: Path, capsys: pytest.CaptureFixture
 
 def test_a_flipped_byte_in_a_status(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene, i, j, _ = with_tiles(dataset)
-    flip(dataset / store.TILES / scene / "status" / "c" / str(i) / str(j), 9)
+    flip(dataset / layout.TILES / scene / "status" / "c" / str(i) / str(j), 9)
     found = failed(dataset, capsys, "--fast")
     assert set(found) == {"statuses", "shards", "index"}
     assert found["statuses"].startswith(f"{scene} block ({i}, {j}): the status of ")
@@ -154,9 +154,9 @@ def test_a_flipped_byte_in_a_status(dataset: Path, capsys: pytest.CaptureFixture
 
 def test_a_status_and_its_pixels_disagree(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene, *_ = with_tiles(dataset)
-    status: Any = store.open_scene(str(dataset / store.TILES), scene, "r+")["status"]
-    row, col = np.argwhere(status[:] == store.ACCEPTED)[-1]
-    status[row, col] = store.TILE_STATUS.index("cloud")
+    status: Any = store.open_scene(str(dataset / layout.TILES), scene, "r+")["status"]
+    row, col = np.argwhere(status[:] == layout.ACCEPTED)[-1]
+    status[row, col] = layout.TILE_STATUS.index("cloud")
     found = failed(dataset, capsys, "--full")
     tile = place({"scene": scene, "row": row, "col": col})
     assert set(found) == {"statuses", "shards", "index"}
@@ -261,7 +261,7 @@ def test_a_tile_between_two_splits_that_is_said_to_be_of_one(dataset: Path, caps
 
 def test_metadata_that_differ_from_the_catalog(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene, *_ = with_tiles(dataset)
-    file = dataset / store.TILES / scene / "zarr.json"
+    file = dataset / layout.TILES / scene / "zarr.json"
     said = json.loads(file.read_text())
     said["attributes"]["stretch"] = [0, 1]
     file.write_text(json.dumps(said))
@@ -284,7 +284,7 @@ def test_blocks_that_could_not_be_built_are_no_damage(dataset: Path, capsys: pyt
     """As far as the quarantine says so, and no further."""
     scene, i, j, shard = with_tiles(dataset)
     shard.unlink()
-    (dataset / store.TILES / scene / "status" / "c" / str(i) / str(j)).unlink()
+    (dataset / layout.TILES / scene / "status" / "c" / str(i) / str(j)).unlink()
 
     def without(index: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
         lost = (index["scene"] == scene) & (index["row"] // 8 == i) & (index["col"] // 8 == j)
@@ -293,16 +293,16 @@ def test_blocks_that_could_not_be_built_are_no_damage(dataset: Path, capsys: pyt
     rewrite(dataset, without)
     file = dataset / "dataset.json"
     summary = json.loads(file.read_text())
-    root = str(dataset / store.TILES)
-    statuses = np.concatenate([store.status(store.open_scene(root, name)).ravel() for name in store.scenes(root)])
-    summary["counts"]["tiles"] = dict(store.count(statuses, store.TILE_STATUS))
+    root = str(dataset / layout.TILES)
+    statuses = np.concatenate([contents.status(store.open_scene(root, name)).ravel() for name in contents.scenes(root)])
+    summary["counts"]["tiles"] = dict(contents.count(statuses, layout.TILE_STATUS))
     file.write_text(json.dumps(summary))
     assert set(failed(dataset, capsys)) == {"statuses"}
     entry = {"scene": scene, "stage": "tiles", "reason": "SceneError", "detail": "", "blocks": [[i, j]]}
     (dataset / "quarantine.jsonl").write_text(json.dumps(entry) + "\n")
     assert failed(dataset, capsys) == {}
 
-    other = next(path for path in (dataset / store.TILES / scene / "status" / "c").glob("*/*"))
+    other = next(path for path in (dataset / layout.TILES / scene / "status" / "c").glob("*/*"))
     other.unlink()  # of which the quarantine says nothing
     assert f"{scene} block ({other.parent.name}, {other.name}): not built in " in failed(dataset, capsys)["statuses"]
 
@@ -363,7 +363,7 @@ def test_a_store_whose_root_says_other_than_its_scenes(dataset: Path, capsys: py
 
 def test_a_status_without_a_meaning(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene, i, j, _ = with_tiles(dataset)
-    status: Any = store.open_scene(str(dataset / store.TILES), scene, "r+")["status"]
+    status: Any = store.open_scene(str(dataset / layout.TILES), scene, "r+")["status"]
     status[8 * i, 8 * j] = 99
     assert f"{scene} block ({i}, {j}): status 99 of " in failed(dataset, capsys, "--fast")["statuses"]
 
@@ -379,9 +379,9 @@ def test_labels_that_are_not_there(dataset: Path, capsys: pytest.CaptureFixture[
 
 def test_an_accepted_tile_without_pixels(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene, i, j, _ = with_tiles(dataset)
-    group: Any = store.open_scene(str(dataset / store.TILES), scene, "r+")
+    group: Any = store.open_scene(str(dataset / layout.TILES), scene, "r+")
     here = slice(8 * i, 8 * i + 8), slice(8 * j, 8 * j + 8)
-    row, col = np.argwhere(group["status"][here] == store.ACCEPTED)[0] + (8 * i, 8 * j)
+    row, col = np.argwhere(group["status"][here] == layout.ACCEPTED)[0] + (8 * i, 8 * j)
     group["image"][row, col] = 0
     tile = place({"scene": scene, "row": row, "col": col})
     assert failed(dataset, capsys) == {"shards": f"{tile} is accepted, but has no pixels"}
@@ -393,7 +393,7 @@ def test_labels_that_cannot_be(dataset: Path, capsys: pytest.CaptureFixture[str]
     """In the label set of the index, and in another one."""
     root = dataset / LABELS
     if second:
-        root = shutil.copytree(root, dataset / store.label_store("another_2020"))
+        root = shutil.copytree(root, dataset / layout.label_store("another_2020"))
         change(dataset / "dataset.json", lambda said: said["label_sets"].append("another_2020"))
     scene, *_ = with_tiles(dataset)
     group: Any = store.open_scene(str(root), scene, "r+")
@@ -404,7 +404,7 @@ def test_labels_that_cannot_be(dataset: Path, capsys: pytest.CaptureFixture[str]
         case "too much known":
             group["known"][row, col] = 1.25
         case _:
-            group["status"][row, col] = store.LABEL_STATUS.index("unknown")
+            group["status"][row, col] = layout.LABEL_STATUS.index("unknown")
     found = failed(dataset, capsys)["labels"]
     assert found.startswith(f"{place({'scene': scene, 'row': row, 'col': col})}: its shares sum to 1, where ")
 
@@ -445,5 +445,5 @@ def test_a_count_that_is_not_the_indexs(dataset: Path, capsys: pytest.CaptureFix
 
 def test_another_layout(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = dataset / "dataset.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": store.SCHEMA + 1}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": layout.SCHEMA + 1}))
     assert failed(dataset, capsys, "--fast")["schema"].startswith("dataset.json: schema 2")

@@ -14,9 +14,9 @@ from pyproj import Transformer
 from rasterio.transform import RPCTransformer
 from rasterio.warp import Resampling, reproject
 
-from geokr import store
+from geokr import contents, layout, store
+from geokr.discovery import find
 from geokr.index import read_summary
-from geokr.landcover import find
 from geokr.shares import class_shares
 from pipeline.build_levir_kr import main
 from pipeline.catalog import Entry, read_catalog
@@ -57,7 +57,7 @@ def entries(built: tuple[Path, str]) -> list[Entry]:
 def test_all_three_deliveries_become_tiles(built: tuple[Path, str]) -> None:
     index = geopandas.read_parquet(built[0] / "index.parquet")
     assert set(index["scene"]) == IMAGES
-    assert set(store.scenes(str(built[0] / store.TILES))) == IMAGES
+    assert set(contents.scenes(str(built[0] / layout.TILES))) == IMAGES
     assert index.crs == "EPSG:4326"
     assert (index["known"] > 0.99).all()
 
@@ -65,7 +65,7 @@ def test_all_three_deliveries_become_tiles(built: tuple[Path, str]) -> None:
 def test_the_missing_dem_is_said_aloud_and_kept(built: tuple[Path, str], entries: list[Entry]) -> None:
     for entry in entries:
         assert f"{entry.scene.id}: no DEM: the ground is taken as flat at" in built[1]
-        group = store.open_scene(str(built[0] / store.TILES), entry.scene.id)
+        group = store.open_scene(str(built[0] / layout.TILES), entry.scene.id)
         assert group.attrs["dem"] is None
         assert group.attrs["ground_height"] == entry.scene.images[0].model.height_off
 
@@ -100,8 +100,8 @@ def test_geolocation_agrees_with_gdal(built: tuple[Path, str], entries: list[Ent
     )  # fmt: skip
     mesh = orthorectify(grid.geobox, scene.images[0], entry.terrain).lattice
     ours = np.stack(mesh.dense((grid.geobox.shape[0], grid.geobox.shape[1])))
-    group = store.open_scene(str(built[0] / store.TILES), scene_id)
-    accepted = np.argwhere(store.status(group) == store.ACCEPTED)
+    group = store.open_scene(str(built[0] / layout.TILES), scene_id)
+    accepted = np.argwhere(contents.status(group) == layout.ACCEPTED)
     assert len(accepted) > 5
     worst, shifts = 0.0, []
     with RPCTransformer(rpcs) as gdal:
@@ -153,7 +153,7 @@ def test_shares_of_the_footprints_agree_with_counted_cells(
 
 
 def test_opens_with_xarray_and_geopandas(built: tuple[Path, str]) -> None:
-    tree = xarray.open_datatree(str(built[0] / store.TILES), engine="zarr", chunks={})
+    tree = xarray.open_datatree(str(built[0] / layout.TILES), engine="zarr", chunks={})
     scene = tree["GF2_PMS1_W91.0_N17.6_20200510_L1A0004793969"]
     assert scene["image"].dims == ("row", "col", "band", "y", "x")
     assert scene.attrs["proj:code"] == "EPSG:32615"

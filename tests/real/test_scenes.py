@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 
+from pipeline.calibration import solar_zenith, sun
 from pipeline.delivery import read_delivery
 from pipeline.finding import deliveries
 from pipeline.footprint import flat_terrain, outline
@@ -14,7 +15,7 @@ from pipeline.grid import TileGrid, scene_grid
 from pipeline.ortho import orthorectify
 from pipeline.pansharpen import equal_weights
 from pipeline.quality import MISSING_LINES, Rules, missing_lines
-from pipeline.radiometry import Stretch, solar_zenith, sun
+from pipeline.radiometry import Stretch
 from pipeline.scene import Imagery, Scene
 from pipeline.tasks.tiles import TileJob, make_tiles, whole
 from tests.deliveries import tiff

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from geokr import store
-from geokr.landcover import find
+from geokr import contents, layout, store
+from geokr.discovery import find
 from pipeline.build_levir_kr import main
 
 
@@ -22,9 +22,9 @@ def built(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_accepted_tile_has_a_label(built: Path) -> None:
-    tiles = store.open_scene(str(built / store.TILES), "zion_landsat8")
-    labels = store.open_scene(str(built / store.label_store("nlcd_2011")), "zion_landsat8")
-    accepted = store.status(tiles) == store.ACCEPTED
+    tiles = store.open_scene(str(built / layout.TILES), "zion_landsat8")
+    labels = store.open_scene(str(built / layout.label_store("nlcd_2011")), "zion_landsat8")
+    accepted = contents.status(tiles) == layout.ACCEPTED
     index = geopandas.read_parquet(built / "index.parquet")
     assert len(index) == accepted.sum() > 1000
     known, fraction = np.asarray(labels["known"][:])[accepted], np.asarray(labels["fraction"][:])[accepted]
@@ -35,7 +35,7 @@ def test_every_accepted_tile_has_a_label(built: Path) -> None:
 
 def test_tiles_together_hold_the_shares_of_the_map(built: Path, real: Path) -> None:
     """The mean over all tiles of the grid, weighed by nothing: within 3 % of the counted cells of the whole map."""
-    labels = store.open_scene(str(built / store.label_store("nlcd_2011")), "zion_landsat8")
+    labels = store.open_scene(str(built / layout.label_store("nlcd_2011")), "zion_landsat8")
     mean = np.asarray(labels["fraction"][:]).mean(axis=(0, 1))
     legend = find([real / "zion" / "zion_nlcd2011.tif"])[0].legend
     with rasterio.open(real / "zion" / "zion_nlcd2011.tif") as source:

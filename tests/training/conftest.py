@@ -10,7 +10,7 @@ import pytest
 import shapely
 import torch
 
-from geokr import store
+from geokr import layout, store
 from geokr.index import write_index
 
 BANDS = ("blue", "green", "red", "nir")
@@ -42,7 +42,7 @@ def write_dataset(
     more: further columns of the index, a value a tile, in the order of the pixels.
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("tile", "scene", "row", "col", "known", "split", *CLASSES)}
-    tiles = str(root / store.TILES)
+    tiles = str(root / layout.TILES)
     for scene, image in pixels.items():
         rows, cols, count, tile = image.shape[:4]
         its_bands = list((bands or {}).get(scene, BANDS))

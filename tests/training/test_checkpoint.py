@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from geokr.checkpoint import VERSION, Checkpoint, load, replacing, save
+from geokr.checkpoint import VERSION, Checkpoint, load, save
+from geokr.files import replacing
 
 STATE = Checkpoint(
     step=3,

@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 from geokr import export, train
 from geokr.card import extent, licences, named, stac_item, to_json
 from geokr.checkpoint import BEST, LAST, load
+from geokr.classifier import build
 from geokr.index import read_extent, write_index
 from geokr.legend import KNOWLEDGE, read_toml
-from geokr.models import RGB, build, build_encoder, fit, torchvisions
+from geokr.models import RGB, build_encoder, fit, torchvisions
 
 SETTINGS = ["model=test_resnet", "image_size=32", "batch=32", "steps=3", "bands=nir,red,green,blue", "loggers=[]"]
 

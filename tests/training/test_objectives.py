@@ -8,16 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geokr.objectives import (
-    confusion,
-    disagreement,
-    divergence,
-    geokr_loss,
-    neighbours,
-    ramp_up,
-    reference_loss,
-    scores,
-)
+from geokr.metrics import confusion, neighbours, scores
+from geokr.objectives import disagreement, divergence, geokr_loss, ramp_up, reference_loss
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -31,9 +31,10 @@ from geokr import train
 from geokr.checkpoint import BEST, LAST, load
 from geokr.config import configure
 from geokr.journal import CELL, LEFT, TOP, Journal, drawn
-from geokr.learner import STUDENT_VIEW, TEACHER_VIEW, Learner, begin, facts_of, learn, step_losses, validate
+from geokr.learner import STUDENT_VIEW, TEACHER_VIEW, Learner, begin, facts_of, learn, step_losses
 from geokr.loader import TileLoader
 from geokr.processes import Place
+from geokr.validation import validate
 
 ALONE = Place(0, 1, torch.device("cpu"))
 SMALL = ["model=test_resnet", "image_size=32", "batch=32", "loggers=[]"]

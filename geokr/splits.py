@@ -1,0 +1,79 @@
+"""Splits by place: cells of equal area, each drawn by itself, and the footprints that lie whole in one."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+EARTH_RADIUS = 6371007.181
+"""Radius of the sphere with the area of WGS84, m."""
+TRUE_SCALE = math.cos(math.radians(30.0))
+"""Standard parallel of the cells' projection, as in EASE-Grid 2.0: cells are square at 30 degrees."""
+
+
+def columns_around(cell: float) -> int:
+    """How many cells go round the globe. A whole number, so that the cells meet at the antimeridian."""
+    return max(1, round(2 * math.pi * EARTH_RADIUS * TRUE_SCALE / cell))
+
+
+def cell_ranges(lonlat: npt.NDArray[np.float64], cell: float) -> npt.NDArray[np.int64]:
+    """Equal-area cells that each footprint touches: (n, 4) int64 first column, last column, first row, last row.
+
+    lonlat: (n, corner, 2) float64, degrees. cell: side of a cell, m. Cells lie on Lambert's cylindrical
+    equal-area projection (Snyder 1987, p. 76). A footprint counts as its bounding box there, widened by
+    one part in 200, since its edges bend a little between the corners; across the antimeridian, columns go on
+    past 180 degrees.
+    """
+    lon = np.unwrap(lonlat[..., 0], period=360.0, axis=1)
+    across = lon * (columns_around(cell) / 360.0)
+    up = np.sin(np.deg2rad(lonlat[..., 1])) * (EARTH_RADIUS / TRUE_SCALE / cell)
+    ranges = []
+    for values in (across, up):
+        low, high = values.min(axis=1), values.max(axis=1)
+        margin = (high - low) * 5e-3
+        ranges += [np.floor(low - margin), np.floor(high + margin)]
+    return np.stack(ranges, axis=1).astype(np.int64)
+
+
+def cell_draws(column: npt.NDArray[np.int64], row: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each cell, from the cell and the seed alone.
+
+    The mixing is the finaliser of SplitMix64 (Steele et al. 2014), applied to column, row and seed in turn.
+    """
+    state = np.full(np.shape(column), seed, dtype=np.uint64)
+    for part in (column, row):
+        state = state * np.uint64(0x9E3779B97F4A7C15) + part.astype(np.int64).view(np.uint64)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def split_by_place(
+    lonlat: npt.NDArray[np.float64], shares: Mapping[str, float], cell: float, seed: int
+) -> npt.NDArray[np.object_]:
+    """The split of each footprint: (n,) str, or None for a footprint that touches cells of two splits.
+
+    lonlat: (n, corner, 2) float64, degrees. shares: split -> share of the cells, summing to 1.
+    cell: side of a cell, m. Two footprints of different splits share no ground.
+    """
+    if abs(sum(shares.values()) - 1) > 1e-9 or min(shares.values(), default=0) < 0:
+        raise ValueError(f"the shares of the splits must sum to 1, got {dict(shares)}")
+    if cell <= 0:
+        raise ValueError(f"the side of a cell must be positive, got {cell} m")
+    if not np.isfinite(lonlat).all():
+        raise ValueError("a corner of a footprint is not a finite number")
+    names = np.array([*shares, None], dtype=object)
+    edges = np.cumsum(list(shares.values()))[:-1]
+    ranges = cell_ranges(lonlat, cell)
+    choice = np.full(len(ranges), -2)  # -2: no cell seen yet, -1: cells of two splits
+    columns = int((ranges[:, 1] - ranges[:, 0]).max(initial=0)) + 1
+    rows = int((ranges[:, 3] - ranges[:, 2]).max(initial=0)) + 1
+    for i in range(columns):
+        for j in range(rows):
+            column, row = ranges[:, 0] + i, ranges[:, 2] + j
+            inside = (column <= ranges[:, 1]) & (row <= ranges[:, 3])
+            here = np.searchsorted(edges, cell_draws(column % columns_around(cell), row, seed), side="right")
+            choice = np.where(inside, np.where((choice == -2) | (choice == here), here, -1), choice)
+    return np.asarray(names[choice])
