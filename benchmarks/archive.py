@@ -12,8 +12,8 @@ from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.sample.camera import fit_rpc
-from pipeline.sample.delivery import Shot, relief, rpb_text, xml_text
 from pipeline.sample.files import SHOTS, camera, surroundings, write_dem, write_sheets
+from pipeline.sample.level1a import Shot, relief, rpb_text, xml_text
 from pipeline.sample.world import World
 
 WIDTH, HEIGHT = 7300, 6908

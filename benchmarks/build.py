@@ -35,17 +35,17 @@ from rasterio.windows import from_bounds
 from benchmarks.archive import HEIGHT, WIDTH, shots, write_archive, write_many
 from benchmarks.chaos import digests
 from benchmarks.process import most_memory, one_core
-from geokr import contents, layout, store
-from geokr.discovery import find
-from geokr.legend import Legend
-from pipeline.catalog import read_catalog
-from pipeline.cluster import cluster
+from geokr.dataset import contents, layout, store
+from geokr.landcover.discovery import find
+from geokr.landcover.legend import Legend
+from pipeline.catalog.table import read_catalog
 from pipeline.config import BuildConfig
+from pipeline.imaging.quality import Rules, judge
 from pipeline.plan import grid_of
-from pipeline.quality import Rules, judge
-from pipeline.run import Batch, stream
+from pipeline.runtime.cluster import cluster
+from pipeline.runtime.stream import Batch, stream
+from pipeline.runtime.worker import settle
 from pipeline.stages import catalog, index, labels, tiles
-from pipeline.worker import settle
 
 TILES = 1_430_000
 """Of Levir-KR."""

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from pipeline.runtime.progress import LOG
 from pipeline.sample.files import SHOTS, write_world
-from pipeline.watch import LOG
 
 PARAMS = "build: {tile: 64, stride: 48, block: 8, split: {cell: 2500, shares: {train: 0.7, val: 0.3}}}\n"
 VICTIMS = ("worker", "scheduler", "client")

@@ -17,9 +17,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Polygon
 from rasterio.windows import from_bounds
 
-from geokr.discovery import find
-from geokr.outlines import LONLAT, rings
-from geokr.shares import class_shares
+from geokr.landcover.discovery import find
+from geokr.landcover.outlines import LONLAT, rings
+from geokr.landcover.shares import class_shares
 
 SHEET = "ESA_WorldCover_10m_2020_v100_N00E006_Map.tif"
 UTM = "EPSG:32632"

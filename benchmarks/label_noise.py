@@ -27,15 +27,16 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from geokr import store, train
-from geokr.augment import plain
-from geokr.checkpoint import LAST, Checkpoint, load
-from geokr.classifier import Classifier, build
-from geokr.index import read_index, read_summary
-from geokr.layout import DATASET, INDEX, TILES
-from geokr.legend import KNOWLEDGE, read_legend
-from geokr.loader import TileLoader
-from geokr.objectives import divergence
+from geokr import train
+from geokr.dataset import store
+from geokr.dataset.index import read_index, read_summary
+from geokr.dataset.layout import DATASET, INDEX, TILES
+from geokr.landcover.legend import KNOWLEDGE, read_legend
+from geokr.loading.loader import TileLoader
+from geokr.pretraining.augment import plain
+from geokr.pretraining.checkpoint import LAST, Checkpoint, load
+from geokr.pretraining.classifier import Classifier, build
+from geokr.pretraining.objectives.mean_teacher import divergence
 from pipeline import build_levir_kr
 from pipeline.sample.files import write_world
 from pipeline.sample.world import World

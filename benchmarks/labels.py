@@ -34,12 +34,12 @@ from rasterio.windows import Window
 from rasterstats import zonal_stats
 
 from benchmarks.process import most_memory
-from geokr import store
-from geokr.discovery import find
-from geokr.landcover import LandCover
-from geokr.outlines import Floats, project, rings
-from geokr.shares import class_shares
-from pipeline.grid import TileGrid
+from geokr.dataset import store
+from geokr.landcover.discovery import find
+from geokr.landcover.outlines import Floats, project, rings
+from geokr.landcover.shares import class_shares
+from geokr.landcover.sheets import LandCover
+from pipeline.geometry.grid import TileGrid
 from pipeline.tasks.labels import LabelJob, build_labels
 
 UTM = "EPSG:32648"

@@ -33,8 +33,8 @@ import zarr
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.tiles import dataset
-from geokr.index import read_index
-from geokr.loader import TileLoader
+from geokr.dataset.index import read_index
+from geokr.loading.loader import TileLoader
 
 BATCH = 64
 BANDS = ("red", "green", "blue")

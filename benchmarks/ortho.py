@@ -27,17 +27,17 @@ from affine import Affine
 from rasterio.warp import Resampling, reproject
 
 from benchmarks.process import most_memory
-from geokr import store
-from pipeline.footprint import outline
-from pipeline.gaofen import parse_rpb
-from pipeline.grid import TileGrid, scene_grid
-from pipeline.ortho import orthorectify
-from pipeline.quality import Rules
-from pipeline.radiometry import Stretch
-from pipeline.scene import Image, Scene
+from geokr.dataset import store
+from pipeline.geometry.grid import TileGrid, scene_grid
+from pipeline.geometry.terrain import Terrain
+from pipeline.imaging.ortho import orthorectify
+from pipeline.imaging.quality import Rules
+from pipeline.imaging.radiometry import Stretch
+from pipeline.runtime.worker import settle
+from pipeline.scenes.footprint import outline
+from pipeline.scenes.gaofen import parse_rpb
+from pipeline.scenes.scene import Image, Scene
 from pipeline.tasks.tiles import TileJob, build_tiles
-from pipeline.terrain import Terrain
-from pipeline.worker import settle
 
 STEM = "GF2_PMS1_W91.0_N17.6_20200510_L1A0004793969"
 MSS, PAN = (7300, 6908, 4, 3.24), (29200, 27620, 1, 0.81)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pipeline.worker import settle
+from pipeline.runtime.worker import settle
 
 
 def one_core() -> None:

@@ -18,10 +18,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tiles import dataset
-from geokr.config import TrainConfig, configure
-from geokr.learner import Learner, begin, facts_of, learn
-from geokr.loader import Batch, TileLoader
-from geokr.processes import Place, taking_place
+from geokr.loading.loader import Batch, TileLoader
+from geokr.pretraining.config import TrainConfig, configure
+from geokr.pretraining.learner import Learner, begin, facts_of, learn
+from geokr.pretraining.processes import Place, taking_place
 
 PEAK = {
     "B200": 2250,

@@ -20,7 +20,8 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore
 
-from geokr import files, store
+from geokr.dataset import store
+from geokr.storage import files
 
 BLOCK, TILE, BANDS, SHARDS = 16, 256, 4, 2
 

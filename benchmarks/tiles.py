@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from geokr.index import read_index
+from geokr.dataset.index import read_index
 from pipeline import build_levir_kr
 from pipeline.sample.__main__ import main as make_world
 

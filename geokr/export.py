@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from geokr.card import model_card, named, stac_item, to_json
-from geokr.checkpoint import BEST, LAST, Checkpoint, load
-from geokr.files import replacing
-from geokr.models import build_encoder, torchvisions
+from geokr.encoder import build_encoder, torchvisions
+from geokr.pretraining.card import model_card, named, stac_item, to_json
+from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load
+from geokr.storage.files import replacing
 
 ENCODER = "encoder.safetensors"
 FORMS = ("onnx", "pt2", "torchvision")

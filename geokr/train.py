@@ -23,15 +23,25 @@ import torch
 from safetensors.torch import save as to_safetensors
 from tqdm import tqdm
 
-from geokr.checkpoint import BEST, LAST, Checkpoint, load, save
-from geokr.config import PRESETS, TrainConfig, configure, differences
 from geokr.export import ENCODER, export
-from geokr.files import replacing
-from geokr.journal import CONFUSION, CURVES, Journal
-from geokr.learner import LOG_EVERY, STUDENT_VIEW, TEACHER_VIEW, Facts, Learner, begin, facts_of, learn, snapshot
-from geokr.loader import Batch, TileLoader
-from geokr.processes import Place, highest, over_ranks, taking_place
-from geokr.validation import Verdict, validate
+from geokr.loading.loader import Batch, TileLoader
+from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load, save
+from geokr.pretraining.config import PRESETS, TrainConfig, configure, differences
+from geokr.pretraining.journal import CONFUSION, CURVES, Journal
+from geokr.pretraining.learner import (
+    LOG_EVERY,
+    STUDENT_VIEW,
+    TEACHER_VIEW,
+    Facts,
+    Learner,
+    begin,
+    facts_of,
+    learn,
+    snapshot,
+)
+from geokr.pretraining.processes import Place, highest, over_ranks, taking_place
+from geokr.pretraining.validation import Verdict, validate
+from geokr.storage.files import replacing
 
 METRICS = "metrics.json"
 DIVERGED = "diverged"

@@ -16,25 +16,25 @@ from typing import get_args
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from geokr import files, gdal, inputs
-from geokr.discovery import find
-from geokr.landcover import LandCover
-from geokr.layout import StoreError
-from geokr.products import LandCoverError
-from pipeline import quarantine
-from pipeline.calibration import read_coefficients
-from pipeline.catalog import CATALOG, Entry, read_catalog
-from pipeline.cluster import ClusterError, cluster, threads
+from geokr.dataset.layout import StoreError
+from geokr.landcover.discovery import find
+from geokr.landcover.products import LandCoverError
+from geokr.landcover.sheets import LandCover
+from geokr.storage import files, inputs, rasters
+from pipeline.catalog import quarantine
+from pipeline.catalog.stac_items import write_static
+from pipeline.catalog.table import CATALOG, Entry, read_catalog
 from pipeline.config import BuildConfig, ConfigError, read_config
-from pipeline.items import write_static
-from pipeline.ortho import Resampling
+from pipeline.imaging.calibration import read_coefficients
+from pipeline.imaging.ortho import Resampling
+from pipeline.imaging.radiometry import Kind, RadiometryError
 from pipeline.plan import dry_run, refuse_idle
-from pipeline.radiometry import Kind, RadiometryError
-from pipeline.scene import Imagery
-from pipeline.signals import stoppable, stopped
+from pipeline.report.summary import summary_table
+from pipeline.runtime.cluster import ClusterError, cluster, threads
+from pipeline.runtime.progress import note
+from pipeline.runtime.signals import stoppable, stopped
+from pipeline.scenes.scene import Imagery
 from pipeline.stages import catalog, index, labels, tiles
-from pipeline.summary import summary_table
-from pipeline.watch import note
 
 STAGES = ("catalog", "tiles", "labels", "index")
 
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_inputs(config: BuildConfig) -> list[LandCover]:
     """The land cover; raises a sentence about any path or label set that is not there, before any work."""
-    gdal.fingerprint.cache_clear()  # of an earlier run in this process
+    rasters.fingerprint.cache_clear()  # of an earlier run in this process
     heights = [*filter(None, (config.dem, config.geoid))]
     for path in (*config.scenes, *config.landcover, *heights, *filter(None, [config.coefficients])):
         if not inputs.is_remote(path) and not Path(path).exists():

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.ortho import Resampling
-from pipeline.quality import Rules
-from pipeline.radiometry import Kind
-from pipeline.scene import Imagery
+from pipeline.imaging.ortho import Resampling
+from pipeline.imaging.quality import Rules
+from pipeline.imaging.radiometry import Kind
+from pipeline.scenes.scene import Imagery
 
 Share = Annotated[float, Field(ge=0, le=1)]
 LARGEST_BLOCK = 16_384
@@ -72,7 +72,7 @@ class BuildConfig(Strict):
     radiometry: Kind = "percentile"
     """What is stored: percentile or percentile-per-band (8 bits), toa (reflectance) or dn (16 bits)."""
     coefficients: str | None = None
-    """For toa: a table instead of the one that is built in, CSV as pipeline/calibration.csv."""
+    """For toa: a table instead of the one that is built in, CSV as pipeline/imaging/calibration.csv."""
     pansharpen_weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """Weight of each band in the panchromatic one; equal unless given."""
     rules: Rules = Rules()

@@ -19,15 +19,15 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from geokr.crs import transformer
-from geokr.inputs import InputError
-from pipeline.delivery import Refusal, read_delivery
-from pipeline.finding import deliveries
-from pipeline.footprint import flat_terrain, outline
-from pipeline.grid import centre_of, plane_of
-from pipeline.ortho import orthorectify
-from pipeline.scene import Image, Scene, SceneError
-from pipeline.sensor import RPC, Floats
-from pipeline.terrain import Terrain
+from geokr.storage.inputs import InputError
+from pipeline.geometry.grid import centre_of, plane_of
+from pipeline.geometry.sensor import RPC, Floats
+from pipeline.geometry.terrain import Terrain
+from pipeline.imaging.ortho import orthorectify
+from pipeline.scenes.delivery import Refusal, read_delivery
+from pipeline.scenes.discovery import deliveries
+from pipeline.scenes.footprint import flat_terrain, outline
+from pipeline.scenes.scene import Image, Scene, SceneError
 
 COARSE = 0.1
 """Frequency at which the weight in a phase correlation has fallen to 0.6, cycles a pixel."""

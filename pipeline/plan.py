@@ -5,19 +5,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from geokr.gdal import fingerprint
-from geokr.landcover import LandCover
-from geokr.shares import near
-from pipeline.catalog import Entry
+from geokr.landcover.shares import near
+from geokr.landcover.sheets import LandCover
+from geokr.storage.rasters import fingerprint
+from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig, ConfigError
-from pipeline.delivery import Refusal, read_delivery
-from pipeline.finding import deliveries
-from pipeline.footprint import flat_terrain
-from pipeline.grid import TileGrid, peak_bytes, scene_grid
-from pipeline.pansharpen import equal_weights
-from pipeline.radiometry import Radiometry, Stretch, stretched
-from pipeline.scene import Scene
-from pipeline.worker import LIBRARIES
+from pipeline.geometry.grid import TileGrid, peak_bytes, scene_grid
+from pipeline.imaging.pansharpen import equal_weights
+from pipeline.imaging.radiometry import Radiometry, Stretch, stretched
+from pipeline.runtime.worker import LIBRARIES
+from pipeline.scenes.delivery import Refusal, read_delivery
+from pipeline.scenes.discovery import deliveries
+from pipeline.scenes.footprint import flat_terrain
+from pipeline.scenes.scene import Scene
 
 
 def grid_of(entry: Entry, config: BuildConfig) -> TileGrid | None:

@@ -19,10 +19,10 @@ from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
-from pipeline.catalog import Entry
-from pipeline.finding import Delivery
-from pipeline.scene import Image, Scene
-from pipeline.sensor import RPC, Georeferenced, SensorModel
+from pipeline.catalog.table import Entry
+from pipeline.geometry.sensor import RPC, Georeferenced, SensorModel
+from pipeline.scenes.discovery import Delivery
+from pipeline.scenes.scene import Image, Scene
 from pipeline.tasks.survey import CatalogJob, survey
 
 LON, LAT, GROUND = 105.3, 24.8, 500.0

@@ -5,8 +5,9 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
+from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from pathlib import Path
 
@@ -18,17 +19,63 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 
 # Rules for geokr and pipeline. Benchmarks measure peers, and may import any of them.
-WITH_DASK = {"pipeline/run.py", "pipeline/worker.py", "pipeline/cluster.py"}
-WITH_TORCH = {f"geokr/{name}.py" for name in ("augment", "config", "loader", "models", "objectives", "teacher")}
-WITH_TORCH |= {f"geokr/{name}.py" for name in ("checkpoint", "export", "journal", "learner", "processes", "train")}
-WITH_TORCH |= {f"geokr/{name}.py" for name in ("classifier", "metrics", "validation")}
-ABOVE_TASKS = ("pipeline.run.", "pipeline.stages", "pipeline.plan.")
-CREATES_ARRAYS = {"geokr/store.py"}
-TRAINING_ALSO = ("card", "files", "index", "layout", "legend", "order", "pixels", "selection")
-TRAINING = WITH_TORCH | {f"geokr/{name}.py" for name in TRAINING_ALSO}
+STAIRS = (
+    # Each folder or file imports from its own step and from those before it, but for folders beside it on one step.
+    ("geokr/storage", "geokr/crs"),
+    ("geokr/dataset", "geokr/landcover"),
+    ("geokr/loading", "geokr/encoder"),
+    ("geokr/pretraining", "geokr/evaluation"),
+    ("geokr/export",),
+    ("geokr/train", "geokr/evaluate"),
+    ("pipeline/geometry",),
+    ("pipeline/scenes",),
+    ("pipeline/imaging",),
+    ("pipeline/catalog",),
+    ("pipeline/config",),
+    ("pipeline/tasks",),
+    ("pipeline/runtime",),
+    ("pipeline/plan",),
+    ("pipeline/stages",),
+    ("pipeline/sample", "pipeline/geocheck", "pipeline/report", "pipeline/verify"),
+    ("pipeline/relabel", "pipeline/build_levir_kr"),
+)
+"""From the lowest step to the highest."""
+ALONE = {"pipeline/runtime"}
+"""Folders that import no other one of their package."""
+WITH_DASK = ("pipeline/runtime/",)
+WITH_TORCH = ("geokr/loading/", "geokr/pretraining/", "geokr/evaluation/", "geokr/encoder.py")
+WITH_TORCH += ("geokr/train.py", "geokr/evaluate.py", "geokr/export.py")
+WITH_ARRAYS = ("geokr/dataset/store.py",)
+WITH_IMPORTS = ("geokr/pretraining/objectives/__init__.py",)
+"""The only `__init__.py` that is more than a docstring."""
+TRAINING_ALSO = (
+    "geokr/dataset/index.py",
+    "geokr/dataset/layout.py",
+    "geokr/landcover/legend.py",
+    "geokr/storage/files.py",
+)
+TRAINING = (
+    "geokr/loading/",
+    "geokr/pretraining/",
+    "geokr/encoder.py",
+    "geokr/train.py",
+    "geokr/export.py",
+    *TRAINING_ALSO,
+)
 """What a machine that only trains imports."""
-TRAINING_NEEDS = {"geokr", "torch", "timm", "numpy", "pyarrow", "tensorstore", "safetensors", "yaml", "tqdm"}
-TRAINING_LACKS = ("dask", "distributed", "geopandas", "pydantic", "pyproj", "rasterio", "shapely", "zarr")
+TRAINING_NEEDS = {
+    "geokr",
+    "torch",
+    "timm",
+    "numpy",
+    "pyarrow",
+    "tensorstore",
+    "safetensors",
+    "pydantic",
+    "yaml",
+    "tqdm",
+}
+TRAINING_LACKS = ("dask", "distributed", "geopandas", "pyproj", "rasterio", "shapely", "zarr")
 
 DASK = {"dask", "distributed"}
 TORCH = {"torch", "torchvision", "timm", "safetensors"}
@@ -167,10 +214,34 @@ def creates_array(call: ast.Call, names: dict[str, str]) -> bool:
     return False
 
 
+def place(path: str) -> str:
+    """The folder or file of a package that a module belongs to: `geokr/dataset`, `pipeline/plan`."""
+    return "/".join(path.removesuffix(".py").split("/")[:2])
+
+
+def step(path: str) -> int | None:
+    """On which step of the stairs a module stands; None for the packages' own `__init__.py`."""
+    return next((number for number, places in enumerate(STAIRS) if place(path) in places), None)
+
+
+def targets(node: ast.AST, modules: Collection[str]) -> list[str]:
+    """Paths of the modules of the two packages that a node imports."""
+    found = []
+    for name in imported(node):
+        path = name.replace(".", "/")
+        parent = path.rpartition("/")[0]
+        candidates = (f"{path}.py", f"{path}/__init__.py", f"{parent}.py", f"{parent}/__init__.py")
+        found += (
+            [next((c for c in candidates if c in modules), f"{path}.py")] if name[:6] in ("geokr.", "pipeli") else []
+        )
+    return found
+
+
 def violations(root: Path) -> list[str]:
     """What breaks the layers, as `path:line: sentence`."""
     found = []
-    for path, tree in sources(root).items():
+    trees = sources(root)
+    for path, tree in trees.items():
         names = {
             alias.asname or alias.name: f"{node.module}.{alias.name}"
             if isinstance(node, ast.ImportFrom)
@@ -179,27 +250,63 @@ def violations(root: Path) -> list[str]:
             if isinstance(node, ast.Import | ast.ImportFrom)
             for alias in node.names
         }
+        here = step(path)
+        if here is None and path not in ("geokr/__init__.py", "pipeline/__init__.py"):
+            found.append(f"{path}:0: it stands on no step of the stairs")
         for node in ast.walk(tree):
             at = f"{path}:{getattr(node, 'lineno', 0)}"
             for package in {name.partition(".")[0] for name in imported(node)}:
-                if package in DASK and path not in WITH_DASK:
-                    found.append(f"{at}: {package} is for pipeline/run.py alone")
-                if package in TORCH and path not in WITH_TORCH:
-                    found.append(f"{at}: {package} is for the training files of geokr")
+                if package in DASK and not path.startswith(WITH_DASK):
+                    found.append(f"{at}: {package} is for pipeline/runtime alone")
+                if package in TORCH and not path.startswith(WITH_TORCH):
+                    found.append(f"{at}: {package} is for the training side of geokr")
                 if package == "pipeline" and path.startswith("geokr/"):
                     found.append(f"{at}: geokr must not import pipeline")
-            if path.startswith("pipeline/tasks/") and any(name.startswith(ABOVE_TASKS) for name in imported(node)):
-                found.append(f"{at}: a task knows neither stages nor Dask")
-            if isinstance(node, ast.Call) and path not in CREATES_ARRAYS and creates_array(node, names):
-                found.append(f"{at}: arrays on disk are made in geokr/store.py alone")
-        if path in TRAINING:
+            for other in targets(node, trees.keys()):
+                there = step(other)
+                if place(other) == place(path) or path.split("/")[0] != other.split("/")[0]:
+                    continue
+                if place(path) in ALONE:
+                    found.append(f"{at}: {place(path)} imports no other folder, but {other}")
+                elif here is not None and (there is None or there >= here):
+                    found.append(f"{at}: {other} does not stand below {path}")
+            if isinstance(node, ast.Call) and path not in WITH_ARRAYS and creates_array(node, names):
+                found.append(f"{at}: arrays on disk are made in geokr/dataset/store.py alone")
+            if path.endswith("__init__.py") and path not in WITH_IMPORTS and imported(node):
+                found.append(f"{at}: an __init__.py imports nothing")
+        if path.startswith(TRAINING):
             found += [
                 f"{path}:{getattr(node, 'lineno', 0)}: {name} is not among what training needs"
                 for node in at_import(tree)
                 for name in imported(node)
                 if name.partition(".")[0] not in TRAINING_NEEDS | sys.stdlib_module_names
             ]
-    return found
+    found += [f"{circle[0]}:0: a circle of imports: {' -> '.join(circle)}" for circle in circles(trees)]
+    return found + [f"{paths[-1]}:0: {paths[0]} has the same name" for paths in namesakes(trees)]
+
+
+def circles(trees: Mapping[str, ast.Module]) -> list[tuple[str, ...]]:
+    """Modules that import each other by way of others, imports in functions included."""
+    imports = {
+        path: {other for node in ast.walk(tree) for other in targets(node, trees.keys()) if other != path}
+        for path, tree in trees.items()
+    }
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return [tuple(error.args[1])]
+    return []
+
+
+def namesakes(paths: Iterable[str]) -> list[list[str]]:
+    """Modules of one package with one name, but for a stage and the task that it runs."""
+    named: dict[tuple[str, str], list[str]] = {}
+    for path in sorted(paths):
+        package, *_, name = path.split("/")
+        if not name.startswith("__"):
+            named.setdefault((package, name), []).append(path)
+    stage_and_task = ["pipeline/stages", "pipeline/tasks"]
+    return [same for same in named.values() if len(same) > 1 and [place(path) for path in same] != stage_and_task]
 
 
 def import_without(root: Path, modules: list[str], missing: tuple[str, ...]) -> str:
@@ -210,59 +317,99 @@ def import_without(root: Path, modules: list[str], missing: tuple[str, ...]) -> 
 
 
 def test_layers_hold() -> None:
-    assert {"geokr/store.py", "pipeline/grid.py"} <= sources(ROOT).keys()
+    assert {"geokr/dataset/store.py", "pipeline/geometry/grid.py"} <= sources(ROOT).keys()
     assert violations(ROOT) == []
 
 
 def test_training_runs_where_nothing_else_is_installed() -> None:
-    modules = [path.removesuffix(".py").replace("/", ".") for path in sorted(TRAINING)]
+    paths = [path for path in sources(ROOT) if path.startswith(TRAINING)]
+    assert len(paths) > 20
+    modules = [path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in paths]
     assert import_without(ROOT, modules, TRAINING_LACKS) == ""
 
 
 @pytest.mark.parametrize(
-    ("path", "line"),
+    ("path", "line", "sentence"),
     [
-        ("pipeline/tiles.py", "import dask.array as da"),
-        ("pipeline/tasks/tiles.py", "from pipeline.run import stream"),
-        ("pipeline/tasks/tiles.py", "from pipeline.stages import blocks"),
-        ("geokr/store.py", "def f():\n    from distributed import Client"),
-        ("pipeline/labels.py", "import importlib; importlib.import_module('dask')"),
-        ("pipeline/labels.py", "import torch.nn.functional as F"),
-        ("geokr/landcover.py", "from safetensors.torch import save_file"),
-        ("geokr/landcover.py", "def f():\n    from pipeline.grid import TileGrid"),
-        ("geokr/index.py", "import zarr"),
-        ("geokr/train.py", "try:\n    from pydantic import BaseModel\nexcept ImportError: pass"),
-        ("pipeline/tiles.py", "import zarr\nzarr.create_array('a', shape=(1,), dtype='u1')"),
-        ("pipeline/tiles.py", "def f(group): group.create_array('a', shape=(1,), dtype='u1')"),
-        ("pipeline/tiles.py", "import zarr as z\nz.open_array('a', mode='w')"),
-        ("pipeline/tiles.py", "from zarr import open_array\nopen_array('a')"),
-        ("geokr/landcover.py", "import zarr.api.synchronous as z\nz.zeros((1,))"),
-        ("geokr/loader.py", "import tensorstore as ts\nts.open({}, create=True)"),
+        ("pipeline/tasks/tiles.py", "import dask.array as da", "dask is for pipeline/runtime alone"),
+        ("pipeline/verify/checks.py", "import importlib; importlib.import_module('dask')", "dask is for"),
+        ("geokr/dataset/store.py", "def f():\n    from distributed import Client", "distributed is for"),
+        ("pipeline/relabel.py", "import torch.nn.functional as F", "torch is for the training side of geokr"),
+        ("geokr/landcover/sheets.py", "from safetensors.torch import save_file", "safetensors is for"),
+        (
+            "geokr/storage/files.py",
+            "def f():\n    from pipeline.geometry.grid import TileGrid",
+            "must not import pipeline",
+        ),
+        ("pipeline/tasks/tiles.py", "from pipeline.runtime.stream import stream", "does not stand below"),
+        ("pipeline/tasks/tiles.py", "from pipeline.stages import blocks", "does not stand below"),
+        (
+            "pipeline/geometry/terrain.py",
+            "def f():\n    from pipeline.scenes.scene import Scene",
+            "does not stand below",
+        ),
+        ("pipeline/runtime/worker.py", "from pipeline.scenes.scene import SceneError", "imports no other folder"),
+        ("pipeline/stages/tiles.py", "import pipeline.build_levir_kr", "does not stand below"),
+        ("pipeline/helpers.py", "", "stands on no step"),
+        ("geokr/dataset/index.py", "from geokr.landcover import legend", "does not stand below"),
+        ("geokr/encoder.py", "from geokr.pretraining.checkpoint import load", "does not stand below"),
+        ("geokr/loading/loader.py", "def f():\n    import geokr.pretraining.config", "does not stand below"),
+        ("geokr/dataset/index.py", "import zarr", "is not among what training needs"),
+        ("geokr/train.py", "try:\n    from rasterio import open\nexcept ImportError: pass", "is not among what"),
+        ("pipeline/tasks/tiles.py", "import zarr\nzarr.create_array('a', shape=(1,), dtype='u1')", "arrays on disk"),
+        ("pipeline/tasks/tiles.py", "def f(group): group.create_array('a', shape=(1,), dtype='u1')", "arrays on disk"),
+        ("pipeline/tasks/tiles.py", "import zarr as z\nz.open_array('a', mode='w')", "arrays on disk"),
+        ("pipeline/tasks/tiles.py", "from zarr import open_array\nopen_array('a')", "arrays on disk"),
+        ("geokr/landcover/sheets.py", "import zarr.api.synchronous as z\nz.zeros((1,))", "arrays on disk"),
+        ("geokr/loading/loader.py", "import tensorstore as ts\nts.open({}, create=True)", "arrays on disk"),
+        ("geokr/dataset/__init__.py", "from geokr.dataset import layout", "an __init__.py imports nothing"),
     ],
 )
-def test_a_broken_layer_is_found(tmp_path: Path, path: str, line: str) -> None:
+def test_a_broken_layer_is_found(tmp_path: Path, path: str, line: str, sentence: str) -> None:
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text(f"{line}\n")
     (message,) = violations(tmp_path)
     assert message.startswith(f"{path}:")
+    assert sentence in message
+
+
+def test_a_circle_of_files_is_found(tmp_path: Path) -> None:
+    (tmp_path / "geokr/dataset").mkdir(parents=True)
+    for one, other in ("ab", "bc", "ca"):
+        (tmp_path / f"geokr/dataset/{one}.py").write_text(f"def f():\n    from geokr.dataset.{other} import g\n")
+    (message,) = violations(tmp_path)
+    assert "a circle of imports" in message
+
+
+def test_two_modules_of_one_name_are_found(tmp_path: Path) -> None:
+    for folder in ("geometry", "scenes", "stages", "tasks"):
+        (tmp_path / "pipeline" / folder).mkdir(parents=True)
+    for folder in ("stages", "tasks"):  # these two belong together
+        (tmp_path / "pipeline" / folder / "labels.py").touch()
+    assert violations(tmp_path) == []
+    for folder in ("geometry", "scenes"):
+        (tmp_path / "pipeline" / folder / "index.py").touch()
+    (message,) = violations(tmp_path)
+    assert message == "pipeline/scenes/index.py:0: pipeline/geometry/index.py has the same name"
 
 
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("pipeline/run.py", "import dask\nfrom distributed import Client"),
+        ("pipeline/runtime/cluster.py", "import dask\nfrom distributed import Client"),
         (
             "geokr/train.py",
-            "import json\nimport torch\nfrom geokr.index import read_index\ndef f(): import tensorboard",
+            "import json\nimport torch\nfrom geokr.dataset.index import read_index\ndef f(): import tensorboard",
         ),
-        ("geokr/index.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING: import geopandas"),
-        ("geokr/store.py", "def f(group): group.create_array('a', shape=(1,), dtype='u1')"),
-        ("pipeline/tiles.py", "import zarr\nzarr.open_array('a', mode='r')\nzarr.open_group('a', mode='r+')"),
-        ("pipeline/tiles.py", "import numpy as np\nfrom . import grid\nnp.zeros((1,))"),
+        ("geokr/dataset/index.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING: import geopandas"),
+        ("geokr/dataset/store.py", "def f(group): group.create_array('a', shape=(1,), dtype='u1')"),
+        ("pipeline/stages/tiles.py", "from pipeline.runtime.stream import stream\nfrom geokr.storage import files"),
+        ("pipeline/tasks/tiles.py", "import zarr\nzarr.open_array('a', mode='r')\nzarr.open_group('a', mode='r+')"),
+        ("pipeline/tasks/tiles.py", "import numpy as np\nfrom . import rows\nnp.zeros((1,))"),
     ],
 )
 def test_what_the_layers_allow_is_left_alone(tmp_path: Path, path: str, line: str) -> None:
-    (tmp_path / path).parent.mkdir()
+    (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text(f"{line}\n")
     assert violations(tmp_path) == []
 

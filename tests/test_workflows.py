@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from geokr.config import configure
+from geokr.pretraining.config import configure
 from pipeline.config import read_config
 
 ROOT = Path(__file__).parents[1]

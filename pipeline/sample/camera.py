@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from geokr.crs import transformer
-from pipeline.sensor import RPC, Floats, rpc_terms
+from pipeline.geometry.sensor import RPC, Floats, rpc_terms
 
 Surface = Callable[[Floats, Floats], Floats]
 """Height of the ground, m, at eastings and northings."""
@@ -18,8 +18,8 @@ Pixels = Callable[[Floats, Floats, Floats], Floats]
 class Camera:
     """A line of detectors on a platform that flies straight and level over the plane of a UTM zone.
 
-    Image coordinates are those of `pipeline.sensor`: (0, 0) at the outer corner of the first pixel. Lines follow
-    each other along the flight; columns run to its left, so that seen from above the image is not mirrored.
+    Image coordinates are those of `geometry.sensor`: (0, 0) at the outer corner of the first pixel. Lines follow each
+    other along the flight; columns run to its left, so that seen from above the image is not mirrored.
     """
 
     crs: str

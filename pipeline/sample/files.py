@@ -17,10 +17,10 @@ import rasterio
 from affine import Affine
 
 from geokr.crs import transformer
+from pipeline.geometry.sensor import Floats
 from pipeline.sample.camera import Camera, Pixels
-from pipeline.sample.delivery import Shot, relief, write_delivery
+from pipeline.sample.level1a import Shot, relief, write_delivery
 from pipeline.sample.world import CENTRE, CRS, World, noise
-from pipeline.sensor import Floats
 
 MARGIN = 3000.0
 """How far the DEM and the sheets reach beyond the scenes, and the sheets beyond 25 N, m."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from geokr.crs import transformer
-from pipeline.sensor import Floats
+from pipeline.geometry.sensor import Floats
 
 CRS = "EPSG:32648"
 CENTRE = (439_453.5, 2_765_081.7)

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from geokr import contents, store
-from pipeline import quarantine
+from geokr.dataset import contents, store
+from pipeline.catalog import quarantine
 from pipeline.config import BuildConfig
-from pipeline.grid import TileGrid
-from pipeline.watch import note
+from pipeline.geometry.grid import TileGrid
+from pipeline.runtime.progress import note
 
 log = logging.getLogger(__name__)
 

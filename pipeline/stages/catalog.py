@@ -8,22 +8,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from geokr import contents, files, inputs, layout, store
-from geokr.gdal import fingerprint
-from pipeline import quarantine, stac
-from pipeline.calibration import CALIBRATION
-from pipeline.catalog import CATALOG, Entry, length, read_catalog, unchanged, write_catalog
-from pipeline.cluster import ClusterError
+from geokr.dataset import contents, layout, store
+from geokr.storage import files, inputs
+from geokr.storage.rasters import fingerprint
+from pipeline.catalog import quarantine
+from pipeline.catalog.table import CATALOG, Entry, length, read_catalog, unchanged, write_catalog
 from pipeline.config import BuildConfig, ConfigError
-from pipeline.delivery import Refusal, refuse
-from pipeline.finding import Delivery, deliveries
+from pipeline.geometry.terrain import vertical
+from pipeline.imaging.calibration import CALIBRATION
 from pipeline.plan import attributes, grid_of
-from pipeline.run import Batch, Client, stream
-from pipeline.scene import Scene
+from pipeline.runtime.cluster import ClusterError
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.stream import Batch, Client, stream
+from pipeline.scenes import stac
+from pipeline.scenes.delivery import Refusal, refuse
+from pipeline.scenes.discovery import Delivery, deliveries
+from pipeline.scenes.scene import Scene
 from pipeline.stages.blocks import finish
 from pipeline.tasks.survey import CatalogJob, read_and_survey
-from pipeline.terrain import vertical
-from pipeline.watch import Progress
 
 log = logging.getLogger(__name__)
 

@@ -4,18 +4,19 @@ import json
 import logging
 from typing import Any
 
-from geokr import files, index, layout
-from geokr.landcover import LandCover
-from pipeline import quarantine
-from pipeline.catalog import CATALOG, Entry
+from geokr.dataset import index, layout
+from geokr.landcover.sheets import LandCover
+from geokr.storage import files
+from pipeline.catalog import quarantine
+from pipeline.catalog.table import CATALOG, Entry
 from pipeline.config import BuildConfig, ConfigError
-from pipeline.grid import TileGrid
+from pipeline.geometry.grid import TileGrid
 from pipeline.plan import grid_of
-from pipeline.run import Batch, Client, stream
-from pipeline.scene import Scene
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.stream import Batch, Client, stream
+from pipeline.scenes.scene import Scene
 from pipeline.stages.blocks import finish
 from pipeline.tasks.rows import RowJob, SceneRows, assemble, footprints, scene_rows
-from pipeline.watch import Progress
 
 log = logging.getLogger(__name__)
 

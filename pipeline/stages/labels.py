@@ -7,16 +7,17 @@ from itertools import starmap
 from pathlib import PurePath
 from typing import Any
 
-from geokr import contents, files, gdal, layout, store
-from geokr.landcover import LandCover
-from geokr.shares import near
-from pipeline.catalog import Entry
+from geokr.dataset import contents, layout, store
+from geokr.landcover.shares import near
+from geokr.landcover.sheets import LandCover
+from geokr.storage import files, rasters
+from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig
 from pipeline.plan import grid_of, placement, refuse_idle
-from pipeline.run import Batch, Client, stream
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.stream import Batch, Client, stream
 from pipeline.stages.blocks import Failures, Tally, Unbuilt, finish, gather, tile_count
 from pipeline.tasks.labels import LabelJob, build_labels
-from pipeline.watch import Progress
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
         left: list[tuple[Entry, Unbuilt, LandCover, dict[str, Any]]] = []
         places = [(entry, grid) for entry in entries if (grid := grid_of(entry, config)) is not None]
         parts = [near(grid.outline, str(grid.geobox.crs), cover) for _, grid in places]
-        prints = gdal.fingerprints({sheet.path: sheet.source for here in parts for sheet in here.sheets})
+        prints = rasters.fingerprints({sheet.path: sheet.source for here in parts for sheet in here.sheets})
         for (entry, grid), here in zip(places, parts, strict=True):
             scene = entry.scene
             if not here.sheets:

@@ -5,15 +5,16 @@ from functools import partial
 from itertools import starmap
 from typing import Any
 
-from geokr import contents, files, layout, store
-from pipeline.catalog import Entry
+from geokr.dataset import contents, layout, store
+from geokr.storage import files
+from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig
-from pipeline.grid import TileGrid
+from pipeline.geometry.grid import TileGrid
 from pipeline.plan import attributes, grid_of, promised_bytes, stored
-from pipeline.run import Batch, Client, stream
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.stream import Batch, Client, stream
 from pipeline.stages.blocks import Failures, Tally, Unbuilt, finish, gather, tile_count
 from pipeline.tasks.tiles import TileJob, build_tiles
-from pipeline.watch import Progress
 
 
 def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> None:

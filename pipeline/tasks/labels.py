@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from geokr import layout, store
-from geokr.landcover import LandCover
-from geokr.shares import class_shares
-from pipeline.grid import TileGrid
+from geokr.dataset import layout, store
+from geokr.landcover.shares import class_shares
+from geokr.landcover.sheets import LandCover
+from pipeline.geometry.grid import TileGrid
 
 LABELLED, UNKNOWN = (layout.LABEL_STATUS.index(name) for name in ("labelled", "unknown"))
 

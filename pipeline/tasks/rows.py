@@ -9,13 +9,14 @@ import numpy.typing as npt
 import shapely
 import shapely.affinity
 
-from geokr import contents, files, layout
 from geokr.crs import transformer
-from geokr.splits import split_by_place
+from geokr.dataset import contents, layout
+from geokr.dataset.splits import split_by_place
+from geokr.storage import files
 from pipeline.config import SplitConfig
-from pipeline.grid import TileGrid
-from pipeline.scene import Scene
-from pipeline.sensor import Floats
+from pipeline.geometry.grid import TileGrid
+from pipeline.geometry.sensor import Floats
+from pipeline.scenes.scene import Scene
 
 
 @dataclass(frozen=True, slots=True)

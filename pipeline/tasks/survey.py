@@ -9,14 +9,12 @@ import numpy.typing as npt
 import shapely
 from rasterio.windows import Window
 
-from geokr.inputs import InputError
-from pipeline.calibration import CALIBRATION, read_coefficients, reflectance, solar_zenith, sun
-from pipeline.catalog import Entry
-from pipeline.delivery import BANDS, Refusal, read_delivery, refuse
-from pipeline.finding import Delivery
-from pipeline.footprint import flat_terrain, outline
-from pipeline.pansharpen import brovey, equal_weights
-from pipeline.radiometry import (
+from geokr.storage.inputs import InputError
+from pipeline.catalog.table import Entry
+from pipeline.geometry.sensor import Georeferenced
+from pipeline.imaging.calibration import CALIBRATION, read_coefficients, reflectance, solar_zenith, sun
+from pipeline.imaging.pansharpen import brovey, equal_weights
+from pipeline.imaging.radiometry import (
     Kind,
     Radiometry,
     RadiometryError,
@@ -25,9 +23,11 @@ from pipeline.radiometry import (
     scaled,
     stretched_per_band,
 )
-from pipeline.raster import Pixels, Valid, read
-from pipeline.scene import Image, Imagery, Scene, SceneError
-from pipeline.sensor import Georeferenced
+from pipeline.scenes.delivery import BANDS, Refusal, read_delivery, refuse
+from pipeline.scenes.discovery import Delivery
+from pipeline.scenes.footprint import flat_terrain, outline
+from pipeline.scenes.raster import Pixels, Valid, read
+from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
 
 SURVEY_STEP = 20
 """The stretch is decided on every 20th pixel of every 20th line, as the GeoKR authors did."""

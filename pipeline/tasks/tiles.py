@@ -8,15 +8,15 @@ import numpy.typing as npt
 from numba import njit
 from odc.geo.geobox import GeoBox
 
-from geokr import layout, store
-from pipeline.grid import Block, TileGrid
-from pipeline.ortho import Ortho, Resampling, orthorectify
-from pipeline.pansharpen import brovey, equal_weights
-from pipeline.quality import MISSING_LINES, VOID, Rules, judge
-from pipeline.radiometry import Radiometry, Stretch, stretched
-from pipeline.raster import Pixels
-from pipeline.scene import Scene, SceneError
-from pipeline.terrain import Terrain
+from geokr.dataset import layout, store
+from pipeline.geometry.grid import Block, TileGrid
+from pipeline.geometry.terrain import Terrain
+from pipeline.imaging.ortho import Ortho, Resampling, orthorectify
+from pipeline.imaging.pansharpen import brovey, equal_weights
+from pipeline.imaging.quality import MISSING_LINES, VOID, Rules, judge
+from pipeline.imaging.radiometry import Radiometry, Stretch, stretched
+from pipeline.scenes.raster import Pixels
+from pipeline.scenes.scene import Scene, SceneError
 
 
 @dataclass(frozen=True, slots=True)

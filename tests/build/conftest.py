@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from pipeline.build_levir_kr import main
-from pipeline.catalog import Entry, read_catalog
+from pipeline.catalog.table import Entry, read_catalog
 from pipeline.config import BuildConfig, read_config
-from pipeline.sample.delivery import Shot, write_delivery
+from pipeline.geometry.sensor import Floats
 from pipeline.sample.files import SHOTS, surroundings, write_dem, write_sheets
+from pipeline.sample.level1a import Shot, write_delivery
 from pipeline.sample.world import World
-from pipeline.sensor import Floats
 
 PERIOD = 256.0
 """Ground metres in which the patterns of `coordinates` repeat: 32 px of 8 m, far more than any error looked for."""

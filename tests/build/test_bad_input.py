@@ -9,9 +9,10 @@ from pathlib import Path
 import geopandas
 import pytest
 
-from geokr import files, layout, store
+from geokr.dataset import layout, store
+from geokr.storage import files
 from pipeline.build_levir_kr import main
-from pipeline.raster import open_image
+from pipeline.scenes.raster import open_image
 from tests.broken import BROKEN
 from tests.build.conftest import Built
 

@@ -23,7 +23,7 @@ import pytest
 import yaml
 from dask.distributed import Client
 
-from geokr import contents, layout, store
+from geokr.dataset import contents, layout, store
 from pipeline.plan import grid_of
 from pipeline.tasks.tiles import TileJob, build_tiles
 from tests.build.conftest import Built

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from geokr import layout
+from geokr.dataset import layout
 from tests.build.conftest import Built
 from tests.build.test_runs import digests_of
 

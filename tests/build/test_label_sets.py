@@ -10,11 +10,11 @@ import pytest
 import rasterio
 from affine import Affine
 
-from geokr import layout, store
-from geokr.index import read_index
-from pipeline import labels
+from geokr.dataset import layout, store
+from geokr.dataset.index import read_index
+from pipeline import relabel
 from pipeline.build_levir_kr import main
-from pipeline.verify import main as verify
+from pipeline.verify.__main__ import main as verify
 from tests.build.conftest import Built
 
 BASE, OTHER = "globeland30_2020", "dynamic_world_2016"
@@ -54,7 +54,7 @@ def test_a_product_is_added_without_touching_a_pixel_and_compared(
     before = geopandas.read_parquet(out / "index.parquet")
     assert before["agreement"].isna().all()
     assert set(before["year_gap"]) == {2020 - date.year for date in before["acquired"]}
-    assert labels.main(["--data", str(out), "--landcover", str(other), "--workers", "1"]) == 0
+    assert relabel.main(["--data", str(out), "--landcover", str(other), "--workers", "1"]) == 0
     assert files(out / layout.TILES) == tiles
     assert files(out / layout.label_store(BASE)) == base
     after = geopandas.read_parquet(out / "index.parquet")
@@ -89,11 +89,11 @@ def test_a_product_is_added_without_touching_a_pixel_and_compared(
     assert 0 < read_index(again).num_rows < len(after)
     assert verify([str(again)]) == 0
     # From now on the index may be of the new set.
-    assert labels.main(["--data", str(out), "--landcover", str(other), "--labels", OTHER, "--workers", "1"]) == 0
+    assert relabel.main(["--data", str(out), "--landcover", str(other), "--labels", OTHER, "--workers", "1"]) == 0
     turned = read_index(out)
     assert 0 < turned.num_rows == enough
     assert set(turned["year_gap"].to_pylist()) == {2016 - date.year for date in after["acquired"]}
-    assert labels.main(["--data", str(out), "--landcover", str(other), "--labels", "nlcd_2019"]) == 2
+    assert relabel.main(["--data", str(out), "--landcover", str(other), "--labels", "nlcd_2019"]) == 2
     assert "error: labels is nlcd_2019, expected one of dynamic_world_2016" in capsys.readouterr().err
     # The first command knows nothing of the new set, and says so.
     capsys.readouterr()

@@ -7,7 +7,7 @@ import cv2
 import geopandas
 import pytest
 
-from pipeline.report import main
+from pipeline.report.__main__ import main
 from tests.build.conftest import Built
 
 

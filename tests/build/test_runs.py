@@ -14,8 +14,8 @@ import pytest
 import zarr
 from dask.distributed import LocalCluster
 
-from geokr import contents, layout
-from geokr.discovery import find
+from geokr.dataset import contents, layout
+from geokr.landcover.discovery import find
 from pipeline.build_levir_kr import main
 from pipeline.config import read_config
 from pipeline.plan import grid_of

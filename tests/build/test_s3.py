@@ -23,16 +23,17 @@ import xarray
 from affine import Affine
 from rasterio.io import MemoryFile
 
-from geokr import files, layout, store
-from geokr.index import read_index, read_summary
-from geokr.loader import TileLoader
+from geokr.dataset import layout, store
+from geokr.dataset.index import read_index, read_summary
+from geokr.loading.loader import TileLoader
+from geokr.storage import files
 from pipeline.build_levir_kr import check_inputs, main
-from pipeline.catalog import CATALOG, read_catalog
+from pipeline.catalog.table import CATALOG, read_catalog
 from pipeline.config import BuildConfig
-from pipeline.labels import main as add_labels
-from pipeline.report import main as report
+from pipeline.relabel import main as add_labels
+from pipeline.report.__main__ import main as report
 from pipeline.stages import catalog, labels
-from pipeline.verify import main as verify
+from pipeline.verify.__main__ import main as verify
 from tests.build.conftest import Built
 from tests.build.test_runs import digests_of
 from tests.s3 import Server, s3_server

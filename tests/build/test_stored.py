@@ -10,7 +10,7 @@ import zarr
 from affine import Affine
 from pyproj import Transformer
 
-from geokr import contents, layout, store
+from geokr.dataset import contents, layout, store
 from pipeline.build_levir_kr import main
 from tests.deliveries import LAT, LON, NAME, members, pair, tiff, write_folder
 

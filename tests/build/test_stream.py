@@ -21,13 +21,14 @@ import pytest
 import rasterio
 from dask.distributed import KilledWorker, LocalCluster
 
-from geokr.layout import StoreError, StoreWriteError
-from pipeline import run, worker
-from pipeline.cluster import ClusterError, cluster
-from pipeline.run import AHEAD, OPEN, Batch, Client, LostWorkersError, Workers, drawn, stream
-from pipeline.scene import SceneError
-from pipeline.signals import deaf_to_interrupts, stoppable, stopped
-from pipeline.worker import KILLED, LIBRARIES, Room, attempt
+from geokr.dataset.layout import StoreError, StoreWriteError
+from pipeline.runtime import stream as module
+from pipeline.runtime import worker
+from pipeline.runtime.cluster import ClusterError, cluster
+from pipeline.runtime.signals import deaf_to_interrupts, stoppable, stopped
+from pipeline.runtime.stream import AHEAD, OPEN, Batch, Client, LostWorkersError, Workers, drawn, stream
+from pipeline.runtime.worker import KILLED, LIBRARIES, Room, attempt
+from pipeline.scenes.scene import SceneError
 
 MB = 1_000_000
 
@@ -310,7 +311,7 @@ class Played:
 
     def stream(self, monkeypatch: pytest.MonkeyPatch, *batches: Batch[Any]) -> list[tuple[Any, Any]]:
         with monkeypatch.context() as patch:
-            patch.setattr(run, "as_completed", lambda: self)
+            patch.setattr(module, "as_completed", lambda: self)
             client: Any = self
             return list(stream(double, batches, client))
 

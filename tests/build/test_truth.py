@@ -7,10 +7,10 @@ import shapely
 import xarray
 from pyproj import Transformer
 
-from geokr import contents, layout, store
-from geokr.discovery import find
-from geokr.legend import Legend
-from pipeline.ortho import orthorectify
+from geokr.dataset import contents, layout, store
+from geokr.landcover.discovery import find
+from geokr.landcover.legend import Legend
+from pipeline.imaging.ortho import orthorectify
 from pipeline.plan import grid_of
 from tests.build.conftest import PERIOD, Built
 

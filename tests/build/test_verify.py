@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geokr import contents, layout, store
-from pipeline.verify import main
+from geokr.dataset import contents, layout, store
+from pipeline.verify.__main__ import main
 from tests.build.conftest import Built
 
 LABELS = layout.label_store("globeland30_2020")

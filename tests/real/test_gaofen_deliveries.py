@@ -14,14 +14,14 @@ from pyproj import Transformer
 from rasterio.transform import RPCTransformer
 from rasterio.warp import Resampling, reproject
 
-from geokr import contents, layout, store
-from geokr.discovery import find
-from geokr.index import read_summary
-from geokr.shares import class_shares
+from geokr.dataset import contents, layout, store
+from geokr.dataset.index import read_summary
+from geokr.landcover.discovery import find
+from geokr.landcover.shares import class_shares
 from pipeline.build_levir_kr import main
-from pipeline.catalog import Entry, read_catalog
+from pipeline.catalog.table import Entry, read_catalog
 from pipeline.config import BuildConfig
-from pipeline.ortho import orthorectify
+from pipeline.imaging.ortho import orthorectify
 from pipeline.plan import grid_of
 
 IMAGES = {

@@ -7,7 +7,7 @@ import pytest
 import rasterio
 from rasterio.transform import RPCTransformer
 
-from pipeline.gaofen import parse_rpb
+from pipeline.scenes.gaofen import parse_rpb
 from tests.deliveries import coordinates, tiff
 
 

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import rasterio
 
-from pipeline.calibration import solar_zenith, sun
-from pipeline.delivery import read_delivery
-from pipeline.finding import deliveries
-from pipeline.footprint import flat_terrain, outline
 from pipeline.geocheck import one_scene, shifts
-from pipeline.grid import TileGrid, scene_grid
-from pipeline.ortho import orthorectify
-from pipeline.pansharpen import equal_weights
-from pipeline.quality import MISSING_LINES, Rules, missing_lines
-from pipeline.radiometry import Stretch
-from pipeline.scene import Imagery, Scene
+from pipeline.geometry.grid import TileGrid, scene_grid
+from pipeline.imaging.calibration import solar_zenith, sun
+from pipeline.imaging.ortho import orthorectify
+from pipeline.imaging.pansharpen import equal_weights
+from pipeline.imaging.quality import MISSING_LINES, Rules, missing_lines
+from pipeline.imaging.radiometry import Stretch
+from pipeline.scenes.delivery import read_delivery
+from pipeline.scenes.discovery import deliveries
+from pipeline.scenes.footprint import flat_terrain, outline
+from pipeline.scenes.scene import Imagery, Scene
 from pipeline.tasks.tiles import TileJob, make_tiles, whole
 from tests.deliveries import tiff
 

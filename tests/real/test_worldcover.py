@@ -6,8 +6,8 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from geokr.discovery import find
-from geokr.shares import class_shares
+from geokr.landcover.discovery import find
+from geokr.landcover.shares import class_shares
 
 NAME = "ESA_WorldCover_10m_2020_v100_N00E006_Map.tif"
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from geokr import contents, layout, store
-from geokr.discovery import find
+from geokr.dataset import contents, layout, store
+from geokr.landcover.discovery import find
 from pipeline.build_levir_kr import main
 
 

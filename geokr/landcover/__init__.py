@@ -1,0 +1,1 @@
+"""Land-cover knowledge: products, sheets, legends, and the exact class shares of footprints."""

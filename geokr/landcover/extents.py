@@ -1,0 +1,73 @@
+"""Where a sheet counts: its nominal extent, by its name and its product's rule."""
+
+from typing import Any
+
+import numpy as np
+import shapely
+
+from geokr.landcover.products import LandCoverError
+
+Extent = tuple[float, float, float, float]
+"""West, south, east and north, degrees. East may lie beyond 180."""
+
+
+def nominal(path: str, rule: Any, parts: dict[str, str], region: shapely.Polygon) -> Extent | None:
+    """Where a sheet counts by its name and its product's rule. Raises LandCoverError where its pixels lie elsewhere."""
+    match rule:
+        case "bounds":
+            return None
+        case [west, south, east, north]:
+            return west, south, east, north
+        case "globeland30":
+            extent = globeland30_extent(path, region, parts)
+        case "grid_zone":
+            extent = grid_zone(path, int(parts["zone"]), parts["band"].upper())
+        case _:
+            west, corner = degrees(parts["longitude"]), degrees(parts["latitude"])
+            south = corner - (rule["degrees"] if rule["corner"] == "upper left" else 0)
+            extent = west, south, west + rule["degrees"], south + rule["degrees"]
+    west, south, east, north = extent
+    middle = region.centroid
+    x = middle.x + 360.0 * round(((west + east) / 2 - middle.x) / 360.0)
+    if not (west - 1 <= x <= east + 1 and south - 1 <= middle.y <= north + 1):
+        raise LandCoverError(
+            f"{path}: its pixels lie around longitude {middle.x:.1f}, latitude {middle.y:.1f}, its name says otherwise"
+        )
+    return extent
+
+
+def degrees(text: str) -> float:
+    """`N24`, `W125` or `-2` as degrees, north and east positive."""
+    number = float(text.lstrip("NSEWnsew"))
+    return -number if text[0] in "SWsw" else number
+
+
+def globeland30_extent(path: str, region: shapely.Polygon, parts: dict[str, str]) -> Extent:
+    """The nominal extent of a GlobeLand30 sheet: 5 degrees of latitude by the 6 (12 from 60 on) of its zone.
+
+    The name gives the zone; its latitude is the band's edge nearer to the equator or farther from it, so the
+    band is the one that holds the middle of the pixels. Raises LandCoverError where the two disagree.
+    """
+    south = float(np.floor(region.centroid.y / 5.0) * 5.0)
+    north = south + 5.0
+    hemisphere = "n" if south >= 0 else "s"
+    if parts["hemisphere"].lower() != hemisphere or float(parts["latitude"]) not in (abs(south), abs(north)):
+        raise LandCoverError(
+            f"{path}: its pixels lie between latitudes {south:g} and {north:g}, its name says otherwise"
+        )
+    west = -180.0 + 6.0 * (int(parts["zone"]) - 1)
+    return west, south, west + (6.0 if max(abs(south), abs(north)) <= 60.0 else 12.0), north
+
+
+def grid_zone(path: str, zone: int, band: str) -> Extent:
+    """A zone of the military grid: 6 degrees by 8 (12 in band X), with the exceptions of Norway and Svalbard.
+
+    Source: DMA TM 8358.1, chapter 3. Raises LandCoverError where there is none of that name.
+    """
+    row = "CDEFGHJKLMNPQRSTUVWX".find(band)
+    if row < 0 or not 1 <= zone <= 60:
+        raise LandCoverError(f"{path}: the military grid has no zone {zone}{band}")
+    west = -180.0 + 6.0 * (zone - 1)
+    odd = {"31V": (0, 3), "32V": (3, 12), "31X": (0, 9), "33X": (9, 21), "35X": (21, 33), "37X": (33, 42)}
+    west, east = odd.get(f"{zone}{band}", (west, west + 6.0))
+    return west, -80.0 + 8.0 * row, east, 84.0 if band == "X" else -72.0 + 8.0 * row

@@ -1,0 +1,1 @@
+"""From shards to batches: which tiles, in which order, as tensors."""

@@ -1,0 +1,341 @@
+"""Tile shards to batches: what is read, in its order, as tensors."""
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from geokr.dataset.layout import TILES
+from geokr.loading.order import (
+    DRAW,
+    ORDER,
+    PAIRS,
+    Companions,
+    Positions,
+    by_shard,
+    class_chances,
+    companions,
+    draw,
+    random,
+)
+from geokr.loading.pixels import Pixels, Read
+from geokr.loading.selection import Tiles, Weighting, choose
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tiles with their labels, on the host, in pinned memory where there is a GPU."""
+
+    image: torch.Tensor
+    """(n, band, y, x) uint8, bands as asked for."""
+    share: torch.Tensor
+    """(n, class) float32, rows sum to 1."""
+    known: torch.Tensor
+    """(n,) float32: share of the tile's area that the label covers."""
+    weight: torch.Tensor
+    """(n,) float32: what the tile counts for in a loss; 1 where no weight was asked for."""
+    pair: torch.Tensor | None = None
+    """Like `image`, of the same places at other dates; None unless pairs were asked for."""
+
+
+class TileLoader:
+    """Batches of the tiles of one split.
+
+    Shuffled, an epoch has as many tiles as the split, in an order that is a function of seed and epoch alone; the
+    last ones, that do not fill a batch on every rank, are dropped. Not shuffled, it is every tile once, in the order
+    of the index. `world` ranks read disjoint parts of an epoch.
+
+    Without `buffer` the order is a random permutation: together the ranks see the same tiles at a step as one rank
+    with a batch `world` times as large, and within such a step tiles are sorted by place, since order does not
+    matter there. With it, tiles come shard after shard, each read once and whole: see `by_shard`.
+    """
+
+    def __init__(
+        self,
+        dataset: str | Path,
+        split: str,
+        *,
+        bands: Sequence[str] = ("red", "green", "blue"),
+        batch: int,
+        classes: Sequence[str] = (),
+        min_known: float = 0.0,
+        where: Sequence[str] = (),
+        weight: Weighting = (),
+        balance: float = 0.0,
+        pairs: bool = False,
+        shuffle: bool = True,
+        buffer: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        prefetch: int = 4,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        """batch: tiles in a batch of this rank.
+
+        classes: those to learn, over which shares are renormalised; none given, all of the data set's.
+        where: conditions on columns of the index, such as `gsd<=4` or `satellite=GF1|GF2`, all of which a tile must
+        meet. weight: columns of the index whose product is a tile's weight, or a function.
+        balance: 0 reads each tile once an epoch; 1 draws tiles, some several times and some not at all, such that
+        the classes come with equal mass; numbers between are between.
+        pairs: only places of several dates, and with each tile another one of its place, drawn anew each epoch.
+        buffer: 0 for a full permutation; else about how many tiles are shuffled in memory, read shard by shard.
+        prefetch: batches read ahead.
+        on_error: raise where a tile cannot be read, or leave it out of its batch and count it in `skipped`.
+
+        Raises ValueError where no tile is left, naming what was asked for.
+        """
+        self.dataset, self.split = str(dataset), split
+        self.bands, self.batch, self.shuffle, self.buffer = tuple(bands), batch, shuffle, buffer
+        self.seed, self.rank, self.world, self.prefetch, self.on_error = seed, rank, world, prefetch, on_error
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be raise or skip, got {on_error}")
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance must be in 0..1, got {balance:g}")
+        if buffer and (pairs or not shuffle):
+            raise ValueError("a buffer is for shuffled tiles without pairs: it reads shard after shard")
+        if balance and not shuffle:
+            raise ValueError("balanced tiles are drawn at random; they need shuffle")
+        self.classes, tiles = choose(
+            dataset, split, classes=classes, min_known=min_known, where=where, weight=weight, pairs=pairs
+        )
+        self._pixels = _open(self.dataset, split, tiles, self.bands)
+        self.scenes_left_out: tuple[str, ...] = tuple(self._pixels.lacking)
+        """Scenes with tiles of this split that lack one of the bands."""
+        self.chosen = self._pixels.tiles
+        """All tiles read, in the order of the index."""
+        self._companions: Companions | None = None
+        self._candidates = np.arange(len(self.chosen))
+        if self.chosen.place is not None and self.chosen.date is not None:
+            self._companions = companions(self.chosen.place, self.chosen.date)
+            self._candidates = np.flatnonzero(self._companions.others)
+            if len(self._candidates) == 0:
+                raise ValueError(f"{dataset}: split {split} has no place of two dates with bands {', '.join(bands)}")
+        self._chance = class_chances(self.share, balance) if balance else None
+        self._shard = np.unique(self._pixels.block[self._candidates], axis=0, return_inverse=True)[1].ravel()
+        self._told: set[str] = set()
+        self.skipped = 0
+        """Tiles that could not be read so far, on this rank."""
+        if shuffle and len(self) == 0:
+            raise ValueError(f"{dataset}: split {split} has {self.tiles} tiles, too few for a batch of {batch * world}")
+
+    @property
+    def tiles(self) -> int:
+        """Tiles in an epoch, over all ranks."""
+        return len(self._candidates)
+
+    @property
+    def share(self) -> npt.NDArray[np.float32]:
+        """(tile, class): the labels of the tiles of an epoch, in the order of the index."""
+        return self.chosen.share[self._candidates]
+
+    def __len__(self) -> int:
+        """Batches in an epoch on this rank. Not shuffled, ranks may differ by one."""
+        span = self.batch * self.world
+        return self.tiles // span if self.shuffle else len(range(self.rank * self.batch, self.tiles, span))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def order(self, number: int) -> Positions:
+        """Positions in `chosen` in the order of an epoch: over all ranks, with a buffer those of this rank."""
+        if not self.shuffle:
+            return self._candidates
+        drawn = np.arange(self.tiles)
+        if self._chance is not None:
+            drawn = draw(self._chance, random(self.seed, number, DRAW))
+        rng = random(self.seed, number, ORDER)
+        if self.buffer:
+            own = by_shard(self._shard[drawn], self.buffer, rng, self.rank, len(self) * self.batch)
+        else:
+            own = rng.permutation(self.tiles)
+        return self._candidates[drawn[own]]
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from batch `start` on; those before it are not read.
+
+        Raises ValueError naming shard and tile where pixels are missing or cannot be read.
+        """
+        order = self.order(number)
+        if self.buffer:
+            return self._shards(order[start * self.batch :])
+        span = self.batch * self.world
+        partner = None if self._companions is None else self._companions.partner(random(self.seed, number, PAIRS))
+        steps = (order[i * span : (i + 1) * span] for i in range(start, len(self)))
+        return self._scattered((self._part(step) for step in steps), partner)
+
+    def _part(self, step: Positions) -> Positions:
+        """This rank's part of the tiles of one step."""
+        step = step[np.lexsort((self.chosen.col[step], self.chosen.row[step], self.chosen.scene[step]))]
+        return step[self.rank * self.batch : (self.rank + 1) * self.batch]
+
+    def statistics(self, tiles: int = 1024) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each band, over up to `tiles` tiles drawn by the seed; pixels in 0..1.
+
+        The same on every rank and for every size of batch.
+        """
+        chosen = self._candidates[random(self.seed, 0, ORDER).permutation(self.tiles)[:tiles]]
+        counts = np.zeros((len(self.bands), 256), dtype=np.int64)
+        for batch in self._scattered(chosen[i : i + 64] for i in range(0, len(chosen), 64)):
+            for band in range(len(self.bands)):
+                counts[band] += np.bincount(batch.image[:, band].numpy().ravel(), minlength=256)
+        level = np.arange(256) / 255
+        weight = counts / counts.sum(axis=1, keepdims=True)
+        mean = weight @ level
+        # A band without contrast would be divided by 0; half a grey level is the noise of 8 bits.
+        std = np.maximum(np.sqrt(np.maximum(weight @ level**2 - mean**2, 0)), 0.5 / 255)
+        return mean.tolist(), std.tolist()
+
+    def _scattered(self, parts: Iterable[Positions], partner: Positions | None = None) -> Iterator[Batch]:
+        """A batch for each array of positions, several of them under way at once."""
+        under_way: deque[tuple[list[torch.Tensor], list[Read]]] = deque()
+        for part in parts:
+            wanted = [part] if partner is None else [part, partner[part]]
+            images = [self._empty(len(part)) for _ in wanted]
+            reads = [self._pixels.request(*its) for its in zip(wanted, (i.numpy() for i in images), strict=True)]
+            under_way.append((images, reads))
+            if len(under_way) > self.prefetch:
+                yield self._finish(*under_way.popleft())
+        while under_way:
+            yield self._finish(*under_way.popleft())
+
+    def _finish(self, images: list[torch.Tensor], reads: list[Read]) -> Batch:
+        wrong = {row: why for read in reads for row, why in self._pixels.finish(read).items()}
+        return self._batch(reads[0].positions, images, wrong)
+
+    def _shards(self, order: Positions) -> Iterator[Batch]:
+        """Batches of consecutive positions; each shard is read at its first tile and kept until its last one."""
+        steps = len(order) // self.batch
+        shard = np.unique(self._pixels.block[order], axis=0, return_inverse=True)[1].ravel()
+        by_shard = np.argsort(shard, kind="stable")
+        runs = np.split(by_shard, np.flatnonzero(np.diff(shard[by_shard])) + 1)
+        slot = np.empty(len(order), dtype=np.int64)
+        tiles_of: list[Positions] = []
+        for run in runs:  # a tile that was drawn several times is read once
+            unique, slot[run] = np.unique(order[run], return_inverse=True)
+            tiles_of.append(unique)
+        begins: dict[int, list[int]] = {}
+        for number, run in enumerate(runs):
+            begins.setdefault(int(run[0]) // self.batch, []).append(number)
+        last = [int(run[-1]) // self.batch for run in runs]
+        held: dict[int, Read] = {}
+        broken: dict[int, dict[int, str]] = {}
+        for ahead in range(steps + self.prefetch):
+            for number in begins.get(ahead, ()):
+                target = np.empty((len(tiles_of[number]), *self._pixels.tile), dtype=np.uint8)
+                held[number] = self._pixels.request(tiles_of[number], target)
+            step = ahead - self.prefetch
+            if step < 0:
+                continue
+            mine = slice(step * self.batch, (step + 1) * self.batch)
+            image, wrong = self._empty(self.batch), {}
+            target = image.numpy()
+            for row, (number, its) in enumerate(zip(shard[mine].tolist(), slot[mine].tolist(), strict=True)):
+                if number not in broken:
+                    broken[number] = self._pixels.finish(held[number])
+                if its in broken[number]:
+                    wrong[row] = broken[number][its]
+                else:
+                    target[row] = held[number].target[its]
+            for number in set(shard[mine].tolist()):
+                if last[number] == step:
+                    del held[number], broken[number]
+            yield self._batch(order[mine], [image], wrong)
+
+    def _batch(self, positions: Positions, images: list[torch.Tensor], wrong: dict[int, str]) -> Batch:
+        """A batch of tiles whose pixels are there, less those that are wrong: row -> why."""
+        if wrong and self.on_error == "raise":
+            raise ValueError(next(iter(wrong.values())))
+        if wrong:
+            for shard in {self._pixels.shard(positions[row]) for row in wrong} - self._told:
+                log.warning("%s: tiles cannot be read, left out", shard)
+                self._told.add(shard)
+            if len(wrong) == len(positions):
+                raise ValueError(f"no tile of a batch can be read: {next(iter(wrong.values()))}")
+            self.skipped += len(wrong)
+            right = np.setdiff1d(np.arange(len(positions)), list(wrong))
+            positions, images = positions[right], [_pinned(image[right]) for image in images]
+        tiles = self.chosen
+        share, known, weight = (
+            _pinned(torch.from_numpy(values[positions])) for values in (tiles.share, tiles.known, tiles.weight)
+        )
+        return Batch(images[0], share, known, weight, images[1] if len(images) > 1 else None)
+
+    def _empty(self, tiles: int) -> torch.Tensor:
+        shape = (tiles, *self._pixels.tile)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+
+
+def _pinned(values: torch.Tensor) -> torch.Tensor:
+    return values.pin_memory() if torch.cuda.is_available() else values
+
+
+def _open(dataset: str, split: str, tiles: Tiles, bands: Sequence[str]) -> Pixels:
+    pixels = Pixels(f"{dataset}/{TILES}", tiles, bands)
+    if pixels.lacking:
+        log.warning(
+            "%s: %d scenes of split %s lack a band of %s, left out",
+            dataset,
+            len(pixels.lacking),
+            split,
+            ", ".join(bands),
+        )
+    return pixels
+
+
+class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """The tiles of one split by number, for a `DataLoader` of PyTorch or Lightning, with its own sampler.
+
+    A sample is {"image": (band, y, x) uint8, "share": (class,) float32, "known", "weight": float32}. Batches are
+    read at once, in tensorstore's threads: `num_workers=0` is as it should be. Worker processes must not be forked
+    (`multiprocessing_context="spawn"`).
+    """
+
+    def __init__(
+        self,
+        dataset: str | Path,
+        split: str,
+        *,
+        bands: Sequence[str] = ("red", "green", "blue"),
+        classes: Sequence[str] = (),
+        min_known: float = 0.0,
+        where: Sequence[str] = (),
+        weight: Weighting = (),
+    ) -> None:
+        """See TileLoader."""
+        self.bands = tuple(bands)
+        self.classes, tiles = choose(dataset, split, classes=classes, min_known=min_known, where=where, weight=weight)
+        self._pixels: Pixels | None = _open(str(dataset), split, tiles, self.bands)
+        self.chosen = self._pixels.tiles
+        self._root = self._pixels.root
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pixels": None}  # a worker process opens the shards for itself
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        """Samples by number. Raises ValueError naming shard and tile where one cannot be read."""
+        self._pixels = self._pixels or Pixels(self._root, self.chosen, self.bands)
+        positions = np.asarray(indices, dtype=np.int64)
+        image = torch.empty((len(positions), *self._pixels.tile), dtype=torch.uint8)
+        if wrong := self._pixels.finish(self._pixels.request(positions, image.numpy())):
+            raise ValueError(next(iter(wrong.values())))
+        arrays = {
+            name: torch.from_numpy(getattr(self.chosen, name)[positions]) for name in ("share", "known", "weight")
+        }
+        return [
+            {"image": image[i], **{name: values[i] for name, values in arrays.items()}} for i in range(len(positions))
+        ]

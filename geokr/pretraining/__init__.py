@@ -1,0 +1,1 @@
+"""One training run: settings, views, objective, steps, checkpoints, log."""

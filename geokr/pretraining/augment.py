@@ -1,0 +1,150 @@
+"""Views of tiles: cropped, turned and recoloured on the device, each tile in its own way.
+
+Randomness has no state: what is drawn depends on the seed that is passed and on a tile's place in the
+batch. It is drawn on the CPU, so a GPU sees the same views.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from geokr.pretraining.config import TrainConfig
+
+RGB = ("red", "green", "blue")
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey: ITU-R BT.601."""
+
+
+def seed_of(*parts: int) -> int:
+    """One seed out of several numbers, such that near ones give unlike streams."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+def augment(
+    image: torch.Tensor, bands: Sequence[str], config: TrainConfig, seed: int, part: tuple[int, int] = (0, 1)
+) -> torch.Tensor:
+    """A random view of each tile: (n, band, size, size) float32 in 0..1, on the device of `image`.
+
+    image: (n, band, y, x) uint8. part: which of how many equal parts of the step's tiles these are; draws are
+    made for all of them, so that a tile's view does not depend on how many share the work.
+    """
+    index, count = part
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(len(image) * count, 13, generator=generator)[index * len(image) : (index + 1) * len(image)]
+    order = torch.randperm(4, generator=generator).tolist()
+    geometry, colour = draws[:, :9], draws[:, 9:]
+    theta = placement(geometry, config).to(image.device)
+    pixels = _warp(image.float(), theta, config.image_size) / 255
+    return recolour(pixels, bands, config, colour.to(image.device), order)
+
+
+def plain(image: torch.Tensor, size: int) -> torch.Tensor:
+    """The whole tile without change but resizing: (n, band, size, size) float32 in 0..1, from uint8."""
+    pixels = image.float() / 255
+    if pixels.shape[-2:] == (size, size):
+        return pixels
+    return F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+
+
+def placement(draws: torch.Tensor, config: TrainConfig) -> torch.Tensor:
+    """Where each view lies in its tile: (n, 2, 3) affine maps from view to tile, (x, y, 1) in -1..1.
+
+    draws: (n, 9) uniform in 0..1. A view has `crop` to 1 of the tile's area and sides whose ratio is within
+    1/`stretch` .. `stretch`, none longer than the tile's. It is mirrored in x and in y with probability 1/2 each,
+    with probability `turn` turned by 0, 90, 180 or 270 degrees, alike likely, and by up to `rotate` degrees more.
+    It lies inside the tile unless the rotation makes it wider than that; its corners then see the tile mirrored
+    at its edge.
+    """
+    mirror = 1.0 - 2.0 * (draws[:, :2] < 0.5)  # (n, 2)
+    quarters = torch.where(draws[:, 2] < config.turn, (draws[:, 3] * 4).floor(), torch.zeros(())).long()
+    cos = torch.tensor([1.0, 0.0, -1.0, 0.0])[quarters]
+    sin = torch.tensor([0.0, 1.0, 0.0, -1.0])[quarters]
+    if config.rotate:
+        angle = torch.deg2rad(config.rotate * (2.0 * draws[:, 7] - 1.0))
+        cos, sin = cos * angle.cos() - sin * angle.sin(), sin * angle.cos() + cos * angle.sin()
+    side = (config.crop + (1.0 - config.crop) * draws[:, 4]).sqrt()  # (n,), as a share of the tile's
+    ratio = config.stretch ** (draws[:, 8] - 0.5)  # root of the ratio of the sides
+    sides = torch.stack([side * ratio, side / ratio], dim=1).clamp(max=1.0)  # (n, 2)
+    linear = torch.stack([cos, -sin, sin, cos], dim=1).reshape(-1, 2, 2) * (mirror * sides)[:, None, :]
+    room = (1.0 - linear.abs().sum(dim=2)).clamp(min=0.0)  # (n, 2), on either side
+    centre = (2.0 * draws[:, 5:7] - 1.0) * room
+    return torch.cat([linear, centre[:, :, None]], dim=2)
+
+
+def _warp(pixels: torch.Tensor, theta: torch.Tensor, size: int) -> torch.Tensor:
+    shrink = pixels.shape[-1] // size
+    if shrink >= 2:  # the sampling below looks at four pixels, so a strong reduction would alias
+        pixels = F.avg_pool2d(pixels, shrink)
+    grid = F.affine_grid(theta, [*pixels.shape[:2], size, size], align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def recolour(
+    pixels: torch.Tensor, bands: Sequence[str], config: TrainConfig, draws: torch.Tensor, order: Sequence[int]
+) -> torch.Tensor:
+    """Jitter of brightness, contrast, saturation and hue, as in torchvision's ColorJitter, one amount a tile.
+
+    pixels: (n, band, y, x) float in 0..1. draws: (n, 4) uniform in 0..1. order: of the four changes. Light is
+    brighter or dimmer in all bands alike, which keeps their ratios, such as a vegetation index. Contrast is that
+    about the mean grey for red, green and blue, and about its own mean for any other band: near infrared is several
+    times as bright as red over plants. Saturation and hue are of red, green and blue alone; where one of those is
+    missing, there is no colour, and each band has its own contrast.
+    """
+    rgb: Any = [bands.index(band) for band in RGB] if set(RGB) <= set(bands) else None
+    if rgb == list(range(len(bands))):
+        rgb = slice(None)  # indexing with it makes no copy
+    spread = (config.brightness, config.contrast, config.saturation, config.hue)
+    amount = [((2.0 * draws[:, i] - 1.0) * spread[i])[:, None, None, None] for i in range(4)]  # 4 of (n, 1, 1, 1)
+    for change in order:
+        if spread[change] == 0:
+            continue
+        match change:
+            case 0:
+                pixels = pixels * (1.0 + amount[0])
+            case 1:
+                mean = pixels.mean(dim=(2, 3), keepdim=True)  # (n, band, 1, 1)
+                if rgb is not None:
+                    mean[:, rgb] = _grey(pixels[:, rgb]).mean(dim=(2, 3), keepdim=True).expand(-1, 3, -1, -1)
+                pixels = torch.lerp(mean, pixels, 1.0 + amount[1])
+            case 2 if rgb is not None:
+                grey = _grey(pixels[:, rgb])
+                pixels = _replaced(pixels, rgb, torch.lerp(grey, pixels[:, rgb], 1.0 + amount[2]))
+            case 3 if rgb is not None:
+                pixels = _replaced(pixels, rgb, _turn_hue(pixels[:, rgb], amount[3]))
+        pixels = pixels.clamp_(0.0, 1.0)
+    return pixels
+
+
+def _grey(colour: torch.Tensor) -> torch.Tensor:
+    """Luma of (n, 3, y, x) colours: (n, 1, y, x)."""
+    red, green, blue = colour.unbind(dim=1)
+    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
+
+
+def _replaced(pixels: torch.Tensor, rgb: Any, colour: torch.Tensor) -> torch.Tensor:
+    if isinstance(rgb, slice):
+        return colour
+    changed = pixels.clone()
+    changed[:, rgb] = colour
+    return changed
+
+
+def _turn_hue(colour: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
+    """Colours with their hue turned by a share of the circle. colour: (n, 3, y, x); amount: (n, 1, 1, 1).
+
+    By way of HSV, without branches: channel k is v - c * max(0, min(h', 4 - h', 1)), h' = (k + h / 60) mod 6.
+    """
+    red, green, blue = colour.unbind(dim=1)
+    value, which = colour.max(dim=1)
+    chroma = value - colour.amin(dim=1)
+    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    sextant = torch.where(
+        which == 0, (green - blue) / safe, torch.where(which == 1, (blue - red) / safe + 2, (red - green) / safe + 4)
+    )
+    hue = sextant[:, None] + 6.0 * amount
+    offset = colour.new_tensor([5.0, 3.0, 1.0])[:, None, None]
+    place = (offset + hue) % 6.0
+    return value[:, None] - chroma[:, None] * torch.minimum(place, 4.0 - place).clamp(0.0, 1.0)

@@ -1,0 +1,226 @@
+"""What goes with an encoder to those who use it: a model card, and a STAC item with the MLM extension. Text alone."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from geokr.landcover.legend import KNOWLEDGE, read_toml
+from geokr.pretraining.checkpoint import Checkpoint
+from geokr.storage.files import is_url
+
+MLM = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
+"""Version of the STAC extension for machine learning models that `stac_item` follows."""
+
+NUMBERS = {
+    "val_kl": r"KL(A \|\| p), nats",
+    "val_kl_mean_baseline": "the same for the mean label of the training tiles",
+    "val_top1": "largest class right",
+    "val_mae": "absolute error of a share, mean over classes",
+    "val_knn_top1": "largest class right by the most alike training tiles",
+}
+"""Numbers of metrics.json that a card shows -> what they are, over the held-out tiles."""
+
+
+def named(dataset: str) -> str:
+    """What is published of where a data set lies: an address, but of a directory the name alone."""
+    return dataset if is_url(dataset) else Path(dataset).absolute().name
+
+
+def model_card(checkpoint: Checkpoint, features: int, metrics: Mapping[str, Any]) -> str:
+    """The model card, Markdown with a YAML header, as model hubs read them. metrics: as in metrics.json, or empty."""
+    config, facts = checkpoint.config, checkpoint.facts
+    bands = ", ".join(config["bands"])
+    rows = [
+        f"| {band} | {mean:.6f} | {std:.6f} |"
+        for band, mean, std in zip(config["bands"], checkpoint.mean, checkpoint.std, strict=True)
+    ]
+    shares = [
+        f"| {name} | {100 * share:.1f} % |" + (f" {metrics['val_mae_of'][name]:.4f} |" if metrics else " |")
+        for name, share in zip(facts["classes"], facts["mean_label"], strict=True)
+    ]
+    numbers = [f"| {what} | {metrics[name]:.4f} |" for name, what in NUMBERS.items() if name in metrics]
+    objective = config["objective"]
+    loss = "KL(A || p)" if objective == "supervised" else f"KL(A || p) + {config['consistency']:g} KL(p || q)"
+    return f"""---
+library_name: timm
+tags: [remote-sensing, land-cover, image-feature-extraction]
+---
+
+# {config["model"]}, pre-trained on land-cover shares
+
+An encoder of satellite images: {bands} in, {features} features out. Pre-trained by GeoKR to predict which share of an
+image's ground is of which land-cover class, from the land-cover map of the place.
+
+```python
+import timm
+from safetensors.torch import load_file
+
+encoder = timm.create_model("{config["model"]}", num_classes=0, in_chans={len(config["bands"])})
+encoder.load_state_dict(load_file("encoder.safetensors"))
+```
+
+The input is (pixels / 255 - mean) / std, {config["image_size"]} px wide in training:
+
+| band | mean | std |
+|---|---|---|
+{chr(10).join(rows)}
+
+## Data
+
+{facts["training_tiles"]} training tiles and {facts["held_out_tiles"]} held out by place, of the data set
+`{named(checkpoint.dataset)}`, labelled by `{facts["labels"]}`.{extent(facts)}
+
+| class | mean share in training | error of held-out shares |
+|---|---|---|
+{chr(10).join(shares)}
+
+## Training
+
+Objective `{objective}`: {loss}. {checkpoint.step} steps of {config["batch"]} tiles with {config["optimiser"]}, from
+{checkpoint.start}.
+
+| held-out tiles | |
+|---|---|
+{chr(10).join(numbers) or "| not judged at this step | |"}
+
+## Licences
+
+{chr(10).join(f"- {line}" for line in licences(facts["labels"]))}
+"""
+
+
+def extent(facts: Mapping[str, Any]) -> str:
+    """A sentence on where and when the tiles were taken, as far as it is known."""
+    parts = []
+    if facts["bounds"]:
+        west, south, east, north = facts["bounds"]
+        parts.append(f"within {west:.2f} to {east:.2f} E and {south:.2f} to {north:.2f} N")
+    if facts["acquired"]:
+        parts.append("between {} and {}".format(*(moment[:10] for moment in facts["acquired"])))
+    return f" Acquired {' '.join(parts)}." if parts else ""
+
+
+def licences(labels: str) -> list[str]:
+    """A line on the rights in each thing that went into an encoder. labels: name of the label set."""
+    path = KNOWLEDGE / "products" / f"{labels.rpartition('_')[0]}.toml"
+    product = read_toml(path) if path.is_file() else {}
+    title, licence = product.get("title", labels), product.get("licence", "not stated; ask the product's owner")
+    return [
+        f"Land cover: {title}: {licence}.",
+        "Images: the rights in the satellite images stay with their owner, whose terms decide on derived works.",
+        "Code: GeoKR, Apache-2.0.",
+        "These weights: none until whoever trained them states one.",
+    ]
+
+
+def stac_item(
+    checkpoint: Checkpoint, features: int, parameters: int, files: Mapping[str, int], metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The encoder as a STAC item with the MLM extension. files: name -> bytes; parameters: numbers in the encoder.
+
+    The item's place and time are those of the tiles. A place that is not known is left empty, and a time is then
+    the year of the label set, or 1970.
+    """
+    config, facts = checkpoint.config, checkpoint.facts
+    bands = list(config["bands"])
+    bounds = list(facts["bounds"]) if facts["bounds"] else None
+    year = facts["labels"].rpartition("_")[2]
+    first, last = facts["acquired"] or [f"{year if year.isdigit() else 1970}-01-01T00:00:00"] * 2
+    properties = {
+        "datetime": None,
+        "start_datetime": f"{first}Z",
+        "end_datetime": f"{last}Z",
+        "title": f"{config['model']}, pre-trained on land-cover shares",
+        "mlm:name": f"geokr-{config['model']}",
+        "mlm:architecture": config["model"],
+        "mlm:tasks": ["similarity-search"],
+        "mlm:framework": "pytorch",
+        "mlm:total_parameters": parameters,
+        "mlm:pretrained": True,
+        "mlm:pretrained_source": named(checkpoint.dataset),
+        "mlm:batch_size_suggestion": config["batch"],
+        "mlm:accelerator": None,
+        "mlm:input": [
+            {
+                "name": "image",
+                "bands": bands,
+                "input": {
+                    "shape": [-1, len(bands), config["image_size"], config["image_size"]],
+                    "dim_order": ["batch", "bands", "height", "width"],
+                    "data_type": "float32",
+                },
+                "description": "Pixels of 8 bits, stretched by scene, as the data set's tiles are.",
+                "value_scaling": [
+                    {"type": "z-score", "mean": 255 * mean, "stddev": 255 * std}
+                    for mean, std in zip(checkpoint.mean, checkpoint.std, strict=True)
+                ],
+                "resize_type": None,
+                "pre_processing_function": None,
+            }
+        ],
+        "mlm:output": [
+            {
+                "name": "features",
+                "tasks": ["similarity-search"],
+                "result": {"shape": [-1, features], "dim_order": ["batch", "feature"], "data_type": "float32"},
+                "description": "Features of the encoder, without the head that predicts land-cover shares.",
+                "classification:classes": [],
+                "post_processing_function": None,
+            }
+        ],
+        "mlm:hyperparameters": {
+            **{key: list(value) if isinstance(value, tuple) else value for key, value in config.items()},
+            "classes": list(facts["classes"]),
+            "step": checkpoint.step,
+            **{f"geokr:{name}": metrics[name] for name in NUMBERS if name in metrics},
+        },
+    }
+    return {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": [MLM],
+        "id": f"geokr-{config['model']}-{facts['labels']}-{checkpoint.step}",
+        "geometry": None if bounds is None else {"type": "Polygon", "coordinates": [ring(bounds)]},
+        **({} if bounds is None else {"bbox": bounds}),
+        "properties": properties,
+        "links": [],
+        "assets": {name.replace(".", "-"): asset(name, size) for name, size in files.items()},
+    }
+
+
+def ring(bounds: list[float]) -> list[list[float]]:
+    """The outline of west, south, east, north, counterclockwise and closed."""
+    west, south, east, north = bounds
+    return [[west, south], [east, south], [east, north], [west, north], [west, south]]
+
+
+def asset(name: str, size: int) -> dict[str, Any]:
+    """A file of the model, beside the item."""
+    media, artifact = {
+        "safetensors": ("application/octet-stream; framework=pytorch", "safetensors.torch.save_file"),
+        "pt2": ("application/octet-stream; framework=pytorch", "torch.export.save"),
+        "onnx": ("application/octet-stream; framework=onnx", "torch.onnx.export"),
+    }[name.rpartition(".")[2]]
+    return {
+        "href": f"./{name}",
+        "title": name,
+        "type": media,
+        "roles": ["mlm:model", "data"],
+        "mlm:artifact_type": artifact,
+        "mlm:memory_size": size,
+    }
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """JSON of plain values, where numbers that JSON lacks are null."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {key: plain(inner) for key, inner in part.items()}
+        if isinstance(part, list | tuple):
+            return [plain(inner) for inner in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"

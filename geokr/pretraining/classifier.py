@@ -1,0 +1,67 @@
+"""The network that is pre-trained: an encoder, and one linear layer to the classes."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from geokr.encoder import RGB, build_encoder, fit, read_weights
+
+log = logging.getLogger(__name__)
+
+
+class Classifier(nn.Module):
+    """Class logits and features of images: (n, band, y, x) float -> (n, class), (n, feature) float.
+
+    Softmax of the logits is the distribution p.
+    """
+
+    def __init__(self, encoder: nn.Module, features: int, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features: torch.Tensor = self.encoder(image)
+        return self.head(features), features
+
+
+def build(
+    name: str, bands: Sequence[str], classes: int, image_size: int, pretrained: bool | str
+) -> tuple[Classifier, str]:
+    """A network, and a phrase that says where its encoder starts. pretrained: see TrainConfig.
+
+    Draws from torch's global generator. Raises ValueError where the weights cannot be had or do not fit.
+    """
+    encoder, start = build_encoder(name, len(bands), image_size), "random weights"
+    if pretrained in (True, "auto"):
+        try:
+            theirs = build_encoder(name, len(RGB), image_size, weights=True)
+        except Exception as error:  # each client of timm's raises a family of its own when there is no network
+            reason = f"timm's weights for {name} cannot be had ({str(error).splitlines()[0]})"
+            if pretrained is True:
+                raise ValueError(f"{reason}; set pretrained to a file with weights, or to false") from error
+            log.warning("%s; the encoder starts at random", reason)
+        else:
+            start = f"timm's weights for {name}"
+            fit(encoder, theirs.state_dict(), RGB, bands, start)
+    elif isinstance(pretrained, str):
+        fit(encoder, *read_weights(Path(pretrained)), bands, pretrained)
+        start = pretrained
+    return Classifier(encoder, _features(encoder, name, len(bands), image_size), classes), start
+
+
+@torch.no_grad()
+def _features(encoder: nn.Module, name: str, bands: int, image_size: int) -> int:
+    """The encoder's width, found by trying it."""
+    encoder.eval()
+    try:
+        shape = encoder(torch.zeros(1, bands, image_size, image_size)).shape
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"{name} does not take images of {image_size} px: {error}") from error
+    encoder.train()
+    if len(shape) != 2:
+        raise ValueError(f"{name} gives features of shape {tuple(shape[1:])} for an image, expected one row of them")
+    return int(shape[1])

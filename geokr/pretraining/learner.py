@@ -1,0 +1,349 @@
+"""Student, teacher and optimiser: how they begin, what a step does to them, how they are judged and kept."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers.norm_act import convert_sync_batchnorm
+from timm.optim.lamb import Lamb
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from geokr.dataset.index import read_extent, read_summary
+from geokr.loading.loader import Batch, TileLoader
+from geokr.pretraining.augment import augment, seed_of
+from geokr.pretraining.checkpoint import Checkpoint
+from geokr.pretraining.classifier import Classifier, build
+from geokr.pretraining.config import TrainConfig
+from geokr.pretraining.objectives.mean_teacher import disagreement, divergence, geokr_loss, ramp_up, reference_loss
+from geokr.pretraining.objectives.teacher import average, keep_at, reference_updates
+from geokr.pretraining.processes import Place, add_up_gradients, average_buffers, like, over_ranks, spread, whole
+
+STUDENT_VIEW, TEACHER_VIEW, DROPOUT, INITIAL = range(4)
+"""Streams of random numbers: every draw is a function of the seed, the step and one of these."""
+LOG_EVERY = 10
+"""Steps between lines of the log. Each makes the host wait for the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a run knows of its tiles. A checkpoint keeps it, so that a run does not go on with other tiles."""
+
+    training_tiles: int
+    held_out_tiles: int
+    classes: tuple[str, ...]
+    """In the order of the head's outputs."""
+    mean_label: tuple[float, ...]
+    """Mean share of each class over the training tiles."""
+    mean_pixel: tuple[float, ...]
+    """Of each band, over a sample of the training tiles, in 0..1."""
+    spread: tuple[float, ...]
+    """Standard deviation about it."""
+    labels: str
+    """Name of the label set: product and year."""
+    bounds: tuple[float, ...]
+    """West, south, east and north of the data set, degrees; empty where the index does not say."""
+    acquired: tuple[str, ...]
+    """When its first and its last tile were taken, ISO 8601 in UTC; empty where the index does not say."""
+
+
+def facts_of(training: TileLoader, held_out: TileLoader) -> Facts:
+    mean, spread = training.statistics()
+    bounds, acquired = read_extent(training.dataset)
+    return Facts(
+        training_tiles=training.tiles,
+        held_out_tiles=held_out.tiles,
+        classes=training.classes,
+        mean_label=tuple(training.share.mean(axis=0, dtype="float64").tolist()),
+        mean_pixel=tuple(mean),
+        spread=tuple(spread),
+        labels=str(read_summary(training.dataset)["labels"]),
+        bounds=bounds,
+        acquired=acquired,
+    )
+
+
+@dataclass(slots=True)
+class Learner:
+    """All that a step changes, and what it needs to know."""
+
+    config: TrainConfig
+    place: Place
+    training: TileLoader
+    held_out: TileLoader
+    facts: Facts
+    student: Classifier
+    parallel: nn.Module
+    """The student as a training step calls it: inside DistributedDataParallel where there are several processes."""
+    teacher: Classifier | None
+    optimiser: torch.optim.Optimizer
+    mean: list[float]
+    """Of each band, pixels in 0..1: what the input is normalised with."""
+    std: list[float]
+    start: str
+    """Where the encoder started."""
+    scaler: GradScaler
+    """Of the loss, for fp16; otherwise it does nothing."""
+    dtype: torch.dtype
+    """What the networks compute in."""
+    window: torch.Tensor
+    """(LOG_EVERY, 3) float64: loss, KL(A || p) and KL(p || q) of each step since the last line of the log."""
+    total: int
+    """Steps that the run has."""
+    updates: frozenset[int]
+    """For objective reference: the steps, counted from 1, after which the teacher is updated."""
+    step: int = 0
+    """Steps done."""
+    noted: int = 0
+    """Of them, those that the log has."""
+    best: dict[str, float] | None = None
+    """The validation with the lowest KL so far: {"step": ..., "kl": ...}."""
+
+    def precision(self) -> torch.autocast:
+        return torch.autocast(self.place.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(n, band, y, x) float: pixels in 0..1 less the mean, over the standard deviation of their band."""
+        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        return ((pixels - mean) / std).contiguous(memory_format=layout)
+
+    def view(self, image: torch.Tensor, stream: int, part: int = 0) -> torch.Tensor:
+        """One of the step's random views of a part of this process's tiles: (n, band, size, size), from uint8."""
+        seed = seed_of(self.config.seed, self.step, stream)
+        parts = self.config.accumulate
+        which = (self.place.rank * parts + part, self.place.world * parts)
+        return augment(image, self.config.bands, self.config, seed, which)
+
+    def judged(self) -> Classifier:
+        """The network that is judged and exported: the teacher, where there is one."""
+        return self.student if self.teacher is None else self.teacher
+
+
+def begin(
+    config: TrainConfig,
+    place: Place,
+    training: TileLoader,
+    held_out: TileLoader,
+    facts: Facts,
+    last: Checkpoint | None = None,
+) -> Learner:
+    """A learner before its first step, or where a checkpoint left it.
+
+    Raises ValueError where the weights to start from cannot be had.
+    """
+    torch.manual_seed(seed_of(config.seed, 0, INITIAL))
+    pretrained = config.pretrained if last is None else False  # the checkpoint's weights come in their stead
+    student, start = build(config.model, config.bands, len(training.classes), config.image_size, pretrained)
+    if config.sync_batch_norm and place.world > 1:
+        if place.device.type != "cuda":
+            raise ValueError("sync_batch_norm needs GPUs: set it to false")
+        student = convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
+    if config.recompute:
+        student.encoder.set_grad_checkpointing()  # type: ignore[operator]
+    student.to(place.device)
+    if config.channels_last and not config.shard:  # weights that are shared out must lie as they are counted
+        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher = None
+    if config.objective != "supervised":
+        teacher = copy.deepcopy(student).requires_grad_(False)
+        if config.objective == "reference":
+            teacher.head.reset_parameters()  # as published: both encoders start from ImageNet, the heads at random
+        teacher.train(config.objective == "reference")
+    networks = [student] if teacher is None else [student, teacher]
+    if config.compile:
+        for network in networks:
+            network.compile()
+    parallel: nn.Module = student
+    if config.shard and place.world > 1:
+        for network in networks:
+            spread(network, place)
+    elif place.world > 1:
+        # Batch-norm statistics are averaged after each step, not taken from rank 0.
+        parallel = DistributedDataParallel(student, broadcast_buffers=False)
+    mean, std = list(facts.mean_pixel), list(facts.spread)
+    if config.objective == "reference":  # the published code does not normalise
+        mean, std = [0.0] * len(config.bands), [1.0] * len(config.bands)
+    total = config.length(len(training))
+    dtype = precision(config.amp, place.device)
+    learner = Learner(
+        config=config,
+        place=place,
+        training=training,
+        held_out=held_out,
+        facts=facts,
+        student=student,
+        parallel=parallel,
+        teacher=teacher,
+        optimiser=optimiser(student, config),
+        mean=mean,
+        std=std,
+        start=start,
+        scaler=GradScaler(place.device.type, enabled=dtype == torch.float16),
+        dtype=dtype,
+        window=torch.zeros(LOG_EVERY, 3, dtype=torch.float64, device=place.device),
+        total=total,
+        updates=reference_updates(config.ema_periods, config.batch, total) if config.ema_periods else frozenset(),
+    )
+    if last is not None:
+        _restore(learner, last)
+    return learner
+
+
+def precision(amp: str, device: torch.device) -> torch.dtype:
+    """What the networks compute in. amp: see TrainConfig."""
+    if amp == "auto":
+        amp = "fp32" if device.type != "cuda" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[amp]
+
+
+def optimiser(student: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser of the student's parameters; biases and normalisation layers do not decay."""
+    weights = [parameter for parameter in student.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in student.parameters() if parameter.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    match config.optimiser:
+        case "adam":
+            return torch.optim.Adam(groups, lr=config.lr)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+        case "lamb":
+            return Lamb(groups, lr=config.lr, weight_decay=config.weight_decay)
+        case _:
+            return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def learn(learner: Learner, batch: Batch) -> None:
+    """One step: the student by its gradient, then the teacher by its average."""
+    config, place, step, teacher = learner.config, learner.place, learner.step, learner.teacher
+    torch.manual_seed(seed_of(config.seed, step, DROPOUT, place.rank))  # for networks that drop at random
+    for group in learner.optimiser.param_groups:
+        group["lr"] = config.learning_rate(step, learner.total, len(learner.training))
+    batch = filled(batch, config.batch // place.world)
+    image = batch.image.to(place.device, non_blocking=True)  # (n, band, y, x) uint8
+    pair = image if batch.pair is None else batch.pair.to(place.device, non_blocking=True)
+    target = batch.share.to(place.device, non_blocking=True)  # (n, k)
+    weight = batch.weight.to(place.device, non_blocking=True)  # (n,)
+    total = over_ranks(weight.sum(), place).clamp_min(1e-9)
+    weight = weight * (place.world / total)  # processes' gradients are averaged
+
+    learner.optimiser.zero_grad(set_to_none=True)
+    sums = learner.window.new_zeros(3)
+    parts = [values.chunk(config.accumulate) for values in (image, pair, target, weight)]
+    for part, (pixels, others, shares, worth) in enumerate(zip(*parts, strict=True)):
+        add_up_gradients(learner.parallel, part == config.accumulate - 1)
+        losses = step_losses(learner, pixels, others, shares, part)  # (n, 3): loss, KL(A || p), KL(p || q)
+        means = (losses * worth[:, None]).sum(dim=0)  # weighted, over the tiles of all parts and processes
+        with kept_buffers(learner.student, config.recompute):
+            learner.scaler.scale(means[0]).backward()
+        sums += means.detach()
+    if config.clip:
+        learner.scaler.unscale_(learner.optimiser)
+        torch.nn.utils.clip_grad_norm_(learner.student.parameters(), config.clip)
+    learner.scaler.step(learner.optimiser)
+    learner.scaler.update()
+
+    average_buffers([model for model in (learner.student, teacher) if model is not None and model.training], place)
+    if teacher is not None and config.objective != "reference":
+        average(teacher, learner.student, keep_at(step + 1, config.ema), buffers=True)
+    elif teacher is not None and step + 1 in learner.updates:
+        average(teacher, learner.student, config.ema, buffers=False)
+    learner.window[step - learner.noted] = sums
+    learner.step += 1
+
+
+def filled(batch: Batch, tiles: int) -> Batch:
+    """A batch from which broken tiles were left out, with empty ones of no weight in their stead.
+
+    All processes then compute as much, which those that wait for each other rely on.
+    """
+    missing = tiles - len(batch.image)
+    if not missing:
+        return batch
+    names = ("image", "share", "known", "weight", *(("pair",) if batch.pair is not None else ()))
+    padded = {name: getattr(batch, name) for name in names}
+    padded = {
+        name: torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) for name, values in padded.items()
+    }
+    return dataclasses.replace(batch, **padded)
+
+
+def step_losses(
+    learner: Learner, image: torch.Tensor, pair: torch.Tensor, target: torch.Tensor, part: int
+) -> torch.Tensor:
+    """Loss, KL(A || p) and KL(p || q) of each tile: (n, 3).
+
+    image, and pair, which the teacher sees: (n, band, y, x) uint8; target: (n, class).
+    """
+    config, teacher, published = learner.config, learner.teacher, learner.config.objective == "reference"
+    seen = learner.normalised(learner.view(image, STUDENT_VIEW, part))  # (n, band, size, size)
+    with learner.precision():
+        p, _ = learner.parallel(seen)  # (n, k) logits
+    p = p.float()
+    kl = divergence(target, p)
+    if teacher is None:
+        return torch.stack([kl, kl, torch.zeros_like(kl)], dim=1)
+    with torch.no_grad(), learner.precision():
+        other = seen if published else learner.normalised(learner.view(pair, TEACHER_VIEW, part))
+        q, _ = teacher(other)  # (n, k) logits
+    q = q.float()
+    consistency = config.consistency * ramp_up(learner.step, config.ramp_up * learner.total)
+    loss = (reference_loss if published else geokr_loss)(p, q, target, consistency)
+    return torch.stack([loss, kl, disagreement(p, q)], dim=1)
+
+
+@contextmanager
+def kept_buffers(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Undo what happens to a model's buffers: a backward pass that computes activations again, batch statistics too,
+    would have batch normalisation count each batch twice."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()] if wanted else []
+    yield
+    for buffer, value in before:
+        buffer.copy_(value)
+
+
+def snapshot(learner: Learner) -> Checkpoint:
+    """The state to go on from. Where weights are shared out, all processes must call it."""
+    return Checkpoint(
+        step=learner.step,
+        total=learner.total,
+        config=dataclasses.asdict(learner.config),
+        dataset=learner.training.dataset,
+        facts=dataclasses.asdict(learner.facts),
+        mean=learner.mean,
+        std=learner.std,
+        start=learner.start,
+        student=whole(learner.student.state_dict()),
+        teacher=None if learner.teacher is None else whole(learner.teacher.state_dict()),
+        optimiser=whole(learner.optimiser.state_dict()),
+        scaler=learner.scaler.state_dict(),
+        window=learner.window[: learner.step - learner.noted].clone(),
+        best=learner.best,
+    )
+
+
+def _restore(learner: Learner, last: Checkpoint) -> None:
+    for network, weights in ((learner.student, last.student), (learner.teacher, last.teacher)):
+        if network is not None and weights is not None:
+            patterns = network.state_dict()
+            network.load_state_dict({name: like(value, patterns[name]) for name, value in weights.items()})
+    parameters = [parameter for group in learner.optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {
+        number: {
+            name: like(value, parameters[number])
+            if isinstance(value, torch.Tensor) and value.shape == parameters[number].shape
+            else value
+            for name, value in entries.items()
+        }
+        for number, entries in last.optimiser["state"].items()
+    }
+    learner.optimiser.load_state_dict({**last.optimiser, "state": state})
+    learner.scaler.load_state_dict(last.scaler)
+    learner.window[: len(last.window)] = last.window
+    learner.step, learner.noted = last.step, last.step - len(last.window)
+    learner.start, learner.best = last.start, last.best

@@ -1,0 +1,1 @@
+"""Files, inputs and rasters at any address: a disk, `s3://` or HTTP."""

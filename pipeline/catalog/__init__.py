@@ -1,0 +1,1 @@
+"""The table of scenes, its STAC forms, and what was refused."""

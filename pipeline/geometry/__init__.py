@@ -1,0 +1,1 @@
+"""Sensor, terrain and grid: arithmetic on values."""

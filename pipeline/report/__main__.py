@@ -1,0 +1,42 @@
+"""What came of a build and of a training run: a short table, and a picture of tiles with their labels."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from geokr.dataset.index import read_summary
+from pipeline.report.figures import picture
+from pipeline.report.summary import dashboard, run_table, summary_table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.report", description=__doc__)
+    parser.add_argument("dataset", help="a finished data set: a directory, or s3://...")
+    parser.add_argument("run", type=Path, nargs="?", help="a finished training run")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw tiles with their class shares")
+    options = parser.parse_args(argv)
+    try:
+        lines = summary_table(read_summary(options.dataset))
+        if options.run is not None:
+            metrics = options.run / "metrics.json"
+            if not metrics.is_file():
+                raise ValueError(f"{metrics}: no such file; is {options.run} a training run that has ended?")
+            lines += run_table(json.loads(metrics.read_text(encoding="utf-8")), options.run)
+        lines += dashboard(options.dataset)
+        if options.picture is not None:
+            if not options.picture.parent.is_dir():
+                raise ValueError(f"{options.picture}: there is no such directory to write to")
+            picture(options.dataset, options.picture)
+            lines.append(f"{'picture':<18}{options.picture}")
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

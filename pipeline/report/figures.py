@@ -1,0 +1,59 @@
+"""Pictures of a data set."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import numpy.typing as npt
+
+from geokr.dataset import layout, store
+from geokr.dataset.index import read_summary
+from geokr.dataset.layout import INDEX
+from geokr.storage import files
+
+
+def picture(dataset: str | Path, path: Path, tiles: int = 6) -> None:
+    """Draw tiles, each above the shares of its classes: of each large class a tile, the most mixed first.
+
+    Colours are true where the scene has red, green and blue, otherwise of its first bands.
+    """
+    from matplotlib.figure import Figure  # half a second that only a picture is worth
+
+    summary = read_summary(dataset)
+    classes, colours = summary["classes"], summary["colours"]
+    index = geopandas.read_parquet(io.BytesIO(files.read(files.join(dataset, INDEX))))
+    shares = index[classes].to_numpy(dtype=float)
+    mixed = -(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=1)
+    dominant = shares.argmax(axis=1)
+    common = np.argsort(-np.bincount(dominant, minlength=len(classes)), kind="stable")
+    ranks = np.empty(len(index), dtype=int)  # how many tiles of its class are more mixed
+    for k in common:
+        of_class = np.flatnonzero(dominant == k)
+        ranks[of_class[np.argsort(-mixed[of_class], kind="stable")]] = np.arange(len(of_class))
+    chosen = np.lexsort([np.argsort(common)[dominant], ranks])[:tiles]
+    figure = Figure(figsize=(2.1 * len(chosen), 3.6), layout="constrained")
+    axes = figure.subplots(2, len(chosen), height_ratios=[2.1, 1.2], squeeze=False)
+    for above, below, k in zip(axes[0], axes[1], chosen, strict=True):
+        tile = index.iloc[int(k)]
+        group = store.open_scene(files.join(dataset, layout.TILES), tile["scene"])
+        pixels = np.asarray(group["image"][int(tile["row"]), int(tile["col"])])  # type: ignore[index]
+        above.imshow(in_colour(pixels, list(group.attrs["bands"])))  # type: ignore[arg-type]
+        above.set_axis_off()
+        order = [c for c in np.argsort(-shares[k], kind="stable")[:3] if shares[k][c] > 0][::-1]
+        below.barh([classes[c] for c in order], 100 * shares[k][order], color=[colours[c] for c in order], ec="0.4")
+        below.set_xlim(0, 100)
+        below.tick_params(labelsize=7, length=0)
+        below.spines[["top", "right"]].set_visible(False)
+        below.set_xlabel("% of the tile", fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def in_colour(pixels: npt.NDArray[np.uint8], bands: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """(y, x, 3) uint8 from (band, y, x), each band stretched to its own range."""
+    names = ("red", "green", "blue")
+    chosen = [bands.index(name) for name in names] if set(names) <= set(bands) else [0, len(bands) // 2, len(bands) - 1]
+    image = np.moveaxis(pixels[chosen].astype(float), 0, -1)
+    low, high = np.percentile(image, [1, 99], axis=(0, 1))
+    return np.asarray(np.clip((image - low) / np.maximum(high - low, 1) * 255, 0, 255).astype(np.uint8))

@@ -1,0 +1,49 @@
+"""What came of a build and of a training run, as lines for a person."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from geokr.storage import files
+from pipeline.runtime.progress import LOG
+
+
+def summary_table(summary: dict[str, Any]) -> list[str]:
+    """Lines for a person from dataset.json."""
+    counts = summary["counts"]
+    status = {key: value for key, value in counts["tiles"].items() if value}
+    tiles = f"{sum(status.values())}: " + ", ".join(f"{value} {key}" for key, value in status.items())
+    splits = ", ".join(f"{value} {key}" for key, value in counts["splits"].items())
+    rows = [
+        (
+            "scenes",
+            f"{counts['scenes']} built, {counts['incomplete']} of them in part, {counts['quarantined']} refused",
+        ),
+        ("tiles", tiles),
+        ("index", f"{counts['index']} tiles, labels of {summary['labels']}"),
+        ("", f"{counts['unknown']} left out for want of land cover"),
+        ("", f"{counts['unfit']} left out since label sets disagree or their year is too far away"),
+        ("splits", f"{splits}, {counts['between_splits']} between two"),
+    ]
+    for split, shares in summary["class_shares"].items():
+        largest = sorted(shares.items(), key=lambda item: -item[1])
+        rows.append((f"{split} shares", ", ".join(f"{name} {100 * share:.1f} %" for name, share in largest if share)))
+    return [f"{name:<18}{text}" for name, text in rows]
+
+
+def run_table(metrics: dict[str, Any], run: Path) -> list[str]:
+    """Lines for a person from a training run's metrics.json."""
+    rows = [
+        ("held-out loss", f"{metrics['val_kl']:.4f} nats KL; {metrics['val_kl_mean_baseline']:.4f} for the mean label"),
+        ("held-out top-1", f"{100 * metrics['val_top1']:.1f} % of {metrics['val_tiles']} tiles"),
+        ("encoder", f"{run / 'encoder.safetensors'}, after {metrics['steps']} steps on {metrics['tiles']} tiles"),
+    ]
+    return [f"{name:<18}{text}" for name, text in rows]
+
+
+def dashboard(dataset: str | Path) -> list[str]:
+    """A line with the address that the dashboard had while the data set was built; none where no log says."""
+    path = files.join(dataset, LOG)
+    lines = files.read(path).decode().splitlines() if files.exists(path) else []
+    found = [line["dashboard"] for line in map(json.loads, lines) if "dashboard" in line]
+    return [f"{'dashboard was':<18}{found[-1]}"] if found else []

@@ -1,0 +1,103 @@
+"""What a person sees of a build while it runs: a bar or a line a minute, and a log of JSON lines."""
+
+import json
+import logging
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from geokr.storage import files
+
+log = logging.getLogger(__name__)
+
+LOG = "build.jsonl"
+"""One JSON object a line: `time`, `event` and what belongs to it. Runs add to it."""
+EVERY = 60.0
+"""Where there is no terminal, a line is said so often, s."""
+
+
+def note(dataset: str | Path, event: str, **facts: Any) -> None:
+    """Add a line to the data set's log."""
+    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
+    files.append(f"{dataset}/{LOG}", json.dumps(line))
+
+
+class Progress:
+    """How far a stage is: a bar on a terminal, otherwise a line a minute and one at its end."""
+
+    def __init__(self, dataset: str | Path, stage: str, total: int, unit: str) -> None:
+        """total: units that are left to do."""
+        self.dataset, self.stage, self.total, self.unit = dataset, stage, total, unit
+        self.done = self.accepted = self.judged = 0
+        self.began = time.monotonic()
+        self.ended = threading.Event()
+        terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=total, desc=stage, unit=unit, smoothing=0.05) if terminal else None
+        self.ticker = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.ticker.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.ended.set()
+        self.ticker.join()
+        if self.bar is not None:
+            self.bar.close()
+        elif kind is None:
+            log.info(self.line())
+
+    def add(self, units: int, accepted: int | None = None) -> None:
+        """Count what was done; accepted: how many of the units are good, for a stage that judges."""
+        self.done += units
+        if accepted is not None:
+            self.judged, self.accepted = self.judged + units, self.accepted + accepted
+        if self.bar is not None:
+            self.bar.update(units)
+            if self.judged:
+                self.bar.set_postfix(accepted=f"{100 * self.accepted / self.judged:.0f}%", refresh=False)
+
+    def facts(self) -> dict[str, Any]:
+        """Numbers for the log: done, total, seconds, units a second, and the accepted share of a stage that judges."""
+        seconds = time.monotonic() - self.began
+        found = {"done": self.done, "total": self.total, "unit": self.unit, "seconds": round(seconds, 1)}
+        rate = {"per_second": round(self.done / max(seconds, 1e-9), 1)}
+        return found | rate | ({"accepted": round(self.accepted / self.judged, 4)} if self.judged else {})
+
+    def line(self) -> str:
+        """`tiles: 1,024 of 5,120 tiles, 20 %, 212 tiles/s, 71 % accepted, 19 s left`."""
+        seconds = time.monotonic() - self.began
+        rate = self.done / max(seconds, 1e-9)
+        units = f"{self.unit.removesuffix('y')}ies" if self.unit.endswith("y") else f"{self.unit}s"
+        parts = [f"{self.stage}: {self.done:,} of {self.total:,} {units}"]
+        if self.total:
+            parts += [f"{100 * self.done / self.total:.0f} %", f"{rate:,.0f} {units}/s"]
+        if self.judged:
+            parts.append(f"{100 * self.accepted / self.judged:.0f} % accepted")
+        if self.done < self.total:
+            parts.append(f"{span((self.total - self.done) / rate)} left" if self.done else "time left unknown")
+        else:
+            parts.append(f"took {span(seconds)}")
+        return ", ".join(parts)
+
+    def _tick(self) -> None:
+        while not self.ended.wait(EVERY):
+            note(self.dataset, "progress", stage=self.stage, **self.facts())
+            if self.bar is None:
+                log.info(self.line())
+
+
+def span(seconds: float) -> str:
+    """A time for a person: `42 s`, `17 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,1 @@
+"""Deliveries as they are found: archives, Gaofen products, STAC items, rasters, footprints."""

@@ -1,0 +1,1 @@
+"""Proof of a data set, a line a check."""

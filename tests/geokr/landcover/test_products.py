@@ -1,0 +1,512 @@
+"""Each product on a small raster of the naming, CRS and codes that its makers use; the user's own; and the command."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+from affine import Affine
+from pyproj import Transformer
+
+from geokr.landcover import __main__
+from geokr.landcover.discovery import find
+from geokr.landcover.legend import KNOWLEDGE, read_legend, read_taxonomy
+from geokr.landcover.products import LandCoverError, products, read_product
+from geokr.landcover.shares import class_shares
+
+LONLAT = "EPSG:4326"
+SINUSOIDAL = "+proj=sinu +lon_0=0 +x_0=0 +y_0=0 +R=6371007.181 +units=m +no_defs"
+CLARKE = (
+    'GEOGCS["Unknown datum based upon the Clarke 1866 ellipsoid",'
+    'DATUM["Not specified (based on Clarke 1866 spheroid)",SPHEROID["Clarke 1866",6378206.4,294.9786982]],'
+    'PRIMEM["Greenwich",0],UNIT["degree",0.0174532925199433]]'
+)
+BASE = read_taxonomy().classes
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sheet as a product's makers name it."""
+
+    file: str
+    crs: str
+    place: tuple[float, float]
+    """Longitude and latitude of its upper left corner."""
+    size: float
+    """Side of a cell, units of the CRS."""
+    labels: tuple[str, ...]
+    """The label sets that come of it."""
+    codes: dict[int, str]
+    """Some of its codes and their classes in the base taxonomy; "" for one that says nothing."""
+    dtype: str = "uint8"
+    driver: str = "GTiff"
+    options: tuple[tuple[str, str], ...] = ()
+
+
+EXAMPLES = {
+    "globeland30": Example(
+        "n48_20_2010lc030.tif", "EPSG:32648", (104.0, 24.0), 30.0, ("globeland30_2010",),
+        {10: "cultivated", 20: "forest", 75: "tundra", 100: "snow_ice", 255: "water", 0: ""},
+    ),
+    "worldcover": Example(
+        "ESA_WorldCover_10m_2021_v200_S03W060_Map.tif", LONLAT, (-59.0, -1.0), 1 / 12000, ("worldcover_2021",),
+        {10: "forest", 20: "shrubland", 80: "water", 95: "wetland", 100: "tundra", 0: ""},
+    ),
+    "esri": Example(
+        "48R_20200101-20210101.tif", "EPSG:32648", (104.0, 28.0), 10.0, ("esri_2020",),
+        {1: "water", 2: "forest", 4: "wetland", 7: "artificial", 9: "snow_ice", 10: "", 0: ""},
+    ),
+    "dynamic_world": Example(
+        "20200713T030549_20200713T031412_T48RTV.tif", "EPSG:32648", (104.0, 28.0), 10.0, ("dynamic_world_2020",),
+        {0: "water", 1: "forest", 2: "grassland", 5: "shrubland", 6: "artificial", 255: ""},
+    ),
+    "dynamic_world, a mosaic": Example(
+        "DynamicWorld_2021_label.tif", LONLAT, (104.0, 28.0), 0.0001, ("dynamic_world_2021",),
+        {0: "water", 3: "wetland", 4: "cultivated", 7: "bare", 8: "snow_ice"},
+    ),
+    "fromglc10": Example(
+        "fromglc10v01_-4_102.tif", LONLAT, (102.5, -2.5), 0.0000898, ("fromglc10_2017",),
+        {10: "cultivated", 40: "shrubland", 70: "tundra", 80: "artificial", 0: ""},
+    ),
+    "glc_fcs30": Example(
+        "GLC_FCS30_2020_W125N40.tif", LONLAT, (-122.0, 38.0), 0.0002694946, ("glc_fcs30_2020",),
+        {10: "cultivated", 62: "forest", 122: "shrubland", 140: "tundra", 180: "wetland", 190: "artificial", 250: ""},
+    ),
+    "glc_fcs30d, five years": Example(
+        "GLC_FCS30D_19852000_E100N25_5years_V1.1.tif", LONLAT, (102.0, 24.0), 0.0002694946,
+        tuple(f"glc_fcs30d_{year}" for year in (1985, 1990, 1995)),
+        {20: "cultivated", 52: "forest", 153: "bare", 187: "wetland", 210: "water", 0: ""},
+    ),
+    "glc_fcs30d, each year": Example(
+        "GLC_FCS30D_20002022_E100N25_Annual_V1.1.tif", LONLAT, (102.0, 24.0), 0.0002694946,
+        tuple(f"glc_fcs30d_{year}" for year in range(2000, 2023)),
+        {20: "cultivated", 52: "forest", 153: "bare", 185: "wetland", 220: "snow_ice", 250: ""},
+    ),
+    "cgls_lc100": Example(
+        "PROBAV_LC100_global_v3.0.1_2019-nrt_Discrete-Classification-map_EPSG-4326.tif", LONLAT, (10.0, 50.0),
+        1 / 1008, ("cgls_lc100_2019",),
+        {20: "shrubland", 40: "cultivated", 111: "forest", 126: "forest", 200: "water", 255: "", 0: ""},
+    ),
+    "cgls_lc100, a tile": Example(
+        "E000N60_PROBAV_LC100_global_v3.0.1_2015-base_Discrete-Classification-map_EPSG-4326.tif", LONLAT, (10.0, 50.0),
+        1 / 1008, ("cgls_lc100_2015",), {30: "grassland", 60: "bare", 90: "wetland", 100: "tundra"},
+    ),
+    "cci_lc": Example(
+        "ESACCI-LC-L4-LCCS-Map-300m-P1Y-2015-v2.0.7.tif", LONLAT, (10.0, 50.0), 1 / 360, ("cci_lc_2015",),
+        {10: "cultivated", 62: "forest", 140: "tundra", 170: "wetland", 190: "artificial", 220: "snow_ice", 0: ""},
+    ),
+    "cci_lc, all years": Example(
+        "ESACCI-LC-L4-LCCS-Map-300m-P1Y-1992_2015-v2.0.7.tif", LONLAT, (10.0, 50.0), 1 / 360,
+        tuple(f"cci_lc_{year}" for year in range(1992, 2016)), {11: "cultivated", 82: "forest", 210: "water"},
+    ),
+    "cci_lc, continued": Example(
+        "C3S-LC-L4-LCCS-Map-300m-P1Y-2020-v2.1.1.nc", LONLAT, (10.0, 50.0), 1 / 360, ("cci_lc_2020",),
+        {20: "cultivated", 90: "forest", 122: "shrubland", 202: "bare"}, driver="netCDF",
+    ),
+    "globcover": Example(
+        "GLOBCOVER_L4_200901_200912_V2.3.tif", LONLAT, (10.0, 50.0), 1 / 360, ("globcover_2009",),
+        {11: "cultivated", 40: "forest", 140: "grassland", 180: "wetland", 210: "water", 230: ""},
+    ),
+    "globcover, 2005": Example(
+        "GLOBCOVER_200412_200606_V2.2_Global_CLA.tif", LONLAT, (10.0, 50.0), 1 / 360, ("globcover_2005",),
+        {14: "cultivated", 130: "shrubland", 220: "snow_ice"},
+    ),
+    "mcd12q1": Example(
+        "MCD12Q1.A2020001.h27v06.061.2022169160720_LC_Type1.tif", SINUSOIDAL, (104.0, 25.0), 463.312716528,
+        ("mcd12q1_2020",), {1: "forest", 7: "shrubland", 12: "cultivated", 17: "water", 255: ""},
+    ),
+    "mcd12q1, cut out": Example(
+        "MCD12Q1.061_LC_Type1_doy2020001_aid0001.tif", LONLAT, (104.0, 25.0), 1 / 240, ("mcd12q1_2020",),
+        {10: "grassland", 13: "artificial", 15: "snow_ice", 17: "water"},
+    ),
+    "mcd12c1": Example(
+        "MCD12C1.A2020001.061.2022172062638.tif", CLARKE, (104.0, 25.0), 0.05, ("mcd12c1_2020",),
+        {0: "water", 5: "forest", 11: "wetland", 16: "bare", 255: ""},
+    ),
+    "nlcd": Example(
+        "nlcd_2019_land_cover_l48_20210604.img", "EPSG:5070", (-89.0, 43.0), 30.0, ("nlcd_2019",),
+        {11: "water", 24: "artificial", 52: "shrubland", 72: "tundra", 81: "cultivated", 0: ""}, driver="HFA",
+    ),
+    "nlcd, annual": Example(
+        "Annual_NLCD_LndCov_2022_CU_C1V0.tif", "EPSG:5070", (-89.0, 43.0), 30.0, ("nlcd_2022",),
+        {12: "snow_ice", 31: "bare", 43: "forest", 90: "wetland", 250: ""},
+    ),
+    "corine": Example(
+        "U2018_CLC2018_V2020_20u1.tif", "EPSG:3035", (10.0, 50.0), 100.0, ("corine_2018",),
+        {1: "artificial", 12: "cultivated", 25: "forest", 34: "snow_ice", 36: "wetland", 44: "water", -128: ""},
+        dtype="int8",
+    ),
+}  # fmt: skip
+
+
+def write(folder: Path, example: Example) -> Path:
+    """The example's codes as columns of three cells, three rows high."""
+    x, y = Transformer.from_crs(LONLAT, example.crs if example.crs != CLARKE else LONLAT, always_xy=True).transform(
+        *example.place
+    )
+    cells = np.repeat(np.repeat(np.array([list(example.codes)], example.dtype), 3, 0), 3, 1)
+    path = folder / example.file
+    count = len(example.labels)
+    profile = {"height": 3, "width": cells.shape[1], "count": count, "dtype": example.dtype}
+    transform = Affine(example.size, 0, x, 0, -example.size, y)
+    if example.driver == "netCDF":
+        source = folder / "source.tif"
+        with rasterio.open(source, "w", driver="GTiff", **profile, crs=example.crs, transform=transform) as file:
+            file.write(cells, 1)
+            file.update_tags(1, NETCDF_VARNAME="lccs_class")
+        rasterio.shutil.copy(source, path, driver="netCDF")
+        source.unlink()
+        return path
+    with rasterio.open(path, "w", driver=example.driver, **profile, crs=example.crs, transform=transform) as file:
+        for band in range(count):
+            file.write(np.roll(cells, 3 * band, axis=1), band + 1)  # each year another code in each place
+    return path
+
+
+def column(example: Example, k: int) -> np.ndarray:
+    """A footprint within column k of codes, in the CRS of the sheet: (1, 4, 2)."""
+    crs = example.crs if example.crs != CLARKE else LONLAT
+    x, y = Transformer.from_crs(LONLAT, crs, always_xy=True).transform(*example.place)
+    unit = np.add([(0.3, 0.3), (2.6, 0.4), (2.7, 2.6), (0.2, 2.8)], [3 * k, 0])
+    return (unit * [example.size, -example.size] + [x, y])[None]
+
+
+def test_every_product_has_an_example() -> None:
+    shipped = {path.stem for path in (KNOWLEDGE / "products").glob("*.toml")}
+    assert {name.partition(",")[0] for name in EXAMPLES} == shipped
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_product_is_recognised_by_its_makers_naming_and_read_by_its_codes(tmp_path: Path, name: str) -> None:
+    example = EXAMPLES[name]
+    write(tmp_path, example)
+    covers = find([tmp_path])
+    assert [cover.name for cover in covers] == sorted(example.labels)
+    crs = example.crs if example.crs != CLARKE else LONLAT
+    names = list(example.codes.values())
+    for band, label in enumerate(example.labels):
+        (cover,) = (cover for cover in covers if cover.name == label)
+        assert cover.year == int(label[-4:])
+        assert len(cover.sheets) == 1
+        for k in range(len(names)):
+            shares = class_shares(column(example, k), crs, cover)
+            assert shares.unlisted == frozenset()
+            wanted = names[(k - band) % len(names)]
+            assert shares.known[0] == pytest.approx(1.0 if wanted else 0.0, abs=1e-9)
+            if wanted:
+                assert shares.fraction[0, BASE.index(wanted)] == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("path", sorted((KNOWLEDGE / "products").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_shipped_description_says_all_that_a_user_asks(path: Path) -> None:
+    text = __main__.read_toml(path)
+    for key in ("title", "citation", "licence", "years", "zero", "sea"):
+        assert text[key]
+    assert text["name"] == path.stem
+    doubtful = [row for row in text["codes"] if isinstance(row["to"], dict)]
+    assert all("note" in row for row in doubtful)
+    for taxonomy in (read_taxonomy(), read_taxonomy("paper"), None):
+        legend = read_legend(path, taxonomy)
+        assert legend.codes
+        assert set(legend.codes) | legend.ignored == {row["code"] for row in text["codes"]}
+
+
+SAYS = {
+    "ignore": "no data|no value|no input|filled|masked|unclassified|outside|clouds",
+    "cultivated": "crop|cultivat|arable|irrigated|rice|vineyard|fruit|olive|hay",
+    "wetland": "wetland|flooded|marsh|swamp|mangrove|bogs|tidal|saline$",
+    "bare": "bare|barren|sparse|sands|burnt",
+    "tundra": "tundra|lichen|moss|dwarf|sedge",
+    "artificial": r"urban|built|artificial|impervious|developed|industrial|\broad|port|extraction|sites|salines",
+    "snow_ice": "snow",
+    "water": "water|sea|lagoon|estuaries",
+    "forest": "forest|tree|woody savanna",
+    "shrubland": "shrub|scrub|heath|sclerophyllous",
+    "grassland": "grass|herbaceous|savanna|pastures",
+}
+"""Class of the base taxonomy -> words in the names of codes that are it. The first that is found decides."""
+
+
+@pytest.mark.parametrize("path", sorted((KNOWLEDGE / "products").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_code_goes_where_its_name_says(path: Path) -> None:
+    """One that is split goes to several classes."""
+    for row in __main__.read_toml(path)["codes"]:
+        said = next((to for to, words in SAYS.items() if re.search(words, row["name"])), None)
+        if isinstance(row["to"], dict):
+            assert len(row["to"]) > 1
+            continue
+        assert row["to"] == said, row
+
+
+def test_esris_rangeland_is_split(tmp_path: Path) -> None:
+    legend = read_legend(KNOWLEDGE / "products" / "esri.toml", read_taxonomy())
+    (shares,) = legend.shares([11])
+    assert dict(zip(BASE, shares.tolist(), strict=True)) == {
+        **dict.fromkeys(BASE, 0.0),
+        "grassland": 0.5,
+        "shrubland": 0.5,
+    }
+
+
+def test_the_sea_is_unknown_in_the_papers_classes_where_a_product_tells_it_apart() -> None:
+    paper = read_taxonomy("paper")
+    seas = {"globeland30": 255, "cgls_lc100": 200, "corine": 44}
+    for name, code in seas.items():
+        assert code in read_legend(KNOWLEDGE / "products" / f"{name}.toml", paper).ignored
+
+
+# --- what names deny
+
+
+@pytest.mark.parametrize(
+    ("file", "crs", "place"),
+    [
+        ("ESA_WorldCover_10m_2021_v200_N24E102_Map.tif", LONLAT, (99.0, 25.0)),
+        ("ESA_WorldCover_10m_2021_v200_N24W102_Map.tif", LONLAT, (103.0, 25.0)),
+        ("fromglc10v01_24_102.tif", LONLAT, (102.5, 22.5)),
+        ("GLC_FCS30_2020_E100N25.tif", LONLAT, (102.0, 27.0)),  # the name is the upper corner
+        ("GLC_FCS30_2020_E100N25.tif", LONLAT, (102.0, 19.0)),
+        ("48R_20200101-20210101.tif", "EPSG:32648", (104.0, 38.0)),
+        ("48R_20200101-20210101.tif", "EPSG:32649", (111.0, 28.0)),
+        ("n48_20_2020lc030.tif", "EPSG:32648", (104.0, 28.0)),
+    ],
+)
+def test_a_sheet_that_lies_elsewhere_than_its_name_says_is_refused(
+    tmp_path: Path, file: str, crs: str, place: tuple[float, float]
+) -> None:
+    path = write(tmp_path, Example(file, crs, place, 0.001 if crs == LONLAT else 100.0, ("",), {10: ""}))
+    with pytest.raises(LandCoverError, match=r"^[^\n]+$") as caught:
+        find([tmp_path])
+    assert str(caught.value).startswith(f"{path}: its pixels lie ")
+
+
+@pytest.mark.parametrize(
+    ("file", "extent"),
+    [
+        ("ESA_WorldCover_10m_2021_v200_S03W060_Map.tif", (-60, -3, -57, 0)),
+        ("fromglc10v01_-4_102.tif", (102, -4, 104, -2)),
+        ("GLC_FCS30_2020_W125N40.tif", (-125, 35, -120, 40)),
+        ("48R_20200101-20210101.tif", (102, 24, 108, 32)),
+        ("32V_20200101-20210101.tif", (3, 56, 12, 64)),
+        ("33X_20200101-20210101.tif", (9, 72, 21, 84)),
+        ("60C_20200101-20210101.tif", (174, -80, 180, -72)),
+    ],
+)
+def test_a_sheet_counts_within_its_nominal_extent(
+    tmp_path: Path, file: str, extent: tuple[float, float, float, float]
+) -> None:
+    middle = ((extent[0] + extent[2]) / 2, (extent[1] + extent[3]) / 2)
+    write(tmp_path, Example(file, LONLAT, middle, 0.001, ("",), {10: ""}))
+    (cover,) = find([tmp_path])
+    assert cover.sheets[0].extent == extent
+
+
+@pytest.mark.parametrize("file", ["32X_20200101-20210101.tif", "00R_20200101-20210101.tif"])
+def test_a_zone_that_is_none_is_refused_or_meets_no_other(tmp_path: Path, file: str) -> None:
+    write(tmp_path, Example(file, LONLAT, (9.5, 78.0), 0.001, ("",), {10: ""}))
+    if file.startswith("00"):
+        with pytest.raises(LandCoverError, match="the military grid has no zone 0R"):
+            find([tmp_path])
+    else:
+        assert find([tmp_path])[0].sheets[0].extent == (6, 72, 12, 84)
+
+
+def test_a_file_with_other_bands_than_years_is_refused(tmp_path: Path) -> None:
+    file = "GLC_FCS30D_19852000_E100N25_5years_V1.1.tif"
+    path = write(tmp_path, Example(file, LONLAT, (102.0, 24.0), 0.001, ("", ""), {10: ""}))
+    with pytest.raises(LandCoverError, match=f"{path}: it has 2 bands, expected 3, one for each year"):
+        find([tmp_path])
+
+
+def test_a_raster_of_fractions_is_refused(tmp_path: Path) -> None:
+    file = "DynamicWorld_2021.tif"
+    path = write(tmp_path, Example(file, LONLAT, (102.0, 24.0), 0.001, ("",), {10: ""}, dtype="float32"))
+    with pytest.raises(LandCoverError, match=f"{path}: its cells are of type float32, expected whole numbers"):
+        find([tmp_path])
+
+
+def test_sheets_that_overlap_without_a_nominal_extent_are_refused(tmp_path: Path) -> None:
+    days = [f"202007{day}T030549_202007{day}T031412_T48RTV.tif" for day in (13, 18)]
+    first, second = (
+        write(tmp_path, Example(day, "EPSG:32648", (104.0 + k / 1000, 28.0), 100.0, ("",), {1: "", 2: ""}))
+        for k, day in enumerate(days)
+    )
+    with pytest.raises(LandCoverError, match="would count twice") as caught:
+        find([tmp_path])
+    assert str(caught.value).startswith(f"{second}: it overlaps {first}")
+
+
+def test_sheets_of_several_crss_that_cover_a_place_twice_are_refused_when_it_is_met(tmp_path: Path) -> None:
+    for day, crs in (("13", "EPSG:32648"), ("18", "EPSG:32647")):
+        file = f"202007{day}T030549_202007{day}T031412_T48RTV.tif"
+        write(tmp_path, Example(file, crs, (101.99, 28.0), 100.0, ("",), dict.fromkeys(range(9), "")))
+    (cover,) = find([tmp_path])
+    x, y = Transformer.from_crs(LONLAT, "EPSG:32648", always_xy=True).transform(101.995, 27.999)
+    square = np.add([[(0, 0), (50, 0), (50, 50), (0, 50)]], [x, y])
+    with pytest.raises(LandCoverError, match=r"dynamic_world_2020: several of its sheets cover longitude 101\.99"):
+        class_shares(square, "EPSG:32648", cover)
+
+
+# --- the user's own
+
+MINE = """
+name = "mine"
+codes = [
+  { code = 1000, name = "wood", to = "forest" },
+  { code = 2000, name = "town", to = { artificial = 0.75, ignore = 0.25 } },
+  { code = 0, name = "nothing", to = "ignore" },
+]
+
+[[sheets]]
+name = '^ours_(?P<year>\\d{4})\\.tif$'
+extent = "bounds"
+"""
+
+
+def own(folder: Path, text: str = MINE) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def ours(folder: Path, codes: Sequence[int] = (1000, 2000, 0)) -> Path:
+    names = dict.fromkeys(codes, "")
+    return write(folder, Example("ours_2018.tif", "EPSG:32648", (104.0, 25.0), 10.0, ("",), names, dtype="uint16"))
+
+
+def test_any_raster_is_a_product_with_a_file_of_the_users(tmp_path: Path) -> None:
+    ours(tmp_path)
+    for legends in ([own(tmp_path)], [tmp_path]):
+        (cover,) = find([tmp_path], legends)
+        assert cover.name == "mine_2018"
+        example = Example("", "EPSG:32648", (104.0, 25.0), 10.0, (), {})
+        corners = np.concatenate([column(example, k) for k in range(3)])
+        shares = class_shares(corners, "EPSG:32648", cover)
+        assert shares.known == pytest.approx([1.0, 0.75, 0.0], abs=1e-9)
+        assert shares.fraction[0, BASE.index("forest")] == pytest.approx(1.0, abs=1e-9)
+        assert shares.fraction[1, BASE.index("artificial")] == pytest.approx(1.0, abs=1e-9)
+    (cover,) = find([tmp_path], [own(tmp_path)], "own")
+    assert cover.legend.classes == ("wood", "town")
+
+
+def test_the_users_description_goes_before_a_shipped_one(tmp_path: Path) -> None:
+    write(tmp_path, EXAMPLES["nlcd, annual"])
+    text = MINE.replace("^ours_", "^Annual_NLCD_LndCov_").replace(r"\.tif", r"_.*\.tif")
+    assert [cover.name for cover in find([tmp_path], [own(tmp_path, text)])] == ["mine_2022"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (MINE.replace('name = "mine"', ""), "'name' is missing"),
+        (MINE.replace('"mine"', '"My map"'), "must be of small letters"),
+        (MINE.replace("[[sheets]]", "[[sheet]]"), "'sheets' is missing"),
+        (MINE.replace("(?P<year>", "("), "no group `year` in its name"),
+        (MINE.replace("(?P<year>", "(?P<year"), "not a regular expression"),
+        (MINE.replace('"bounds"', '"around"'), "no sheet can have the extent 'around'"),
+        (MINE.replace('"bounds"', '"grid_zone"'), "no group ['band', 'zone']"),
+        (MINE.replace('extent = "bounds"', ""), "'extent' is missing"),
+        (MINE.replace('"bounds"', '{ degrees = 3, corner = "middle" }'), "no sheet can have the extent"),
+        ("name = ", "not a TOML file"),
+    ],
+)
+def test_a_broken_description_is_refused_by_name_and_fault(tmp_path: Path, text: str, fault: str) -> None:
+    path = own(tmp_path, text)
+    with pytest.raises(LandCoverError, match=r"^[^\n]+$") as caught:
+        read_product(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (("code = 2000", "code = 1000"), "code 1000 is listed twice"),
+        (("ignore = 0.25", "ignore = 0.2"), "sum to 1"),
+        (('"forest"', '"woods"'), "goes to ['woods']"),
+    ],
+)
+def test_a_legend_with_a_fault_is_refused_before_work_starts(
+    tmp_path: Path, change: tuple[str, str], fault: str
+) -> None:
+    ours(tmp_path)
+    path = own(tmp_path, MINE.replace(*change))
+    with pytest.raises(LandCoverError, match=r"^[^\n]+$") as caught:
+        find([tmp_path], [path])
+    assert str(caught.value).startswith(f"{path}: ")
+    assert fault in str(caught.value)
+
+
+def test_a_description_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LandCoverError, match=r"mine\.toml: cannot be read: No such file"):
+        products([tmp_path / "mine.toml"])
+    with pytest.raises(LandCoverError, match=r"no \.toml file is in there"):
+        products([tmp_path])
+
+
+# --- the command
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = __main__.main(arguments)
+    return (status, *capsys.readouterr())
+
+
+def test_the_products_are_listed_and_described(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, out, _ = run(capsys, "list")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == [product.name for product in products()]
+    status, out, _ = run(capsys, "describe", "esri")
+    assert status == 0
+    assert "0.5 grassland + 0.5 shrubland   (grass and scrub together" in out
+    assert "CC-BY-4.0" in out
+    status, out, _ = run(capsys, "describe", "esri", "--taxonomy", "own")
+    assert " rangeland" in out
+    status, _, err = run(capsys, "describe", "nothing")
+    assert (status, err.startswith("error: nothing: no such product; there are cci_lc, ")) == (2, True)
+
+
+def test_a_directory_is_checked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write(tmp_path, EXAMPLES["globeland30"])
+    write(tmp_path, EXAMPLES["worldcover"])
+    status, out, _ = run(capsys, "check", str(tmp_path))
+    assert status == 0
+    assert "globeland30_2010: 1 sheets" in out
+    assert "WGS 84 / UTM zone 48N (EPSG:32648)" in out
+    assert "codes in 54 cells, of some blocks of each sheet: 0 16.7 %, 10 16.7 %" in out
+    assert "not placed" not in out
+
+
+def test_a_check_tells_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    ours(tmp_path, (1000, 3000, 0))
+    bad = tmp_path / "n48_20_2010lc030.tif"
+    bad.write_bytes(b"no raster")
+    (tmp_path / "dem.tif").write_bytes(b"")
+    status, out, _ = run(capsys, "check", str(tmp_path), "--legend", str(own(tmp_path)), "--all")
+    assert status == 1
+    assert f"code 3000 is not in the legend, first met in {tmp_path / 'ours_2018.tif'}" in out
+    assert f"cannot be used: {bad}: not a raster that can be read" in out
+    assert f"not placed: {tmp_path / 'dem.tif'}" in out
+    status, _, err = run(capsys, "check", str(tmp_path / "nowhere"))
+    assert (status, "no such file or directory" in err) == (2, True)
+    (tmp_path / "empty").mkdir()
+    status, out, _ = run(capsys, "check", str(tmp_path / "empty"))
+    assert (status, "no land-cover sheet is recognised here" in out) == (1, True)
+
+
+def test_a_check_looks_into_some_blocks_or_all(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    cells = np.ones((80, 80), np.uint8)
+    cells[3, 40] = 77  # in the third of 25 blocks
+    profile = {"driver": "GTiff", "height": 80, "width": 80, "count": 1, "dtype": "uint8", "crs": LONLAT}
+    path = tmp_path / "DynamicWorld_2021.tif"
+    transform = Affine(0.01, 0, 100, 0, -0.01, 20)
+    with rasterio.open(path, "w", **profile, transform=transform, blockxsize=16, blockysize=16, tiled=True) as file:
+        file.write(cells, 1)
+    status, out, _ = run(capsys, "check", str(tmp_path))
+    assert (status, "codes in 4096 cells, of some blocks" in out) == (0, True)
+    status, out, _ = run(capsys, "check", str(tmp_path), "--all")
+    assert (status, "codes in 6400 cells: " in out, "code 77 is not in the legend" in out) == (1, True, True)

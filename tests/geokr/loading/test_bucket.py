@@ -1,0 +1,63 @@
+"""Tiles are read from an S3 bucket as from a disk."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from geokr.loading.pixels import Pixels
+from geokr.loading.selection import choose
+from geokr.storage import files
+
+BANDS = ("red", "green", "blue")
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty place in a bucket of a server on this machine, which the usual variables name."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        boto3.client("s3").create_bucket(Bucket="tiles")
+        yield f"s3://tiles/{tmp_path.name}"  # all servers of a process hold the same buckets
+    finally:
+        server.stop()
+
+
+def test_pixels_come_from_a_bucket_as_from_a_disk(addressed: Path, bucket: str) -> None:
+    for path in (addressed / "tiles.zarr").rglob("*"):
+        if path.is_file():
+            files.write(f"{bucket}/{path.relative_to(addressed)}", path.read_bytes())
+    _, tiles = choose(addressed, "train")
+    disk = Pixels(f"{addressed}/tiles.zarr", tiles, BANDS)
+    cloud = Pixels(f"{bucket}/tiles.zarr", tiles, BANDS)
+    positions = np.random.default_rng(0).permutation(len(tiles))
+    here, there = (np.zeros((len(tiles), *disk.tile), np.uint8) for _ in range(2))
+    assert disk.finish(disk.request(positions, here)) == {}
+    assert cloud.finish(cloud.request(positions, there)) == {}
+    assert here.any()
+    assert np.array_equal(here, there)
+
+
+def test_a_shard_that_the_bucket_lacks_is_named(addressed: Path, bucket: str) -> None:
+    shutil.rmtree(addressed / "tiles.zarr/gamma/image/c/1")
+    for path in (addressed / "tiles.zarr").rglob("*"):
+        if path.is_file():
+            files.write(f"{bucket}/{path.relative_to(addressed)}", path.read_bytes())
+    _, tiles = choose(addressed, "train")
+    cloud = Pixels(f"{bucket}/tiles.zarr", tiles, BANDS)
+    target = np.zeros((len(tiles), *cloud.tile), np.uint8)
+    wrong = cloud.finish(cloud.request(np.arange(len(tiles)), target))
+    assert len(wrong) == 6
+    assert all(why.startswith(f"{bucket}/tiles.zarr/gamma/image/c/1/0/0/0/0: tile (") for why in wrong.values())

@@ -1,0 +1,133 @@
+"""Orders are functions of seed and epoch; balance and companions keep the laws that their names promise."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geokr.loading.order import DRAW, by_shard, class_chances, companions, draw, random
+
+
+def expected_mass(share: np.ndarray, balance: float) -> np.ndarray:
+    mass = class_chances(share.astype(np.float32), balance) @ share
+    return mass / mass.sum()
+
+
+def test_without_balance_every_tile_has_the_same_chance() -> None:
+    share = np.random.default_rng(0).dirichlet([0.3] * 4, 50)
+    assert class_chances(share.astype(np.float32), 0.0) == pytest.approx(np.full(50, 1 / 50), rel=1e-5)
+
+
+def test_balanced_classes_have_the_same_expected_mass() -> None:
+    share = np.eye(4)[np.random.default_rng(1).choice(4, 400, p=[0.8, 0.1, 0.07, 0.03])]
+    assert expected_mass(share, 1.0) == pytest.approx(np.full(4, 0.25), abs=1e-6)
+    mass = share.mean(axis=0) ** 0.5
+    assert expected_mass(share, 0.5) == pytest.approx(mass / mass.sum(), abs=1e-6)
+
+
+def test_no_other_way_to_draw_tiles_for_classes_balances_mixed_tiles_better() -> None:
+    rng = np.random.default_rng(1)
+    share = rng.dirichlet([4.0, 1.0, 0.2, 0.05], 2000)
+    of_class = share / share.sum(axis=0)  # chance of a tile, drawn for a class
+
+    def distance(mass: np.ndarray) -> float:
+        return float(-np.log(4 * mass).mean())  # KL of equal shares from it
+
+    ours = distance(expected_mass(share, 1.0))
+    assert ours < 0.5 * distance(share.mean(axis=0))
+    assert all(ours < distance((of_class @ c) @ share) + 1e-6 for c in rng.dirichlet([0.3] * 4, 1000))
+
+
+def test_a_class_that_does_not_occur_is_not_waited_for() -> None:
+    share = np.array([[1.0, 0, 0], [1.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0]])
+    assert expected_mass(share, 1.0) == pytest.approx([0.5, 0.5, 0])
+
+
+def test_what_cannot_be_balanced_comes_as_near_as_can_be() -> None:
+    share = np.array([[0.9, 0.1], [0.8, 0.2], [0.99, 0.01]])  # the first class is at least 4/5 of any tile
+    first, second = expected_mass(share, 1.0)
+    natural = share.mean(axis=0)
+    assert 0.8 <= first < natural[0]
+    assert second > natural[1]
+
+
+@given(seed=st.integers(0, 50), tiles=st.integers(1, 60))
+def test_a_draw_holds_each_tile_as_often_as_its_chance_says(seed: int, tiles: int) -> None:
+    rng = np.random.default_rng(seed)
+    chance = rng.dirichlet([0.3] * tiles)
+    drawn = draw(chance, rng)
+    times = np.bincount(drawn, minlength=tiles)
+    assert len(drawn) == tiles
+    assert (np.abs(times - chance * tiles) < 1 + 1e-9).all()
+
+
+@pytest.mark.parametrize("times", [[0.2, 0.2, 2.6], [0.3, 0.3, 0.3, 0.3, 0.8, 4.0]])
+def test_over_many_draws_each_tile_comes_as_often_as_its_chance(times: list[float]) -> None:
+    """And any two of them together now and then, neighbours too."""
+    n = len(times)
+    found = np.stack([np.bincount(draw(np.array(times) / n, random(0, k, DRAW)), minlength=n) for k in range(3000)])
+    assert found.mean(axis=0) == pytest.approx(times, abs=0.04)
+    assert n == 3 or ((found.T @ found) > 0).all()
+
+
+def test_streams_of_random_numbers_are_unlike() -> None:
+    drawn = [random(seed, epoch, stream).random() for seed in range(3) for epoch in range(3) for stream in range(3)]
+    assert len(set(drawn)) == 27
+
+
+@given(
+    seed=st.integers(0, 50),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    buffer=st.integers(1, 30),
+    world=st.integers(1, 4),
+)
+def test_shards_follow_one_another_within_the_buffer(seed: int, sizes: list[int], buffer: int, world: int) -> None:
+    shard = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    length = len(shard) // world
+    parts = [by_shard(shard, buffer, np.random.default_rng(seed), rank, length) for rank in range(world)]
+    seen = np.concatenate(parts)
+    assert [len(part) for part in parts] == [length] * world
+    assert len(np.unique(seen)) == len(seen)
+    owners = sum(len(np.unique(shard[part])) for part in parts)
+    assert owners <= len(sizes) + world - 1
+    for part in parts:
+        # Between the first and the last tile of a shard lie at most the buffer, what it began with, and its own.
+        for number in np.unique(shard[part]):
+            at = np.flatnonzero(shard[part] == number)
+            assert at[-1] - at[0] <= buffer + 2 * max(sizes)
+
+
+def test_a_large_buffer_mixes_all_shards() -> None:
+    shard = np.repeat(np.arange(20), 50)
+    order = by_shard(shard, 100_000, np.random.default_rng(0), 0, 1000)
+    assert len(set(shard[order[:50]])) > 10
+    assert len(set(shard[by_shard(shard, 1, np.random.default_rng(0), 0, 1000)[:50]])) == 1
+
+
+def test_any_shard_may_come_first_and_any_tile_be_left_out() -> None:
+    shard = np.repeat(np.arange(3), [4, 5, 2])
+    orders = [by_shard(shard, 1, np.random.default_rng(seed), 0, 10) for seed in range(300)]
+    assert {shard[order[0]] for order in orders} == {0, 1, 2}
+    left_out = np.bincount([(set(range(11)) - set(order.tolist())).pop() for order in orders], minlength=11)
+    assert left_out.min() > 0.3 * left_out.mean()
+
+
+@given(
+    seed=st.integers(0, 30),
+    rows=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=25),
+)
+def test_a_companion_is_of_the_same_place_and_another_date(seed: int, rows: list[tuple[int, int]]) -> None:
+    place, date = np.array(rows).T
+    found = companions(place, date)
+    partner = found.partner(np.random.default_rng(seed))
+    for i in range(len(rows)):
+        others = [j for j in range(len(rows)) if place[j] == place[i] and date[j] != date[i]]
+        assert found.others[i] == len(others)
+        assert partner[i] in (others or [i])
+
+
+def test_every_companion_is_drawn_some_time() -> None:
+    place, date = np.zeros(5, np.int64), np.array([3, 1, 1, 2, 3])
+    found, rng = companions(place, date), np.random.default_rng(0)
+    drawn = np.stack([found.partner(rng) for _ in range(200)])
+    assert [set(column.tolist()) for column in drawn.T] == [{1, 2, 3}, {0, 3, 4}, {0, 3, 4}, {0, 1, 2, 4}, {1, 2, 3}]

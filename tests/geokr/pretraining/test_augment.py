@@ -1,0 +1,205 @@
+"""Views hold what their tile holds: geometry to the pixel, colours as torchvision changes them."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+import torchvision.transforms.functional as tv
+
+from geokr.pretraining.augment import augment, placement, plain, recolour, seed_of
+from geokr.pretraining.config import TrainConfig
+
+RGB = ("red", "green", "blue")
+STILL = TrainConfig(crop=1.0, turn=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, image_size=12)
+
+
+def noise(tiles: int, bands: int = 3, side: int = 12, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (tiles, bands, side, side), dtype=torch.uint8, generator=generator)
+
+
+def eight(image: torch.Tensor) -> list[torch.Tensor]:
+    """An image in its eight positions, unturned ones first."""
+    turned = [torch.rot90(image, quarter, (-2, -1)) for quarter in (0, 2, 1, 3)]
+    return [position for turn in turned for position in (turn, turn.flip(-1))]
+
+
+@pytest.mark.parametrize(("turn", "positions"), [(0.0, 4), (1.0, 8)])
+def test_whole_views_are_the_tile_mirrored_and_turned(turn: float, positions: int) -> None:
+    image = noise(200)
+    views = augment(image, RGB, dataclasses.replace(STILL, turn=turn), seed=5)
+    found = []
+    for tile, view in zip(image.float() / 255, views, strict=True):
+        matches = [i for i, position in enumerate(eight(tile)) if torch.allclose(position, view, atol=1e-4)]
+        found += matches[:1] or [-1]
+    assert sorted(set(found)) == list(range(positions))
+    counts = [found.count(i) for i in range(positions)]
+    assert min(counts) > 200 / positions / 2
+
+
+def some_draws(tiles: int = 4000) -> torch.Tensor:
+    return torch.rand(tiles, 9, generator=torch.Generator().manual_seed(1))
+
+
+def test_half_the_turns_of_the_reference_do_nothing() -> None:
+    linear = placement(some_draws(), dataclasses.replace(STILL, turn=0.5))[:, :, :2]
+    aside = (linear[:, 0, 0].abs() < 0.5).double().mean()
+    assert float(aside) == pytest.approx(0.25, abs=0.03)  # half of them turn, and half of those by 90 or 270
+
+
+def test_crops_stay_inside_and_keep_their_share() -> None:
+    """Pixels that are their own coordinate: a view's corners say which part of the tile it is."""
+    side, size = 64, 32
+    ramp = torch.arange(side).expand(1, 1, side, side)
+    image = torch.cat([ramp, ramp.transpose(2, 3)], dim=1).to(torch.uint8).expand(300, 2, side, side)
+    config = dataclasses.replace(STILL, crop=0.4, image_size=size)
+    views = augment(image, ("x", "y"), config, seed=2) * 255
+    extent = (views.amax(dim=(2, 3)) - views.amin(dim=(2, 3))) * size / (size - 1)  # px, from centres to edges
+    assert torch.allclose(extent[:, 0], extent[:, 1], atol=1.5)
+    area = (extent[:, 0] / side) ** 2
+    assert 0.38 < float(area.min()) < 0.45
+    assert 0.9 < float(area.max()) <= 1.01
+    assert float(area.mean()) == pytest.approx(0.7, abs=0.04)
+    middle = views.mean(dim=(2, 3))
+    assert float(middle.std(dim=0).min()) > 3  # they lie in different places
+    assert abs(float(torch.corrcoef(middle.T)[0, 1])) < 0.2  # in all of them, not along a line
+
+
+def test_free_rotation_turns_by_the_angle_and_keeps_lengths() -> None:
+    config = dataclasses.replace(STILL, rotate=30.0, crop=0.25)
+    theta = placement(some_draws(), config)
+    linear = theta[:, :, :2]
+    lengths = linear.square().sum(1).sqrt()  # of the view's sides, as shares of the tile's
+    assert torch.allclose(lengths[:, 0], lengths[:, 1], atol=1e-6)
+    assert 0.5 <= float(lengths.min()) < 0.51
+    assert float(lengths.max()) > 0.99
+    assert float((linear[:, :, 0] * linear[:, :, 1]).sum(1).abs().max()) < 1e-6  # sides stay square to each other
+    angle = torch.rad2deg(torch.atan2(linear[:, 1, 0], linear[:, 0, 0]))
+    off = (angle + 90) % 180 - 90  # mirroring turns by half a circle
+    assert float(off.abs().max()) <= 30.001
+    assert float(off.std()) == pytest.approx(60 / 12**0.5, rel=0.05)  # evenly within 30 either way
+    reach = theta[:, :, 2].abs() + linear.abs().sum(2)
+    inside = linear.abs().sum(2) <= 1
+    assert float(inside.double().mean()) > 0.5
+    assert float(reach[inside].max()) < 1 + 1e-6  # a view that can lie inside the tile does
+    assert float(theta[:, :, 2][~inside].abs().max()) == 0
+
+
+def test_a_rotated_view_shows_the_tile_rotated() -> None:
+    """Pixels that are their own coordinate, so that the view says where each of its pixels lies."""
+    side = 64
+    ramp = torch.arange(side).expand(1, 1, side, side) * 2
+    image = torch.cat([ramp, ramp.transpose(2, 3)], dim=1).to(torch.uint8).expand(50, 2, side, side)
+    config = dataclasses.replace(STILL, rotate=45.0, crop=0.25, image_size=16)
+    views = augment(image, ("x", "y"), config, seed=4) * 255 / 2
+    right, down = views[:, :, 8, 9] - views[:, :, 8, 8], views[:, :, 9, 8] - views[:, :, 8, 8]
+    assert float((right * down).sum(1).abs().max()) < 0.05 * float(right.square().sum(1).max())
+    assert torch.allclose(right.norm(dim=1), down.norm(dim=1), atol=0.05)
+    assert float(right[:, 1].abs().max()) > 1  # not along the rows
+
+
+def test_stretched_views_keep_their_area_within_the_ratio() -> None:
+    config = dataclasses.replace(STILL, crop=0.3, stretch=2.0)
+    lengths = placement(some_draws(), config)[:, :, :2].square().sum(1).sqrt()
+    ratio = lengths[:, 0] / lengths[:, 1]
+    assert 0.499 < float(ratio.min()) < 0.55
+    assert 1.8 < float(ratio.max()) < 2.001
+    assert float(lengths.max()) <= 1 + 1e-6
+    assert float(lengths.prod(1).min()) == pytest.approx(0.3, abs=0.01)
+    linear = placement(some_draws(), dataclasses.replace(config, turn=1.0, rotate=40.0))[:, :, :2]
+    assert float((linear[:, :, 0] * linear[:, :, 1]).sum(1).abs().max()) < 1e-6  # turned, and stretched without leaning
+
+
+def test_views_are_a_function_of_seed_and_place() -> None:
+    image = noise(8)
+    config = TrainConfig(image_size=12)
+    first = augment(image, RGB, config, seed=3)
+    assert torch.equal(first, augment(image, RGB, config, seed=3))
+    assert not torch.equal(first, augment(image, RGB, config, seed=4))
+    same = augment(image[:1].expand(8, -1, -1, -1), RGB, config, seed=3)
+    assert all(not torch.allclose(same[0], same[i]) for i in range(1, 8))
+    parts = [augment(image[4 * rank : 4 * rank + 4], RGB, config, 3, (rank, 2)) for rank in range(2)]
+    assert torch.allclose(torch.cat(parts), first, atol=1e-6)
+
+
+def test_the_changes_of_colour_come_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = []
+    monkeypatch.setattr(
+        "geokr.pretraining.augment.recolour", lambda pixels, bands, config, draws, order: orders.append([*order])
+    )
+    for seed in range(60):
+        augment(noise(1), RGB, STILL, seed)
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    before = {pair for order in orders for pair in itertools.combinations(order, 2)}
+    assert before == set(itertools.permutations(range(4), 2))
+
+
+def test_seeds_of_near_numbers_are_unlike() -> None:
+    seeds = {seed_of(seed, step, stream) for seed in range(4) for step in range(50) for stream in range(4)}
+    assert len(seeds) == 800
+    assert all(0 <= seed < 2**64 for seed in seeds)
+
+
+@pytest.mark.parametrize("change", range(4))
+def test_each_change_of_colour_is_torchvisions(change: int) -> None:
+    image = noise(6).float() / 255
+    draws = torch.full((6, 4), 0.5)
+    draws[:, change] = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    config = dataclasses.replace(STILL, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.3)
+    found = recolour(image, RGB, config, draws, [change])
+    amounts = (2 * draws[:, change] - 1) * (0.3 if change == 3 else 0.5)
+    oracle = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)[change]
+    for tile, view, amount in zip(image, found, amounts.tolist(), strict=True):
+        expected = oracle(tile, amount if change == 3 else 1 + amount)
+        # torchvision's weights of grey are rounded to four digits
+        assert torch.allclose(view, expected, atol=2e-3 if change in (1, 2) else 1e-4)
+    assert not torch.allclose(found[0], image[0], atol=0.05)
+
+
+def test_bands_without_colour_keep_their_hue_and_saturation() -> None:
+    image = noise(3, bands=4).float() / 255
+    bands = ("nir", "blue", "green", "red")
+    config = dataclasses.replace(STILL, saturation=0.5, hue=0.3)
+    found = recolour(image, bands, config, torch.full((3, 4), 0.9), [2, 3])
+    assert torch.equal(found[:, 0], image[:, 0])
+    alone = recolour(image[:, [3, 2, 1]], RGB, config, torch.full((3, 4), 0.9), [2, 3])
+    assert torch.allclose(found[:, [3, 2, 1]], alone)
+    grey = recolour(image[:, :2], ("nir", "blue"), config, torch.full((3, 4), 0.9), [2, 3])
+    assert torch.equal(grey, image[:, :2])
+
+
+def test_near_infrared_has_the_light_of_the_others_and_a_contrast_of_its_own() -> None:
+    generator = torch.Generator().manual_seed(9)
+    image = torch.rand(5, 4, 12, 12, generator=generator) * 0.2 + torch.tensor([0.6, 0.1, 0.15, 0.2])[:, None, None]
+    bands = ("nir", "blue", "green", "red")
+    config = dataclasses.replace(STILL, brightness=0.3, contrast=0.5)
+    brighter = recolour(image, bands, config, torch.full((5, 4), 0.75), [0])
+    assert torch.allclose(brighter, image * 1.15)  # every ratio of bands is kept
+    sharper = recolour(image, bands, config, torch.full((5, 4), 0.75), [1])
+    nir, its = image[:, 0], sharper[:, 0]
+    assert torch.allclose(its.mean((1, 2)), nir.mean((1, 2)), atol=1e-6)
+    assert torch.allclose(its.std((1, 2)), 1.25 * nir.std((1, 2)), atol=1e-5)
+    alone = recolour(image[:, [3, 2, 1]], RGB, config, torch.full((5, 4), 0.75), [1])
+    assert torch.allclose(sharper[:, [3, 2, 1]], alone)  # colours as if there were no near infrared
+
+
+def test_views_stay_within_range_and_size() -> None:
+    views = augment(noise(20, side=100), RGB, TrainConfig(image_size=24), seed=1)
+    assert views.shape == (20, 3, 24, 24)
+    assert 0 <= float(views.min()) < float(views.max()) <= 1
+
+
+def test_what_is_finer_than_a_view_is_averaged_in_it() -> None:
+    """Noise of 64 px becomes that of means of 4 x 4 of them, not of the four about a sample."""
+    image = noise(4, side=64)
+    for view in (augment(image, RGB, dataclasses.replace(STILL, image_size=16), seed=0), plain(image, 16)):
+        assert float(view.std()) < 0.3 * float((image.float() / 255).std())
+
+
+def test_plain_resizes_without_change() -> None:
+    image = noise(2)
+    assert torch.equal(plain(image, 12), image.float() / 255)
+    constant = torch.full((1, 3, 40, 40), 51, dtype=torch.uint8)
+    assert torch.allclose(plain(constant, 12), torch.full((1, 3, 12, 12), 0.2))
+    assert plain(constant, 56).shape == (1, 3, 56, 56)

@@ -1,0 +1,96 @@
+"""A file is the one before or the new one, whenever a run ends; and a checkpoint reads back as it was."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from geokr.pretraining.checkpoint import VERSION, Checkpoint, load, save
+from geokr.storage.files import replacing
+
+STATE = Checkpoint(
+    step=3,
+    total=9,
+    config={"lr": 0.5, "bands": ("red", "nir")},
+    dataset="somewhere",
+    facts={"classes": ("water", "forest")},
+    mean=[0.25],
+    std=[0.5],
+    start="random weights",
+    student={"head.weight": torch.arange(6.0).reshape(2, 3)},
+    teacher=None,
+    optimiser={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []},
+    scaler={},
+    window=torch.ones(3, 3, dtype=torch.float64),
+    best={"step": 2, "kl": 0.5},
+)
+
+
+def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "last.pt"
+    for content in (b"one", b"another"):
+        before = path.read_bytes() if path.exists() else None
+        with replacing(path) as file:
+            file.write(content)
+            file.flush()
+            assert (path.read_bytes() if path.exists() else None) == before
+        assert path.read_bytes() == content
+        assert [*path.parent.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("fault", [OSError("no space left"), KeyboardInterrupt()])
+def test_a_write_that_ends_halfway_leaves_the_file_as_it_was(tmp_path: Path, fault: BaseException) -> None:
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"one")
+
+    def fail() -> None:
+        with replacing(path) as file:
+            file.write(b"half of ano")
+            raise fault
+
+    with pytest.raises(type(fault)):
+        fail()
+    assert path.read_bytes() == b"one"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_what_a_kill_left_of_a_file_is_written_over(tmp_path: Path) -> None:
+    path, left = tmp_path / "last.pt", []
+    with replacing(path) as file:
+        left += [*tmp_path.iterdir()]
+        file.write(b"one")
+    (partial,) = left
+    partial.write_bytes(b"of a kill, and longer")
+    with replacing(path) as file:
+        file.write(b"two")
+    assert path.read_bytes() == b"two"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_checkpoint_reads_back_as_it_was(tmp_path: Path) -> None:
+    save(tmp_path / "last.pt", STATE)
+    found = load(tmp_path / "last.pt")
+    for field in dataclasses.fields(Checkpoint):
+        wanted, value = getattr(STATE, field.name), getattr(found, field.name)
+        assert type(value) is type(wanted)
+        if field.name == "window":
+            assert value.dtype == wanted.dtype
+            assert torch.equal(value, wanted)
+        elif field.name not in ("student", "optimiser"):
+            assert value == wanted
+    assert torch.equal(found.student["head.weight"], STATE.student["head.weight"])
+    assert found.optimiser["state"][0]["step"] == 3
+
+
+def test_a_checkpoint_of_another_version_or_with_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    torch.save({**dataclasses.asdict(STATE), "version": VERSION - 1}, path)
+    with pytest.raises(ValueError, match=rf"last\.pt: a checkpoint of version {VERSION - 1}, this program reads"):
+        load(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match=r"last\.pt: a checkpoint of version None"):
+        load(path)
+    torch.save({"version": VERSION, "step": Path("code")}, path)
+    with pytest.raises(ValueError, match=r"last\.pt: not a checkpoint, or a damaged one"):
+        load(path)

@@ -1,0 +1,81 @@
+"""The teacher is the average that it claims to be, statistics of batch normalisation included or not."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from geokr.pretraining.config import REFERENCE
+from geokr.pretraining.objectives.teacher import average, keep_at, reference_updates
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    for _ in range(seed + 1):
+        model(torch.randn(8, 3, 9, 9))
+    return model
+
+
+def test_weights_and_statistics_are_averaged_and_counters_copied() -> None:
+    teacher, student = network(0), network(3)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    its = {name: value.clone() for name, value in student.state_dict().items()}
+    average(teacher, student, 0.75, buffers=True)
+    for name, value in teacher.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value, 0.75 * before[name] + 0.25 * its[name], atol=1e-7), name
+    assert not torch.equal(teacher.state_dict()["1.running_var"], before["1.running_var"])
+    assert teacher.state_dict()["1.num_batches_tracked"] == its["1.num_batches_tracked"] == 4
+    assert all(torch.equal(value, its[name]) for name, value in student.state_dict().items())
+
+
+def test_the_reference_leaves_statistics_alone() -> None:
+    teacher, student = network(0), network(3)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    average(teacher, student, 0.5, buffers=False)
+    now = teacher.state_dict()
+    assert torch.equal(now["1.running_mean"], before["1.running_mean"])
+    assert not torch.equal(now["0.weight"], before["0.weight"])
+
+
+def test_early_on_the_teacher_is_the_even_mean_of_all_students() -> None:
+    """With weights w0 (the start), w1, w2 ...: after t steps the mean of w0 to wt, until the limit holds."""
+    teacher, student = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    values = [5.0, 1.0, -2.0, 7.0, 0.5]
+    teacher.weight.data.fill_(values[0])
+    for step, value in enumerate(values[1:], start=1):
+        student.weight.data.fill_(value)
+        average(teacher, student, keep_at(step, 0.999), buffers=True)
+        assert teacher.weight.item() == pytest.approx(sum(values[: step + 1]) / (step + 1), rel=1e-6)
+    assert keep_at(10**6, 0.999) == 0.999
+    assert keep_at(999, 0.999) == keep_at(1000, 0.999) == 0.999
+
+
+def as_published(periods: list[int], batch: int, total: int) -> set[int]:
+    """The published loop, step by step: which steps update the teacher."""
+    waiting, fired = list(periods), set()
+    period = int(waiting[0] / batch * 16)
+    for step in range(1, total + 1):
+        if step % period == 1:
+            fired.add(step)
+            if waiting:
+                period = int(waiting.pop(0) / batch * 16)
+    return fired
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    periods=st.lists(st.integers(2, 60), min_size=1, max_size=4, unique=True).map(sorted),
+    batch=st.sampled_from([4, 8, 16, 20]),
+    total=st.integers(0, 700),
+)
+def test_updates_of_the_reference_are_the_published_ones(periods: list[int], batch: int, total: int) -> None:
+    if int(periods[0] / batch * 16) > 1:  # a period of one step never comes: `step % 1` is not 1
+        assert reference_updates(periods, batch, total) == as_published(periods, batch, total)
+
+
+def test_updates_of_the_reference_preset() -> None:
+    updates = sorted(reference_updates(REFERENCE.ema_periods, REFERENCE.batch, 200_000))
+    assert updates == [1, 1001, 21001, 41001, 61001, 122001, 183001]

@@ -1,0 +1,813 @@
+"""Training learns, stops anywhere and goes on as if it had not, and is the same however many share it."""
+
+import copy
+import csv
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partialmethod
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm import tqdm
+
+from geokr import train
+from geokr.loading.loader import TileLoader
+from geokr.pretraining.checkpoint import BEST, LAST, load
+from geokr.pretraining.config import configure
+from geokr.pretraining.journal import CELL, LEFT, TOP, Journal, drawn
+from geokr.pretraining.learner import STUDENT_VIEW, TEACHER_VIEW, Learner, begin, facts_of, learn, step_losses
+from geokr.pretraining.processes import Place
+from geokr.pretraining.validation import validate
+
+ALONE = Place(0, 1, torch.device("cpu"))
+SMALL = ["model=test_resnet", "image_size=32", "batch=32", "loggers=[]"]
+REPOSITORY = Path(__file__).parents[3]
+
+
+def command(dataset: Path, run: Path, *settings: str) -> int:
+    return train.main(["--data", str(dataset), "--out", str(run), *SMALL, *settings])
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two nested states are equal, tensors to the bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+def same_state(one: Path, other: Path) -> bool:
+    first, second = load(one), load(other)
+    names = ("step", "student", "teacher", "optimiser", "scaler", "window", "best", "mean", "std")
+    return all(same(getattr(first, name), getattr(second, name)) for name in names)
+
+
+@pytest.mark.parametrize("objective", ["geokr", "supervised"])
+def test_a_short_run_learns_what_colour_tells(coloured: Path, tmp_path: Path, objective: str) -> None:
+    run = tmp_path / "run"
+    settings = ["steps=60", "lr=3e-3", "ema=0.9", "validate_every=20", f"objective={objective}"]
+    assert command(coloured, run, *settings) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["val_kl"] < 0.3 * metrics["val_kl_mean_baseline"]
+    assert metrics["val_top1"] > 0.8
+    assert metrics["val_mae"] < 0.15
+    assert (metrics["steps"], metrics["tiles"], metrics["val_tiles"]) == (60, 192, 64)
+    assert metrics["best_val_kl"] <= metrics["val_kl"]
+    assert load(run / BEST).step == metrics["best_step"]
+    for split, steps in (("val", ["20", "40", "60"]), ("train", ["10", "20", "30", "40", "50", "60"])):
+        assert [row["step"] for row in csv.DictReader((run / f"plots/{split}.csv").open())] == steps
+    assert (load(run / LAST).teacher is None) == (objective == "supervised")
+
+
+def test_the_best_step_is_kept_though_others_follow(
+    coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([0.5, 0.2, 0.9])
+    judge = train.validate
+    others = {"kl_of_mean": 1.0, "top1": 1.0, "mae": 0.0}
+    monkeypatch.setattr(
+        train, "validate", lambda learner: replace(judge(learner), numbers={"kl": next(found), **others})
+    )
+    assert command(coloured, tmp_path, "steps=3", "validate_every=1") == 0
+    assert (load(tmp_path / BEST).step, load(tmp_path / LAST).step) == (2, 3)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["best_step"], metrics["best_val_kl"], metrics["val_kl"]) == (2, 0.2, 0.9)
+
+
+@pytest.mark.parametrize("preset", ["geokr", "reference"])
+def test_stopping_at_any_step_changes_nothing(
+    coloured: Path, tmp_path: Path, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["--preset", preset, "steps=13", "validate_every=4", "classes=bare,forest,water", "pretrained=false"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert command(coloured, whole, *settings) == 0
+
+    stops = iter([(1, signal.SIGINT), (5, signal.SIGTERM), (6, signal.SIGINT)])
+    at, number = next(stops)
+
+    def interrupted(learner, batch) -> None:
+        learn(learner, batch)
+        if learner.step == at:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(train, "learn", interrupted)
+    for following in [*stops, (0, signal.SIGINT)]:
+        assert command(coloured, parts, *settings) == 128 + number
+        assert load(parts / LAST).step == at
+        assert not (parts / "metrics.json").exists()
+        at, number = following
+    assert command(coloured, parts, *settings) == 0
+
+    assert same_state(whole / LAST, parts / LAST)
+    assert same_state(whole / BEST, parts / BEST)
+    for name in ("encoder.safetensors", "metrics.json", "plots/train.csv", "plots/val.csv"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+
+
+def test_a_kill_between_checkpoints_loses_only_the_steps_since(
+    coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["steps=24", "checkpoint_every=5", "validate_every=100"]
+    assert command(coloured, tmp_path / "whole", *settings) == 0
+
+    def killed(learner, batch) -> None:
+        if learner.step == 13:
+            raise KeyboardInterrupt
+        learn(learner, batch)
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(train, "learn", killed)
+    with pytest.raises(KeyboardInterrupt):
+        command(coloured, run, *settings)
+    monkeypatch.undo()
+    assert load(run / LAST).step == 10
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"step": 17, "split": "train", "kl": 9}\n{"step": 2')  # what a checkpoint did not see
+    assert command(coloured, run, *settings) == 0
+    assert same_state(tmp_path / "whole" / LAST, run / LAST)
+    for name in ("plots/train.csv", "plots/val.csv"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("lost", ["metrics.json", "encoder.safetensors", "plots/val.csv"])
+def test_a_run_without_one_of_its_results_repeats_the_end(coloured: Path, tmp_path: Path, lost: str) -> None:
+    assert command(coloured, tmp_path, "steps=2") == 0
+    before = (tmp_path / lost).read_bytes()
+    (tmp_path / lost).unlink()
+    assert command(coloured, tmp_path, "steps=2") == 0
+    assert (tmp_path / lost).read_bytes() == before
+
+
+def test_a_finished_run_says_so(coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(coloured, tmp_path, "steps=2") == 0
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    capsys.readouterr()
+    assert command(coloured, tmp_path, "steps=2", "prefetch=1") == 0
+    assert capsys.readouterr().err == f"{tmp_path}: finished after 2 steps; delete it to begin again\n"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
+
+
+def grey(build, root: Path, level: int, tiles: int = 16) -> Path:
+    """Tiles without any contrast."""
+    image = np.full((4, tiles, 4, 32, 32), level, np.uint8)
+    share = np.full((4, tiles, 3), 1 / 3, np.float32)
+    return build(root, {"only": image}, {"only": share}, split=lambda scene, row, col: "train" if col else "val")
+
+
+def test_what_does_not_fit_is_refused_in_one_sentence(
+    build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, dataset = tmp_path / "run", grey(build, tmp_path / "dataset", 90)
+    assert command(dataset, run, "steps=1") == 0
+    capsys.readouterr()
+
+    def refused(dataset: Path, *settings: str) -> str:
+        assert command(dataset, run, *settings) == 2
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1
+        return message.removeprefix("geokr.train: ")
+
+    other = f"{run}/last.pt is of a run with other settings or tiles"
+    ways = f"go back to those, give another --out, delete {run}, or add --restart-if-changed\n"
+    assert refused(dataset, "steps=1", "lr=0.5") == f"{other} (lr 0.001, now 0.5): {ways}"
+    more = grey(build, tmp_path / "more", 90, tiles=17)
+    assert refused(more, "steps=1") == f"{other} (other training tiles): {ways}"
+    brighter = grey(build, tmp_path / "brighter", 91)
+    assert refused(brighter, "steps=1") == f"{other} (other mean pixel): {ways}"
+    assert "there is no setting stepz; steps?" in refused(dataset, "stepz=1")
+    assert "device cuda:99 cannot be used" in refused(dataset, "steps=1", "device=cuda:99")
+    assert f"{tmp_path}/nowhere/dataset.json: no such file" in refused(tmp_path / "nowhere", "steps=1")
+
+
+def test_a_run_of_other_settings_is_moved_aside_if_asked(coloured: Path, tmp_path: Path) -> None:
+    run, fresh = tmp_path / "run", tmp_path / "fresh"
+    for steps in (2, 3, 4):
+        assert command(coloured, run, f"steps={steps}", "--restart-if-changed") == 0
+    assert [load(path / LAST).total for path in (run, tmp_path / "run.1", tmp_path / "run.2")] == [4, 2, 3]
+    assert command(coloured, fresh, "steps=4") == 0
+    assert same_state(run / LAST, fresh / LAST)
+    assert command(coloured, run, "steps=4", "--restart-if-changed") == 0  # the same: not moved
+    assert not (tmp_path / "run.3").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "loss", "at"), [(["optimiser=sgd", "lr=1e30"], "nan", "2"), (["highest_loss=0.5"], "", "1")]
+)
+def test_a_loss_that_explodes_stops_the_run_and_leaves_the_tiles(
+    coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], loss: str, at: str
+) -> None:
+    settings = ["steps=40", "warm_up=0", "checkpoint_every=5", *settings]
+    assert command(coloured, tmp_path, *settings) == 2
+    (path,) = (tmp_path / "diverged").iterdir()
+    found = re.search(
+        r"the loss is (\S+) at step (\d+), its tiles are in (\S+): try a lower lr", capsys.readouterr().err
+    )
+    assert found is not None
+    assert found[2] == at
+    assert found[3] == str(path) == str(tmp_path / f"diverged/step{found[2]}-rank0.safetensors")
+    assert found[1] == loss or float(found[1]) > 0.5
+    step = int(found[2]) - 1
+    batch = list(TileLoader(coloured, "train", batch=32, min_known=0.5).epoch(step // 6))[step % 6]
+    kept = load_file(path)
+    assert torch.equal(kept["image"], batch.image)
+    assert torch.equal(kept["share"], batch.share)
+    assert not (tmp_path / LAST).exists()  # the first one would have been of weights that are no numbers
+
+
+def by_a_step(dataset: Path, *settings: str, weight: torch.Tensor | None = None) -> Learner:
+    """A learner of layer normalisation, whose answer for a tile depends on that tile alone, after a few steps."""
+    config = configure("geokr", None, [*SMALL, "model=test_vit", "steps=4", "warm_up=0", *settings])
+    training = TileLoader(dataset, "train", batch=32)
+    held_out = TileLoader(dataset, "val", batch=32, shuffle=False)
+    learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+    for batch in islice(training, 3):
+        learn(learner, batch if weight is None else replace(batch, weight=weight))
+    return learner
+
+
+def test_a_line_of_the_log_is_of_the_steps_since_the_last(coloured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, written = by_a_step(coloured), []
+    learner.window[:3] = torch.tensor([[1, 2, 3], [2, 4, 6], [6, 9, 12]])
+    journal: Any = SimpleNamespace(write=lambda *line: written.append(line))
+    bar = SimpleNamespace(set_postfix_str=lambda *_, **__: None)
+    monkeypatch.setattr(train.time, "perf_counter", lambda: 110.0)
+    train.note_losses(learner, journal, bar, train.Clock(since=100.0, waited=2.5, tiles=320))
+    ((step, split, values),) = written
+    assert (step, split, learner.noted) == (3, "train", 3)
+    losses = {"loss": 3.0, "kl": 5.0, "disagreement": 7.0}
+    assert values == {**losses, "lr": values["lr"], "tiles_per_s": 32.0, "waiting": 0.25}
+
+
+@pytest.mark.parametrize("step", [0, 4, 6, 11])
+def test_steps_go_through_epoch_after_epoch(coloured: Path, step: int) -> None:
+    loader = TileLoader(coloured, "train", batch=32, seed=1)
+    wanted = [batch.share for epoch in range(3) for batch in loader.epoch(epoch)]
+    found = [batch.share for batch in islice(train.batches(loader, step, 18), 18 - step)]
+    assert len(wanted) == 18
+    assert all(torch.equal(*pair) for pair in zip(found, wanted[step:], strict=True))
+    assert not torch.equal(wanted[0], wanted[6])
+
+
+def test_the_second_signal_ends_the_process_as_ever() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with train.signals() as caught:
+        signal.raise_signal(signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def far(one: Learner, other: Learner) -> float:
+    """The largest difference between the students' weights."""
+    pairs = zip(one.student.parameters(), other.student.parameters(), strict=True)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("objective", ["geokr", "supervised"])
+def test_parts_of_a_step_are_the_step(coloured: Path, objective: str) -> None:
+    settings = ["optimiser=sgd", "lr=0.05", f"objective={objective}"]
+    weight = torch.linspace(0.1, 3, 32)
+    whole = by_a_step(coloured, *settings, weight=weight)
+    parts = by_a_step(coloured, *settings, "accumulate=4", weight=weight)
+    assert far(whole, parts) < 1e-5
+    assert torch.allclose(whole.window, parts.window, atol=1e-6)
+    assert far(whole, by_a_step(coloured, *settings)) > 1e-3  # weights matter
+
+
+def test_tiles_without_weight_are_not_learnt_from(coloured: Path) -> None:
+    """The step is that of the tiles with weight alone, whatever the others say."""
+    weight = (torch.arange(32) % 2).float()
+    settings = ["optimiser=sgd", "lr=0.05", "objective=supervised"]
+    one, other = (by_a_step(coloured, *settings, weight=factor * weight) for factor in (1, 7))
+    assert far(one, other) < 1e-6  # their size does not count
+    assert far(one, by_a_step(coloured, *settings, weight=1 - weight)) > 1e-3
+
+
+def test_a_batch_that_lacks_tiles_is_a_step_of_those_that_are_there(coloured: Path) -> None:
+    learners = [by_a_step(coloured, "optimiser=sgd", "lr=0.05", "accumulate=2") for _ in range(2)]
+    batch = next(iter(learners[0].training))
+    short = replace(batch, image=batch.image[:20], share=batch.share[:20], weight=batch.weight[:20])
+    learn(learners[0], replace(batch, weight=(torch.arange(32) < 20).float()))
+    learn(learners[1], replace(short, known=batch.known[:20]))
+    assert far(*learners) < 1e-6
+    nothing = {name: getattr(batch, name)[:0] for name in ("image", "share", "known", "weight")}
+    before = learners[1].step
+    learn(learners[1], replace(batch, **nothing))
+    assert learners[1].step == before + 1
+    assert all(bool(parameter.isfinite().all()) for parameter in learners[1].student.parameters())
+
+
+def test_tiles_are_filtered_and_weighted_by_columns(build, tmp_path: Path) -> None:
+    """Tiles of one scene are left out; others count as much as their label covers, which here is what tells them."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (4, 20, 4, 32, 32), dtype=np.uint8)
+    share = np.zeros((4, 20, 3), np.float32)
+    share[:, ::2, 0] = share[:, 1::2, 1] = 1
+    dataset = build(
+        tmp_path / "dataset",
+        {"one": image, "other": image},
+        {"one": share, "other": share},
+        split=lambda scene, row, col: "val" if row == 3 else "train",
+        known=lambda scene, row, col: 1.0 if col % 2 == 0 else 0.01,
+    )
+    settings = ["where=scene=one", "weight=known", "min_known=0", "steps=30", "batch=20", "lr=1e-3", "ema=0.5"]
+    assert command(dataset, tmp_path / "run", *settings) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["tiles"], metrics["val_tiles"]) == (60, 20)
+    # Pixels say nothing: the best answer is the weighted mean label, 0.99 of the first class, which is half wrong.
+    assert metrics["val_kl"] > 1.0 > metrics["val_kl_mean_baseline"]
+
+
+def test_how_tiles_are_drawn_is_a_setting(coloured: Path) -> None:
+    """Training's tiles are those of a loader with the same options; held-out tiles keep their order."""
+    options: dict[str, Any] = {"balance": 0.5, "buffer": 64, "seed": 3, "on_error": "skip", "min_known": 0.75}
+    config = configure("geokr", None, [*SMALL, *(f"{name}={value}" for name, value in options.items())])
+    training, held_out = train.loaders(str(coloured), config, ALONE)
+    alike = TileLoader(coloured, "train", batch=32, **options)
+    assert (training.tiles, held_out.tiles) == (alike.tiles, int((held_out.chosen.known >= 0.75).sum()))
+    assert training.tiles < 192
+    for number in range(2):
+        assert all(
+            torch.equal(one.image, other.image)
+            for one, other in zip(training.epoch(number), alike.epoch(number), strict=True)
+        )
+    without = TileLoader(coloured, "train", batch=32, min_known=0.5, seed=3)
+    assert not torch.equal(next(iter(training)).share, next(iter(without)).share)
+    assert (held_out.shuffle, held_out.buffer, held_out.on_error, training.on_error) == (False, 0, "skip", "skip")
+
+
+def test_tiles_that_cannot_be_read_are_skipped_and_counted_if_asked(
+    coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = tmp_path / "dataset"
+    shutil.copytree(coloured, dataset)
+    (dataset / "tiles.zarr/east/image/c/0/0/0/0/0").unlink()  # 64 of 192 tiles
+    steps = ["steps=12", "checkpoint_every=6"]
+    assert command(dataset, tmp_path / "stops", *steps) != 0
+    assert "east/image/c/0/0/0/0/0: tile" in capsys.readouterr().err
+    assert command(dataset, tmp_path / "run", "on_error=skip", *steps) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    skipped = [line["skipped"] for line in lines if "skipped" in line]
+    assert skipped == sorted(skipped)
+    assert skipped[-1] >= 2 * 64  # two epochs; what statistics and the probe leave out counts, too
+    curve = csv.DictReader((tmp_path / "run/plots/val.csv").open())
+    assert [row["step"] for row in curve] == ["6", "12"]  # unless told otherwise, once an epoch
+
+
+def test_of_a_pair_the_teacher_sees_the_other_date(build, tmp_path: Path) -> None:
+    """Both dates of a place bear one label; the teacher's answer is another where its date looks otherwise."""
+    rng = np.random.default_rng(0)
+    image = {name: rng.integers(0, 256, (4, 8, 4, 32, 32)).astype(np.uint8) for name in ("spring", "autumn")}
+    share = dict.fromkeys(image, rng.dirichlet([0.5] * 3, (4, 8)).astype(np.float32))
+    more = {
+        "place": np.array([f"p{k}" for k in range(32)] * 2, object),
+        "acquired": np.array(["2020-04-01"] * 32 + ["2020-10-01"] * 32, "datetime64[us]"),
+    }
+    dataset = build(tmp_path / "dates", image, share, more=more)
+    config = configure("geokr", None, [*SMALL, "batch=16", "pairs=true", "steps=4"])
+    training = TileLoader(dataset, "train", batch=16, pairs=True)
+    learner = begin(config, ALONE, training, training, facts_of(training, training))
+    batch = next(iter(training))
+    assert batch.pair is not None
+    same_date, other_date = (
+        step_losses(learner, batch.image, seen, batch.share, 0) for seen in (batch.image, batch.pair)
+    )
+    assert torch.equal(same_date[:, 1], other_date[:, 1])  # the student's
+    assert not torch.allclose(same_date[:, 2], other_date[:, 2])
+    learn(learner, batch)
+    alone = begin(config, ALONE, training, training, facts_of(training, training))
+    learn(alone, replace(batch, pair=None))
+    assert learner.window[0, 2] != alone.window[0, 2]
+    learn(
+        learner,
+        replace(batch, **{name: getattr(batch, name)[:5] for name in ("image", "share", "known", "weight", "pair")}),
+    )
+
+
+@pytest.mark.parametrize("settings", [["objective=supervised"], ["buffer=64"]])
+def test_pairs_need_a_teacher_and_a_permutation(settings: list[str]) -> None:
+    with pytest.raises(ValueError, match="pairs are for objective geokr"):
+        configure("geokr", None, ["pairs=true", *settings])
+
+
+def test_each_step_has_views_of_its_own(coloured: Path) -> None:
+    learner = by_a_step(coloured)
+    image = next(iter(learner.training)).image
+    found = {}
+    for seed in (0, 1):
+        learner.config = replace(learner.config, seed=seed)
+        for learner.step, stream in itertools.product((0, 1, 2), (STUDENT_VIEW, TEACHER_VIEW)):
+            found[seed, learner.step, stream] = learner.view(image, stream)
+            assert torch.equal(learner.view(image, stream), found[seed, learner.step, stream])
+    assert not any(torch.equal(*pair) for pair in itertools.combinations(found.values(), 2))
+    pixels = learner.normalised(image.float() / 255)
+    assert float(pixels.mean((0, 2, 3)).abs().max()) < 0.3  # as much as a batch is off the data set
+    assert pixels.std((0, 2, 3)).tolist() == pytest.approx([1.0] * 3, abs=0.3)
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.0067379), (10, 0.2865048), (19, 0.9875778), (20, 1.0), (39, 1.0)])
+def test_the_consistency_rises_over_a_part_of_the_run(coloured: Path, step: int, share: float) -> None:
+    """exp(-5 (1 - t) ^ 2) of it, t being 1 after half of 40 steps."""
+    learner = by_a_step(coloured, "steps=40", "ramp_up=0.5", "consistency=3")
+    learner.step = step
+    batch = next(iter(learner.training))
+    loss, kl, disagreement = step_losses(learner, batch.image, batch.image, batch.share, 0).T
+    assert torch.allclose(loss, kl + 3 * share * disagreement, atol=1e-6)
+    assert float(disagreement.detach().max()) > 1e-3
+
+
+def test_biases_and_normalisation_do_not_decay(coloured: Path) -> None:
+    """A step of tiles without weight has no gradient: what is left of it is the decay."""
+    settings = ["objective=supervised", "lr=0.1", "weight_decay=0.5", "warm_up=0", "steps=9"]
+    config = configure("geokr", None, [*SMALL, *settings])
+    training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
+    learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+    before = [parameter.detach().clone() for parameter in learner.student.parameters()]
+    learn(learner, replace(next(iter(training)), weight=torch.zeros(32)))
+    for now, then in zip(learner.student.parameters(), before, strict=True):
+        assert torch.allclose(now, then * (0.95 if then.ndim > 1 else 1.0), rtol=1e-5, atol=0)
+
+
+def test_what_a_network_drops_is_a_function_of_seed_and_step(coloured: Path) -> None:
+    learners = [by_a_step(coloured, "optimiser=sgd", "lr=0.05") for _ in range(3)]
+    for number, learner in enumerate(learners):
+        for module in learner.student.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.5 if number else 0.0
+        torch.manual_seed(number)
+        torch.rand(number)
+        learn(learner, next(iter(learner.training)))
+    assert far(learners[1], learners[2]) == 0
+    assert far(learners[0], learners[1]) > 1e-4  # it does drop
+
+
+@pytest.mark.parametrize("amp", ["fp32", "fp16"])
+def test_a_long_gradient_is_shortened(coloured: Path, amp: str) -> None:
+    """That of the loss, not of the loss as it is scaled for half precision."""
+    settings = ["optimiser=sgd", "lr=1", "weight_decay=0", "objective=supervised", "steps=1", f"amp={amp}"]
+    start = by_a_step(coloured, *settings, weight=torch.ones(32))
+    assert start.config.clip == 0
+    config = configure("geokr", None, [*SMALL, "model=test_vit", *settings, "warm_up=0", "clip=0.01"])
+    training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
+    learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+    before = [parameter.detach().clone() for parameter in learner.student.parameters()]
+    learn(learner, next(iter(training)))
+    moved = [now - then for now, then in zip(learner.student.parameters(), before, strict=True)]
+    assert float(torch.cat([part.flatten() for part in moved]).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_activations_computed_again_change_nothing(coloured: Path) -> None:
+    """Batch statistics neither, though a block then runs twice."""
+    settings = ["model=test_resnet", "optimiser=sgd", "lr=0.01"]
+    kept, again = by_a_step(coloured, *settings), by_a_step(coloured, *settings, "recompute=true")
+    calls = []
+    again.student.encoder.layer2[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    learn(again, next(iter(again.training)))
+    learn(kept, next(iter(kept.training)))
+    assert len(calls) == 2
+    for network in ("student", "teacher"):
+        states = [getattr(learner, network).state_dict() for learner in (kept, again)]
+        for name, value in states[0].items():
+            assert torch.allclose(value, states[1][name], atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        (["amp=bf16"], 3e-2),
+        (["amp=fp16"], 3e-2),
+        (["channels_last=false"], 1e-4),
+        (["compile=true"], 1e-4),
+    ],
+)
+def test_other_ways_to_compute_come_to_the_same(
+    coloured: Path, settings: list[str], tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As torch.compile does, but without generating code, which takes minutes.
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    common = ["model=test_resnet", "optimiser=sgd", "lr=0.01"]
+    plain, other = by_a_step(coloured, *common), by_a_step(coloured, *common, *settings)
+    assert far(plain, other) < tolerance
+    assert torch.allclose(plain.window[:3], other.window[:3], atol=tolerance)
+    if "amp=fp16" in settings:
+        assert other.scaler.get_scale() > 1
+    if settings[0].startswith("amp"):
+        assert far(plain, other) > 0
+
+
+def test_a_step_that_overflows_in_half_precision_is_left_out_and_scaled_down(coloured: Path) -> None:
+    learner = by_a_step(coloured, "amp=fp16")
+    learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**100})
+    before = [parameter.detach().clone() for parameter in learner.student.parameters()]
+    learn(learner, next(iter(learner.training)))
+    assert all(torch.equal(*pair) for pair in zip(before, learner.student.parameters(), strict=True))
+    assert learner.scaler.get_scale() == 2.0**99
+
+
+@pytest.mark.parametrize("settings", [["amp=fp16"], ["optimiser=lamb"], ["accumulate=2", "recompute=true"]])
+def test_stopping_and_going_on_holds_for_all_of_the_state(
+    coloured: Path, tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["steps=9", "probe=0", *settings]
+    assert command(coloured, tmp_path / "whole", *settings) == 0
+
+    def interrupted(learner, batch) -> None:
+        learn(learner, batch)
+        if learner.step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train, "learn", interrupted)
+    assert command(coloured, tmp_path / "parts", *settings) == 128 + signal.SIGTERM
+    assert bool(load(tmp_path / "parts" / LAST).scaler) == ("amp=fp16" in settings)
+    monkeypatch.undo()
+    assert command(coloured, tmp_path / "parts", *settings) == 0
+    assert same_state(tmp_path / "whole" / LAST, tmp_path / "parts" / LAST)
+
+
+def test_validation_judges_features_and_classes_too(coloured: Path) -> None:
+    config = configure("geokr", None, [*SMALL, "steps=60", "lr=3e-3", "ema=0.9"])
+    training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
+    learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+    first = validate(learner)
+    for epoch in range(10):
+        for batch in training.epoch(epoch):
+            learn(learner, batch)
+            learner.noted = learner.step
+    last = validate(learner)
+    assert last.numbers["knn_top1"] > 0.8
+    assert last.numbers["knn_mae"] < first.numbers["knn_mae"]
+    assert np.sum(last.confusion) == pytest.approx(1)
+    assert np.sum(last.confusion, axis=1) == pytest.approx(held_out.share.mean(0), abs=1e-6)
+    assert np.trace(last.confusion) > np.trace(first.confusion)
+    assert list(last.error) == list(training.classes)
+    assert np.mean(list(last.error.values())) == pytest.approx(last.numbers["mae"])
+    mean = (training.share.sum(0) + 1 / 3) / (len(training.share) + 1)  # one tile of equal shares is added
+    kl = torch.nn.functional.kl_div(torch.from_numpy(mean).log(), last.shares["label"], reduction="none").sum(1).mean()
+    assert last.numbers["kl_of_mean"] == pytest.approx(float(kl), abs=1e-5)
+    assert torch.equal(last.shares["label"], torch.from_numpy(held_out.share))
+
+
+@pytest.mark.parametrize("objective", ["geokr", "reference", "supervised"])
+def test_validation_is_of_the_teacher_in_evaluation_mode_and_changes_nothing(coloured: Path, objective: str) -> None:
+    periods = ["ema_periods=1000"] if objective == "reference" else []
+    learner = by_a_step(coloured, "model=test_resnet", "amp=fp32", f"objective={objective}", *periods)
+    networks = [network for network in (learner.student, learner.teacher) if network is not None]
+    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    modes = [network.training for network in networks]
+    found = validate(learner).numbers["kl"]
+    assert [network.training for network in networks] == modes
+    assert all(same(network.state_dict(), state) for network, state in zip(networks, before, strict=True))
+    kl = []
+    with torch.no_grad():
+        for network in networks:
+            network.eval()
+            parts = []
+            for batch in learner.held_out:
+                logits, _ = network(learner.normalised(batch.image.float() / 255))
+                p = torch.softmax(logits.double(), dim=1)
+                parts.append((torch.special.xlogy(batch.share, batch.share) - batch.share * p.log()).sum(1))
+            kl.append(float(torch.cat(parts).mean()))
+    assert found == pytest.approx(kl[-1], rel=1e-4)  # networks ends with the teacher, where there is one
+    assert len(kl) == 1 or found != pytest.approx(kl[0], rel=1e-3)
+
+
+def test_the_teacher_of_each_preset(coloured: Path) -> None:
+    """Ours: averaged with statistics, in evaluation mode. The published one: weights alone, training mode, own head."""
+    for preset in ("geokr", "reference"):
+        config = configure(preset, None, [*SMALL, "classes=[]", "pretrained=false", "steps=40"])
+        training = TileLoader(coloured, "train", batch=32)
+        held_out = TileLoader(coloured, "val", batch=32, shuffle=False)
+        learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+        student, teacher = learner.student, learner.teacher
+        assert teacher is not None
+        assert teacher.training == (preset == "reference")
+        assert torch.equal(student.head.weight, teacher.head.weight) == (preset == "geokr")
+        before = {name: value.clone() for name, value in teacher.state_dict().items()}
+        seen: dict[torch.nn.Module, torch.Tensor] = {}
+
+        def note(network: torch.nn.Module, images: Any, seen: dict[torch.nn.Module, torch.Tensor] = seen) -> None:
+            seen[network] = images[0]
+
+        hooks = [network.register_forward_pre_hook(note) for network in (student, teacher)]
+        learn(learner, next(iter(training)))
+        assert torch.equal(seen[student], seen[teacher]) == (preset == "reference")
+        assert (0 <= float(seen[student].min()) < float(seen[student].max()) <= 1) == (preset == "reference")
+        for hook in hooks:
+            hook.remove()
+        buffer, weight = "encoder.conv1.1.running_mean", "encoder.conv1.0.weight"
+        now, its = teacher.state_dict(), student.state_dict()
+        keep = 0.5 if preset == "geokr" else 0.95
+        assert torch.allclose(now[weight], keep * before[weight] + (1 - keep) * its[weight], atol=1e-7)
+        averaged = keep * before[buffer] + (1 - keep) * its[buffer]
+        assert torch.allclose(now[buffer], averaged, atol=1e-6) == (preset == "geokr")
+        if preset == "reference":
+            # It saw the student's very view with weights like the student's: so are its statistics.
+            assert torch.allclose(now[buffer], its[buffer], atol=1e-6)
+            weights = teacher.state_dict()[weight].clone()
+            learn(learner, next(iter(training)))
+            assert torch.equal(teacher.state_dict()[weight], weights)  # not one of the listed steps
+        assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+RANK = """
+import signal
+import sys
+from pathlib import Path
+import torch
+from geokr import train
+from geokr.pretraining.config import configure
+from geokr.pretraining.processes import taking_place, whole
+
+data, out, *settings = sys.argv[1:]
+learners, begin, learn = [], train.begin, train.learn
+train.begin = lambda *arguments: learners.append(begin(*arguments)) or learners[-1]
+
+def stopped(learner, batch):
+    learn(learner, batch)
+    if learner.step == 5 and place.rank == 1:
+        signal.raise_signal(signal.SIGTERM)
+
+def run(name, *more):
+    return train.train(data, Path(out) / name, configure(pairs=[*settings, *more]), place)
+
+with taking_place("cpu") as place:
+    assert run("copied", "model=test_vit") == 0
+    assert run("batch-norm", "model=test_resnet") == 0
+    assert run("shared", "model=test_vit", "shard=true") == 0
+    train.learn = stopped
+    assert run("stopped", "model=test_vit", "shard=true", "steps=14") == 128 + signal.SIGTERM
+    train.learn = learn
+    stopped_at = learners[-1].step
+    assert run("stopped", "model=test_vit", "shard=false", "steps=14") == 0
+    assert run("not-stopped", "model=test_vit", "steps=14") == 0
+    held = [whole(network.state_dict()) for learner in learners for network in (learner.student, learner.teacher)]
+torch.save([stopped_at, held], Path(out) / f"rank{place.rank}.pt")
+"""
+
+
+def test_two_processes_do_the_work_of_one(coloured: Path, tmp_path: Path) -> None:
+    settings = ["image_size=32", "batch=32", "steps=8", "loggers=[]", "optimiser=adamw", "lr=1e-3", "clip=0.5"]
+    settings += ["accumulate=2", "weight_decay=0.1", "weight=known"]
+    alone = tmp_path / "alone"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    line = [sys.executable, "-c", RANK, str(coloured), str(tmp_path), *settings]
+    ranks = [subprocess.Popen(line, env={**common, "RANK": str(rank)}, cwd=REPOSITORY) for rank in range(2)]
+    assert train.main(["--data", str(coloured), "--out", str(alone), "model=test_vit", *settings]) == 0
+    assert [rank.wait(900) for rank in ranks] == [0, 0]  # a hang, not a slow machine
+
+    # With layer normalisation a tile's output depends on that tile alone: only rounding differs, whether each process
+    # holds all weights or a part of them. Adam divides by the gradient's size, which makes much of rounding.
+    one = load(alone / LAST)
+    for run in ("copied", "shared"):
+        other = load(tmp_path / run / LAST)
+        for name, value in one.student.items():
+            assert torch.allclose(value, other.student[name], atol=2e-4), (run, name)
+        assert other.optimiser["state"].keys() == one.optimiser["state"].keys()
+        metrics = [json.loads((path / "metrics.json").read_text()) for path in (alone, tmp_path / run)]
+        assert metrics[0].pop("val_mae_of") == pytest.approx(metrics[1].pop("val_mae_of"), abs=1e-3)
+        assert metrics[0] == pytest.approx(metrics[1], abs=1e-3)
+        curves = [csv.DictReader((path / "plots/train.csv").open()) for path in (alone, tmp_path / run)]
+        ours, its = ([float(row["loss"]) for row in curve] for curve in curves)
+        assert ours == pytest.approx(its, abs=1e-3)
+
+    # A signal to one process stops all, at the next step at which they talk. What was shared out goes on in copies.
+    ended = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    assert [at for at, _ in ended] == [10, 10]
+    stopped, not_stopped = load(tmp_path / "stopped" / LAST), load(tmp_path / "not-stopped" / LAST)
+    for name, value in stopped.student.items():
+        assert torch.allclose(value, not_stopped.student[name], atol=2e-4), name
+    # With batch normalisation each sees its own tiles' statistics, but both end with the same networks.
+    assert same(*ended)
+
+
+ONLY_TORCH = """
+import sys
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name.split(".")[0] in {absent} else find(name, *rest)
+from geokr.train import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_training_needs_torch_timm_and_tensorstore_alone(coloured: Path, tmp_path: Path) -> None:
+    absent = {"zarr", "pydantic", "typer", "geopandas", "rasterio", "shapely", "dask", "pandas", "pipeline"}
+    absent |= {"tensorboard", "dvclive", "odc", "cv2", "xarray", "pyproj", "exactextract"}
+    code = ONLY_TORCH.replace("{absent}", repr(absent))
+    settings = ["model=test_resnet", "image_size=32", "batch=16", "steps=2", "loggers=tensorboard,dvclive"]
+    line = [sys.executable, "-c", code, "--data", str(coloured), "--out", str(tmp_path), *settings]
+    done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("tensorboard is not installed: its log is not written") == 1
+    assert done.stderr.count("dvclive is not installed: its log is not written") == 1
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_logs_for_viewers(coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(coloured, tmp_path, "steps=4", "validate_every=2", "loggers=tensorboard,dvclive") == 0
+    assert re.search(r"loss \d\.\d+, \d+ tiles/s, \d+% waiting for data", capsys.readouterr().err)
+    seen = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "histograms": 0}).Reload()
+    tags = seen.Tags()
+    assert set(tags["images"]) == {"confusion", "views of student and teacher"}
+    kinds = {f"{kind}/{name}" for kind in ("label", "predicted") for name in ("water", "forest", "bare")}
+    assert set(tags["histograms"]) == kinds
+    assert {"val/knn_top1", "mae/water", "train/waiting"} <= set(tags["scalars"])
+    assert [event.step for event in seen.Images("confusion")] == [2, 4]
+    views = Image.open(io.BytesIO(seen.Images("views of student and teacher")[0].encoded_image_string))
+    assert views.size == (8 * 32, 2 * 32)
+    label = seen.Histograms("label/water")[0].histogram_value
+    assert (label.num, label.min >= 0, label.max <= 1) == (64, True, True)
+    share = TileLoader(coloured, "val", batch=32, shuffle=False).share
+    for k, name in enumerate(("water", "forest", "bare")):
+        label = seen.Histograms(f"label/{name}")[0].histogram_value
+        assert label.sum == pytest.approx(float(share[:, k].sum()), rel=1e-5)
+    for path in (tmp_path / "plots/confusion.png", tmp_path / "dvclive/plots/images/confusion.png"):
+        assert Image.open(path).size[0] > 3 * 40
+    curve = (tmp_path / "dvclive/plots/metrics/val/kl.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in curve] == ["step", "2", "4"]
+
+
+def test_the_picture_of_confusion_is_dark_where_shares_went() -> None:
+    """Two classes: the first half taken for the second, the second right, and a third that is nowhere."""
+    picture = drawn([[0.2, 0.2, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 0.0]], ["water", "forest", "bare"])
+    cell = [[picture.getpixel((LEFT + CELL * k + 2, TOP + CELL * row + 2)) for k in range(4)] for row in range(4)]
+    half, full, none = (128, 128, 255), (0, 0, 255), (255, 255, 255)
+    assert [row[:3] for row in cell[:3]] == [[half, half, none], [none, full, none], [none, none, none]]
+    of_all = {0.2: (204,) * 3, 0.4: (153,) * 3, 0.6: (102,) * 3, 0.8: (51,) * 3, 0.0: none}
+    assert [row[3] for row in cell[:3]] == [of_all[0.4], of_all[0.6], none]
+    assert cell[3][:3] == [of_all[0.2], of_all[0.8], none]
+
+
+def test_views_are_shown_in_true_colour(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, ("tensorboard",), 0)
+    views = torch.zeros(4, 4, 6, 6)  # nir, red, green, blue: all red but the teacher's second, which is blue
+    views[:, 0] = 0.5
+    views[:3, 1] = views[3:, 3] = 1
+    journal.show_views(1, views, ("nir", "red", "green", "blue"))
+    journal.close()
+    (event,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("views of student and teacher")
+    picture = Image.open(io.BytesIO(event.encoded_image_string))
+    found = [picture.getpixel(place) for place in ((3, 3), (9, 3), (3, 9), (9, 9))]
+    assert found == [(255, 0, 0)] * 3 + [(0, 0, 255)]
+    journal = Journal(tmp_path / "grey", ("tensorboard",), 0)  # without a blue band, the first in grey
+    journal.show_views(1, views[:, :3], ("nir", "red", "green"))
+    journal.close()
+    (event,) = EventAccumulator(str(tmp_path / "grey/tensorboard")).Reload().Images("views of student and teacher")
+    picture = Image.open(io.BytesIO(event.encoded_image_string))
+    assert {picture.getpixel(place) for place in ((3, 3), (9, 3), (3, 9), (9, 9))} == {(127, 127, 127)}
+
+
+def test_a_log_goes_on_from_the_step_of_the_checkpoint(tmp_path: Path) -> None:
+    """What an earlier process wrote after it is gone from all of them."""
+    for start, steps, factor in ((0, (1, 2, 3), 1.0), (2, (3, 4), 10.0)):
+        journal = Journal(tmp_path, ("tensorboard",), start)
+        for step in steps:
+            journal.write(step, "train", {"kl": factor * step})
+        journal.close()
+    wanted = [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/kl")
+    assert [(event.step, event.value) for event in events] == wanted
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["kl"]) for row in rows] == wanted
+
+
+def test_batch_norm_over_processes_needs_gpus(coloured: Path) -> None:
+    config = configure("geokr", None, [*SMALL, "sync_batch_norm=true"])
+    training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
+    facts = facts_of(training, held_out)
+    with pytest.raises(ValueError, match="sync_batch_norm needs GPUs"):
+        begin(config, Place(0, 2, torch.device("cpu")), training, held_out, facts)
+    begin(config, ALONE, training, held_out, facts)
+
+
+def test_without_a_terminal_progress_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    with tqdm(total=2, file=train.Lines(), mininterval=0) as bar:
+        bar.update()
+        bar.update()
+    said = capsys.readouterr().err
+    assert "\r" not in said
+    assert [line.split("%")[0] for line in said.splitlines()] == ["0", "50", "100", "100"]

@@ -1,0 +1,220 @@
+"""Every form in which scenes are delivered: the table in docs/forms.md names the test of each."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from rasterio.windows import Window
+
+from pipeline.scenes import raster
+from pipeline.scenes.delivery import Refusal, read_delivery
+from pipeline.scenes.discovery import deliveries
+from pipeline.scenes.raster import read
+from pipeline.scenes.scene import Imagery, Scene
+from tests.deliveries import (
+    GSD,
+    HEIGHT,
+    NAME,
+    WIDTH,
+    camera,
+    coordinates,
+    fields,
+    members,
+    pair,
+    rpb,
+    rpc_text,
+    surveyed,
+    tiff,
+    write_archive,
+    write_folder,
+    write_zip,
+    xml,
+)
+
+
+def found(path: Path, imagery: Imagery = "mss") -> list[Scene | Refusal]:
+    return [item for one in deliveries([path]) for item in read_delivery(one, imagery)]
+
+
+def only(path: Path, imagery: Imagery = "mss") -> Scene:
+    (item,) = found(path, imagery)
+    assert isinstance(item, Scene), item
+    return item
+
+
+def refused(path: Path, imagery: Imagery = "mss") -> str:
+    (item,) = found(path, imagery)
+    assert isinstance(item, Refusal)
+    return item.detail
+
+
+# --- one delivery, two resolutions
+
+CAMERAS = {
+    "GF1_PMS1": ("MSS1", "PAN1"), "GF1_PMS2": ("MSS2", "PAN2"), "GF1B_PMS": ("MUX", "PAN"), "GF1C_PMS": ("MUX", "PAN"),
+    "GF1D_PMS": ("MUX", "PAN"), "GF2_PMS1": ("MSS1", "PAN1"), "GF2_PMS2": ("MSS2", "PAN2"), "GF6_PMS": ("MUX", "PAN"),
+    "GF7_DLC": ("BWDMUX", "BWDPAN"), "ZY302_TMS": ("MUX", "NAD"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("satellite", CAMERAS)
+@pytest.mark.parametrize("form", ["folder", "tar.gz", "zip"])
+def test_two_images_of_a_delivery_are_one_scene(tmp_path: Path, satellite: str, form: str) -> None:
+    name = f"{satellite}_E105.3_N24.8_20200523_L1A0001234567"
+    files = pair(name, *CAMERAS[satellite])
+    if satellite == "GF7_DLC":  # the forward look is another view of the ground, and no part of the scene
+        files |= {f"{name}-FWDPAN{Path(k).suffix}": v for k, v in files.items() if "BWDPAN" in k}
+    if form == "folder":
+        path = write_folder(tmp_path / name, files)
+    else:
+        path = (write_archive if form == "tar.gz" else write_zip)(tmp_path / f"{name}.{form}", files)
+    mss, pan, sharp = (only(path, imagery) for imagery in ("mss", "pan", "pansharpened"))
+    assert {mss.id, pan.id, sharp.id} == {name}
+    assert (mss.gsd, pan.gsd, sharp.gsd) == (GSD, GSD / 4, GSD / 4)
+    assert (mss.bands, pan.bands, sharp.bands) == (("blue", "green", "red", "nir"), ("pan",), mss.bands)
+    assert (mss.pan, pan.pan) == (None, None)
+    assert sharp.images == mss.images
+    assert (sharp.pan,) == pan.images
+    assert np.array_equal(read(mss.images[0])[0], coordinates())
+    assert np.array_equal(read(pan.images[0])[0], coordinates(4 * WIDTH, 4 * HEIGHT, 1))
+    # The stretch is that of sharpened pixels, whose mean is that of the panchromatic image.
+    stretches = [surveyed(scene).stretch for scene in (mss, pan, sharp)]
+    assert stretches[2] != stretches[0]
+    assert stretches[2].high == pytest.approx(stretches[1].high, rel=0.4)
+    if form == "folder":
+        assert len(mss.files) == len(pan.files) == 3
+        assert set(sharp.files) == {*mss.files, *pan.files}
+        assert found(Path(pan.files[1])) == [mss]  # whichever of its files is named, it is the delivery
+
+
+@pytest.mark.parametrize(
+    ("images", "imagery", "sentence"),
+    [
+        (["MSS1"], "pan", "no panchromatic image, but --imagery pan needs one"),
+        (["MSS1"], "pansharpened", "no panchromatic image, but --imagery pansharpened needs one"),
+        (["PAN1"], "mss", "no multispectral image, but --imagery mss needs one"),
+        (["MSS1", "MSS2"], "mss", "2 multispectral images, but --imagery mss needs one"),
+        (["MSS1", "PAN1"], "pansharpened", "a panchromatic image of 4 bands"),
+    ],
+)
+def test_an_image_that_is_not_there_is_named(
+    tmp_path: Path, images: list[str], imagery: Imagery, sentence: str
+) -> None:
+    for part in images:
+        write_folder(tmp_path, members(f"{NAME}-{part}"))
+    detail = refused(tmp_path, imagery)
+    assert sentence in detail
+    assert NAME in detail
+
+
+def test_an_image_on_a_map_has_no_panchromatic_one(tmp_path: Path) -> None:
+    image = tiff(coordinates(), crs="EPSG:32648", transform=Affine(8, 0, 5e5, 0, -8, 2.7e6))
+    write_folder(tmp_path, {"map.tif": image})
+    assert only(tmp_path).gsd == pytest.approx(GSD, rel=1e-3)
+    assert "map.tif: no panchromatic image, but --imagery pan needs one" in refused(tmp_path, "pan")
+
+
+def test_a_panchromatic_image_that_is_cut_spoils_no_multispectral_scene(tmp_path: Path) -> None:
+    files = pair(NAME, "MSS1", "PAN1")
+    write_folder(tmp_path, files | {f"{NAME}-PAN1.tiff": files[f"{NAME}-PAN1.tiff"][:40]})
+    assert only(tmp_path).id == NAME
+    assert "-PAN1.tiff: not an image that can be opened" in refused(tmp_path, "pansharpened")
+
+
+def test_a_panchromatic_image_that_is_no_finer_sharpens_nothing(tmp_path: Path) -> None:
+    said = xml(fields() | {"Bands": "5"}).encode()
+    one = {f"{NAME}-PAN1.tiff": tiff(coordinates(bands=1)), f"{NAME}-PAN1.xml": said}
+    write_folder(tmp_path, members() | one | {f"{NAME}-PAN1.rpb": rpb(camera()).encode()})
+    assert "-PAN1.tiff: its pixels are 8 m, no finer than the 8 m of" in refused(tmp_path, "pansharpened")
+
+
+# --- sensor models
+
+
+def test_an_rpc_text_file_is_the_same_camera(tmp_path: Path) -> None:
+    model = camera(heading=77, lean=(0.1, -0.2))
+    files = members(rpc=model)
+    first = only(write_folder(tmp_path / "rpb", files))
+    text = {name.replace(".rpb", "_RPC.TXT"): content for name, content in files.items()}
+    text[f"{NAME}-MSS1_RPC.TXT"] = rpc_text(model).encode()
+    second = only(write_folder(tmp_path / "txt", text))
+    assert first.images[0].model == second.images[0].model == model
+    assert f"{NAME}-MSS1_RPC.TXT" in [Path(file).name for file in second.files]
+
+
+def test_wide_field_images_have_no_suffix(tmp_path: Path) -> None:
+    for k in "1234":
+        name = f"GF1_WFV{k}_E105.3_N24.8_20200523_L1A0001234567"
+        said = xml(fields() | {"SensorID": f"WFV{k}"}).encode()
+        files = {f"{name}.tiff": tiff(coordinates()), f"{name}.rpb": rpb(camera()).encode(), f"{name}.xml": said}
+        write_folder(tmp_path / name / name, files)  # a folder in a folder of the same name
+    scenes = found(tmp_path)
+    assert [item.sensor for item in scenes if isinstance(item, Scene)] == ["WFV1", "WFV2", "WFV3", "WFV4"]
+    assert len(scenes) == 4
+
+
+# --- masks
+
+
+@pytest.mark.parametrize("mapped", [raster.MAPPED, 2000])
+@pytest.mark.parametrize("form", ["alpha", "mask", "nodata"])
+def test_pixels_without_data_are_told_by_the_file(
+    tmp_path: Path, form: str, mapped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An alpha band and a mask in the file, as a nodata value: what lies left of a slanting line holds nothing.
+
+    Read as a whole, and a few lines at a time, as large images are.
+    """
+    monkeypatch.setattr(raster, "MAPPED", mapped)
+    pixels = coordinates(bands=3)
+    row, col = np.mgrid[:HEIGHT, :WIDTH]
+    known = col >= WIDTH // 3 + row // 4
+    path, place = tmp_path / "map.tif", {"crs": "EPSG:32648", "transform": Affine(8, 0, 5e5, 0, -8, 2.7e6)}
+    if form == "alpha":
+        opaque = np.where(known, 65535, 0).astype(np.uint16)
+        path.write_bytes(tiff(np.concatenate([pixels, opaque[None]]), photometric="RGB", alpha="yes", **place))
+    elif form == "nodata":
+        path.write_bytes(tiff(np.where(known, pixels, 0), nodata=0, **place))
+    else:
+        path.write_bytes(tiff(pixels, **place))
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+            file.write_mask(known)
+    scene = only(tmp_path)
+    (image,) = scene.images
+    assert len(scene.bands) == 3
+    assert (image.masked, image.indexes) == (form != "nodata", (1, 2, 3) if form == "alpha" else ())
+    found, valid = read(image, Window(20, 10, 50, 40))
+    assert np.array_equal(found[:, known[10:50, 20:70]], pixels[:, 10:50, 20:70][:, known[10:50, 20:70]])
+    assert valid is not None
+    assert np.array_equal(valid, known[10:50, 20:70])
+    assert surveyed(scene, None, 0.0, 100.0).stretch.low >= 100  # the void does not count
+
+
+def test_a_mask_and_a_value_for_no_data_both_count(tmp_path: Path) -> None:
+    """The mask hides the left third of the image, the value its first rows in one band."""
+    pixels = coordinates(bands=3)
+    pixels[1, :15] = 7
+    path, place = tmp_path / "map.tif", {"crs": "EPSG:32648", "transform": Affine(8, 0, 5e5, 0, -8, 2.7e6)}
+    path.write_bytes(tiff(pixels, **place))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+        file.write_mask(np.broadcast_to(np.arange(WIDTH) >= WIDTH // 3, pixels.shape[1:]))
+    (image,) = only(tmp_path).images
+    _, valid = read(replace(image, nodata=7.0), Window(20, 10, 50, 40))
+    row, col = np.mgrid[10:50, 20:70]
+    assert np.array_equal(valid, (col >= WIDTH // 3) & (row >= 15))
+
+
+# --- the table
+
+
+def test_each_form_of_the_table_has_its_test() -> None:
+    root = Path(__file__).parents[2]
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", (root.parent / "docs" / "forms.md").read_text())
+    rows = [line for line in (root.parent / "docs" / "forms.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(named) == len(rows) - 1  # but for the table's head
+    for file, test in named:
+        assert f"def {test}(" in (root / file).read_text(), f"{file}::{test}"

@@ -1,0 +1,212 @@
+"""Images in compressed archives: read from a copy that is made once, shared, bounded, and never in anybody's way."""
+
+import os
+import shutil
+import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rasterio.errors import RasterioIOError
+
+from pipeline.scenes import scratch as module
+from pipeline.scenes.archive import member_path
+from pipeline.scenes.raster import open_image
+from pipeline.scenes.scene import SceneError
+from pipeline.scenes.scratch import unpacked
+from tests.deliveries import STEM, coordinates, members, write_archive, write_zip
+
+IMAGE = f"{STEM}.tiff"
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GEOKR_SCRATCH", str(tmp_path / "scratch"))
+    return tmp_path / "scratch"
+
+
+def copies(scratch: Path) -> list[Path]:
+    return [file for file in scratch.glob("*") if file.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("form", [".tar.gz", ".tgz", ".zip", ".tar", "stored.zip"])
+def test_only_what_is_compressed_is_copied(tmp_path: Path, scratch: Path, form: str) -> None:
+    archive = tmp_path / f"in{form}"
+    if form.endswith("zip"):
+        write_zip(archive, members(), 0 if form == "stored.zip" else 8)
+    else:
+        write_archive(archive, members())
+    path = member_path(str(archive), IMAGE)
+    for _ in range(2):
+        with open_image(path) as file:
+            assert np.array_equal(file.read(), coordinates())
+    found = copies(scratch)
+    assert len(found) == (0 if form in (".tar", "stored.zip") else 1)
+    assert all(file.read_bytes() == members()[IMAGE] for file in found)
+    assert oct(scratch.stat().st_mode)[-3:] == "700" if found else True
+
+
+def test_another_archive_of_the_same_name_is_unpacked_anew(tmp_path: Path, scratch: Path) -> None:
+    path = member_path(str(write_archive(tmp_path / "a.tgz", members())), IMAGE)
+    with unpacked(path) as first:
+        pass
+    os.utime(tmp_path / "a.tgz", (1, 1))
+    with unpacked(path) as second:
+        assert first != second
+    assert len(copies(scratch)) == 2
+
+
+def test_the_oldest_copy_that_nobody_reads_makes_room(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(members()[IMAGE])
+    monkeypatch.setattr(module, "BOUND", 2 * size + 10)
+    paths = [member_path(str(write_archive(tmp_path / f"{k}.tgz", members())), IMAGE) for k in range(4)]
+    with unpacked(paths[0]):
+        pass
+    with unpacked(paths[0]) as kept:  # by one that found it there
+        with unpacked(paths[1]) as second:
+            assert len(copies(scratch)) == 2
+            with unpacked(paths[2]) as third:  # both are in use
+                assert third == paths[2]
+        with unpacked(paths[3]) as fourth:
+            assert fourth != paths[3]
+        assert Path(kept).exists()
+        assert not Path(second).exists()
+    assert sum(file.stat().st_size for file in copies(scratch)) <= 2 * size
+
+
+def test_the_copy_that_was_not_used_for_the_longest_time_goes_first(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(members()[IMAGE])
+    monkeypatch.setattr(module, "BOUND", 3 * size + 10)
+    found = []
+    for k in (0, 1, 2, 0, 3):
+        path = member_path(str(tmp_path / f"{k}.tgz"), IMAGE)
+        if not (tmp_path / f"{k}.tgz").exists():
+            write_archive(tmp_path / f"{k}.tgz", members())
+        with unpacked(path) as copy:
+            found.append(Path(copy))
+            if len(found) < 4:  # an hour or two ago
+                os.utime(copy, (1000 * len(found),) * 2)
+    assert {*copies(scratch)} == {found[0], found[2], found[4]}
+    assert found[3] == found[0]
+
+
+def test_what_killed_runs_left_half_written_counts_and_makes_room(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(members()[IMAGE])
+    monkeypatch.setattr(module, "BOUND", size + 10)
+    scratch.mkdir()
+    (scratch / "remains.new").write_bytes(bytes(size))
+    with unpacked(member_path(str(write_archive(tmp_path / "a.tgz", members())), IMAGE)) as copy:
+        assert copies(scratch) == [Path(copy)]
+
+
+def test_a_folder_that_may_be_anothers_is_not_used(tmp_path: Path, scratch: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    scratch.symlink_to(tmp_path / "elsewhere")
+    path = member_path(str(write_archive(tmp_path / "a.tgz", members())), IMAGE)
+    with pytest.raises(SceneError, match="belongs to somebody else; set GEOKR_SCRATCH"):
+        unpacked(path).__enter__()
+    assert not [*(tmp_path / "elsewhere").iterdir()]
+
+
+def test_without_room_on_the_disk_the_archive_is_read_in_place(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SPARE", shutil.disk_usage(tmp_path).total)
+    path = member_path(str(write_archive(tmp_path / "a.tgz", members())), IMAGE)
+    with open_image(path) as file:
+        assert np.array_equal(file.read(), coordinates())
+    assert copies(scratch) == []
+
+
+def test_many_readers_make_one_copy(tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = member_path(str(write_archive(tmp_path / "a.tgz", members())), IMAGE)
+    made: list[Path] = []
+    unpack = module.unpack
+
+    def watched(archive: str, member: str, copy: Path) -> bool:
+        made.append(copy)
+        time.sleep(0.05)  # in which others would begin to make it too
+        return unpack(archive, member, copy)
+
+    monkeypatch.setattr(module, "unpack", watched)
+
+    def read(_: int) -> int:
+        with unpacked(path) as copy:
+            return len(Path(copy).read_bytes())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(read, range(32))) == {len(members()[IMAGE])}
+    assert copies(scratch) == made
+    assert len(made) == 1
+
+
+def test_two_that_look_for_room_at_once_do_not_both_find_the_same(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BOUND", len(members()[IMAGE]) + 10)
+    usage, both = shutil.disk_usage, threading.Barrier(2)
+
+    def slow(folder: Path) -> object:
+        time.sleep(0.05)  # in which the other one would look too
+        return usage(folder)
+
+    monkeypatch.setattr(module.shutil, "disk_usage", slow)
+
+    def read(name: str) -> bool:
+        path = member_path(str(write_archive(tmp_path / name, members())), IMAGE)
+        with unpacked(path) as copy:
+            both.wait(30)
+            return copy != path
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(read, ["a.tgz", "b.tgz"])) == [False, True]
+
+
+def test_the_remains_of_a_killed_run_are_replaced(tmp_path: Path, scratch: Path) -> None:
+    path = member_path(str(write_archive(tmp_path / "a.tgz", members())), IMAGE)
+    with unpacked(path) as copy:
+        pass
+    Path(copy).rename(Path(copy).with_suffix(".new"))
+    Path(copy).with_suffix(".new").write_bytes(b"half")
+    with unpacked(path) as again:
+        assert Path(again).read_bytes() == members()[IMAGE]
+    assert copies(scratch) == [Path(copy)]
+
+
+def test_an_archive_that_changed_since_it_was_listed_is_named(tmp_path: Path, scratch: Path) -> None:
+    archive = write_archive(tmp_path / "a.tgz", members())
+    with pytest.raises(SceneError, match=r"a\.tgz: gone\.tif cannot be unpacked: it is not there any more"):
+        unpacked(member_path(str(archive), "gone.tif")).__enter__()
+    archive.write_bytes(archive.read_bytes()[:9_000])
+    with pytest.raises(SceneError, match=rf"a\.tgz: {IMAGE} cannot be unpacked"):
+        unpacked(member_path(str(archive), IMAGE)).__enter__()
+    damaged = write_zip(tmp_path / "a.zip", members())
+    data = bytearray(damaged.read_bytes())
+    data[5000] ^= 1  # found when the member has been read to its end
+    damaged.write_bytes(data)
+    with pytest.raises(SceneError, match=rf"a\.zip: {IMAGE} cannot be unpacked"):
+        unpacked(member_path(str(damaged), IMAGE)).__enter__()
+    assert copies(scratch) == []
+
+
+def test_what_fails_while_a_member_is_read_in_place_stays_what_it_is(tmp_path: Path) -> None:
+    path = member_path(str(write_archive(tmp_path / "a.tar", members())), "gone.tif")
+    with pytest.raises(RasterioIOError, match=r"a\.tar\}/gone\.tif"), open_image(path):
+        pass
+
+
+def test_a_members_name_decides_nothing_about_where_it_is_written(tmp_path: Path, scratch: Path) -> None:
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("../../above.tif"))
+    with unpacked(f"/vsitar/{{{tmp_path}/a.tgz}}/../../above.tif") as copy:
+        assert Path(copy).parent == scratch
+    assert not (tmp_path.parent / "above.tif").exists()

@@ -1,0 +1,187 @@
+"""How stages count: what is left of a scene, what failed, how far they are, and what a person reads of it."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
+
+from geokr.dataset import contents, layout, store
+from pipeline.catalog import quarantine
+from pipeline.config import BuildConfig
+from pipeline.geometry.grid import TileGrid
+from pipeline.runtime import progress
+from pipeline.runtime.progress import Progress, span
+from pipeline.scenes.scene import SceneError
+from pipeline.stages.blocks import Failures, Tally, Unbuilt, finish, gather, tile_count
+
+PLACES = st.tuples(st.integers(0, 4), st.integers(0, 4))
+
+
+def grid(rows: int, cols: int, block: int) -> TileGrid:
+    shape = ((rows - 1) * 48 + 64, (cols - 1) * 48 + 64)
+    return TileGrid(GeoBox(shape, Affine(2, 0, 0, 0, -2, 0), "EPSG:32648"), 64, 48, block)
+
+
+def there(*blocks: tuple[int, int], **attributes: Any) -> contents.Built:
+    return contents.Built(attributes, (5, 7), frozenset(blocks))
+
+
+def config(out: Path) -> BuildConfig:
+    return BuildConfig(scenes=["none"], landcover=["none"], out=str(out))
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    """The lines of the log without their times."""
+    lines = [json.loads(line) for line in (out / progress.LOG).read_text().splitlines()]
+    assert all(line.pop("time") for line in lines)
+    return lines
+
+
+# --- blocks
+
+
+@given(st.integers(1, 7), st.integers(1, 7), st.integers(1, 3), st.none() | st.frozensets(PLACES))
+def test_what_is_left_is_what_is_not_there_row_by_row(
+    rows: int, cols: int, block: int, done: frozenset[tuple[int, int]] | None
+) -> None:
+    """Blocks that the grid does not have are no blocks of it."""
+    whole = grid(rows, cols, block)
+    left = Unbuilt(whole, None if done is None else there(*done))
+    wanted = [(b.rows.start // block, b.cols.start // block) for b in whole]
+    assert [*left] == [place for place in wanted if place not in (done or ())]
+    assert left.tiles == sum(tile_count(whole, i, j) for i, j in left)
+    assert sum(tile_count(whole, i, j) for i, j in wanted) == rows * cols
+
+
+def test_a_scene_of_other_settings_is_refused(tmp_path: Path) -> None:
+    Unbuilt(grid(2, 2, 1), None).check("root", "scene", {"gsd": 2})
+    Unbuilt(grid(2, 2, 1), there(gsd=2)).check("root", "scene", {"gsd": 2})
+    for wanted in ({"gsd": 3}, {}, {"gsd": 2, "dem": "dem.tif"}):
+        with pytest.raises(layout.StoreError, match="root/scene was built with other settings"):
+            Unbuilt(grid(2, 2, 1), there(gsd=2)).check("root", "scene", wanted)
+
+
+def test_failures_are_told_once_a_scene_and_reason_by_their_first_block() -> None:
+    failures = Failures()
+    failures.add("b", (1, 0), SceneError("b.tif: row 1"))
+    failures.add("b", (0, 2), SceneError("row 0"))
+    failures.add("b", (0, 0), MemoryError())
+    failures.add("a", (0, 10), SceneError("a.tif: cut"))
+    failures.add("a", (0, 9), SceneError("a.tif: short"))
+    assert failures.entries() == [
+        {"scene": "a", "reason": "SceneError", "detail": "a.tif: short", "blocks": [[0, 9], [0, 10]]},
+        {"scene": "b", "reason": "MemoryError", "detail": "b: MemoryError()", "blocks": [[0, 0]]},
+        {"scene": "b", "reason": "SceneError", "detail": "b: row 0", "blocks": [[0, 2], [1, 0]]},
+    ]
+
+
+def test_a_scene_goes_to_the_log_when_it_is_done(tmp_path: Path) -> None:
+    tally = Tally(config(tmp_path), "tiles", {"a": 5, "b": 4})
+    assert tally.total == 9
+    tally.add("a", 3, accepted=2)
+    tally.add("b", 4, failed=1)
+    tally.add("a", 2, accepted=1)
+    assert logged(tmp_path) == [
+        {"event": "scene", "stage": "tiles", "scene": "b", "tiles": 4, "failed": 1},
+        {"event": "scene", "stage": "tiles", "scene": "a", "tiles": 5, "accepted": 3},
+    ]
+
+
+def test_metadata_are_gathered_where_they_changed_or_were_not(tmp_path: Path) -> None:
+    root = str(tmp_path / layout.TILES)
+    arguments: Any = {"shape": (1, 1), "bands": 1, "tile": 16, "block": 1, "dtype": "uint8", "attributes": {}}
+    gather(root, {}, False)  # no store yet
+    for scene, changed in (("a", True), ("b", False)):
+        store.create_tiles(root, scene, **arguments)
+        gather(root, contents.built(root, contents.scenes(root)), changed)
+        assert {"a", scene} <= contents.consolidated(root).keys()
+    before = (tmp_path / layout.TILES / "zarr.json").stat().st_mtime_ns
+    gather(root, contents.built(root, ["a", "b"]), False)
+    assert (tmp_path / layout.TILES / "zarr.json").stat().st_mtime_ns == before
+
+
+def test_what_a_stage_refused_is_said_logged_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    refusal = {"scene": "a", "reason": "SceneError", "detail": "a.tif: cut"}
+    finish("tiles", config(tmp_path), [refusal])
+    assert [record.getMessage() for record in caplog.records] == ["refused: a.tif: cut"]
+    assert logged(tmp_path) == [{"event": "refused", "stage": "tiles", **refusal}]
+    assert quarantine.read(tmp_path) == [{"stage": "tiles", **refusal}]
+
+
+# --- what a person reads
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """Seconds, which go on when the test says so."""
+    now = [1000.0]
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.time, "monotonic", lambda: now[0])
+        yield now
+
+
+def test_a_line_says_how_far_how_fast_how_good_and_how_long(tmp_path: Path, clock: list[float]) -> None:
+    progress = Progress(tmp_path, "tiles", 5120, "tile")
+    assert progress.line() == "tiles: 0 of 5,120 tiles, 0 %, 0 tiles/s, time left unknown"
+    clock[0] += 8
+    progress.add(1000, 750)
+    progress.add(24, 18)
+    assert progress.line() == "tiles: 1,024 of 5,120 tiles, 20 %, 128 tiles/s, 75 % accepted, 32 s left"
+    assert progress.facts() == {
+        "done": 1024, "total": 5120, "unit": "tile", "seconds": 8.0, "per_second": 128.0, "accepted": 0.75,
+    }  # fmt: skip
+    clock[0] += 92
+    progress.add(4096)  # not judged
+    assert progress.line() == "tiles: 5,120 of 5,120 tiles, 100 %, 51 tiles/s, 75 % accepted, took 2 min"
+    assert progress.facts() | {"per_second": 51.2, "accepted": 0.75} == progress.facts()
+
+
+def test_a_stage_without_work_or_judgement_says_no_more_than_that(tmp_path: Path, clock: list[float]) -> None:
+    assert Progress(tmp_path, "index", 0, "scene").line() == "index: 0 of 0 scenes, took 0 s"
+    assert "accepted" not in Progress(tmp_path, "index", 0, "scene").facts()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (89.4, "89 s"), (90, "2 min"), (1020, "17 min"), (5369, "89 min"), (5400, "1 h 30 min"),
+     (11_100, "3 h 05 min"), (360_000, "100 h 00 min")],
+)  # fmt: skip
+def test_a_time_for_a_person(seconds: float, said: str) -> None:
+    assert span(seconds) == said
+
+
+@pytest.mark.parametrize("error", [None, SceneError("x")])
+def test_the_last_line_is_said_of_a_stage_that_ended_well(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception | None
+) -> None:
+    caplog.set_level("INFO")
+    try:
+        with Progress(tmp_path, "index", 3, "scene") as progress:
+            progress.add(3)
+            if error is not None:
+                raise error
+    except SceneError:
+        pass
+    assert len(caplog.records) == (error is None)
+    assert not progress.ticker.is_alive()
+
+
+def test_the_log_says_how_far_a_stage_is_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.001)
+    with Progress(tmp_path, "index", 3, "scene") as bar:
+        bar.add(2)
+        until = time.monotonic() + 30
+        log = tmp_path / progress.LOG  # a line may be older than what was added
+        while not (log.exists() and '"done": 2' in log.read_text()) and time.monotonic() < until:
+            time.sleep(0.001)
+    line = logged(tmp_path)[-1]
+    assert {key: line[key] for key in ("event", "stage", "done", "total", "unit")} == {
+        "event": "progress", "stage": "index", "done": 2, "total": 3, "unit": "scene",
+    }  # fmt: skip
