@@ -59,13 +59,15 @@ ALIKE = 0.02
 
 
 def config_of(archive: Path, out: Path, **settings: Any) -> BuildConfig:
-    places: dict[str, Any] = {"scenes": [str(archive / "scenes")], "landcover": [str(archive / "landcover")]}
-    return BuildConfig(**places, out=str(out), **{"dem": str(archive / "dem.tif"), **settings})
+    """settings: of the survey, and the group `grid`."""
+    survey = {"scenes": [str(archive / "scenes")], "dem": str(archive / "dem.tif")} | settings.get("survey", {})
+    labels = {"landcover": [str(archive / "landcover")]}
+    return BuildConfig.model_validate({"out": str(out), **settings, "survey": survey, "labels": labels})
 
 
 def small_tiles(archive: Path, out: Path) -> BuildConfig:
     """For `write_many`: a block is one tile, so that a scene has nine."""
-    return config_of(archive, out, dem=None, tile=32, stride=24, block=1)
+    return config_of(archive, out, survey={"dem": None}, grid={"tile": 32, "stride": 24, "block": 1})
 
 
 def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: max(workers, 1)])
     config = config_of(archive, out)
     out.mkdir(parents=True)
-    covers = find(config.landcover)
+    covers = find(config.labels.landcover)
 
     def build(client: Any) -> float:
         began = time.perf_counter()
@@ -92,7 +94,7 @@ def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
     else:
         with cluster(workers, dashboard="127.0.0.1:0") as client:
             seconds, memory = build(client), max(client.run(most_memory).values())
-    grids = [grid for entry in read_catalog(out / "scenes.parquet") if (grid := grid_of(entry, config))]
+    grids = [grid for entry in read_catalog(out / "scenes.parquet") if (grid := grid_of(entry, config.grid))]
     return {"seconds": seconds, "tiles": sum(grid.rows * grid.cols for grid in grids), "memory": memory}
 
 
@@ -129,7 +131,7 @@ def plain(archive: Path, out: Path) -> dict[str, Any]:
     sheets = sorted((archive / "landcover").glob("*.tif"))
     began, tiles = time.perf_counter(), 0
     for entry in entries:
-        scene, grid = entry.scene, grid_of(entry, config)
+        scene, grid = entry.scene, grid_of(entry, config.grid)
         assert grid is not None
         folder = out / scene.id
         folder.mkdir(parents=True)

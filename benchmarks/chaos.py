@@ -22,7 +22,11 @@ from typing import Self
 from pipeline.runtime.progress import LOG
 from pipeline.sample.files import SHOTS, write_world
 
-PARAMS = "build: {tile: 64, stride: 48, block: 8, split: {cell: 2500, shares: {train: 0.7, val: 0.3}}}\n"
+PARAMS = """
+build:
+  grid: {tile: 64, stride: 48, block: 8}
+  index: {split: {cell: 2500, shares: {train: 0.7, val: 0.3}}}
+"""
 VICTIMS = ("worker", "scheduler", "client")
 PATIENCE = 300.0
 """A run that has not ended by then hangs, s."""

@@ -36,7 +36,7 @@ from geokr.loading.loader import TileLoader
 from geokr.pretraining.augment import plain
 from geokr.pretraining.checkpoint import LAST, Checkpoint, load
 from geokr.pretraining.classifier import Classifier, build
-from geokr.pretraining.objectives.mean_teacher import divergence
+from geokr.pretraining.metrics import divergence
 from pipeline import build_levir_kr
 from pipeline.sample.files import write_world
 from pipeline.sample.world import World
@@ -48,9 +48,9 @@ OUTDATED = (0, 20, 40)
 OBJECTIVES = ("supervised", "geokr")
 PARAMS = """
 build:
-  tile: 64
-  stride: 48
-  split: {shares: {train: 0.6, val: 0.4}, cell: 2500, seed: 0}
+  grid: {tile: 64, stride: 48}
+  index:
+    split: {shares: {train: 0.6, val: 0.4}, cell: 2500, seed: 0}
 train:
   model: test_resnet
   bands: [red, green, blue, nir]
@@ -195,7 +195,7 @@ def judge(checkpoint: Checkpoint, folder: Path, trained: bool = True) -> Score:
     torch.manual_seed(config["seed"])
     network, _ = build(config["model"], config["bands"], classes, config["image_size"], False)
     if trained:
-        network.load_state_dict(checkpoint.student if checkpoint.teacher is None else checkpoint.teacher)
+        network.load_state_dict(checkpoint.networks[checkpoint.exported])
     _, known, said_of = outputs(network.eval(), checkpoint, folder, "train")
     logits, features, truth = outputs(network, checkpoint, folder, "val")
     probe = right(fitted(known, said_of, features), truth)

@@ -83,7 +83,10 @@ def compare(source: Path, what: str, folder: Path, rounds: int) -> int:
     readers: dict[str, tuple[Callable[[], Epoch], Path]] = {
         "ours": (lambda: ours(fixed), source),
         "ours-cold": (lambda: ours(TileLoader(source, "train", bands=BANDS, batch=BATCH, prefetch=8)), source),
-        "ours-buffer": (lambda: ours(TileLoader(source, "train", bands=BANDS, batch=BATCH, buffer=512)), source),
+        "ours-buffer": (
+            lambda: ours(TileLoader(source, "train", bands=BANDS, batch=BATCH, shuffle_buffer=512)),
+            source,
+        ),
         "geotiff-deflate": (tuned(files["deflate"]), files["deflate"]),
         "geotiff-uncompressed": (tuned(files["geotiff"]), files["geotiff"]),
         "zarr-python": (lambda: zarr_python(source, shares), source),

@@ -28,10 +28,11 @@ from rasterio.warp import Resampling, reproject
 
 from benchmarks.process import most_memory
 from geokr.dataset import store
+from pipeline.catalog.table import Entry
+from pipeline.config import TilesConfig
 from pipeline.geometry.grid import TileGrid, scene_grid
 from pipeline.geometry.terrain import Terrain
 from pipeline.imaging.ortho import orthorectify
-from pipeline.imaging.quality import Rules
 from pipeline.imaging.radiometry import Stretch
 from pipeline.runtime.worker import settle
 from pipeline.scenes.footprint import outline
@@ -202,12 +203,8 @@ def panchromatic(folder: Path, rpb: Path) -> bool:
     store.create_tiles(root, scene.id, shape=(grid.rows, grid.cols), attributes={}, **sizes)
     began = time.process_time()
     rows, cols = grid.blocks
-    stretch = Stretch(0, 65535)
-    reports = [
-        build_tiles(TileJob(root, scene, terrain, stretch, Rules(), grid, i, j))
-        for i in range(rows)
-        for j in range(cols)
-    ]
+    entry = Entry(scene, terrain, Stretch(0, 65535), 1.0)
+    reports = [build_tiles(TileJob(root, entry, TilesConfig(), grid, i, j)) for i in range(rows) for j in range(cols)]
     seconds = time.process_time() - began
     peak = most_memory()
     size = grid.geobox.shape[0] * grid.geobox.shape[1] / 1e6

@@ -21,7 +21,7 @@ from benchmarks.tiles import dataset
 from geokr.loading.loader import Batch, TileLoader
 from geokr.pretraining.config import TrainConfig, configure
 from geokr.pretraining.learner import Learner, begin, facts_of, learn
-from geokr.pretraining.processes import Place, taking_place
+from geokr.pretraining.processes import Process, process_group
 
 PEAK = {
     "B200": 2250,
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--keep", type=Path, help="folder for the data set, otherwise temporary")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="training settings to try")
     options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as temporary, taking_place() as place:
+    with tempfile.TemporaryDirectory() as temporary, process_group() as place:
         source, pixels = dataset(options.keep or Path(temporary))
         gpu = place.device.type == "cuda"
         config = configure(pairs=[*(GPU if gpu else PROCESSOR), *options.settings])
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
         return 1 if gpu and ratio < 0.97 else 0
 
 
-def learner_of(source: Path, config: TrainConfig, place: Place) -> Learner:
+def learner_of(source: Path, config: TrainConfig, place: Process) -> Learner:
     """A learner before its first step; the training tiles serve as held-out ones, which nothing here looks at."""
     training = TileLoader(source, "train", bands=config.bands, batch=config.batch, prefetch=config.prefetch)
     return begin(config, place, training, training, facts_of(training, training))
@@ -92,18 +92,18 @@ def rate(learner: Learner, batches: Iterator[Batch], steps: int) -> float:
     for _ in range(steps):
         learner.step = 0  # the same point of every schedule, and no window of losses that fills up
         learn(learner, next(batches))
-    if learner.place.device.type == "cuda":
+    if learner.process.device.type == "cuda":
         torch.cuda.synchronize()
     return steps * learner.config.batch / (time.perf_counter() - began)
 
 
 def share_of_peak(learner: Learner, name: str, tiles: float) -> str:
     """A line on what part of the GPU's dense bf16 peak the multiplications of that many tiles a second are."""
-    config, device = learner.config, learner.place.device
+    config, device = learner.config, learner.process.device
     image = torch.zeros(1, len(config.bands), config.image_size, config.image_size, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         learner.student(image)
-    passes = 3 if learner.teacher is None else 4
+    passes = 2 + len(learner.objective.networks)
     work = passes * counter.get_total_flops() * tiles / 1e12  # TFLOP/s
     peak = next((peak for part, peak in PEAK.items() if part in name), None)
     if peak is None:

@@ -9,9 +9,9 @@ from pipeline.sample.__main__ import main as make_world
 
 PARAMS = """
 build:
-  tile: 256
-  stride: 32
-  split: {shares: {train: 1.0}, cell: 6000, seed: 1}
+  grid: {tile: 256, stride: 32}
+  index:
+    split: {shares: {train: 1.0}, cell: 6000, seed: 1}
 """
 
 

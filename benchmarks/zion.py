@@ -17,9 +17,9 @@ from pipeline import build_levir_kr
 
 PARAMS = """
 build:
-  tile: 64
-  stride: 32
-  split: {shares: {train: 0.75, val: 0.25}, cell: 6000, seed: 1}
+  grid: {tile: 64, stride: 32}
+  index:
+    split: {shares: {train: 0.75, val: 0.25}, cell: 6000, seed: 1}
 train:
   model: resnet10t
   bands: [blue, green, red, nir]

@@ -42,7 +42,7 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
 
 def weights_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """The encoder's weights with timm's names."""
-    weights = checkpoint.student if checkpoint.teacher is None else checkpoint.teacher
+    weights = checkpoint.networks[checkpoint.exported]
     prefix = "encoder."
     return {
         name.removeprefix(prefix): tensor.contiguous() for name, tensor in weights.items() if name.startswith(prefix)

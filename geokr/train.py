@@ -26,12 +26,10 @@ from tqdm import tqdm
 from geokr.export import ENCODER, export
 from geokr.loading.loader import Batch, TileLoader
 from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load, save
-from geokr.pretraining.config import PRESETS, TrainConfig, configure, differences
+from geokr.pretraining.config import PRESETS, WITHOUT_EFFECT, TrainConfig, configure
 from geokr.pretraining.journal import CONFUSION, CURVES, Journal
 from geokr.pretraining.learner import (
     LOG_EVERY,
-    STUDENT_VIEW,
-    TEACHER_VIEW,
     Facts,
     Learner,
     begin,
@@ -39,8 +37,11 @@ from geokr.pretraining.learner import (
     learn,
     snapshot,
 )
-from geokr.pretraining.processes import Place, highest, over_ranks, taking_place
+from geokr.pretraining.objectives import choose
+from geokr.pretraining.objectives.objective import FIRST_VIEW, SECOND_VIEW
+from geokr.pretraining.processes import Process, barrier, max_over_ranks, process_group, sum_over_ranks
 from geokr.pretraining.validation import Verdict, validate
+from geokr.settings import differences
 from geokr.storage.files import replacing
 
 METRICS = "metrics.json"
@@ -49,26 +50,27 @@ RESULTS = (METRICS, ENCODER, CONFUSION, *CURVES.values())
 """What a finished run holds. One that lacks some of it repeats the end alone."""
 
 
-def train(dataset: str, run: Path, config: TrainConfig, place: Place, restart: bool = False) -> int:
+def train(dataset: str, run: Path, config: TrainConfig, process: Process, restart: bool = False) -> int:
     """Pre-train until the end, or until a signal. Returns the exit status: 0, or 128 plus the signal.
 
     restart: where `run` holds a run of other settings or tiles, move it aside and begin.
     Raises ValueError with one sentence where the data set, or without `restart` an earlier run, does not fit.
     """
-    training, held_out = loaders(dataset, config, place)
+    training, held_out = loaders(dataset, config, process)
     facts, epoch = facts_of(training, held_out), len(training)
-    last = earlier(run, config, facts, place, restart)
+    last = earlier(run, config, facts, process, restart)
     if last is not None and last.step == last.total and all((run / name).exists() for name in RESULTS):
-        say(place, f"{run}: finished after {last.total} steps; delete it to begin again")
+        say(process, f"{run}: finished after {last.total} steps; delete it to begin again")
         return 0
-    learner = begin(config, place, training, held_out, facts, last)
+    learner = begin(config, process, training, held_out, facts, last)
     origin = f"from {learner.start}" if last is None else f"going on after step {learner.step}"
     say(
-        place, f"{training.tiles} training tiles, {held_out.tiles} held out; {config.model} on {place.device}, {origin}"
+        process,
+        f"{training.tiles} training tiles, {held_out.tiles} held out; {config.model} on {process.device}, {origin}",
     )
 
     with ExitStack() as stack:
-        journal = Journal(run, config.loggers, learner.step) if place.rank == 0 else None
+        journal = Journal(run, config.loggers, learner.step) if process.rank == 0 else None
         if journal is not None:
             stack.callback(journal.close)
         bar = stack.enter_context(progress(learner))
@@ -87,7 +89,7 @@ def train(dataset: str, run: Path, config: TrainConfig, place: Place, restart: b
             ends, logs = learner.step == learner.total, learner.step % LOG_EVERY == 0
             validates = ends or learner.step % (config.validate_every or epoch) == 0
             # Processes stop together, and agree on it only now and then, since that makes them wait.
-            stopping = highest(stop[0] if stop else 0, place) if logs or place.world == 1 else 0
+            stopping = max_over_ranks(stop[0] if stop else 0, process) if logs or process.world == 1 else 0
             saves = validates or stopping or learner.step % config.checkpoint_every == 0
             if logs or saves:  # no state is kept whose losses nobody has looked at
                 halt_if_diverged(learner, run)
@@ -98,8 +100,8 @@ def train(dataset: str, run: Path, config: TrainConfig, place: Place, restart: b
                 keep(learner, run / LAST)
             if stopping and not ends:
                 bar.close()
-                highest(0, place)  # none leaves before the state is saved: torchrun would end the others
-                say(place, f"{run}: stopped after step {learner.step}; the same command goes on from there")
+                barrier(process)  # none leaves before the state is saved: torchrun would end the others
+                say(process, f"{run}: stopped after step {learner.step}; the same command goes on from there")
                 return 128 + stopping
             if logs or validates:
                 clock = Clock()
@@ -107,15 +109,15 @@ def train(dataset: str, run: Path, config: TrainConfig, place: Place, restart: b
         result = result or judge(learner, run, journal)
 
     ending = snapshot(learner)
-    if place.rank == 0:
+    if process.rank == 0:
         finish(learner, ending, run, result)
-    highest(0, place)
+    barrier(process)
     kl, than = result.numbers["kl"], f"{result.numbers['kl_of_mean']:.4f} for the mean label of the training tiles"
-    say(place, f"{run}: {learner.total} steps; held-out KL {kl:.4f} nats, {than}; see {run / ENCODER}")
+    say(process, f"{run}: {learner.total} steps; held-out KL {kl:.4f} nats, {than}; see {run / ENCODER}")
     return 0
 
 
-def earlier(run: Path, config: TrainConfig, facts: Facts, place: Place, restart: bool) -> Checkpoint | None:
+def earlier(run: Path, config: TrainConfig, facts: Facts, process: Process, restart: bool) -> Checkpoint | None:
     """The last checkpoint in `run`, if there is one of these settings and tiles.
 
     One of others is moved aside with its whole run, or refused with a ValueError that says what differs.
@@ -123,8 +125,8 @@ def earlier(run: Path, config: TrainConfig, facts: Facts, place: Place, restart:
     if not (run / LAST).exists():
         return None
     last = load(run / LAST)
-    highest(0, place)  # all processes have read it before one of them moves it
-    changed = differences(last.config, dataclasses.asdict(config))
+    barrier(process)  # all processes have read it before one of them moves it
+    changed = differences(last.config, config.model_dump(), WITHOUT_EFFECT)
     changed += [
         f"other {name.replace('_', ' ')}"
         for name, value in dataclasses.asdict(facts).items()
@@ -135,31 +137,33 @@ def earlier(run: Path, config: TrainConfig, facts: Facts, place: Place, restart:
     what = f"{run / LAST} is of a run with other settings or tiles ({'; '.join(changed)})"
     if not restart:
         raise ValueError(f"{what}: go back to those, give another --out, delete {run}, or add --restart-if-changed")
-    if place.rank == 0:
+    if process.rank == 0:
         aside = next(path for n in count(1) if not (path := run.with_name(f"{run.name}.{n}")).exists())
         run.rename(aside)
-        say(place, f"{what}: moved to {aside}, beginning again")
-    highest(0, place)
+        say(process, f"{what}: moved to {aside}, beginning again")
+    barrier(process)
     return None
 
 
-def loaders(dataset: str, config: TrainConfig, place: Place) -> tuple[TileLoader, TileLoader]:
+def loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[TileLoader, TileLoader]:
     """Training tiles, shuffled, and held-out tiles in order."""
-    if config.batch % (place.world * config.accumulate):
-        parts = f"the {place.world} processes" + (f" x {config.accumulate} parts" if config.accumulate > 1 else "")
+    if config.batch % (process.world * config.accumulate):
+        parts = f"the {process.world} processes" + (f" x {config.accumulate} parts" if config.accumulate > 1 else "")
         raise ValueError(f"batch must be a multiple of {parts}, got {config.batch}")
+    if config.pairs and not choose(config.objective).takes_pairs:
+        raise ValueError(f"pairs are for objectives with two views of a tile, which {config.objective} has not")
     common: dict[str, Any] = {
         "bands": config.bands,
-        "batch": config.batch // place.world,
+        "batch": config.batch // process.world,
         "classes": config.classes,
         "min_known": config.min_known,
         "where": config.where,
-        "rank": place.rank,
-        "world": place.world,
+        "rank": process.rank,
+        "world": process.world,
         "prefetch": config.prefetch,
         "on_error": config.on_error,
     }
-    drawn = {name: getattr(config, name) for name in ("weight", "balance", "pairs", "buffer", "seed")}
+    drawn = {name: getattr(config, name) for name in ("weight", "balance", "pairs", "shuffle_buffer", "seed")}
     return (
         TileLoader(dataset, "train", **drawn, **common),
         TileLoader(dataset, "val", shuffle=False, **common),
@@ -187,17 +191,19 @@ class Clock:
 
 def note_losses(learner: Learner, journal: Journal | None, bar: Any, clock: Clock) -> None:
     """Log the means since the last line, with tiles a second and the share of the time spent waiting for tiles."""
-    rows = over_ranks(learner.window, learner.place)[: learner.step - learner.noted] / learner.place.world
-    loss, kl, disagreement = rows.mean(dim=0).tolist()
+    rows = sum_over_ranks(learner.window, learner.process)[: learner.step - learner.noted] / learner.process.world
+    names = ("loss", *learner.objective.measures)
+    losses = dict(zip(names, rows.mean(dim=0).tolist(), strict=True))
     learner.noted = learner.step
     took = time.perf_counter() - clock.since  # read after the sums, for which the host waited until all was computed
     speed, waiting = clock.tiles / took, clock.waited / took
-    bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} tiles/s, {waiting:.0%} waiting for data", refresh=False)
+    bar.set_postfix_str(
+        f"loss {losses['loss']:.4f}, {speed:.0f} tiles/s, {waiting:.0%} waiting for data", refresh=False
+    )
     skipped = {}
     if learner.config.on_error == "skip":
-        skipped["skipped"] = int(over_ranks(learner.window.new_tensor(learner.training.skipped), learner.place))
+        skipped["skipped"] = int(sum_over_ranks(learner.window.new_tensor(learner.training.skipped), learner.process))
     if journal is not None:
-        losses = {"loss": loss, "kl": kl, "disagreement": disagreement}
         rate = learner.optimiser.param_groups[0]["lr"]
         journal.write(
             learner.step, "train", {**losses, "lr": rate, "tiles_per_s": speed, "waiting": waiting, **skipped}
@@ -209,13 +215,13 @@ def halt_if_diverged(learner: Learner, run: Path) -> None:
 
     The step's tiles are kept beside the last checkpoint, each process's in a file: image, share and weight.
     """
-    rows = over_ranks(learner.window, learner.place)[: learner.step - learner.noted, 0] / learner.place.world
+    rows = sum_over_ranks(learner.window, learner.process)[: learner.step - learner.noted, 0] / learner.process.world
     wrong = [(i, loss) for i, loss in enumerate(rows.tolist()) if not loss <= learner.config.highest_loss]
     if not wrong:
         return
     step, loss = learner.noted + wrong[0][0], wrong[0][1]
     batch = next(batches(learner.training, step, learner.total))  # which they were is a function of the step
-    path = run / DIVERGED / f"step{step + 1}-rank{learner.place.rank}.safetensors"
+    path = run / DIVERGED / f"step{step + 1}-rank{learner.process.rank}.safetensors"
     tensors = {"image": batch.image, "share": batch.share, "weight": batch.weight}
     with replacing(path) as file:
         file.write(to_safetensors(tensors, {"step": str(step + 1), "loss": str(loss)}))
@@ -233,8 +239,8 @@ def judge(learner: Learner, run: Path, journal: Journal | None, batch: Batch | N
         journal.write(learner.step, "val", result.numbers)
         journal.show(learner.step, result.error, result.confusion, classes, result.shares)
         if batch is not None and journal.shows_images:
-            image = batch.image[:8].to(learner.place.device)
-            views = torch.cat([learner.view(image, stream) for stream in (STUDENT_VIEW, TEACHER_VIEW)])
+            image = batch.image[:8].to(learner.process.device)
+            views = torch.cat([learner.view(image, stream) for stream in (FIRST_VIEW, SECOND_VIEW)])
             journal.show_views(learner.step, views.cpu(), learner.config.bands)
         journal.draw()
     if better:
@@ -245,7 +251,7 @@ def judge(learner: Learner, run: Path, journal: Journal | None, batch: Batch | N
 def keep(learner: Learner, path: Path) -> None:
     """Save the state, once for all processes."""
     state = snapshot(learner)
-    if learner.place.rank == 0:
+    if learner.process.rank == 0:
         save(path, state)
 
 
@@ -291,7 +297,7 @@ def progress(learner: Learner) -> Any:
         unit="step",
         mininterval=interval,
         maxinterval=max(10.0, interval),
-        disable=learner.place.rank > 0,
+        disable=learner.process.rank > 0,
     )
 
 
@@ -314,8 +320,8 @@ def signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def say(place: Place, line: str) -> None:
-    if place.rank == 0:
+def say(process: Process, line: str) -> None:
+    if process.rank == 0:
         print(line, file=sys.stderr, flush=True)
 
 
@@ -335,8 +341,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_intermixed_args(arguments)
     try:
         config = configure(chosen.preset, chosen.params, chosen.settings)
-        with taking_place(config.device) as place:
-            return train(chosen.data, chosen.out, config, place, chosen.restart_if_changed)
+        with process_group(config.device) as process:
+            return train(chosen.data, chosen.out, config, process, chosen.restart_if_changed)
     except (ValueError, OSError) as error:
         print(f"geokr.train: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

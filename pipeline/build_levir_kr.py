@@ -20,11 +20,12 @@ from geokr.dataset.layout import StoreError
 from geokr.landcover.discovery import find
 from geokr.landcover.products import LandCoverError
 from geokr.landcover.sheets import LandCover
+from geokr.settings import ConfigError
 from geokr.storage import files, inputs, rasters
 from pipeline.catalog import quarantine
 from pipeline.catalog.stac_items import write_static
 from pipeline.catalog.table import CATALOG, Entry, read_catalog
-from pipeline.config import BuildConfig, ConfigError, read_config
+from pipeline.config import OPTIONS, BuildConfig, read_config
 from pipeline.imaging.calibration import read_coefficients
 from pipeline.imaging.ortho import Resampling
 from pipeline.imaging.radiometry import Kind, RadiometryError
@@ -71,7 +72,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--params", metavar="FILE.yaml", help="settings, in a section `build`")
     add("--tile", type=int, metavar="PX", help="side of a tile (256)")
     add("--stride", type=int, metavar="PX", help="distance of neighbouring tiles (200)")
-    add("--labels", metavar="NAME", help="label set of the index, <product>_<year>, where there are several")
+    add("--label-set", metavar="NAME", help="label set of the index, <product>_<year>, where there are several")
     add("--only", choices=STAGES, help="run this stage alone")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, metavar="N", help="processes on this machine (one a core)")
@@ -105,10 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments().parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("rasterio").setLevel(logging.WARNING)  # what GDAL signals comes as an error that names its file
-    known = BuildConfig.model_fields.keys() & vars(options).keys()
-    given = {key: getattr(options, key) for key in known}
+    given = {name: value for name, value in vars(options).items() if name in OPTIONS and value is not None}
     try:
-        config = read_config(options.params, {key: value for key, value in given.items() if value is not None})
+        config = read_config(options.params, given)
         if options.workers is not None and options.workers < 1:
             raise ConfigError(f"--workers must be at least 1, got {options.workers}")
         if (report := options.performance_report) and not Path(report).absolute().parent.is_dir():
@@ -133,19 +133,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_inputs(config: BuildConfig) -> list[LandCover]:
     """The land cover; raises a sentence about any path or label set that is not there, before any work."""
     rasters.fingerprint.cache_clear()  # of an earlier run in this process
-    heights = [*filter(None, (config.dem, config.geoid))]
-    for path in (*config.scenes, *config.landcover, *heights, *filter(None, [config.coefficients])):
+    survey, heights = config.survey, [*filter(None, (config.survey.dem, config.survey.geoid))]
+    for path in (*survey.scenes, *config.labels.landcover, *heights, *filter(None, [survey.coefficients])):
         if not inputs.is_remote(path) and not Path(path).exists():
             raise ConfigError(f"{path}: no such file or directory")
     for path in heights:
         inputs.stat(path)
-    if config.coefficients is not None:
+    if survey.coefficients is not None:
         try:
-            read_coefficients(config.coefficients)
+            read_coefficients(survey.coefficients)
         except RadiometryError as error:
             raise ConfigError(str(error)) from error
-    covers = find(config.landcover, config.legends, config.taxonomy)
-    index.label_set(config, covers)
+    covers = find(config.labels.landcover, config.labels.legends, config.labels.taxonomy)
+    index.label_set(config.index, covers)
     return covers
 
 

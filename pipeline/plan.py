@@ -1,18 +1,17 @@
 """What is decided about scenes before a pixel is read for them: their grids, what their groups say, memory."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from geokr.landcover.shares import near
 from geokr.landcover.sheets import LandCover
+from geokr.settings import ConfigError
 from geokr.storage.rasters import fingerprint
 from pipeline.catalog.table import Entry
-from pipeline.config import BuildConfig, ConfigError
+from pipeline.config import BuildConfig, GridConfig, TilesConfig
 from pipeline.geometry.grid import TileGrid, peak_bytes, scene_grid
-from pipeline.imaging.pansharpen import equal_weights
-from pipeline.imaging.radiometry import Radiometry, Stretch, stretched
+from pipeline.imaging.radiometry import Kind, Radiometry, Stretch, stretched
 from pipeline.runtime.worker import LIBRARIES
 from pipeline.scenes.delivery import Refusal, read_delivery
 from pipeline.scenes.discovery import deliveries
@@ -20,7 +19,7 @@ from pipeline.scenes.footprint import flat_terrain
 from pipeline.scenes.scene import Scene
 
 
-def grid_of(entry: Entry, config: BuildConfig) -> TileGrid | None:
+def grid_of(entry: Entry, config: GridConfig) -> TileGrid | None:
     """A scene's tile grid, None where no tile fits into it."""
     return scene_grid(entry.scene.footprint, entry.scene.gsd, config.tile, config.stride, config.block)
 
@@ -35,7 +34,7 @@ def placement(grid: TileGrid) -> dict[str, Any]:
     }
 
 
-def attributes(entry: Entry, grid: TileGrid, config: BuildConfig) -> dict[str, Any]:
+def attributes(entry: Entry, grid: TileGrid, config: TilesConfig) -> dict[str, Any]:
     """What a scene's group says of itself: all that places its tiles, and all that their pixels depend on."""
     scene = entry.scene
     return {
@@ -49,29 +48,22 @@ def attributes(entry: Entry, grid: TileGrid, config: BuildConfig) -> dict[str, A
         "source": {
             "name": Path(scene.images[0].path).name,
             "bytes": scene.bytes,
-            "sha256_of_metadata": scene.checksum,
-            "sha256_of_every_20th_pixel": entry.pixels,
+            "sha256_of_metadata": scene.metadata_digest,
+            "sha256_of_every_20th_pixel": entry.pixel_digest,
         },
         "stretch": [entry.stretch.low, entry.stretch.high],
         "radiometry": stored(entry).attributes(),
-        "resampling": config.resampling,
+        "tiles": config.model_dump(mode="json"),
         **grounds(entry),
-        "rules": asdict(config.rules),
-    } | (
-        {}
-        if scene.pan is None
-        else {"pansharpened": {"method": "weighted Brovey", "weights": weights_of(entry, config)}}
-    )
+        "pansharpened": {"method": "weighted Brovey", "weights": list(entry.pan_weights)}
+        if entry.pan_weights
+        else None,
+    }
 
 
 def stored(entry: Entry) -> Radiometry:
     """What is stored of a scene's pixels."""
     return entry.radiometry or stretched(entry.stretch, len(entry.scene.bands))
-
-
-def weights_of(entry: Entry, config: BuildConfig) -> list[float]:
-    """Of the bands in pansharpening."""
-    return list(config.pansharpen_weights or equal_weights(len(entry.scene.bands)))
 
 
 def grounds(entry: Entry) -> dict[str, Any]:
@@ -88,10 +80,10 @@ def grounds(entry: Entry) -> dict[str, Any]:
     }
 
 
-def promised_bytes(scene: Scene, grid: TileGrid, config: BuildConfig) -> int:
-    """Peak memory of building one block of a scene, bytes, beside the libraries."""
+def promised_bytes(scene: Scene, grid: TileGrid, kind: Kind) -> int:
+    """Peak memory of building one block of a scene, bytes, beside the libraries. kind: what is stored of its pixels."""
     itemsize = 1 if scene.dtype == "uint8" else 2
-    deep = 2 if config.radiometry == "toa" else itemsize if config.radiometry == "dn" else 1
+    deep = 2 if kind == "toa" else itemsize if kind == "dn" else 1
     sizes = (grid.block, grid.tile, grid.stride, len(scene.bands), itemsize)
     return peak_bytes(*sizes, pan=scene.pan is not None, stored=deep)
 
@@ -100,7 +92,7 @@ def refuse_idle(config: BuildConfig, covers: list[LandCover], entries: list[Entr
     """Raise ConfigError where none of a product's sheets touches any of the scenes."""
 
     def grids() -> Iterator[TileGrid]:
-        return (grid for entry in entries if (grid := grid_of(entry, config)) is not None)
+        return (grid for entry in entries if (grid := grid_of(entry, config.grid)) is not None)
 
     for cover in covers:
         if not any(near(grid.outline, str(grid.geobox.crs), cover).sheets for grid in grids()) and any(grids()):
@@ -116,24 +108,24 @@ def dry_run(config: BuildConfig, covers: list[LandCover]) -> list[str]:
     """
     lines, total, memory, most = [], 0, 0, 0
     found: dict[str, Entry] = {}
-    for delivery in deliveries(config.scenes):
-        for scene in read_delivery(delivery, config.imagery, config.bands):
+    for delivery in deliveries(config.survey.scenes):
+        for scene in read_delivery(delivery, config.survey.imagery, config.survey.bands):
             if isinstance(scene, Refusal):
                 lines.append(f"refused   {scene.detail}")
             elif scene.id not in found:
                 found[scene.id] = Entry(scene, flat_terrain(scene.images[0].model), Stretch(0, 1), 0.0)
     refuse_idle(config, covers, [*found.values()])
     for name, entry in sorted(found.items()):
-        grid = grid_of(entry, config)
+        grid = grid_of(entry, config.grid)
         if grid is None:
-            lines.append(f"too small {name}: no tile of {config.tile} px at {entry.scene.gsd:g} m fits into it")
+            lines.append(f"too small {name}: no tile of {config.grid.tile} px at {entry.scene.gsd:g} m fits into it")
             continue
         rows, cols = grid.blocks
         tiles = grid.rows * grid.cols
         pixels = tiles * len(entry.scene.bands) * grid.tile**2
         total, most = total + tiles, most + pixels
         first = entry.scene.images[0]
-        memory = max(memory, promised_bytes(entry.scene, grid, config))
+        memory = max(memory, promised_bytes(entry.scene, grid, config.survey.radiometry))
         lines.append(
             f"scene     {name}: {first.width} x {first.height} px, {entry.scene.gsd:g} m, "
             f"{grid.geobox.crs}, {grid.rows} x {grid.cols} tiles in {rows * cols} blocks, at most {pixels / 1e6:.0f} MB"

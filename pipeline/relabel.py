@@ -14,9 +14,10 @@ from geokr.landcover.discovery import find
 from geokr.landcover.legend import Legend
 from geokr.landcover.products import LandCoverError
 from geokr.landcover.sheets import LandCover
+from geokr.settings import ConfigError
 from geokr.storage import files, rasters
 from pipeline.catalog.table import CATALOG, read_catalog
-from pipeline.config import ConfigError, read_config
+from pipeline.config import BuildConfig, LabelsConfig
 from pipeline.report.summary import summary_table
 from pipeline.runtime.cluster import ClusterError, cluster
 from pipeline.runtime.signals import stoppable, stopped
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--data", required=True, metavar="DATASET", help="a data set that was built to the end")
     add("--landcover", required=True, nargs="+", metavar="DIR", help="directories (or files, or URLs) with its sheets")
     add("--legend", nargs="+", default=[], metavar="FILE", help="descriptions of your own products")
-    add("--labels", metavar="NAME", help="label set of the index from now on: the new one, or the one it has")
+    add("--label-set", metavar="NAME", help="label set of the index from now on: the new one, or the one it has")
     add("--workers", type=int, metavar="N", help="processes on this machine (one a core)")
     options = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
@@ -52,24 +53,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def label_anew(options: argparse.Namespace) -> list[str]:
     """Add label sets to a built data set, and write its index anew. Returns lines that say what it holds now."""
     summary = read_summary(options.data)
-    before = summary["settings"]
-    settings = {
-        **before,
-        "out": options.data,
-        "landcover": [*dict.fromkeys([*before["landcover"], *options.landcover])],
-        "legends": [*dict.fromkeys([*before["legends"], *options.legend])],
-        "labels": options.labels or summary["labels"],
+    settings = {**summary["settings"], "out": options.data}
+    before = LabelsConfig.model_validate(settings["labels"])
+    settings["labels"] = {
+        "landcover": [*dict.fromkeys([*before.landcover, *options.landcover])],
+        "legends": [*dict.fromkeys([*before.legends, *options.legend])],
+        "taxonomy": before.taxonomy,
     }
-    config = read_config(None, settings)
+    settings["index"] = settings["index"] | {"label_set": options.label_set or summary["label_set"]}
+    config = BuildConfig.model_validate(settings)
     rasters.fingerprint.cache_clear()  # of an earlier run in this process
-    covers = find(options.landcover, config.legends, config.taxonomy)
-    if config.labels not in (known := [summary["labels"], *(cover.name for cover in covers)]):
-        raise ConfigError(f"labels is {config.labels}, expected one of {', '.join(known)}")
+    covers = find(options.landcover, config.labels.legends, config.labels.taxonomy)
+    if config.index.label_set not in (known := [summary["label_set"], *(cover.name for cover in covers)]):
+        raise ConfigError(f"label_set is {config.index.label_set}, expected one of {', '.join(known)}")
     # Of the sets that are there, only their names and the classes of the index's own one are asked for.
     legend = Legend("", summary["taxonomy"], tuple(summary["classes"]), tuple(summary["colours"]), {}, frozenset())
     there = [LandCover(name, 0, legend, ()) for name in summary["label_sets"]]
     every = sorted({cover.name: cover for cover in [*there, *covers]}.values(), key=lambda cover: cover.name)
-    index.label_set(config, every)
+    index.label_set(config.index, every)
     entries = read_catalog(files.join(options.data, CATALOG))
     with files.alone(options.data, "builds"), stoppable(), cluster(options.workers) as client:
         labels.run(config, covers, entries, client)

@@ -20,10 +20,16 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from pipeline.catalog.table import Entry
+from pipeline.config import SurveyConfig, TilesConfig
+from pipeline.geometry.grid import TileGrid
 from pipeline.geometry.sensor import RPC, Georeferenced, SensorModel
+from pipeline.geometry.terrain import Terrain
+from pipeline.imaging.quality import Rules
+from pipeline.imaging.radiometry import Radiometry, Stretch
 from pipeline.scenes.discovery import Delivery
 from pipeline.scenes.scene import Image, Scene
 from pipeline.tasks.survey import CatalogJob, survey
+from pipeline.tasks.tiles import TileJob
 
 LON, LAT, GROUND = 105.3, 24.8, 500.0
 """Centre of the images, degrees, and the height there, m."""
@@ -211,7 +217,7 @@ def scene_of(*images: Image) -> Scene:
         delivery=first.path,
         files=tuple(image.path for image in images),
         bytes=sum(Path(image.path).stat().st_size for image in images),
-        checksum="",
+        metadata_digest="",
         footprint=shapely.box(LON - 0.1, LAT - 0.1, LON + 0.1, LAT + 0.1),
         metadata={},
     )
@@ -223,6 +229,30 @@ def write_dem(path: Path, heights: npt.NDArray[Any], transform: Affine, crs: str
     return str(path)
 
 
+def survey_config(**settings: Any) -> SurveyConfig:
+    return SurveyConfig(scenes=["none"], **settings)
+
+
 def surveyed(scene: Scene, dem: str | None = None, low: float = 1.0, high: float = 99.0, **settings: Any) -> Entry:
-    """What a survey decides of a scene, with settings of a CatalogJob by name."""
-    return survey(scene, CatalogJob(Delivery(scene.delivery, ()), dem, (low, high), **settings))
+    """What a survey decides of a scene."""
+    return survey(scene, survey_config(dem=dem, stretch=(low, high), **settings))
+
+
+def catalog_job(delivery: Delivery) -> CatalogJob:
+    return CatalogJob(delivery, survey_config())
+
+
+def tile_job(
+    root: str,
+    scene: Scene,
+    terrain: Terrain,
+    stretch: Stretch,
+    grid: TileGrid,
+    *,
+    rules: Rules | None = None,
+    radiometry: Radiometry | None = None,
+    weights: tuple[float, ...] = (),
+) -> TileJob:
+    """The first block of a scene that nobody surveyed."""
+    entry = Entry(scene, terrain, stretch, 0.0, 0, radiometry, weights)
+    return TileJob(root, entry, TilesConfig(rules=rules or Rules()), grid, 0, 0)

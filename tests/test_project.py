@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 # Rules for geokr and pipeline. Benchmarks measure peers, and may import any of them.
 STAIRS = (
     # Each folder or file imports from its own step and from those before it, but for folders beside it on one step.
-    ("geokr/storage", "geokr/crs"),
+    ("geokr/settings", "geokr/crs", "geokr/storage"),
     ("geokr/dataset", "geokr/landcover"),
     ("geokr/loading", "geokr/encoder"),
     ("geokr/pretraining", "geokr/evaluation"),
@@ -55,6 +55,7 @@ TRAINING_ALSO = (
     "geokr/storage/files.py",
 )
 TRAINING = (
+    "geokr/settings.py",
     "geokr/loading/",
     "geokr/pretraining/",
     "geokr/encoder.py",

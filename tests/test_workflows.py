@@ -5,30 +5,43 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from dvc.repo import Repo
 
-from geokr.pretraining.config import configure
-from pipeline.config import read_config
+from geokr.pretraining.config import PRESETS, TrainConfig, configure
+from pipeline.config import BuildConfig, names_of, read_config
+from workflows import stages
 
 ROOT = Path(__file__).parents[1]
+STAGES = ("sample", "catalog", "tiles", "labels", "index", "pretrain")
+FIRST = {"survey": "catalog", "grid": "tiles", "tiles": "tiles", "labels": "labels", "index": "index", "out": "catalog"}
+"""Group of settings -> the first stage that it concerns."""
 
 
 @pytest.mark.parametrize("params", [ROOT / "workflows" / f"{name}.yaml" for name in ("sample", "levir_kr")])
 def test_parameter_files_are_read_by_both_halves(params: Path) -> None:
     name = yaml.safe_load(params.read_text())
-    assert read_config(params, {}).labels == "globeland30_2020"
+    assert read_config(params, {}).index.label_set == "globeland30_2020"
     assert configure(name["preset"], params).model == name["train"]["model"]
     assert name["name"] == params.stem
+
+
+def test_the_stages_are_those_of_the_sample_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert (ROOT / "dvc.yaml").read_text() == stages.written(Path("workflows/sample.yaml"))
+    assert stages.main(["--check", "workflows/sample.yaml"]) == 0
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout of the stages alone, reproduced once, with a training run of three steps."""
     project = tmp_path_factory.mktemp("checkout")
-    for name in ("dvc.yaml", ".dvcignore", ".dvc/config", "workflows/sample.yaml"):
+    for name in ("dvc.yaml", ".dvcignore", ".dvc/config", "workflows/sample.yaml", "workflows/stages.py"):
         (project / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, project / name)
     for name in ("geokr", "pipeline"):
@@ -39,11 +52,23 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project
 
 
-def edit(project: Path, section: str, **values: object) -> None:
-    """Change parameters."""
+@pytest.fixture
+def params(project: Path) -> Iterator[Path]:
+    """The parameter file, which is put back afterwards."""
+    path = project / "workflows" / "sample.yaml"
+    before = path.read_text()
+    yield path
+    path.write_text(before)
+
+
+def edit(project: Path, *place: str, **values: object) -> None:
+    """Change parameters in a section."""
     path = project / "workflows" / "sample.yaml"
     params = yaml.safe_load(path.read_text())
-    params[section] |= values
+    section = params
+    for name in place:
+        section = section[name]
+    section |= values
     path.write_text(yaml.safe_dump(params))
 
 
@@ -56,24 +81,137 @@ def dvc(project: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def stages_to_run(project: Path) -> list[str]:
-    lines = dvc(project, "repro", "--dry").splitlines()
-    return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
+def stale(project: Path) -> list[str]:
+    """The stages that a change concerns directly; those after them follow when they have run."""
+    with Repo(str(project)) as repo:
+        return sorted((name.rpartition(":")[2] for name in repo.status()), key=STAGES.index)
 
 
-def test_dvc_runs_what_a_change_concerns(project: Path) -> None:
+def ran(said: str) -> list[str]:
+    """The stages that DVC says it ran."""
+    return [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")]
+
+
+def test_a_second_run_does_nothing(project: Path) -> None:
     assert "Data and pipelines are up to date" in dvc(project, "repro")
-    before = (project / "workflows" / "sample.yaml").read_text()
+
+
+def test_a_change_runs_its_stage_and_those_after_it(project: Path, params: Path) -> None:
+    before = params.read_text()
     edit(project, "train", lr=0.002)
-    assert stages_to_run(project) == ["pretrain"]
     weights = (project / "runs/sample/encoder.safetensors").read_bytes()
-    assert "Running stage 'pretrain'" in dvc(project, "repro")
+    said = dvc(project, "repro")
+    assert ran(said) == ["pretrain"]
     assert (project / "runs/sample/encoder.safetensors").read_bytes() != weights
-    edit(project, "build", min_known=0.9)
-    assert stages_to_run(project)[0] == "index"
-    edit(project, "build", stride=32)
-    assert stages_to_run(project)[:2] == ["tiles", "labels"]
-    (project / "workflows" / "sample.yaml").write_text(before)
+    edit(project, "build", "index", min_known=0.6)
+    said = dvc(project, "repro")
+    assert [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")] == [
+        "index",
+        "pretrain",
+    ]
+    params.write_text(before)
+    dvc(project, "repro")
+
+
+def others(value: Any) -> Any:
+    """Another value of a setting than this one; whether it is a sensible one does not matter to DVC."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case None | str():
+            return f"{value}-other"
+        case list() | tuple():
+            return [*value, *(value or ["other"])]
+        case dict():
+            key = next(iter(value))
+            return {**value, key: others(value[key])}
+    raise TypeError(value)
+
+
+BUILD = [(group, name) for group, field in BuildConfig.model_fields.items() for name in names_of(field)] + [("out", "")]
+
+
+def test_every_setting_of_a_build_concerns_its_stage_and_none_before_it(project: Path, params: Path) -> None:
+    before = params.read_text()
+    config = read_config(params, {}).model_dump(mode="json")
+    assert {group for group, _ in BUILD} == set(FIRST)
+    assert len(BUILD) >= 22
+    for group, name in BUILD:
+        if group == "out":
+            edit(project, "build", out=others(config["out"]))
+        else:
+            edit(project, "build", group, **{name: others(config[group][name])})
+        found = stale(project)
+        assert FIRST[group] in found, (group, name)
+        assert found[0] == FIRST[group], (group, name, found)
+        params.write_text(before)
+    assert stale(project) == []
+
+
+def test_every_rule_and_split_setting_is_followed_too(project: Path, params: Path) -> None:
+    before = params.read_text()
+    config = read_config(params, {}).model_dump(mode="json")
+    for place in (("tiles", "rules"), ("index", "split")):
+        for name, value in config[place[0]][place[1]].items():
+            edit(project, "build", *place, **{name: others(value)})
+            assert stale(project) == [FIRST[place[0]]], (*place, name)
+            params.write_text(before)
+
+
+def test_every_setting_of_training_concerns_it_alone(project: Path, params: Path) -> None:
+    before = params.read_text()
+    config = PRESETS["geokr"].model_dump(mode="json")
+    for name in TrainConfig.model_fields:
+        edit(project, "train", **{name: others(yaml.safe_load(before)["train"].get(name, config[name]))})
+        assert stale(project) == ["pretrain"], name
+        params.write_text(before)
+    edit(project, preset="reference")
+    assert stale(project) == ["pretrain"]
+
+
+def test_every_input_is_a_dependency_of_the_stages_that_read_it(tmp_path: Path) -> None:
+    text = yaml.safe_load((ROOT / "workflows/sample.yaml").read_text())
+    text["build"]["survey"] |= {"scenes": ["a", "b", "s3://bucket/c"], "dem": "dem.vrt", "geoid": "geoid.tif"}
+    text["build"]["survey"] |= {"radiometry": "toa", "coefficients": "mine.csv"}
+    text["build"]["labels"] |= {"landcover": ["maps", "more"], "legends": ["own.toml"], "taxonomy": "classes.toml"}
+    text["train"]["pretrained"] = "start.pth"
+    params = tmp_path / "mine.yaml"
+    params.write_text(yaml.safe_dump(text))
+    deps = {name: set(stage["deps"]) for name, stage in stages.stages(params)["stages"].items()}
+    maps = {"maps", "more", "own.toml", "classes.toml"}
+    assert deps["catalog"] == {"a", "b", "dem.vrt", "geoid.tif", "mine.csv"}
+    assert deps["tiles"] >= {"a", "b", "dem.vrt", "geoid.tif"}
+    assert deps["labels"] >= maps
+    assert deps["index"] >= maps
+    assert "start.pth" in deps["pretrain"]
+    assert "sample" not in deps
+
+
+def test_an_input_that_changed_concerns_the_stages_that_read_it(project: Path) -> None:
+    extra = project / "data/sample/world/landcover/notes.txt"
+    extra.write_text("another file")
+    assert stale(project) == ["sample", "labels", "index"]  # the first made it
+    extra.unlink()
+    assert stale(project) == []
+
+
+def test_stages_that_do_not_follow_from_their_parameters_are_refused(
+    project: Path, params: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    edit(project, "build", "survey", scenes=["data/sample/world/scenes", "data/more"])
+    assert stages.main(["--check", "workflows/sample.yaml"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "write it with python -m workflows.stages workflows/sample.yaml" in said
+    edit(project, "build", tiles=None)
+    text = yaml.safe_load(params.read_text())
+    del text["build"]["grid"]
+    params.write_text(yaml.safe_dump(text))
+    assert stages.main(["--check", "workflows/sample.yaml"]) == 2
+    assert "workflows/sample.yaml" in capsys.readouterr().err
 
 
 def test_stages_that_can_be_resumed_keep_their_outputs(project: Path) -> None:

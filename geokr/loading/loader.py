@@ -53,8 +53,8 @@ class TileLoader:
     last ones, that do not fill a batch on every rank, are dropped. Not shuffled, it is every tile once, in the order
     of the index. `world` ranks read disjoint parts of an epoch.
 
-    Without `buffer` the order is a random permutation: together the ranks see the same tiles at a step as one rank
-    with a batch `world` times as large, and within such a step tiles are sorted by place, since order does not
+    Without `shuffle_buffer` the order is a random permutation: together the ranks see the same tiles at a step as one
+    rank with a batch `world` times as large, and within such a step tiles are sorted by place, since order does not
     matter there. With it, tiles come shard after shard, each read once and whole: see `by_shard`.
     """
 
@@ -72,7 +72,7 @@ class TileLoader:
         balance: float = 0.0,
         pairs: bool = False,
         shuffle: bool = True,
-        buffer: int = 0,
+        shuffle_buffer: int = 0,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -87,21 +87,21 @@ class TileLoader:
         balance: 0 reads each tile once an epoch; 1 draws tiles, some several times and some not at all, such that
         the classes come with equal mass; numbers between are between.
         pairs: only places of several dates, and with each tile another one of its place, drawn anew each epoch.
-        buffer: 0 for a full permutation; else about how many tiles are shuffled in memory, read shard by shard.
+        shuffle_buffer: 0 for a full permutation; else about how many tiles are shuffled in memory, read shard by shard.
         prefetch: batches read ahead.
         on_error: raise where a tile cannot be read, or leave it out of its batch and count it in `skipped`.
 
         Raises ValueError where no tile is left, naming what was asked for.
         """
         self.dataset, self.split = str(dataset), split
-        self.bands, self.batch, self.shuffle, self.buffer = tuple(bands), batch, shuffle, buffer
+        self.bands, self.batch, self.shuffle, self.shuffle_buffer = tuple(bands), batch, shuffle, shuffle_buffer
         self.seed, self.rank, self.world, self.prefetch, self.on_error = seed, rank, world, prefetch, on_error
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be raise or skip, got {on_error}")
         if not 0 <= balance <= 1:
             raise ValueError(f"balance must be in 0..1, got {balance:g}")
-        if buffer and (pairs or not shuffle):
-            raise ValueError("a buffer is for shuffled tiles without pairs: it reads shard after shard")
+        if shuffle_buffer and (pairs or not shuffle):
+            raise ValueError("a shuffle_buffer is for shuffled tiles without pairs: it reads shard after shard")
         if balance and not shuffle:
             raise ValueError("balanced tiles are drawn at random; they need shuffle")
         self.classes, tiles = choose(
@@ -153,8 +153,8 @@ class TileLoader:
         if self._chance is not None:
             drawn = draw(self._chance, random(self.seed, number, DRAW))
         rng = random(self.seed, number, ORDER)
-        if self.buffer:
-            own = by_shard(self._shard[drawn], self.buffer, rng, self.rank, len(self) * self.batch)
+        if self.shuffle_buffer:
+            own = by_shard(self._shard[drawn], self.shuffle_buffer, rng, self.rank, len(self) * self.batch)
         else:
             own = rng.permutation(self.tiles)
         return self._candidates[drawn[own]]
@@ -165,7 +165,7 @@ class TileLoader:
         Raises ValueError naming shard and tile where pixels are missing or cannot be read.
         """
         order = self.order(number)
-        if self.buffer:
+        if self.shuffle_buffer:
             return self._shards(order[start * self.batch :])
         span = self.batch * self.world
         partner = None if self._companions is None else self._companions.partner(random(self.seed, number, PAIRS))

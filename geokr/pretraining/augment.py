@@ -53,20 +53,22 @@ def placement(draws: torch.Tensor, config: TrainConfig) -> torch.Tensor:
     """Where each view lies in its tile: (n, 2, 3) affine maps from view to tile, (x, y, 1) in -1..1.
 
     draws: (n, 9) uniform in 0..1. A view has `crop` to 1 of the tile's area and sides whose ratio is within
-    1/`stretch` .. `stretch`, none longer than the tile's. It is mirrored in x and in y with probability 1/2 each,
-    with probability `turn` turned by 0, 90, 180 or 270 degrees, alike likely, and by up to `rotate` degrees more.
-    It lies inside the tile unless the rotation makes it wider than that; its corners then see the tile mirrored
-    at its edge.
+    1/`aspect_ratio` .. `aspect_ratio`, none longer than the tile's. It is mirrored in x and in y with probability 1/2
+    each, turned by 0, 90, 180 or 270 degrees (equally likely) with probability `quarter_turn_probability`, and by up
+    to `rotate` degrees more. It lies inside the tile unless the rotation makes it wider than that; its corners then
+    show the tile mirrored at its edge.
     """
     mirror = 1.0 - 2.0 * (draws[:, :2] < 0.5)  # (n, 2)
-    quarters = torch.where(draws[:, 2] < config.turn, (draws[:, 3] * 4).floor(), torch.zeros(())).long()
+    quarters = torch.where(
+        draws[:, 2] < config.quarter_turn_probability, (draws[:, 3] * 4).floor(), torch.zeros(())
+    ).long()
     cos = torch.tensor([1.0, 0.0, -1.0, 0.0])[quarters]
     sin = torch.tensor([0.0, 1.0, 0.0, -1.0])[quarters]
     if config.rotate:
         angle = torch.deg2rad(config.rotate * (2.0 * draws[:, 7] - 1.0))
         cos, sin = cos * angle.cos() - sin * angle.sin(), sin * angle.cos() + cos * angle.sin()
     side = (config.crop + (1.0 - config.crop) * draws[:, 4]).sqrt()  # (n,), as a share of the tile's
-    ratio = config.stretch ** (draws[:, 8] - 0.5)  # root of the ratio of the sides
+    ratio = config.aspect_ratio ** (draws[:, 8] - 0.5)  # root of the ratio of the sides
     sides = torch.stack([side * ratio, side / ratio], dim=1).clamp(max=1.0)  # (n, 2)
     linear = torch.stack([cos, -sin, sin, cos], dim=1).reshape(-1, 2, 2) * (mirror * sides)[:, None, :]
     room = (1.0 - linear.abs().sum(dim=2)).clamp(min=0.0)  # (n, 2), on either side

@@ -8,6 +8,7 @@ from typing import Any
 
 from geokr.landcover.legend import KNOWLEDGE, read_toml
 from geokr.pretraining.checkpoint import Checkpoint
+from geokr.pretraining.objectives import choose
 from geokr.storage.files import is_url
 
 MLM = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
@@ -42,7 +43,7 @@ def model_card(checkpoint: Checkpoint, features: int, metrics: Mapping[str, Any]
     ]
     numbers = [f"| {what} | {metrics[name]:.4f} |" for name, what in NUMBERS.items() if name in metrics]
     objective = config["objective"]
-    loss = "KL(A || p)" if objective == "supervised" else f"KL(A || p) + {config['consistency']:g} KL(p || q)"
+    loss = choose(objective).formula.format(**config)
     return f"""---
 library_name: timm
 tags: [remote-sensing, land-cover, image-feature-extraction]

@@ -8,7 +8,7 @@ import torch
 
 from geokr.storage.files import replacing
 
-VERSION = 2
+VERSION = 3
 """Version of the file. Another one is refused."""
 
 LAST = "last.pt"
@@ -33,15 +33,18 @@ class Checkpoint:
     std: list[float]
     start: str
     """Where the encoder started."""
-    student: dict[str, torch.Tensor]
-    teacher: dict[str, torch.Tensor] | None
-    """None for objective supervised."""
+    networks: dict[str, dict[str, torch.Tensor]]
+    """Weights and statistics of the objective's networks, by name."""
+    exported: str
+    """The one of them whose encoder is exported."""
+    memory: dict[str, torch.Tensor]
+    """What the objective holds beside its networks."""
     optimiser: dict[str, Any]
     """Its learning rate is a function of the step, so that there is no schedule beside it."""
     scaler: dict[str, Any]
     """Of the loss in fp16, empty otherwise."""
     window: torch.Tensor
-    """(n, 3): the losses of each step since the last line of the log."""
+    """(n, 1 + measures): the loss and the objective's measures of each step since the last line of the log."""
     best: dict[str, float] | None
     """The validation with the lowest KL so far: {"step": ..., "kl": ...}."""
 

@@ -1,6 +1,5 @@
 """Student, teacher and optimiser: how they begin, what a step does to them, how they are judged and kept."""
 
-import copy
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +19,20 @@ from geokr.pretraining.augment import augment, seed_of
 from geokr.pretraining.checkpoint import Checkpoint
 from geokr.pretraining.classifier import Classifier, build
 from geokr.pretraining.config import TrainConfig
-from geokr.pretraining.objectives.mean_teacher import disagreement, divergence, geokr_loss, ramp_up, reference_loss
-from geokr.pretraining.objectives.teacher import average, keep_at, reference_updates
-from geokr.pretraining.processes import Place, add_up_gradients, average_buffers, like, over_ranks, spread, whole
+from geokr.pretraining.objectives import choose
+from geokr.pretraining.objectives.objective import SECOND_VIEW, Objective, Part
+from geokr.pretraining.processes import (
+    Process,
+    average_buffers,
+    shard_model,
+    sharded_like,
+    sum_over_ranks,
+    sync_gradients,
+    unsharded,
+)
 
-STUDENT_VIEW, TEACHER_VIEW, DROPOUT, INITIAL = range(4)
-"""Streams of random numbers: every draw is a function of the seed, the step and one of these."""
+DROPOUT, INITIAL = 2, 3
+"""Streams of random numbers beside those of the views: every draw is a function of seed, step and stream."""
 LOG_EVERY = 10
 """Steps between lines of the log. Each makes the host wait for the device."""
 
@@ -42,7 +49,7 @@ class Facts:
     """Mean share of each class over the training tiles."""
     mean_pixel: tuple[float, ...]
     """Of each band, over a sample of the training tiles, in 0..1."""
-    spread: tuple[float, ...]
+    std_pixel: tuple[float, ...]
     """Standard deviation about it."""
     labels: str
     """Name of the label set: product and year."""
@@ -53,7 +60,7 @@ class Facts:
 
 
 def facts_of(training: TileLoader, held_out: TileLoader) -> Facts:
-    mean, spread = training.statistics()
+    mean, std = training.statistics()
     bounds, acquired = read_extent(training.dataset)
     return Facts(
         training_tiles=training.tiles,
@@ -61,8 +68,8 @@ def facts_of(training: TileLoader, held_out: TileLoader) -> Facts:
         classes=training.classes,
         mean_label=tuple(training.share.mean(axis=0, dtype="float64").tolist()),
         mean_pixel=tuple(mean),
-        spread=tuple(spread),
-        labels=str(read_summary(training.dataset)["labels"]),
+        std_pixel=tuple(std),
+        labels=str(read_summary(training.dataset)["label_set"]),
         bounds=bounds,
         acquired=acquired,
     )
@@ -73,14 +80,13 @@ class Learner:
     """All that a step changes, and what it needs to know."""
 
     config: TrainConfig
-    place: Place
+    process: Process
     training: TileLoader
     held_out: TileLoader
     facts: Facts
-    student: Classifier
+    objective: Objective
     parallel: nn.Module
     """The student as a training step calls it: inside DistributedDataParallel where there are several processes."""
-    teacher: Classifier | None
     optimiser: torch.optim.Optimizer
     mean: list[float]
     """Of each band, pixels in 0..1: what the input is normalised with."""
@@ -92,11 +98,10 @@ class Learner:
     dtype: torch.dtype
     """What the networks compute in."""
     window: torch.Tensor
-    """(LOG_EVERY, 3) float64: loss, KL(A || p) and KL(p || q) of each step since the last line of the log."""
+    """(LOG_EVERY, 1 + measures) float64: the loss and the objective's measures of each step since the last line of
+    the log."""
     total: int
     """Steps that the run has."""
-    updates: frozenset[int]
-    """For objective reference: the steps, counted from 1, after which the teacher is updated."""
     step: int = 0
     """Steps done."""
     noted: int = 0
@@ -105,7 +110,7 @@ class Learner:
     """The validation with the lowest KL so far: {"step": ..., "kl": ...}."""
 
     def precision(self) -> torch.autocast:
-        return torch.autocast(self.place.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(self.process.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         """(n, band, y, x) float: pixels in 0..1 less the mean, over the standard deviation of their band."""
@@ -117,17 +122,33 @@ class Learner:
         """One of the step's random views of a part of this process's tiles: (n, band, size, size), from uint8."""
         seed = seed_of(self.config.seed, self.step, stream)
         parts = self.config.accumulate
-        which = (self.place.rank * parts + part, self.place.world * parts)
+        which = (self.process.rank * parts + part, self.process.world * parts)
         return augment(image, self.config.bands, self.config, seed, which)
 
-    def judged(self) -> Classifier:
-        """The network that is judged and exported: the teacher, where there is one."""
-        return self.student if self.teacher is None else self.teacher
+    def part(self, image: torch.Tensor, pair: torch.Tensor, target: torch.Tensor, number: int) -> Part:
+        """A part of the step's tiles as the objective sees it.
+
+        image, and pair, which second views show: (n, band, y, x) uint8; target: (n, class).
+        """
+
+        def view(stream: int) -> torch.Tensor:
+            return self.normalised(self.view(pair if stream == SECOND_VIEW else image, stream, number))
+
+        return Part(self.parallel, view, self.precision, target, self.step, self.total)
+
+    @property
+    def student(self) -> nn.Module:
+        return self.objective.networks["student"]
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and exported."""
+        return self.objective.networks[self.objective.exported]
 
 
 def begin(
     config: TrainConfig,
-    place: Place,
+    process: Process,
     training: TileLoader,
     held_out: TileLoader,
     facts: Facts,
@@ -140,55 +161,49 @@ def begin(
     torch.manual_seed(seed_of(config.seed, 0, INITIAL))
     pretrained = config.pretrained if last is None else False  # the checkpoint's weights come in their stead
     student, start = build(config.model, config.bands, len(training.classes), config.image_size, pretrained)
-    if config.sync_batch_norm and place.world > 1:
-        if place.device.type != "cuda":
+    if config.sync_batch_norm and process.world > 1:
+        if process.device.type != "cuda":
             raise ValueError("sync_batch_norm needs GPUs: set it to false")
         student = convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
     if config.recompute:
         student.encoder.set_grad_checkpointing()  # type: ignore[operator]
-    student.to(place.device)
+    student.to(process.device)
     if config.channels_last and not config.shard:  # weights that are shared out must lie as they are counted
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    teacher = None
-    if config.objective != "supervised":
-        teacher = copy.deepcopy(student).requires_grad_(False)
-        if config.objective == "reference":
-            teacher.head.reset_parameters()  # as published: both encoders start from ImageNet, the heads at random
-        teacher.train(config.objective == "reference")
-    networks = [student] if teacher is None else [student, teacher]
+    total = config.length(len(training))
+    objective = choose(config.objective)(student, config, total)
+    networks = [*objective.networks.values()]
     if config.compile:
         for network in networks:
             network.compile()
     parallel: nn.Module = student
-    if config.shard and place.world > 1:
+    if config.shard and process.world > 1:
         for network in networks:
-            spread(network, place)
-    elif place.world > 1:
+            shard_model(network, process)
+    elif process.world > 1:
         # Batch-norm statistics are averaged after each step, not taken from rank 0.
         parallel = DistributedDataParallel(student, broadcast_buffers=False)
-    mean, std = list(facts.mean_pixel), list(facts.spread)
-    if config.objective == "reference":  # the published code does not normalise
-        mean, std = [0.0] * len(config.bands), [1.0] * len(config.bands)
-    total = config.length(len(training))
-    dtype = precision(config.amp, place.device)
+    bands = len(config.bands)
+    mean, std = (
+        (list(facts.mean_pixel), list(facts.std_pixel)) if objective.normalises else ([0.0] * bands, [1.0] * bands)
+    )
+    dtype = precision(config.amp, process.device)
     learner = Learner(
         config=config,
-        place=place,
+        process=process,
         training=training,
         held_out=held_out,
         facts=facts,
-        student=student,
+        objective=objective,
         parallel=parallel,
-        teacher=teacher,
         optimiser=optimiser(student, config),
         mean=mean,
         std=std,
         start=start,
-        scaler=GradScaler(place.device.type, enabled=dtype == torch.float16),
+        scaler=GradScaler(process.device.type, enabled=dtype == torch.float16),
         dtype=dtype,
-        window=torch.zeros(LOG_EVERY, 3, dtype=torch.float64, device=place.device),
+        window=torch.zeros(LOG_EVERY, 1 + len(objective.measures), dtype=torch.float64, device=process.device),
         total=total,
-        updates=reference_updates(config.ema_periods, config.batch, total) if config.ema_periods else frozenset(),
     )
     if last is not None:
         _restore(learner, last)
@@ -219,25 +234,25 @@ def optimiser(student: Classifier, config: TrainConfig) -> torch.optim.Optimizer
 
 
 def learn(learner: Learner, batch: Batch) -> None:
-    """One step: the student by its gradient, then the teacher by its average."""
-    config, place, step, teacher = learner.config, learner.place, learner.step, learner.teacher
-    torch.manual_seed(seed_of(config.seed, step, DROPOUT, place.rank))  # for networks that drop at random
+    """One step: the student by its gradient, then whatever its objective changes after it."""
+    config, process, step = learner.config, learner.process, learner.step
+    torch.manual_seed(seed_of(config.seed, step, DROPOUT, process.rank))  # for networks that drop at random
     for group in learner.optimiser.param_groups:
         group["lr"] = config.learning_rate(step, learner.total, len(learner.training))
-    batch = filled(batch, config.batch // place.world)
-    image = batch.image.to(place.device, non_blocking=True)  # (n, band, y, x) uint8
-    pair = image if batch.pair is None else batch.pair.to(place.device, non_blocking=True)
-    target = batch.share.to(place.device, non_blocking=True)  # (n, k)
-    weight = batch.weight.to(place.device, non_blocking=True)  # (n,)
-    total = over_ranks(weight.sum(), place).clamp_min(1e-9)
-    weight = weight * (place.world / total)  # processes' gradients are averaged
+    batch = filled(batch, config.batch // process.world)
+    image = batch.image.to(process.device, non_blocking=True)  # (n, band, y, x) uint8
+    pair = image if batch.pair is None else batch.pair.to(process.device, non_blocking=True)
+    target = batch.share.to(process.device, non_blocking=True)  # (n, k)
+    weight = batch.weight.to(process.device, non_blocking=True)  # (n,)
+    total = sum_over_ranks(weight.sum(), process).clamp_min(1e-9)
+    weight = weight * (process.world / total)  # processes' gradients are averaged
 
     learner.optimiser.zero_grad(set_to_none=True)
-    sums = learner.window.new_zeros(3)
+    sums = torch.zeros_like(learner.window[0])
     parts = [values.chunk(config.accumulate) for values in (image, pair, target, weight)]
-    for part, (pixels, others, shares, worth) in enumerate(zip(*parts, strict=True)):
-        add_up_gradients(learner.parallel, part == config.accumulate - 1)
-        losses = step_losses(learner, pixels, others, shares, part)  # (n, 3): loss, KL(A || p), KL(p || q)
+    for number, (pixels, others, shares, worth) in enumerate(zip(*parts, strict=True)):
+        sync_gradients(learner.parallel, number == config.accumulate - 1)
+        losses = learner.objective.losses(learner.part(pixels, others, shares, number))  # (n, 1 + measures)
         means = (losses * worth[:, None]).sum(dim=0)  # weighted, over the tiles of all parts and processes
         with kept_buffers(learner.student, config.recompute):
             learner.scaler.scale(means[0]).backward()
@@ -248,11 +263,8 @@ def learn(learner: Learner, batch: Batch) -> None:
     learner.scaler.step(learner.optimiser)
     learner.scaler.update()
 
-    average_buffers([model for model in (learner.student, teacher) if model is not None and model.training], place)
-    if teacher is not None and config.objective != "reference":
-        average(teacher, learner.student, keep_at(step + 1, config.ema), buffers=True)
-    elif teacher is not None and step + 1 in learner.updates:
-        average(teacher, learner.student, config.ema, buffers=False)
+    average_buffers([network for network in learner.objective.networks.values() if network.training], process)
+    learner.objective.update(step + 1)
     learner.window[step - learner.noted] = sums
     learner.step += 1
 
@@ -273,30 +285,6 @@ def filled(batch: Batch, tiles: int) -> Batch:
     return dataclasses.replace(batch, **padded)
 
 
-def step_losses(
-    learner: Learner, image: torch.Tensor, pair: torch.Tensor, target: torch.Tensor, part: int
-) -> torch.Tensor:
-    """Loss, KL(A || p) and KL(p || q) of each tile: (n, 3).
-
-    image, and pair, which the teacher sees: (n, band, y, x) uint8; target: (n, class).
-    """
-    config, teacher, published = learner.config, learner.teacher, learner.config.objective == "reference"
-    seen = learner.normalised(learner.view(image, STUDENT_VIEW, part))  # (n, band, size, size)
-    with learner.precision():
-        p, _ = learner.parallel(seen)  # (n, k) logits
-    p = p.float()
-    kl = divergence(target, p)
-    if teacher is None:
-        return torch.stack([kl, kl, torch.zeros_like(kl)], dim=1)
-    with torch.no_grad(), learner.precision():
-        other = seen if published else learner.normalised(learner.view(pair, TEACHER_VIEW, part))
-        q, _ = teacher(other)  # (n, k) logits
-    q = q.float()
-    consistency = config.consistency * ramp_up(learner.step, config.ramp_up * learner.total)
-    loss = (reference_loss if published else geokr_loss)(p, q, target, consistency)
-    return torch.stack([loss, kl, disagreement(p, q)], dim=1)
-
-
 @contextmanager
 def kept_buffers(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Undo what happens to a model's buffers: a backward pass that computes activations again, batch statistics too,
@@ -312,15 +300,16 @@ def snapshot(learner: Learner) -> Checkpoint:
     return Checkpoint(
         step=learner.step,
         total=learner.total,
-        config=dataclasses.asdict(learner.config),
+        config=learner.config.model_dump(),
         dataset=learner.training.dataset,
         facts=dataclasses.asdict(learner.facts),
         mean=learner.mean,
         std=learner.std,
         start=learner.start,
-        student=whole(learner.student.state_dict()),
-        teacher=None if learner.teacher is None else whole(learner.teacher.state_dict()),
-        optimiser=whole(learner.optimiser.state_dict()),
+        networks={name: unsharded(network.state_dict()) for name, network in learner.objective.networks.items()},
+        exported=learner.objective.exported,
+        memory={name: value.cpu().clone() for name, value in learner.objective.memory.items()},
+        optimiser=unsharded(learner.optimiser.state_dict()),
         scaler=learner.scaler.state_dict(),
         window=learner.window[: learner.step - learner.noted].clone(),
         best=learner.best,
@@ -328,14 +317,15 @@ def snapshot(learner: Learner) -> Checkpoint:
 
 
 def _restore(learner: Learner, last: Checkpoint) -> None:
-    for network, weights in ((learner.student, last.student), (learner.teacher, last.teacher)):
-        if network is not None and weights is not None:
-            patterns = network.state_dict()
-            network.load_state_dict({name: like(value, patterns[name]) for name, value in weights.items()})
+    for name, network in learner.objective.networks.items():
+        patterns = network.state_dict()
+        network.load_state_dict({key: sharded_like(value, patterns[key]) for key, value in last.networks[name].items()})
+    for name, tensor in learner.objective.memory.items():
+        tensor.copy_(last.memory[name])
     parameters = [parameter for group in learner.optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {
         number: {
-            name: like(value, parameters[number])
+            name: sharded_like(value, parameters[number])
             if isinstance(value, torch.Tensor) and value.shape == parameters[number].shape
             else value
             for name, value in entries.items()

@@ -1,9 +1,21 @@
-"""How a prediction is scored. Pure functions of tensors."""
+"""How far two distributions lie apart, and how a prediction is scored. Pure functions of tensors.
+
+A: label distribution, p: a network's output, q: its teacher's; all (n, class), rows sum to 1.
+"""
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from geokr.pretraining.objectives.mean_teacher import divergence
+
+def divergence(target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(A || p) of each tile: (n,), in nats. target: A, where 0 log 0 = 0. logits: those of p."""
+    return (torch.xlogy(target, target) - target * torch.log_softmax(logits, dim=1)).sum(dim=1)
+
+
+def disagreement(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) of each tile: (n,), in nats. Both arguments are logits; no gradient reaches the teacher."""
+    log_p, log_q = torch.log_softmax(student, dim=1), torch.log_softmax(teacher.detach(), dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
 def scores(logits: torch.Tensor, target: torch.Tensor, baseline: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Process:
     """Which of how many processes this one is, and where it computes."""
 
     rank: int
@@ -25,8 +25,8 @@ class Place:
 
 
 @contextmanager
-def taking_place(device: str = "auto") -> Iterator[Place]:
-    """This process's place among those that torchrun started, or alone. device: see TrainConfig.
+def process_group(device: str = "auto") -> Iterator[Process]:
+    """This process among those that torchrun started, or alone. device: see TrainConfig.
 
     Raises ValueError where there is no such device.
     """
@@ -45,58 +45,63 @@ def taking_place(device: str = "auto") -> Iterator[Place]:
     if world > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Place(rank, world, chosen)
+        yield Process(rank, world, chosen)
     finally:
         if world > 1:
             dist.destroy_process_group()
 
 
-def over_ranks(values: torch.Tensor, place: Place) -> torch.Tensor:
+def sum_over_ranks(values: torch.Tensor, process: Process) -> torch.Tensor:
     """The sum of a tensor over all processes."""
     values = values.clone()
-    if place.world > 1:
+    if process.world > 1:
         dist.all_reduce(values)
     return values
 
 
-def highest(number: int, place: Place) -> int:
+def max_over_ranks(number: int, process: Process) -> int:
     """The highest of the numbers that the processes hold."""
-    if place.world == 1:
+    if process.world == 1:
         return number
-    numbers = torch.tensor(number, device=place.device)
+    numbers = torch.tensor(number, device=process.device)
     dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
     return int(numbers)
 
 
+def barrier(process: Process) -> None:
+    """Wait until all processes have come here."""
+    max_over_ranks(0, process)
+
+
 @torch.no_grad()
-def average_buffers(models: Sequence[nn.Module], place: Place) -> None:
+def average_buffers(models: Sequence[nn.Module], process: Process) -> None:
     """Average the batch-norm statistics of `models` over processes, so that all hold the same networks."""
     buffers = [buffer for model in models for buffer in model.buffers() if buffer.is_floating_point()]
-    if place.world == 1 or not buffers:
+    if process.world == 1 or not buffers:
         return
     flat = torch.cat([buffer.flatten() for buffer in buffers])
     dist.all_reduce(flat)
-    parts = torch.split(flat / place.world, [buffer.numel() for buffer in buffers])
+    parts = torch.split(flat / process.world, [buffer.numel() for buffer in buffers])
     for buffer, part in zip(buffers, parts, strict=True):
         buffer.copy_(part.view_as(buffer))
 
 
-def from_all_ranks(values: torch.Tensor, place: Place) -> torch.Tensor:
+def gather(values: torch.Tensor, process: Process) -> torch.Tensor:
     """The rows that the processes hold, one's after the other's; each holds as many."""
-    if place.world == 1:
+    if process.world == 1:
         return values
-    parts = [torch.empty_like(values) for _ in range(place.world)]
+    parts = [torch.empty_like(values) for _ in range(process.world)]
     dist.all_gather(parts, values.contiguous())
     return torch.cat(parts)
 
 
-def spread(model: nn.Module, place: Place) -> None:
+def shard_model(model: nn.Module, process: Process) -> None:
     """Share out a model's weights over the processes, block by block (FSDP2).
 
     A block is an element of a sequence or list among the model's parts, such as a stage of a ResNet or a layer of a
     vision transformer; its weights are gathered while it computes.
     """
-    mesh = init_device_mesh(place.device.type, (place.world,))
+    mesh = init_device_mesh(process.device.type, (process.world,))
     inside = [child for module in model.children() for child in module.children()]
     for part in inside:
         for block in part.children() if isinstance(part, nn.Sequential | nn.ModuleList) else ():
@@ -105,7 +110,7 @@ def spread(model: nn.Module, place: Place) -> None:
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
-def add_up_gradients(model: nn.Module, wanted: bool) -> None:
+def sync_gradients(model: nn.Module, wanted: bool) -> None:
     """Whether the next backward pass of a parallel model exchanges gradients, or each process keeps its own."""
     if isinstance(model, DistributedDataParallel):
         model.require_backward_grad_sync = wanted
@@ -113,16 +118,16 @@ def add_up_gradients(model: nn.Module, wanted: bool) -> None:
         model.set_requires_gradient_sync(wanted)
 
 
-def whole(state: Any) -> Any:
+def unsharded(state: Any) -> Any:
     """A nested state with each tensor that is shared out put together, on the CPU. All processes must call it."""
     if isinstance(state, DTensor):
         return state.full_tensor().cpu()
     if isinstance(state, dict):
-        return {key: whole(value) for key, value in state.items()}
+        return {key: unsharded(value) for key, value in state.items()}
     return state
 
 
-def like(values: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
+def sharded_like(values: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
     """A whole tensor, shared out as `pattern` is."""
     if not isinstance(pattern, DTensor):
         return values

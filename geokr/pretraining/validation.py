@@ -10,7 +10,7 @@ from geokr.loading.loader import Batch
 from geokr.pretraining.augment import plain
 from geokr.pretraining.learner import Learner, filled
 from geokr.pretraining.metrics import neighbours, scores
-from geokr.pretraining.processes import from_all_ranks, highest, over_ranks
+from geokr.pretraining.processes import gather, max_over_ranks, sum_over_ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +32,20 @@ class Verdict:
 @torch.no_grad()
 def validate(learner: Learner) -> Verdict:
     """Judge the teacher, or the student where there is none."""
-    config, place, facts = learner.config, learner.place, learner.facts
+    config, process, facts = learner.config, learner.process, learner.facts
     # One tile of equal shares is added to the training tiles, lest a class that they lack makes KL infinite.
-    mean = torch.tensor(facts.mean_label, dtype=torch.float64, device=place.device)
+    mean = torch.tensor(facts.mean_label, dtype=torch.float64, device=process.device)
     mean = (mean * facts.training_tiles + 1.0 / len(mean)) / (facts.training_tiles + 1)
-    model = learner.judged()
+    model = learner.judged
     before = model.training
     model.eval()
 
     known = None
     if config.probe:
-        size = config.batch // place.world
+        size = config.batch // process.world
         sample = (filled(some, size) for some in islice(learner.training.epoch(0), -(-config.probe // config.batch)))
         parts = zip(*((features, share) for _, features, share in predict(learner, sample)), strict=True)
-        known = [from_all_ranks(torch.cat(part), place) for part in parts]  # (m, feature), (m, class)
+        known = [gather(torch.cat(part), process) for part in parts]  # (m, feature), (m, class)
     found, labels, predicted = [], [], []
     for logits, features, share in predict(learner, iter(learner.held_out)):
         sums = scores(logits, share, mean)
@@ -58,7 +58,7 @@ def validate(learner: Learner) -> Verdict:
         predicted.append(torch.softmax(logits, dim=1).cpu())
     model.train(before)
 
-    total = {name: over_ranks(torch.stack([sums[name] for sums in found]).sum(dim=0), place) for name in found[0]}
+    total = {name: sum_over_ranks(torch.stack([sums[name] for sums in found]).sum(dim=0), process) for name in found[0]}
     tiles = total.pop("tiles")
     error, confused = total.pop("error") / tiles, total.pop("confusion") / tiles
     numbers = {name: float(value / tiles) for name, value in total.items()} | {"mae": float(error.mean())}
@@ -76,9 +76,9 @@ def predict(learner: Learner, batches: Iterator[Batch]) -> Iterator[tuple[torch.
     With shared-out weights all processes must take part in each batch: one that has run out computes an empty tile,
     and gives results of no tiles.
     """
-    device, config = learner.place.device, learner.config
-    model = learner.judged()
-    while highest(int((batch := next(batches, None)) is not None), learner.place):
+    device, config = learner.process.device, learner.config
+    model = learner.judged
+    while max_over_ranks(int((batch := next(batches, None)) is not None), learner.process):
         pixels = torch.zeros(1, len(config.bands), 1, 1, dtype=torch.uint8) if batch is None else batch.image
         image = plain(pixels.to(device, non_blocking=True), config.image_size)
         with learner.precision():

@@ -31,10 +31,12 @@ class Entry:
     """Cells without a height in the DEM's window of the scene, which were interpolated."""
     radiometry: Radiometry | None = None
     """What is stored of the scene's pixels; the stretched ones where it is None."""
-    pixels: str = ""
-    """SHA-256 of the pixels that the survey read: what tells a replaced image from one that was only touched."""
-    state: str = ""
-    """What the delivery's files on a server were known by: see `finding.Delivery`."""
+    pan_weights: tuple[float, ...] = ()
+    """Weight of each band in pansharpening; empty where there is none."""
+    pixel_digest: str = ""
+    """SHA-256 of the pixels that the survey read: it tells a replaced image from one that was only touched."""
+    source_version: str = ""
+    """What the delivery's files on a server were known by: see `discovery.Delivery`."""
 
 
 def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -> None:
@@ -66,8 +68,9 @@ def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -
                 "stretch_low": entry.stretch.low,
                 "stretch_high": entry.stretch.high,
                 "radiometry": None if entry.radiometry is None else json.dumps(entry.radiometry.to_json()),
-                "pixels": entry.pixels,
-                "state": entry.state,
+                "pan_weights": list(entry.pan_weights),
+                "pixel_digest": entry.pixel_digest,
+                "source_version": entry.source_version,
                 "provenance": provenance,
                 "geometry": scene.footprint,
             }
@@ -97,7 +100,7 @@ def unchanged(path: str | Path, provenance: str, digests: Mapping[str, str] | No
     known: dict[str, list[Entry]] = {}
     for entry in entries_of(rows):
         read_from = [Path(file) for file in entry.scene.files]
-        known_by = entry.state or entry.scene.checksum
+        known_by = entry.source_version or entry.scene.metadata_digest
         same_there = not read_from and (digests or {}).get(entry.scene.delivery) == known_by
         if same_there or (read_from and all(file.is_file() and last_change(file) < written for file in read_from)):
             known.setdefault(entry.scene.delivery, []).append(entry)
@@ -145,6 +148,7 @@ def entries_of(rows: geopandas.GeoDataFrame) -> list[Entry]:
         stored = radiometry_from_json(json.loads(row["radiometry"])) if isinstance(row["radiometry"], str) else None
         terrain = Terrain(dem, row["ground_height"], geoid)
         ground = row["dem_coverage"], int(row["dem_holes"])
-        told = row["pixels"], row.get("state", "")
-        entries.append(Entry(Scene(**fields), terrain, stretch, *ground, stored, *told))
+        known_by = row["pixel_digest"], row["source_version"]
+        weights = tuple(map(float, row["pan_weights"]))
+        entries.append(Entry(Scene(**fields), terrain, stretch, *ground, stored, weights, *known_by))
     return entries

@@ -20,7 +20,7 @@ def summary_table(summary: dict[str, Any]) -> list[str]:
             f"{counts['scenes']} built, {counts['incomplete']} of them in part, {counts['quarantined']} refused",
         ),
         ("tiles", tiles),
-        ("index", f"{counts['index']} tiles, labels of {summary['labels']}"),
+        ("index", f"{counts['index']} tiles, labels of {summary['label_set']}"),
         ("", f"{counts['unknown']} left out for want of land cover"),
         ("", f"{counts['unfit']} left out since label sets disagree or their year is too far away"),
         ("splits", f"{splits}, {counts['between_splits']} between two"),

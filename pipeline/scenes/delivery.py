@@ -130,7 +130,7 @@ def read_product(files: Files, delivery: Delivery, imagery: Imagery) -> Scene:
         delivery=delivery.path,
         bytes=size(delivery, (taken, *filter(None, [sharp]))),
         files=local((delivery.path,) if delivery.archive else read),
-        checksum=checksum(files[name] or b"" for name in read if files[name] is not None),
+        metadata_digest=sha256(files[name] or b"" for name in read if files[name] is not None),
         footprint=outline(first.image, flat_terrain(first.image.model)),
         metadata=first.fields,
     )
@@ -250,7 +250,7 @@ def georeferenced(name: str, delivery: Delivery, imagery: Imagery) -> Scene:
         delivery=delivery.path,
         bytes=size(delivery, (name,)),
         files=local((delivery.path,) if delivery.archive else (name,)),
-        checksum=checksum((repr(header).encode(),)),
+        metadata_digest=sha256((repr(header).encode(),)),
         footprint=footprint,
         metadata=header.tags,
     )
@@ -264,7 +264,7 @@ def tagged_time(text: str) -> datetime | None:
         return None
 
 
-def checksum(contents: Iterable[bytes]) -> str:
+def sha256(contents: Iterable[bytes]) -> str:
     """SHA-256 of files one after the other."""
     digest = hashlib.sha256()
     for content in contents:

@@ -24,7 +24,7 @@ class Delivery:
     """The STAC item as JSON, where it is one."""
     fault: str = ""
     """Why there is nothing to read, where a STAC document is at fault."""
-    state: str = ""
+    source_version: str = ""
     """What its files on a server are known by when nothing of them changes; empty where they are known otherwise."""
 
     @property
@@ -67,10 +67,14 @@ def remote(url: str) -> list[Delivery]:
     if name.endswith(stac.DOCUMENTS):
         return [item_delivery(found) for found in stac.items(url)]
     if name.endswith(ARCHIVES):
-        return [Delivery(url, (url,), state=state((url,), {url: inputs.stat(url)}))]
+        return [Delivery(url, (url,), source_version=version_of((url,), {url: inputs.stat(url)}))]
     if name.endswith(IMAGES):
         there = beside(url)
-        return [Delivery(group[0], group, state=state(group, there)) for group in products(there) if url in group]
+        return [
+            Delivery(group[0], group, source_version=version_of(group, there))
+            for group in products(there)
+            if url in group
+        ]
     if name.startswith("s3://"):
         there = inputs.listing(url)
         return ordered([*there], there)
@@ -87,7 +91,7 @@ def beside(url: str) -> dict[str, Stat]:
     return {url: Stat(0, "")} | found
 
 
-def state(names: Iterable[str], there: Mapping[str, Stat]) -> str:
+def version_of(names: Iterable[str], there: Mapping[str, Stat]) -> str:
     """What files on a server are known by; empty where the server does not tell one version from another."""
     found = [f"{name} {there[name].size} {there[name].version}" for name in names if name in there]
     if not found or any(line.endswith(" ") for line in found):
@@ -105,7 +109,7 @@ def ordered(names: list[str], there: Mapping[str, Stat] | None = None) -> list[D
     referred = {asset["href"] for found in items for asset in found.item.get("assets", {}).values()}
     groups = products(name for name in names if name not in referred)
     groups += [(name,) for name in names if name.lower().endswith(ARCHIVES)]
-    found = [Delivery(group[0], group, state=state(group, there)) for group in groups]
+    found = [Delivery(group[0], group, source_version=version_of(group, there)) for group in groups]
     return sorted([*found, *map(item_delivery, items)], key=lambda delivery: delivery.path)
 
 

@@ -92,7 +92,7 @@ class Scene:
     """What it was read from on this machine: the images and their metadata files, or the archive."""
     bytes: int
     """Size of the image files, or of their archive."""
-    checksum: str
+    metadata_digest: str
     """SHA-256 of the metadata files (XML, RPB), or of the header of a georeferenced image."""
     footprint: Polygon
     """Outline on the ground, longitude and latitude in degrees."""

@@ -189,7 +189,7 @@ def read_item(item: Json, href: str, document: str, imagery: Imagery, wanted: Se
         delivery=href,
         files=(*([] if is_remote(document) else [document]), *local) if len(local) == len(paths) else (),
         bytes=sum(Path(path).stat().st_size for path in local),
-        checksum=digest(item),
+        metadata_digest=digest(item),
         footprint=footprint,
         metadata={key: text(value) for key, value in said.items() if value is not None},
     )

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from geokr.dataset import contents, layout, store
+from geokr.settings import ConfigError
 from geokr.storage import files, inputs
 from geokr.storage.rasters import fingerprint
 from pipeline.catalog import quarantine
 from pipeline.catalog.table import CATALOG, Entry, length, read_catalog, unchanged, write_catalog
-from pipeline.config import BuildConfig, ConfigError
+from pipeline.config import BuildConfig, SurveyConfig
 from pipeline.geometry.terrain import vertical
 from pipeline.imaging.calibration import CALIBRATION
 from pipeline.plan import attributes, grid_of
@@ -46,13 +47,14 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     none of them.
     """
     path, partial = files.join(config.out, CATALOG), files.join(config.out, PARTIAL)
-    dem, geoid = (None if name is None else inputs.absolute(name) for name in (config.dem, config.geoid))
-    tell_heights(dem, geoid)
-    made_with = provenance(config, dem, geoid)
-    found_there = list(deliveries(config.scenes))
+    heights = {name: path and inputs.absolute(path) for name, path in config.survey if name in ("dem", "geoid")}
+    survey = config.survey.model_copy(update=heights)  # a worker may have another working directory
+    tell_heights(survey)
+    made_with = provenance(survey)
+    found_there = list(deliveries(survey.scenes))
     if not found_there:
-        raise ConfigError(f"{', '.join(config.scenes)}: no TIFF and no archive is in there, and no STAC item")
-    digests = {here.path: here.state for here in found_there if here.state}
+        raise ConfigError(f"{', '.join(survey.scenes)}: no TIFF and no archive is in there, and no STAC item")
+    digests = {here.path: here.source_version for here in found_there if here.source_version}
     digests |= {here.path: stac.digest(json.loads(here.item)) for here in found_there if here.item}
     begun = unchanged(partial, made_with, digests)
     known = begun | unchanged(path, made_with, digests)
@@ -69,11 +71,7 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     def keep() -> None:
         write_catalog(partial, [item for _, item in results if isinstance(item, Entry)], made_with)
 
-    given = (
-        dem, config.stretch, config.imagery, geoid, config.radiometry, config.coefficients, config.pansharpen_weights,
-        config.bands,
-    )  # fmt: skip
-    batches = (Batch(f"catalog-{Path(d.path).name}", [CatalogJob(d, *given)]) for d in changed)
+    batches = (Batch(f"catalog-{Path(d.path).name}", [CatalogJob(d, survey)]) for d in changed)
     kept = time.monotonic()
     with Progress(config.out, "catalog", len(changed), "delivery") as progress:
         try:
@@ -94,7 +92,9 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
         tell_ground(entry)
     on_dem = [entry for entry in entries if entry.terrain.dem is not None]
     if on_dem and not any(entry.dem_coverage for entry in on_dem):
-        raise ConfigError(f"{dem}: it covers none of the scenes that need heights; leave it out for a flat ground")
+        raise ConfigError(
+            f"{survey.dem}: it covers none of the scenes that need heights; leave it out for a flat ground"
+        )
     refuse_mixture(config, entries)
     here = {entry.scene.id for entry in entries}
     for scene in contents.scenes(files.join(config.out, layout.TILES)):
@@ -112,35 +112,29 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     return entries
 
 
-def provenance(config: BuildConfig, dem: str | None, geoid: str | None) -> str:
-    """JSON of what an entry of the catalog depends on besides its files: settings, heights and software."""
+def provenance(config: SurveyConfig) -> str:
+    """JSON of what an entry of the catalog depends on besides its files: the settings, their files, and software."""
     table = config.coefficients or str(CALIBRATION)
     return json.dumps(
         {
-            "dem": dem,
-            "geoid": geoid,
-            "fingerprints": [path and fingerprint(path) for path in (dem, geoid)],
-            "stretch": config.stretch,
-            "radiometry": config.radiometry,
+            "survey": config.model_dump(mode="json", exclude={"scenes"}),
+            "fingerprints": [path and fingerprint(path) for path in (config.dem, config.geoid)],
             "coefficients": files.digest(table) if config.radiometry == "toa" else None,
-            "weights": config.pansharpen_weights,
-            "imagery": config.imagery,
-            "bands": config.bands,
             "software": {name: version(name) for name in SOFTWARE},
         }
     )
 
 
-def tell_heights(dem: str | None, geoid: str | None) -> None:
+def tell_heights(config: SurveyConfig) -> None:
     """Say aloud what a DEM's heights are taken to be above, unless that is certain."""
-    if dem is None:
+    if config.dem is None:
         return
-    said = vertical(dem)
-    if geoid is None and said != "ellipsoid":
+    said = vertical(config.dem)
+    if config.geoid is None and said != "ellipsoid":
         above = f"says that its heights are above {said}" if said else "does not say what its heights are above"
-        log.warning("%s %s; they are taken as above the ellipsoid, unless --geoid names a grid", dem, above)
-    if geoid is not None and said == "ellipsoid":
-        raise ConfigError(f"{dem}: its heights are above the ellipsoid already, so that no geoid must be added")
+        log.warning("%s %s; they are taken as above the ellipsoid, unless --geoid names a grid", config.dem, above)
+    if config.geoid is not None and said == "ellipsoid":
+        raise ConfigError(f"{config.dem}: its heights are above the ellipsoid already, so that no geoid must be added")
 
 
 def once_each(results: list[tuple[str, Entry | Refusal]]) -> tuple[list[Entry], list[dict[str, Any]]]:
@@ -157,7 +151,7 @@ def once_each(results: list[tuple[str, Entry | Refusal]]) -> tuple[list[Entry], 
             refused.append(asdict(item))
             continue
         scene = item.scene
-        key = product_of(scene) or (item.pixels, scene.footprint.wkb, scene.bands, scene.acquired)
+        key = product_of(scene) or (item.pixel_digest, scene.footprint.wkb, scene.bands, scene.acquired)
         if twin := first.get(key):
             detail = f"{path}: the scene is there already, from {twin.images[0].path}"
             refused.append({"scene": scene.id, "reason": "duplicate", "detail": detail})
@@ -186,9 +180,9 @@ def refuse_mixture(config: BuildConfig, entries: list[Entry]) -> None:
     root = files.join(config.out, layout.TILES)
     built = contents.built(root, [entry.scene.id for entry in entries])
     for entry in entries:
-        grid, there = grid_of(entry, config), built.get(entry.scene.id)
+        grid, there = grid_of(entry, config.grid), built.get(entry.scene.id)
         if grid is not None and there is not None:
-            store.same(root, entry.scene.id, there.attributes, attributes(entry, grid, config))
+            store.same(root, entry.scene.id, there.attributes, attributes(entry, grid, config.tiles))
 
 
 def tell_ground(entry: Entry) -> None:

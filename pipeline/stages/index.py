@@ -6,15 +6,14 @@ from typing import Any
 
 from geokr.dataset import index, layout
 from geokr.landcover.sheets import LandCover
+from geokr.settings import ConfigError
 from geokr.storage import files
 from pipeline.catalog import quarantine
 from pipeline.catalog.table import CATALOG, Entry
-from pipeline.config import BuildConfig, ConfigError
-from pipeline.geometry.grid import TileGrid
+from pipeline.config import BuildConfig, IndexConfig
 from pipeline.plan import grid_of
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.stream import Batch, Client, stream
-from pipeline.scenes.scene import Scene
 from pipeline.stages.blocks import finish
 from pipeline.tasks.rows import RowJob, SceneRows, assemble, footprints, scene_rows
 
@@ -28,10 +27,13 @@ INDEX_COLUMNS |= {"known", "cloud", "agreement", "year_gap", "split", "geometry"
 def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> dict[str, Any]:
     """List the accepted, labelled tiles with their splits; write index.parquet and dataset.json. Returns the latter."""
     out = config.out
-    name = label_set(config, covers)
+    name = label_set(config.index, covers)
     legend = next(cover.legend for cover in covers if cover.name == name)
-    grids = [(entry.scene, grid) for entry in entries if (grid := grid_of(entry, config)) is not None]
-    batches = (Batch(f"index-{scene.id}", [row_job(config, scene, grid, name, covers)]) for scene, grid in grids)
+    others = tuple(cover.name for cover in covers if cover.name != name)
+    grids = [(entry.scene, grid) for entry in entries if (grid := grid_of(entry, config.grid)) is not None]
+    batches = (
+        Batch(f"index-{scene.id}", [RowJob(out, scene, grid, name, others, config.index)]) for scene, grid in grids
+    )
     found: list[tuple[str, SceneRows]] = []
     refused: list[dict[str, Any]] = []
     with Progress(out, "index", len(grids), "scene") as progress:
@@ -46,13 +48,13 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     if not found:
         raise ConfigError(f"no scene was built to the end; {files.join(out, quarantine.FILE)} says why")
     found.sort(key=lambda item: item[0])
-    table = assemble([rows for _, rows in found], config.split)
+    table = assemble([rows for _, rows in found], config.index.split)
     for split, tiles in table.counts()["splits"].items():
-        if config.split.shares[split] and not tiles:
+        if config.index.split.shares[split] and not tiles:
             log.warning(
-                "no tile is in split %s: none lies whole in its cells of %g m; choose a smaller split.cell",
+                "no tile is in split %s: none lies whole in its cells of %g m; choose a smaller index.split.cell",
                 split,
-                config.split.cell,
+                config.index.split.cell,
             )
     tell_change(out, name, [cover.name for cover in covers])
     incomplete = {scene: rows.missing for scene, rows in found if rows.missing}
@@ -62,7 +64,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
         "classes": list(legend.classes),
         "colours": list(legend.colours),
         "taxonomy": legend.taxonomy,
-        "labels": name,
+        "label_set": name,
         "label_sets": [cover.name for cover in covers],
         "counts": {
             "scenes": len(found),
@@ -88,11 +90,11 @@ def tell_change(out: str, name: str, names: list[str]) -> None:
     gone = sorted({*before["label_sets"]} - {*names})
     if gone:
         log.warning("%s: their land cover is not given any more; the index leaves them out", ", ".join(gone))
-    if before["labels"] != name:
-        log.warning("the index was of %s, and is of %s from now on", before["labels"], name)
+    if before["label_set"] != name:
+        log.warning("the index was of %s, and is of %s from now on", before["label_set"], name)
 
 
-def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
+def label_set(config: IndexConfig, covers: list[LandCover]) -> str:
     """The label set of the index: the one asked for, or the only one there is."""
     names = [cover.name for cover in covers]
     for cover in covers:
@@ -100,16 +102,12 @@ def label_set(config: BuildConfig, covers: list[LandCover]) -> str:
             raise ConfigError(f"{cover.legend.taxonomy}: no class may be named {min(clash)}, as a column of the index")
     if config.min_agreement is not None and len(names) == 1:
         raise ConfigError(f"min_agreement is set, but {names[0]} is the only label set: none to compare it with")
-    if config.labels is None and len(names) == 1:
+    if config.label_set is None and len(names) == 1:
         return names[0]
-    if config.labels is None:
-        raise ConfigError(f"the land cover holds {', '.join(names)}; say with --labels which one the index is to use")
-    if config.labels not in names:
-        raise ConfigError(f"labels is {config.labels}, but the land cover holds {', '.join(names)}")
-    return config.labels
-
-
-def row_job(config: BuildConfig, scene: Scene, grid: TileGrid, name: str, covers: list[LandCover]) -> RowJob:
-    """What listing a scene takes. name: the label set of the index, which is compared with those of other covers."""
-    others = tuple(cover.name for cover in covers if cover.name != name)
-    return RowJob(config.out, scene, grid, name, config.min_known, others, config.min_agreement, config.max_year_gap)
+    if config.label_set is None:
+        raise ConfigError(
+            f"the land cover holds {', '.join(names)}; say with --label-set which one the index is to use"
+        )
+    if config.label_set not in names:
+        raise ConfigError(f"label_set is {config.label_set}, but the land cover holds {', '.join(names)}")
+    return config.label_set

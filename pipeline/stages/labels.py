@@ -35,7 +35,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
         root = files.join(config.out, layout.label_store(cover.name))
         built = contents.built(root, [entry.scene.id for entry in entries])
         left: list[tuple[Entry, Unbuilt, LandCover, dict[str, Any]]] = []
-        places = [(entry, grid) for entry in entries if (grid := grid_of(entry, config)) is not None]
+        places = [(entry, grid) for entry in entries if (grid := grid_of(entry, config.grid)) is not None]
         parts = [near(grid.outline, str(grid.geobox.crs), cover) for _, grid in places]
         prints = rasters.fingerprints({sheet.path: sheet.source for here in parts for sheet in here.sheets})
         for (entry, grid), here in zip(places, parts, strict=True):

@@ -9,7 +9,6 @@ from geokr.dataset import contents, layout, store
 from geokr.storage import files
 from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig
-from pipeline.geometry.grid import TileGrid
 from pipeline.plan import attributes, grid_of, promised_bytes, stored
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.stream import Batch, Client, stream
@@ -27,13 +26,13 @@ def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> Non
     built = contents.built(root, [entry.scene.id for entry in entries])
     left: list[tuple[Entry, Unbuilt]] = []
     for entry in entries:
-        scene, grid = entry.scene, grid_of(entry, config)
+        scene, grid = entry.scene, grid_of(entry, config.grid)
         if grid is None:
-            detail = f"{scene.images[0].path}: no tile of {config.tile} px at {scene.gsd:g} m fits into the scene"
+            detail = f"{scene.images[0].path}: no tile of {config.grid.tile} px at {scene.gsd:g} m fits into the scene"
             refused.append({"scene": scene.id, "reason": "too_small", "detail": detail})
             continue
         unbuilt = Unbuilt(grid, built.get(scene.id))
-        unbuilt.check(root, scene.id, attributes(entry, grid, config))
+        unbuilt.check(root, scene.id, attributes(entry, grid, config.tiles))
         if unbuilt.tiles:
             left.append((entry, unbuilt))
 
@@ -48,27 +47,21 @@ def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> Non
                 tile=grid.tile,
                 block=grid.block,
                 dtype=stored(entry).dtype,
-                attributes=attributes(entry, grid, config),
+                attributes=attributes(entry, grid, config.tiles),
             )
-            job = partial(tile_job, config, root, entry, grid)
-            yield Batch(f"tiles-{scene.id}", starmap(job, unbuilt), promised_bytes(scene, grid, config))
+            job = partial(TileJob, root, entry, config.tiles, grid)
+            yield Batch(f"tiles-{scene.id}", starmap(job, unbuilt), promised_bytes(scene, grid, stored(entry).kind))
 
     failures = Failures()
     tally = Tally(config, "tiles", {entry.scene.id: unbuilt.tiles for entry, unbuilt in left})
     with Progress(config.out, "tiles", tally.total, "tile") as progress:
         for job, report in stream(build_tiles, batches(), client):
             if isinstance(report, Exception):
-                failures.add(job.scene.id, (job.i, job.j), report)
-                tally.add(job.scene.id, tile_count(job.grid, job.i, job.j), failed=1)
+                failures.add(job.entry.scene.id, (job.i, job.j), report)
+                tally.add(job.entry.scene.id, tile_count(job.grid, job.i, job.j), failed=1)
                 progress.add(tile_count(job.grid, job.i, job.j), 0)
             else:
-                tally.add(job.scene.id, report.tiles, accepted=report.accepted)
+                tally.add(job.entry.scene.id, report.tiles, accepted=report.accepted)
                 progress.add(report.tiles, report.accepted)
     gather(root, built, bool(left))
     finish("tiles", config, refused + failures.entries())
-
-
-def tile_job(config: BuildConfig, root: str, entry: Entry, grid: TileGrid, i: int, j: int) -> TileJob:
-    """What building block (i, j) of a scene takes. root: the tile store."""
-    how = entry.radiometry, config.resampling, config.pansharpen_weights
-    return TileJob(root, entry.scene, entry.terrain, entry.stretch, config.rules, grid, i, j, *how)

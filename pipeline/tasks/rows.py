@@ -13,7 +13,7 @@ from geokr.crs import transformer
 from geokr.dataset import contents, layout
 from geokr.dataset.splits import split_by_place
 from geokr.storage import files
-from pipeline.config import SplitConfig
+from pipeline.config import IndexConfig, SplitConfig
 from pipeline.geometry.grid import TileGrid
 from pipeline.geometry.sensor import Floats
 from pipeline.scenes.scene import Scene
@@ -26,14 +26,11 @@ class RowJob:
     dataset: str
     scene: Scene
     grid: TileGrid
-    labels: str
-    """The label set, `<product>_<year>`."""
-    min_known: float
-    others: tuple[str, ...] = ()
+    label_set: str
+    """`<product>_<year>`: the one that is listed."""
+    others: tuple[str, ...]
     """Label sets to compare it with."""
-    min_agreement: float | None = None
-    max_year_gap: float | None = None
-    """Years."""
+    config: IndexConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ def scene_rows(job: RowJob) -> SceneRows:
     A block that could not be built is missing; the scene's others are listed.
     """
     scene, grid = job.scene, job.grid
-    tiles, labels = (files.join(job.dataset, name) for name in (layout.TILES, layout.label_store(job.labels)))
+    tiles, labels = (files.join(job.dataset, name) for name in (layout.TILES, layout.label_store(job.label_set)))
     status, cloud = contents.whole(tiles, scene.id, "status", "cloud")
     labelled, known, every = contents.whole(labels, scene.id, "status", "known", "fraction")
     classes = contents.attributes(labels, scene.id)["classes"]
@@ -71,15 +68,15 @@ def scene_rows(job: RowJob) -> SceneRows:
             raise layout.StoreError(f"{root}/{scene.id}: none of the tiles of this scene are built")
         built = built & found
     accepted = built & (status == layout.ACCEPTED)
-    fit = accepted & (known >= job.min_known) & (known > 0)
+    fit = accepted & (known >= job.config.min_known) & (known > 0)
     enough = int(fit.sum())
     agreement = agreements(job, every, classes)
-    gap = float("nan") if scene.acquired is None else float(job.labels.rpartition("_")[2]) - scene.acquired.year
+    gap = float("nan") if scene.acquired is None else float(job.label_set.rpartition("_")[2]) - scene.acquired.year
     # What has no value meets no condition, as in training.
-    if job.min_agreement is not None:
-        fit &= agreement >= job.min_agreement
-    if job.max_year_gap is not None:
-        fit &= abs(gap) <= job.max_year_gap
+    if job.config.min_agreement is not None:
+        fit &= agreement >= job.config.min_agreement
+    if job.config.max_year_gap is not None:
+        fit &= abs(gap) <= job.config.max_year_gap
     row, col = np.nonzero(fit)
     fraction = every[row, col]
     corners = grid.corners(slice(0, grid.rows), slice(0, grid.cols))[row, col]

@@ -11,11 +11,11 @@ from rasterio.windows import Window
 
 from geokr.storage.inputs import InputError
 from pipeline.catalog.table import Entry
+from pipeline.config import SurveyConfig
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.imaging.calibration import CALIBRATION, read_coefficients, reflectance, solar_zenith, sun
 from pipeline.imaging.pansharpen import brovey, equal_weights
 from pipeline.imaging.radiometry import (
-    Kind,
     Radiometry,
     RadiometryError,
     as_they_are,
@@ -23,11 +23,11 @@ from pipeline.imaging.radiometry import (
     scaled,
     stretched_per_band,
 )
-from pipeline.scenes.delivery import BANDS, Refusal, read_delivery, refuse
+from pipeline.scenes.delivery import Refusal, read_delivery, refuse
 from pipeline.scenes.discovery import Delivery
 from pipeline.scenes.footprint import flat_terrain, outline
 from pipeline.scenes.raster import Pixels, Valid, read
-from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
+from pipeline.scenes.scene import Image, Scene, SceneError
 
 SURVEY_STEP = 20
 """The stretch is decided on every 20th pixel of every 20th line, as the GeoKR authors did."""
@@ -38,41 +38,33 @@ class CatalogJob:
     """One delivery to read and survey."""
 
     delivery: Delivery
-    dem: str | None
-    stretch: tuple[float, float]
-    imagery: Imagery = "mss"
-    geoid: str | None = None
-    radiometry: Kind = "percentile"
-    coefficients: str | None = None
-    """A table of calibration; None for the one that is built in."""
-    weights: tuple[float, ...] | None = None
-    """Of the bands in pansharpening; equal unless given."""
-    bands: tuple[str, ...] = BANDS
+    config: SurveyConfig
 
 
 def read_and_survey(job: CatalogJob) -> list[Entry | Refusal]:
     """The scenes of one delivery, surveyed; what cannot be used is a Refusal."""
     found: list[Entry | Refusal] = []
-    for scene in read_delivery(job.delivery, job.imagery, job.bands):
+    for scene in read_delivery(job.delivery, job.config.imagery, job.config.bands):
         if isinstance(scene, Refusal):
             found.append(scene)
             continue
         try:
-            found.append(survey(scene, job))
+            found.append(survey(scene, job.config, job.delivery.source_version))
         except InputError as error:
             found.append(refuse(scene.id, "unusable", str(error)))
     return found
 
 
-def survey(scene: Scene, job: CatalogJob) -> Entry:
+def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entry:
     """Decide a scene's ground and what becomes of its pixels: reads every 20th of them.
 
+    source_version: see `discovery.Delivery`.
     Raises SceneError naming file and fault.
     """
     first = scene.images[0]
     terrain = flat_terrain(first.model)
     if not isinstance(first.model, Georeferenced):
-        terrain = replace(terrain, dem=job.dem, geoid=job.geoid)
+        terrain = replace(terrain, dem=config.dem, geoid=config.geoid)
     footprint = outline(first, terrain)
     outlined = shapely.get_coordinates(footprint.exterior).T
     shape = (max(1, first.height // SURVEY_STEP), max(1, first.width // SURVEY_STEP))
@@ -83,34 +75,36 @@ def survey(scene: Scene, job: CatalogJob) -> Entry:
         valid &= True if known is None else known
     sample = np.concatenate(samples)
     scene = replace(scene, footprint=footprint)
+    weights: tuple[float, ...] = ()
     try:
         if scene.pan is not None:
+            weights = config.pansharpen_weights or equal_weights(len(sample))
             detail, _ = decimated(scene.pan, shape)
             sharpened = np.ascontiguousarray(np.moveaxis(sample, 0, -1))
-            brovey(sharpened, detail[0], job.weights or equal_weights(len(sample)))
+            brovey(sharpened, detail[0], weights)
             sample = np.moveaxis(sharpened, -1, 0)
-        stretch = percentile_stretch(sample, valid, *job.stretch)
-        radiometry = decide(scene, job, sample, valid)
+        stretch = percentile_stretch(sample, valid, *config.stretch)
+        radiometry = decide(scene, config, sample, valid)
     except ValueError as error:
         raise SceneError(f"{first.path}: {error}") from error
     digest = hashlib.sha256()
     for found in samples:
         digest.update(found.tobytes())
     heights = terrain.coverage(*outlined), terrain.holes(*outlined)
-    return Entry(scene, terrain, stretch, *heights, radiometry, digest.hexdigest(), job.delivery.state)
+    return Entry(scene, terrain, stretch, *heights, radiometry, weights, digest.hexdigest(), source_version)
 
 
-def decide(scene: Scene, job: CatalogJob, sample: Pixels, valid: npt.NDArray[np.bool_]) -> Radiometry | None:
+def decide(scene: Scene, config: SurveyConfig, sample: Pixels, valid: npt.NDArray[np.bool_]) -> Radiometry | None:
     """What is stored of a scene's pixels. Raises ValueError where it cannot be what was asked for."""
-    match job.radiometry:
+    match config.radiometry:
         case "percentile":
             return None
         case "percentile-per-band":
-            return stretched_per_band(sample, valid, *job.stretch, scene.bands)
+            return stretched_per_band(sample, valid, *config.stretch, scene.bands)
         case "dn":
             return as_they_are(scene.dtype, len(scene.bands))
         case "toa":
-            return top_of_atmosphere(scene, job.coefficients or CALIBRATION)
+            return top_of_atmosphere(scene, config.coefficients or CALIBRATION)
 
 
 def top_of_atmosphere(scene: Scene, table: str | Path) -> Radiometry:

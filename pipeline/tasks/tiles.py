@@ -9,14 +9,15 @@ from numba import njit
 from odc.geo.geobox import GeoBox
 
 from geokr.dataset import layout, store
+from pipeline.catalog.table import Entry
+from pipeline.config import TilesConfig
 from pipeline.geometry.grid import Block, TileGrid
-from pipeline.geometry.terrain import Terrain
-from pipeline.imaging.ortho import Ortho, Resampling, orthorectify
-from pipeline.imaging.pansharpen import brovey, equal_weights
+from pipeline.imaging.ortho import Ortho, orthorectify
+from pipeline.imaging.pansharpen import brovey
 from pipeline.imaging.quality import MISSING_LINES, VOID, Rules, judge
-from pipeline.imaging.radiometry import Radiometry, Stretch, stretched
+from pipeline.imaging.radiometry import stretched
 from pipeline.scenes.raster import Pixels
-from pipeline.scenes.scene import Scene, SceneError
+from pipeline.scenes.scene import SceneError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +26,13 @@ class TileJob:
 
     root: str
     """The tile store."""
-    scene: Scene
-    terrain: Terrain
-    stretch: Stretch
-    """To the 8 bits that tiles are judged by."""
-    rules: Rules
+    entry: Entry
+    """The scene, and what its survey decided."""
+    config: TilesConfig
     grid: TileGrid
     i: int
     j: int
     """The block's row and column."""
-    radiometry: Radiometry | None = None
-    """What is stored; the stretched pixels unless given."""
-    resampling: Resampling = "bilinear"
-    weights: tuple[float, ...] | None = None
-    """Of the bands in pansharpening; equal unless given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +54,7 @@ def build_tiles(job: TileJob) -> TileReport:
     """
     block = job.grid.at(job.i, job.j)
     arrays, status, report = make_tiles(job)
-    group = store.open_scene(job.root, job.scene.id, "r+")
+    group = store.open_scene(job.root, job.entry.scene.id, "r+")
     store.write_block(group, block.rows, block.cols, arrays, status)
     return report
 
@@ -72,12 +66,13 @@ def make_tiles(job: TileJob) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[n
     """
     block = job.grid.at(job.i, job.j)
     found = whole(block.geobox, job)
-    judged = stretched(job.stretch, found.pixels.shape[2])
+    judged = stretched(job.entry.stretch, found.pixels.shape[2])
     stored = judged.apply(found.pixels)
     grey = mean_of_bands(stored)
-    if job.radiometry is not None and job.radiometry.kind != "percentile":
-        stored = job.radiometry.apply(found.pixels)
-    images, status, cloud = cut(stored, grey, found.valid, found.missing, block, job.grid, job.rules)
+    radiometry = job.entry.radiometry
+    if radiometry is not None and radiometry.kind != "percentile":
+        stored = radiometry.apply(found.pixels)
+    images, status, cloud = cut(stored, grey, found.valid, found.missing, block, job.grid, job.config.rules)
     error = np.full(status.shape, found.lattice.error, np.float32)
     accepted = int((status == layout.ACCEPTED).sum())
     report = TileReport(status.size, accepted, found.lattice.step, found.lattice.error)
@@ -89,14 +84,14 @@ def whole(geobox: GeoBox, job: TileJob) -> Ortho:
 
     Valid where all of them are. The lattice is the one of those with the largest error.
     """
-    scene, level = job.scene, job.rules.missing_level
-    found = [orthorectify(geobox, image, job.terrain, job.resampling, level) for image in scene]
+    entry, config = job.entry, job.config
+    scene, level = entry.scene, config.rules.missing_level
+    found = [orthorectify(geobox, image, entry.terrain, config.resampling, level) for image in scene]
     colour = found[: len(scene.images)]
     pixels = colour[0].pixels if len(colour) == 1 else np.concatenate([part.pixels for part in colour], axis=2)
     if scene.pan is not None:
-        weights = job.weights or equal_weights(pixels.shape[2])
         try:
-            brovey(pixels, found[-1].pixels[..., 0], weights)
+            brovey(pixels, found[-1].pixels[..., 0], entry.pan_weights)
         except ValueError as error:
             raise SceneError(f"{scene.pan.path}: {error}") from error
     masks = [part.missing for part in found if part.missing is not None]

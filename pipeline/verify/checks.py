@@ -17,10 +17,9 @@ from geokr.landcover.discovery import find
 from geokr.storage import files
 from pipeline.catalog.table import CATALOG
 from pipeline.plan import attributes, grid_of, placement
-from pipeline.stages.tiles import tile_job
 from pipeline.tasks.labels import LabelJob, label
 from pipeline.tasks.rows import RowJob, agreements, footprints
-from pipeline.tasks.tiles import make_tiles
+from pipeline.tasks.tiles import TileJob, make_tiles
 from pipeline.verify.dataset import DataSet, Scene, short
 
 SHARED = 1e-6
@@ -29,7 +28,19 @@ ROUNDING = 1e-6
 """How far the float32 shares of a tile may sum up from 1."""
 MOVED = 1e-9
 """How far a footprint's corner may lie from where the tile is, degrees: a tenth of a millimetre."""
-GROUP = ("proj:code", "spatial:transform", "tile", "stride", "block", "bands", "gsd", "acquired", "source", "stretch")
+GROUP = (
+    "proj:code",
+    "spatial:transform",
+    "tile",
+    "stride",
+    "block",
+    "bands",
+    "gsd",
+    "acquired",
+    "source",
+    "stretch",
+    "tiles",
+)
 """What a scene's group must say of itself."""
 
 
@@ -57,13 +68,13 @@ def provenance(data: DataSet) -> list[str]:
             yield f"{scene.name}: its group does not say {', '.join(missing)}"
             return
         known = entry.scene.bytes > 0 or not entry.scene.files  # of images on servers, the size need not be known
-        if len(entry.scene.checksum) != 64 or not known or not entry.scene.images:
+        if len(entry.scene.metadata_digest) != 64 or not known or not entry.scene.images:
             yield f"{scene.name}: {CATALOG} does not say which files it was made from"
-        grid = grid_of(entry, data.config)
+        grid = grid_of(entry, data.config.grid)
         if grid is None:
             yield f"{scene.name}: no tile fits into the footprint that {CATALOG} has"
             return
-        wanted: dict[str, Any] = json.loads(json.dumps(attributes(entry, grid, data.config)))
+        wanted: dict[str, Any] = json.loads(json.dumps(attributes(entry, grid, data.config.tiles)))
         if differing := sorted(key for key in said.keys() | wanted.keys() if said.get(key) != wanted.get(key)):
             yield f"{scene.name}: its group and {CATALOG} differ in {', '.join(differing)}"
         for key, value in placement(grid).items():
@@ -204,7 +215,7 @@ def rows(data: DataSet, read_labels: bool) -> list[str]:
     index = data.index
     here = dict(iter(index.groupby("scene")))
     classes = data.summary["classes"]
-    split = data.config.split
+    split = data.config.index.split
 
     def check(scene: Scene) -> Iterator[str]:
         part = here.get(scene.name, index.iloc[:0])
@@ -220,13 +231,13 @@ def rows(data: DataSet, read_labels: bool) -> list[str]:
         wanted = scene.status == layout.ACCEPTED
         if read_labels:
             known, fraction = contents.whole(data.labels, scene.name, "known", "fraction")
-            wanted &= (known >= data.config.min_known) & (known > 0)
+            wanted &= (known >= data.config.index.min_known) & (known > 0)
             told = figures(data, scene, fraction)
             # What has no value meets no condition, as in the build.
-            if data.config.min_agreement is not None:
-                wanted &= told["agreement"] >= data.config.min_agreement
-            if data.config.max_year_gap is not None:
-                wanted &= np.abs(told["year_gap"]) <= data.config.max_year_gap
+            if data.config.index.min_agreement is not None:
+                wanted &= told["agreement"] >= data.config.index.min_agreement
+            if data.config.index.max_year_gap is not None:
+                wanted &= np.abs(told["year_gap"]) <= data.config.index.max_year_gap
             for r, c in np.argwhere(wanted & (times == 0)):
                 yield f"{scene.at(r, c)} is accepted and labelled, but not listed"
             same = part["known"].to_numpy() == known[row, col]
@@ -265,9 +276,9 @@ def rows(data: DataSet, read_labels: bool) -> list[str]:
 
 def figures(data: DataSet, scene: Scene, fraction: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
     """(row, col) each: the figures that tiles are chosen by, from the stores."""
-    name, source = data.summary["labels"], data.entries[scene.name].scene
+    name, source = data.summary["label_set"], data.entries[scene.name].scene
     others = tuple(other for other in data.summary["label_sets"] if other != name)
-    job = RowJob(data.root, source, scene.grid, name, data.config.min_known, others)
+    job = RowJob(data.root, source, scene.grid, name, others, data.config.index)
     gap = np.nan if source.acquired is None else int(name.rpartition("_")[2]) - source.acquired.year
     return {
         "cloud": np.asarray(scene.tiles["cloud"][:]),  # type: ignore[index]
@@ -300,7 +311,7 @@ def splits(data: DataSet) -> list[str]:
 
 def place(data: DataSet, tile: Any) -> str:
     """Scene, block and tile of a row of the index."""
-    block = data.config.block
+    block = data.config.grid.block
     return (
         f"{tile['scene']} block ({tile['row'] // block}, {tile['col'] // block}): tile ({tile['row']}, {tile['col']})"
     )
@@ -310,19 +321,20 @@ def recomputed(data: DataSet, number: int) -> list[str]:
     """Tiles drawn from the index are, byte for byte, what their source gives today."""
     index = data.index
     chosen = index.iloc[np.sort(np.random.default_rng(0).permutation(len(index))[:number])]
-    block = data.config.block
+    block = data.config.grid.block
     groups = chosen.groupby(["scene", chosen["row"] // block, chosen["col"] // block])
     scenes = {scene.name: scene for scene in data.scenes}
-    covers = find(data.config.landcover, data.config.legends, data.config.taxonomy)
-    (cover,) = (cover for cover in covers if cover.name == data.summary["labels"])
+    labels = data.config.labels
+    covers = find(labels.landcover, labels.legends, labels.taxonomy)
+    (cover,) = (cover for cover in covers if cover.name == data.summary["label_set"])
 
     def check(group: tuple[tuple[str, int, int], Any]) -> list[str]:
         (name, i, j), tiles = group
         scene, entry = scenes[name], data.entries[name]
-        grid = grid_of(entry, data.config)
+        grid = grid_of(entry, data.config.grid)
         assert grid is not None
         try:
-            arrays, status, _ = make_tiles(tile_job(data.config, data.tiles, entry, grid, i, j))
+            arrays, status, _ = make_tiles(TileJob(data.tiles, entry, data.config.tiles, grid, i, j))
             fraction, *_ = label(LabelJob(data.labels, name, cover, grid, i, j))
         except Exception as error:
             return [f"{name} block ({i}, {j}): cannot be computed anew: {short(error)}"]

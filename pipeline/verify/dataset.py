@@ -96,7 +96,7 @@ class DataSet:
 
     @cached_property
     def labels(self) -> str:
-        return files.join(self.root, layout.label_store(self.summary["labels"]))
+        return files.join(self.root, layout.label_store(self.summary["label_set"]))
 
     @property
     def label_sets(self) -> list[str]:

@@ -62,7 +62,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     for shot in shots:
         write_delivery(directory / "scenes", shot, world.height, coordinates, supersample=1)
     params = directory / "params.yaml"
-    params.write_text("build: {block: 8, split: {cell: 2500, shares: {train: 0.7, val: 0.3}}}\n")
+    params.write_text("build: {grid: {block: 8}, index: {split: {cell: 2500, shares: {train: 0.7, val: 0.3}}}}\n")
     arguments = (
         "--scenes", str(directory / "scenes"), "--landcover", str(directory / "landcover"),
         "--dem", str(directory / "dem.tif"), "--params", str(params), "--tile", "64", "--stride", "48",

@@ -96,7 +96,7 @@ def test_no_land_cover_under_a_scene_leaves_its_tiles_out_of_the_index(
         ({"--dem": "/no/such/dem.tif"}, "/no/such/dem.tif: no such file or directory"),
         ({"--stride": "65"}, "stride must be in 1..64 px"),
         ({"--tile": "0"}, "tile"),
-        ({"--labels": "corine_2018"}, "corine_2018"),
+        ({"--label-set": "corine_2018"}, "corine_2018"),
         ({"--out": "/dev/null"}, "/dev/null: cannot be made a directory"),
         ({"--out": "/dev/null/dataset"}, "/dev/null/dataset: cannot be made a directory"),
         ({"--dashboard": "no address"}, "no workers can be started, with their dashboard at no address"),
@@ -129,10 +129,10 @@ def test_two_builds_of_one_data_set_are_refused(
 
 def test_an_unknown_parameter_is_named(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     params = tmp_path / "params.yaml"
-    params.write_text("build: {tile: 64, strid: 48}\n")
+    params.write_text("build: {grid: {tile: 64, strid: 48}}\n")
     values = dict(zip(built.arguments[::2], built.arguments[1::2], strict=True)) | {"--params": str(params)}
     assert main([*(part for pair in values.items() for part in pair), "--out", str(tmp_path / "dataset")]) == 2
-    assert "strid is not a setting of a build" in capsys.readouterr().err
+    assert "grid.strid is not a setting of a build; grid.stride?" in capsys.readouterr().err
 
 
 def test_a_directory_without_scenes_says_so(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

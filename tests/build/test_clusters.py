@@ -56,7 +56,7 @@ def builds_a_block(built: Built, client: Client, place: Path) -> None:
     """A worker of the cluster writes one block, byte for byte the one that is known."""
     client.wait_for_workers(1, timeout=60)
     entry = built.entries[0]
-    grid = grid_of(entry, built.config)
+    grid = grid_of(entry, built.config.grid)
     assert grid is not None
     root = str(place / "tiles.zarr")
     known = store.open_scene(str(built.dataset / layout.TILES), entry.scene.id)
@@ -68,7 +68,7 @@ def builds_a_block(built: Built, client: Client, place: Path) -> None:
     }
     store.create_tiles(root, entry.scene.id, **given, dtype="uint8", attributes=dict(known.attrs))
     i, j = next(iter(sorted(contents.chunks(known, "image"))))
-    job = TileJob(root, entry.scene, entry.terrain, entry.stretch, built.config.rules, grid, i, j)
+    job = TileJob(root, entry, built.config.tiles, grid, i, j)
     assert client.submit(build_tiles, job, pure=False).result(timeout=120).accepted > 0
     shard = Path(entry.scene.id, "image", "c", str(i), str(j), "0", "0", "0")
     assert (Path(root) / shard).read_bytes() == (built.dataset / layout.TILES / shard).read_bytes()

@@ -59,8 +59,8 @@ def test_a_product_is_added_without_touching_a_pixel_and_compared(
     assert files(out / layout.label_store(BASE)) == base
     after = geopandas.read_parquet(out / "index.parquet")
     summary = json.loads((out / "dataset.json").read_text())
-    assert (summary["labels"], summary["label_sets"]) == (BASE, [OTHER, BASE])
-    assert summary["settings"]["landcover"] == [*built.config.landcover, str(other)]
+    assert (summary["label_set"], summary["label_sets"]) == (BASE, [OTHER, BASE])
+    assert summary["settings"]["labels"]["landcover"] == [*built.config.labels.landcover, str(other)]
     assert "splits" in summary["counts"]
     same = [name for name in before.columns if name not in ("agreement", "geometry")]
     assert before[same].equals(after[same])
@@ -77,7 +77,7 @@ def test_a_product_is_added_without_touching_a_pixel_and_compared(
             assert row["agreement"] == pytest.approx(1 - apart / 2, abs=1e-6)
     # A build of both from the start comes to the same.
     again = copied(built, tmp_path / "again", labels_too=False)
-    arguments = [*built.arguments, "--out", str(again), "--workers", "1", "--labels", BASE]
+    arguments = [*built.arguments, "--out", str(again), "--workers", "1", "--label-set", BASE]
     arguments.insert(arguments.index("--landcover") + 1, str(other))
     assert main([*arguments, "--only", "labels"]) == main([*arguments, "--only", "index"]) == 0
     assert (again / "index.parquet").read_bytes() == (out / "index.parquet").read_bytes()
@@ -89,11 +89,11 @@ def test_a_product_is_added_without_touching_a_pixel_and_compared(
     assert 0 < read_index(again).num_rows < len(after)
     assert verify([str(again)]) == 0
     # From now on the index may be of the new set.
-    assert relabel.main(["--data", str(out), "--landcover", str(other), "--labels", OTHER, "--workers", "1"]) == 0
+    assert relabel.main(["--data", str(out), "--landcover", str(other), "--label-set", OTHER, "--workers", "1"]) == 0
     turned = read_index(out)
     assert 0 < turned.num_rows == enough
     assert set(turned["year_gap"].to_pylist()) == {2016 - date.year for date in after["acquired"]}
-    assert relabel.main(["--data", str(out), "--landcover", str(other), "--labels", "nlcd_2019"]) == 2
+    assert relabel.main(["--data", str(out), "--landcover", str(other), "--label-set", "nlcd_2019"]) == 2
     assert "error: labels is nlcd_2019, expected one of dynamic_world_2016" in capsys.readouterr().err
     # The first command knows nothing of the new set, and says so.
     capsys.readouterr()
@@ -134,7 +134,7 @@ def test_land_cover_of_elsewhere_is_refused_before_a_pixel_is_read(
     path = folder / "dynamic_world_2016.tif"
     with rasterio.open(path, "w", **profile, transform=Affine(0.1, 0, -30, 0, -0.1, -20)) as file:
         file.write(np.ones((9, 9), np.uint8), 1)
-    arguments = [*built.arguments, "--out", str(out), "--workers", "1", "--labels", BASE]
+    arguments = [*built.arguments, "--out", str(out), "--workers", "1", "--label-set", BASE]
     arguments.insert(arguments.index("--landcover") + 1, str(folder))
     for command in (arguments, [*arguments, "--dry-run"]):
         assert main(command) == 2
@@ -159,18 +159,18 @@ def test_a_sheet_that_is_another_by_the_same_name_is_refused(
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        ("min_agreement: 0.5", "min_agreement is set, but globeland30_2020 is the only label set"),
-        ("taxonomy: nowhere", "nowhere: no taxonomy of that name"),
-        ("legends: [/no/such/file.toml]", "/no/such/file.toml: cannot be read"),
-        ("max_year_gap: -1", "max_year_gap"),
-        ("min_agreement: 2", "min_agreement"),
+        ("index: {min_agreement: 0.5}", "min_agreement is set, but globeland30_2020 is the only label set"),
+        ("labels: {taxonomy: nowhere}", "nowhere: no taxonomy of that name"),
+        ("labels: {legends: [/no/such/file.toml]}", "/no/such/file.toml: cannot be read"),
+        ("index: {max_year_gap: -1}", "max_year_gap"),
+        ("index: {min_agreement: 2}", "min_agreement"),
     ],
 )
 def test_a_setting_of_labels_at_fault_stops_at_once(
     built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: str, fault: str
 ) -> None:
     params = tmp_path / "params.yaml"
-    params.write_text(f"build: {{block: 8, {settings}}}\n")
+    params.write_text(f"build: {{grid: {{block: 8}}, {settings}}}\n")
     arguments = [*built.arguments, "--out", str(tmp_path / "dataset")]
     arguments[arguments.index("--params") + 1] = str(params)
     assert main(arguments) == 2

@@ -107,7 +107,7 @@ def test_a_failed_block_costs_its_own_tiles_and_is_tried_again(
         return build_tiles(job)
 
     def run() -> dict[str, Any]:
-        entries, covers = catalog.run(config, None), find(config.landcover)
+        entries, covers = catalog.run(config, None), find(config.labels.landcover)
         tiles.run(config, entries, None)
         labels.run(config, covers, entries, None)
         return index.run(config, covers, entries, None)

@@ -17,7 +17,6 @@ from dask.distributed import LocalCluster
 from geokr.dataset import contents, layout
 from geokr.landcover.discovery import find
 from pipeline.build_levir_kr import main
-from pipeline.config import read_config
 from pipeline.plan import grid_of
 from pipeline.stages import catalog, index, labels, tiles
 from tests.build.conftest import Built
@@ -42,7 +41,7 @@ def test_one_worker_two_workers_and_a_plain_loop_write_the_same_bytes(
         out.mkdir()
         entries = catalog.run(config, None)
         tiles.run(config, entries, None)
-        covers = find(config.landcover)
+        covers = find(config.labels.landcover)
         labels.run(config, covers, entries, None)
         index.run(config, covers, entries, None)
     else:
@@ -141,9 +140,9 @@ def test_a_dry_run_touches_nothing_and_promises_what_comes(
     assert not (tmp_path / "new").exists()
     assert sorted(built.directory.rglob("*")) == before
     printed = capsys.readouterr().out
-    config = read_config(built.directory / "params.yaml", built.config.model_dump(exclude_unset=True))
+    config = built.config
     for entry in built.entries:
-        grid = grid_of(entry, config)
+        grid = grid_of(entry, config.grid)
         assert grid is not None
         (image,) = entry.scene.images
         assert f"{entry.scene.id}: {image.width} x {image.height} px, {entry.scene.gsd:g} m" in printed

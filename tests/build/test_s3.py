@@ -101,12 +101,12 @@ def test_the_bytes_are_those_of_a_build_on_a_disk(built: Built, bucket: Server) 
         assert entry.scene.delivery.startswith("s3://bucket/world/scenes/")
         assert entry.terrain.dem == "s3://bucket/world/dem.tif"
         assert entry.scene.files == ()
-        assert same.state == ""
+        assert same.source_version == ""
         images = tuple(
             replace(image, path=was.path) for image, was in zip(entry.scene.images, same.scene.images, strict=True)
         )
         scene = replace(entry.scene, delivery=same.scene.delivery, images=images, files=same.scene.files)
-        assert replace(entry, scene=scene, terrain=same.terrain, state="") == same
+        assert replace(entry, scene=scene, terrain=same.terrain, source_version="") == same
 
 
 def test_it_is_proved_where_it_lies(bucket: Server, capsys: pytest.CaptureFixture[str]) -> None:

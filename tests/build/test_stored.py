@@ -87,7 +87,9 @@ def test_the_weighted_mean_of_sharpened_bands_is_the_panchromatic_image(tmp_path
     write_folder(tmp_path / "scenes", pair(NAME, "MSS1", "PAN1"))
     params = tmp_path / "params.yaml"
     weights = [0.1, 0.2, 0.3, 0.4]
-    params.write_text(f"build: {{pansharpen_weights: {weights}, rules: {{dark_level: 1, flat_range: 0}}}}\n")
+    params.write_text(
+        f"build:\n  survey: {{pansharpen_weights: {weights}}}\n  tiles: {{rules: {{dark_level: 1, flat_range: 0}}}}\n"
+    )
     options = ["--radiometry", "dn", "--params", str(params)]
     pan = build(tmp_path, "pan", "--imagery", "pan", *options)
     sharp = build(tmp_path, "sharp", "--imagery", "pansharpened", *options)

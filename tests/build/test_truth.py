@@ -45,7 +45,7 @@ def test_pixels_are_drawn_from_where_the_camera_saw_them(built: Built) -> None:
     """In image space: the lattice against the pushbroom camera in closed form, at every pixel of accepted tiles."""
     worst = 0.0
     for entry, shot in zip(built.entries, sorted(built.shots, key=lambda shot: shot.name), strict=True):
-        grid = grid_of(entry, built.config)
+        grid = grid_of(entry, built.config.grid)
         assert grid is not None
         status = contents.status(store.open_scene(str(built.dataset / layout.TILES), entry.scene.id))
         for block in grid:

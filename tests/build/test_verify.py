@@ -330,7 +330,7 @@ def test_labels_that_do_not_say_where_they_are_from(
     assert failed(dataset, capsys, "--fast")["provenance"] == f"{scene}: {said}"
 
 
-@pytest.mark.parametrize(("column", "value"), [("checksum", ""), ("bytes", 0)])
+@pytest.mark.parametrize(("column", "value"), [("metadata_digest", ""), ("bytes", 0)])
 def test_a_catalog_that_does_not_say_what_a_scene_was_made_from(
     dataset: Path, capsys: pytest.CaptureFixture[str], column: str, value: object
 ) -> None:

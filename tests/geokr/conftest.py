@@ -75,7 +75,7 @@ def write_dataset(
         "schema": 1,
         "classes": list(CLASSES),
         "colours": ["#0000ff", "#00ff00", "#888888"],
-        "labels": "made_2020",
+        "label_set": "made_2020",
     }
     (root / "dataset.json").write_text(json.dumps(summary), encoding="utf-8")
     return root

@@ -9,12 +9,12 @@ import numpy.typing as npt
 import pytest
 from affine import Affine
 from PIL import Image as Picture
-from tests.test_ortho import CRS, EAST, FLAT, NORTH, area
 
 from pipeline.geocheck import correlate, main, one_scene, shifts
 from pipeline.geometry.terrain import Terrain
 from pipeline.imaging.ortho import orthorectify
 from tests.deliveries import GSD, camera, image_of, rpb, tiff, write_folder, xml
+from tests.pipeline.imaging.test_ortho import CRS, EAST, FLAT, NORTH, area
 
 SIDE = 400
 

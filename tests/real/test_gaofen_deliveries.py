@@ -20,7 +20,7 @@ from geokr.landcover.discovery import find
 from geokr.landcover.shares import class_shares
 from pipeline.build_levir_kr import main
 from pipeline.catalog.table import Entry, read_catalog
-from pipeline.config import BuildConfig
+from pipeline.config import GridConfig
 from pipeline.imaging.ortho import orthorectify
 from pipeline.plan import grid_of
 
@@ -87,7 +87,7 @@ def test_geolocation_agrees_with_gdal(built: tuple[Path, str], entries: list[Ent
     """
     entry = next(entry for entry in entries if entry.scene.id == scene_id)
     scene = entry.scene
-    grid = grid_of(entry, BuildConfig(scenes=["x"], landcover=["x"], out="x"))
+    grid = grid_of(entry, GridConfig())
     assert grid is not None
     with rasterio.open(scene.images[0].path) as file:
         rpcs, pixels = file.rpcs, file.read()

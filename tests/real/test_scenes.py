@@ -17,8 +17,8 @@ from pipeline.scenes.delivery import read_delivery
 from pipeline.scenes.discovery import deliveries
 from pipeline.scenes.footprint import flat_terrain, outline
 from pipeline.scenes.scene import Imagery, Scene
-from pipeline.tasks.tiles import TileJob, make_tiles, whole
-from tests.deliveries import tiff
+from pipeline.tasks.tiles import make_tiles, whole
+from tests.deliveries import tiff, tile_job
 
 WFV = "GF1_WFV3_E89.0_N23.9_20200523_L1A0004819525"
 GF2 = "GF2_PMS1_W91.0_N17.6_20200510_L1A0004793969"
@@ -53,7 +53,7 @@ def test_the_two_bands_of_missing_lines_are_found(real: Path) -> None:
 def test_tiles_over_missing_lines_are_rejected_as_such(real: Path) -> None:
     scene = scene_in(real / "gaofen" / WFV)
     terrain, grid = flat_terrain(scene.images[0].model), grid_of(scene, 128, 128)
-    job = TileJob("", scene, terrain, Stretch(0, 255), Rules(), grid, 0, 0)
+    job = tile_job("", scene, terrain, Stretch(0, 255), grid)
     _, status, _ = make_tiles(job)
     found = orthorectify(grid.geobox, scene.images[0], terrain)
     _, row = found.lattice.dense(found.valid.shape)
@@ -100,13 +100,13 @@ def test_a_real_delivery_is_sharpened(real: Path) -> None:
     terrain = flat_terrain(scene.images[0].model)
     box = grid_of(scene, 512, 512).geobox[1200:1800, 1100:1800]
     grid = TileGrid(box, 600, 600, 1) if box.shape == (600, 600) else None
-    sharp = whole(box, TileJob("", scene, terrain, Stretch(0, 255), Rules(), grid, 0, 0))  # type: ignore[arg-type]
+    weights = equal_weights(len(scene.bands))
+    sharp = whole(box, tile_job("", scene, terrain, Stretch(0, 255), grid, weights=weights))  # type: ignore[arg-type]
     colour = orthorectify(box, scene.images[0], terrain).pixels.astype(float)
     pan = orthorectify(box, scene.pan, terrain).pixels[..., 0].astype(float)
     assert sharp.valid.mean() > 0.9
     free = sharp.valid & (sharp.pixels.max(axis=2) < 255) & (colour.min(axis=2) > 20)
     assert free.mean() > 0.5
-    weights = np.array(equal_weights(colour.shape[2]))
-    assert np.abs((sharp.pixels * weights).sum(axis=2) - pan)[free].max() < 1.0
+    assert np.abs((sharp.pixels * np.array(weights)).sum(axis=2) - pan)[free].max() < 1.0
     ratio = colour / np.maximum(colour.sum(axis=2, keepdims=True), 1)
     assert np.abs(sharp.pixels / np.maximum(sharp.pixels.sum(axis=2, keepdims=True), 1) - ratio)[free].mean() < 0.02

@@ -1,23 +1,61 @@
-"""What a run minimises, and how its result is scored. Pure functions of tensors.
+"""Objective `geokr`: the label, and consistency with a mean teacher.
 
-A: label distribution, p: student's output, q: teacher's output; all (n, class), rows sum to 1. Losses are
-those of each tile: a step minimises their mean, weighted by what each tile's label is worth.
+The teacher is a moving average of the student (Tarvainen & Valpola 2017). Ours averages batch-norm statistics along
+with the weights, since both belong to the same network, and predicts in evaluation mode: its answer for a tile then
+depends on that tile alone, it is the answer of the network that is exported, and it costs no statistics of its own.
 """
 
+import copy
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from geokr.pretraining.classifier import Classifier
+from geokr.pretraining.config import TrainConfig
+from geokr.pretraining.metrics import disagreement, divergence
+from geokr.pretraining.objectives.objective import FIRST_VIEW, SECOND_VIEW, Part
 
 
-def divergence(target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """KL(A || p) of each tile: (n,), in nats. target: A, where 0 log 0 = 0. logits: those of p."""
-    return (torch.xlogy(target, target) - target * torch.log_softmax(logits, dim=1)).sum(dim=1)
+class MeanTeacher:
+    """KL(A || p) + consistency * KL(p || q), where q is the teacher's answer for another view."""
+
+    measures: ClassVar[tuple[str, ...]] = ("kl", "disagreement")
+    formula: ClassVar[str] = "KL(A || p) + {consistency:g} KL(p || q)"
+    takes_pairs: ClassVar[bool] = True
+    normalises: ClassVar[bool] = True
+    exported: ClassVar[str] = "teacher"
+
+    def __init__(self, student: Classifier, config: TrainConfig, total: int) -> None:
+        self.config, self.student = config, student
+        self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
+        self.networks: Mapping[str, nn.Module] = {"student": student, "teacher": self.teacher}
+        self.memory: Mapping[str, torch.Tensor] = {}
+
+    def losses(self, part: Part) -> torch.Tensor:
+        with part.precision():
+            p, _ = part.student(part.view(FIRST_VIEW))  # (n, k) logits
+        with torch.no_grad(), part.precision():
+            q, _ = self.teacher(part.view(SECOND_VIEW))  # (n, k) logits
+        weight = self.config.consistency * ramp_up(part.step, self.config.ramp_up * part.total)
+        return geokr_losses(p.float(), q.float(), part.target, weight)
+
+    def update(self, step: int) -> None:
+        average(self.teacher, self.student, keep_at(step, self.config.ema), buffers=True)
 
 
-def disagreement(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) of each tile: (n,), in nats. Both arguments are logits; no gradient reaches the teacher."""
-    log_p, log_q = torch.log_softmax(student, dim=1), torch.log_softmax(teacher.detach(), dim=1)
-    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+def geokr_losses(
+    student: torch.Tensor, teacher: torch.Tensor, target: torch.Tensor, consistency: float
+) -> torch.Tensor:
+    """KL(A || p) + consistency * KL(p || q), KL(A || p) and KL(p || q) of each tile: (n, 3).
+
+    student, teacher: (n, class) logits.
+    """
+    kl, disagree = divergence(target, student), disagreement(student, teacher)
+    return torch.stack([kl + consistency * disagree, kl, disagree], dim=1)
 
 
 def ramp_up(step: int, length: float) -> float:
@@ -30,20 +68,30 @@ def ramp_up(step: int, length: float) -> float:
     return math.exp(-5.0 * (1.0 - step / length) ** 2)
 
 
-def geokr_loss(student: torch.Tensor, teacher: torch.Tensor, target: torch.Tensor, consistency: float) -> torch.Tensor:
-    """KL(A || p) + consistency * KL(p || q) of each tile: (n,). student, teacher: (n, class) logits."""
-    return divergence(target, student) + consistency * disagreement(student, teacher)
+def keep_at(step: int, limit: float) -> float:
+    """The share of itself that the teacher keeps after optimiser step `step`, counted from 1.
 
-
-def reference_loss(
-    student: torch.Tensor, teacher: torch.Tensor, target: torch.Tensor, consistency: float
-) -> torch.Tensor:
-    """The loss of the paper's published code for each tile: (n,). student, teacher: (n, class) logits.
-
-    Means over classes of -A log p and of -p log q: cross-entropies, as many times smaller than those of a tile
-    as there are classes. Less than the paper's KL by the entropy of A, which has no gradient, and more by the
-    entropy of p, which has one: it rewards a student that is sure.
+    min(1 - 1 / (step + 1), limit): early on an even mean of all students so far, which forgets the random start.
     """
-    classes = -target * torch.log_softmax(student, dim=1)
-    others = -torch.softmax(student, dim=1) * torch.log_softmax(teacher.detach(), dim=1)
-    return classes.mean(dim=1) + consistency * others.mean(dim=1)
+    return min(1.0 - 1.0 / (step + 1), limit)
+
+
+@torch.no_grad()
+def average(teacher: nn.Module, student: nn.Module, keep: float, *, buffers: bool) -> None:
+    """Move the teacher towards the student: theta_t = keep * theta_t + (1 - keep) * theta_s.
+
+    buffers: floating-point ones are averaged too, and the others copied; without it they are left alone.
+    """
+    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    if buffers:
+        for mine, its in zip(teacher.buffers(), student.buffers(), strict=True):
+            if mine.is_floating_point():
+                pairs.append((mine, its))  # type: ignore[arg-type]
+            else:
+                mine.copy_(its)
+    torch._foreach_lerp_([own(mine) for mine, _ in pairs], [own(its) for _, its in pairs], 1.0 - keep)
+
+
+def own(value: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor; both networks are shared out alike."""
+    return value.to_local() if isinstance(value, DTensor) else value

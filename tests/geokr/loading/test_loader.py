@@ -13,11 +13,11 @@ import tensorstore as ts
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.training.conftest import some_shares
 
 from geokr.dataset import layout, store
 from geokr.dataset.index import read_index
 from geokr.loading.loader import Batch, TileDataset, TileLoader
+from tests.geokr.conftest import some_shares
 
 ALL_BANDS = ("blue", "green", "red", "nir")
 
@@ -222,7 +222,7 @@ def test_each_shard_is_read_once_an_epoch(addressed: Path) -> None:
     assert len(shards) == 4 + 1 + 2
     counted = {}
     for buffer in (0, 20):
-        loader = TileLoader(addressed, "train", bands=ALL_BANDS, batch=3, buffer=buffer, seed=1)
+        loader = TileLoader(addressed, "train", bands=ALL_BANDS, batch=3, shuffle_buffer=buffer, seed=1)
         before = reads()
         assert len(list(loader.epoch(1))) == 19
         counted[buffer] = {name: value - before[name] for name, value in reads().items()}
@@ -231,7 +231,7 @@ def test_each_shard_is_read_once_an_epoch(addressed: Path) -> None:
     assert counted[20]["bytes_read"] <= sum(path.stat().st_size for path in shards)
     assert counted[0]["batch_read"] > 3 * len(shards)
     # With the least buffer, one shard is over before the next begins.
-    loader = TileLoader(addressed, "train", bands=ALL_BANDS, batch=3, buffer=1, seed=1)
+    loader = TileLoader(addressed, "train", bands=ALL_BANDS, batch=3, shuffle_buffer=1, seed=1)
     order = [(scene, row // 4, col // 4) for batch in loader for scene, row, col in addresses(batch)]
     assert 1 + sum(one != other for one, other in pairwise(order)) == len(set(order)) == len(shards)
 
@@ -242,7 +242,7 @@ def test_ranks_share_out_the_shards(addressed: Path, seed: int, batch: int, worl
     seen: list[tuple[int, int, int]] = []
     for rank in range(world):
         loader = TileLoader(
-            addressed, "train", bands=ALL_BANDS, batch=batch, seed=seed, rank=rank, world=world, buffer=buffer
+            addressed, "train", bands=ALL_BANDS, batch=batch, seed=seed, rank=rank, world=world, shuffle_buffer=buffer
         )
         whole = list(loader.epoch(3))
         assert len(whole) == len(loader) == 57 // (batch * world)
@@ -262,21 +262,21 @@ def places(loader: TileLoader) -> list[list[int]]:
 
 
 def test_resuming_shard_after_shard_does_not_read_what_came_before(addressed: Path) -> None:
-    loader = TileLoader(addressed, "train", bands=ALL_BANDS, batch=1, buffer=1, seed=1)
+    loader = TileLoader(addressed, "train", bands=ALL_BANDS, batch=1, shuffle_buffer=1, seed=1)
     last = addresses(list(loader.epoch(0))[-1])[0][0]
     for number, name in enumerate(("alpha", "beta", "gamma")):
         if number != last:
             shutil.rmtree(addressed / "tiles.zarr" / name / "image/c")
-    fresh = TileLoader(addressed, "train", bands=ALL_BANDS, batch=1, buffer=1, seed=1)
+    fresh = TileLoader(addressed, "train", bands=ALL_BANDS, batch=1, shuffle_buffer=1, seed=1)
     assert len(list(fresh.epoch(0, start=56))) == 1
     with pytest.raises(ValueError, match="cannot be read"):
         list(fresh.epoch(0))
 
 
 def test_orders_with_a_buffer_differ_by_epoch_and_seed_alone(addressed: Path) -> None:
-    loader = TileLoader(addressed, "train", batch=4, buffer=16, seed=3)
-    again = TileLoader(addressed, "train", batch=4, buffer=16, seed=3)
-    other = TileLoader(addressed, "train", batch=4, buffer=16, seed=4)
+    loader = TileLoader(addressed, "train", batch=4, shuffle_buffer=16, seed=3)
+    again = TileLoader(addressed, "train", batch=4, shuffle_buffer=16, seed=3)
+    other = TileLoader(addressed, "train", batch=4, shuffle_buffer=16, seed=4)
     orders = [loader.order(epoch).tolist() for epoch in range(3)]
     assert orders == [again.order(epoch).tolist() for epoch in range(3)]
     assert len({tuple(order) for order in [*orders, other.order(0).tolist()]}) == 4
@@ -285,7 +285,7 @@ def test_orders_with_a_buffer_differ_by_epoch_and_seed_alone(addressed: Path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"buffer": 9, "shuffle": False}, "a buffer is for shuffled tiles without pairs"),
+        ({"shuffle_buffer": 9, "shuffle": False}, "a shuffle_buffer is for shuffled tiles without pairs"),
         ({"balance": 0.5, "shuffle": False}, "balanced tiles are drawn at random"),
         ({"balance": 1.5}, "balance must be in 0..1, got 1.5"),
         ({"on_error": "ignore"}, "on_error must be raise or skip, got ignore"),
@@ -308,7 +308,7 @@ def test_balanced_classes_come_with_equal_mass(build, tmp_path: Path, buffer: in
     dataset = build(tmp_path / "few", {"only": coordinates_of(6, 10)}, {"only": share})
     mass = {}
     for balance in (0.0, 1.0):
-        loader = TileLoader(dataset, "train", batch=4, balance=balance, buffer=buffer, seed=5)
+        loader = TileLoader(dataset, "train", batch=4, balance=balance, shuffle_buffer=buffer, seed=5)
         parts = [list(loader.epoch(epoch)) for epoch in range(2)]
         mass[balance] = torch.cat([part.share for part in parts[0]]).sum(dim=0).tolist()
         assert [part.share.tolist() for part in loader.epoch(1, start=6)] == [p.share.tolist() for p in parts[1][6:]]
@@ -391,7 +391,7 @@ def test_a_damaged_shard_is_named_or_skipped_and_counted(
             shard.write_bytes(content[: len(content) // 2])
         case "noise":
             shard.write_bytes(np.random.default_rng(0).bytes(len(content)))
-    options: dict[str, Any] = {"bands": ALL_BANDS, "batch": 19, "buffer": buffer}
+    options: dict[str, Any] = {"bands": ALL_BANDS, "batch": 19, "shuffle_buffer": buffer}
     with pytest.raises(ValueError, match=r"alpha/image/c/1/0/0/0/0: tile \(4, [0-3]\) cannot be read"):
         list(TileLoader(addressed, "train", **options))
     loader = TileLoader(addressed, "train", on_error="skip", **options)

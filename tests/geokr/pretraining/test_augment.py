@@ -1,6 +1,5 @@
 """Views hold what their tile holds: geometry to the pixel, colours as torchvision changes them."""
 
-import dataclasses
 import itertools
 
 import pytest
@@ -11,7 +10,9 @@ from geokr.pretraining.augment import augment, placement, plain, recolour, seed_
 from geokr.pretraining.config import TrainConfig
 
 RGB = ("red", "green", "blue")
-STILL = TrainConfig(crop=1.0, turn=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, image_size=12)
+STILL = TrainConfig(
+    crop=1.0, quarter_turn_probability=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, image_size=12
+)
 
 
 def noise(tiles: int, bands: int = 3, side: int = 12, seed: int = 0) -> torch.Tensor:
@@ -28,7 +29,7 @@ def eight(image: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize(("turn", "positions"), [(0.0, 4), (1.0, 8)])
 def test_whole_views_are_the_tile_mirrored_and_turned(turn: float, positions: int) -> None:
     image = noise(200)
-    views = augment(image, RGB, dataclasses.replace(STILL, turn=turn), seed=5)
+    views = augment(image, RGB, STILL.model_copy(update={"quarter_turn_probability": turn}), seed=5)
     found = []
     for tile, view in zip(image.float() / 255, views, strict=True):
         matches = [i for i, position in enumerate(eight(tile)) if torch.allclose(position, view, atol=1e-4)]
@@ -43,7 +44,7 @@ def some_draws(tiles: int = 4000) -> torch.Tensor:
 
 
 def test_half_the_turns_of_the_reference_do_nothing() -> None:
-    linear = placement(some_draws(), dataclasses.replace(STILL, turn=0.5))[:, :, :2]
+    linear = placement(some_draws(), STILL.model_copy(update={"quarter_turn_probability": 0.5}))[:, :, :2]
     aside = (linear[:, 0, 0].abs() < 0.5).double().mean()
     assert float(aside) == pytest.approx(0.25, abs=0.03)  # half of them turn, and half of those by 90 or 270
 
@@ -53,7 +54,7 @@ def test_crops_stay_inside_and_keep_their_share() -> None:
     side, size = 64, 32
     ramp = torch.arange(side).expand(1, 1, side, side)
     image = torch.cat([ramp, ramp.transpose(2, 3)], dim=1).to(torch.uint8).expand(300, 2, side, side)
-    config = dataclasses.replace(STILL, crop=0.4, image_size=size)
+    config = STILL.model_copy(update={"crop": 0.4, "image_size": size})
     views = augment(image, ("x", "y"), config, seed=2) * 255
     extent = (views.amax(dim=(2, 3)) - views.amin(dim=(2, 3))) * size / (size - 1)  # px, from centres to edges
     assert torch.allclose(extent[:, 0], extent[:, 1], atol=1.5)
@@ -67,7 +68,7 @@ def test_crops_stay_inside_and_keep_their_share() -> None:
 
 
 def test_free_rotation_turns_by_the_angle_and_keeps_lengths() -> None:
-    config = dataclasses.replace(STILL, rotate=30.0, crop=0.25)
+    config = STILL.model_copy(update={"rotate": 30.0, "crop": 0.25})
     theta = placement(some_draws(), config)
     linear = theta[:, :, :2]
     lengths = linear.square().sum(1).sqrt()  # of the view's sides, as shares of the tile's
@@ -91,7 +92,7 @@ def test_a_rotated_view_shows_the_tile_rotated() -> None:
     side = 64
     ramp = torch.arange(side).expand(1, 1, side, side) * 2
     image = torch.cat([ramp, ramp.transpose(2, 3)], dim=1).to(torch.uint8).expand(50, 2, side, side)
-    config = dataclasses.replace(STILL, rotate=45.0, crop=0.25, image_size=16)
+    config = STILL.model_copy(update={"rotate": 45.0, "crop": 0.25, "image_size": 16})
     views = augment(image, ("x", "y"), config, seed=4) * 255 / 2
     right, down = views[:, :, 8, 9] - views[:, :, 8, 8], views[:, :, 9, 8] - views[:, :, 8, 8]
     assert float((right * down).sum(1).abs().max()) < 0.05 * float(right.square().sum(1).max())
@@ -100,14 +101,16 @@ def test_a_rotated_view_shows_the_tile_rotated() -> None:
 
 
 def test_stretched_views_keep_their_area_within_the_ratio() -> None:
-    config = dataclasses.replace(STILL, crop=0.3, stretch=2.0)
+    config = STILL.model_copy(update={"crop": 0.3, "aspect_ratio": 2.0})
     lengths = placement(some_draws(), config)[:, :, :2].square().sum(1).sqrt()
     ratio = lengths[:, 0] / lengths[:, 1]
     assert 0.499 < float(ratio.min()) < 0.55
     assert 1.8 < float(ratio.max()) < 2.001
     assert float(lengths.max()) <= 1 + 1e-6
     assert float(lengths.prod(1).min()) == pytest.approx(0.3, abs=0.01)
-    linear = placement(some_draws(), dataclasses.replace(config, turn=1.0, rotate=40.0))[:, :, :2]
+    linear = placement(some_draws(), config.model_copy(update={"quarter_turn_probability": 1.0, "rotate": 40.0}))[
+        :, :, :2
+    ]
     assert float((linear[:, :, 0] * linear[:, :, 1]).sum(1).abs().max()) < 1e-6  # turned, and stretched without leaning
 
 
@@ -146,7 +149,7 @@ def test_each_change_of_colour_is_torchvisions(change: int) -> None:
     image = noise(6).float() / 255
     draws = torch.full((6, 4), 0.5)
     draws[:, change] = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    config = dataclasses.replace(STILL, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.3)
+    config = STILL.model_copy(update={"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.3})
     found = recolour(image, RGB, config, draws, [change])
     amounts = (2 * draws[:, change] - 1) * (0.3 if change == 3 else 0.5)
     oracle = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)[change]
@@ -160,7 +163,7 @@ def test_each_change_of_colour_is_torchvisions(change: int) -> None:
 def test_bands_without_colour_keep_their_hue_and_saturation() -> None:
     image = noise(3, bands=4).float() / 255
     bands = ("nir", "blue", "green", "red")
-    config = dataclasses.replace(STILL, saturation=0.5, hue=0.3)
+    config = STILL.model_copy(update={"saturation": 0.5, "hue": 0.3})
     found = recolour(image, bands, config, torch.full((3, 4), 0.9), [2, 3])
     assert torch.equal(found[:, 0], image[:, 0])
     alone = recolour(image[:, [3, 2, 1]], RGB, config, torch.full((3, 4), 0.9), [2, 3])
@@ -173,7 +176,7 @@ def test_near_infrared_has_the_light_of_the_others_and_a_contrast_of_its_own() -
     generator = torch.Generator().manual_seed(9)
     image = torch.rand(5, 4, 12, 12, generator=generator) * 0.2 + torch.tensor([0.6, 0.1, 0.15, 0.2])[:, None, None]
     bands = ("nir", "blue", "green", "red")
-    config = dataclasses.replace(STILL, brightness=0.3, contrast=0.5)
+    config = STILL.model_copy(update={"brightness": 0.3, "contrast": 0.5})
     brighter = recolour(image, bands, config, torch.full((5, 4), 0.75), [0])
     assert torch.allclose(brighter, image * 1.15)  # every ratio of bands is kept
     sharper = recolour(image, bands, config, torch.full((5, 4), 0.75), [1])
@@ -193,7 +196,7 @@ def test_views_stay_within_range_and_size() -> None:
 def test_what_is_finer_than_a_view_is_averaged_in_it() -> None:
     """Noise of 64 px becomes that of means of 4 x 4 of them, not of the four about a sample."""
     image = noise(4, side=64)
-    for view in (augment(image, RGB, dataclasses.replace(STILL, image_size=16), seed=0), plain(image, 16)):
+    for view in (augment(image, RGB, STILL.model_copy(update={"image_size": 16}), seed=0), plain(image, 16)):
         assert float(view.std()) < 0.3 * float((image.float() / 255).std())
 
 

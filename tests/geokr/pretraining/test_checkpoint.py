@@ -18,8 +18,9 @@ STATE = Checkpoint(
     mean=[0.25],
     std=[0.5],
     start="random weights",
-    student={"head.weight": torch.arange(6.0).reshape(2, 3)},
-    teacher=None,
+    networks={"student": {"head.weight": torch.arange(6.0).reshape(2, 3)}},
+    exported="student",
+    memory={"queue": torch.arange(4.0)},
     optimiser={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []},
     scaler={},
     window=torch.ones(3, 3, dtype=torch.float64),
@@ -77,9 +78,10 @@ def test_a_checkpoint_reads_back_as_it_was(tmp_path: Path) -> None:
         if field.name == "window":
             assert value.dtype == wanted.dtype
             assert torch.equal(value, wanted)
-        elif field.name not in ("student", "optimiser"):
+        elif field.name not in ("networks", "memory", "optimiser"):
             assert value == wanted
-    assert torch.equal(found.student["head.weight"], STATE.student["head.weight"])
+    assert torch.equal(found.networks["student"]["head.weight"], STATE.networks["student"]["head.weight"])
+    assert torch.equal(found.memory["queue"], STATE.memory["queue"])
     assert found.optimiser["state"][0]["step"] == 3
 
 

@@ -42,9 +42,8 @@ def test_timm_loads_the_teachers_encoder(run: Path) -> None:
     encoder = timm.create_model("test_resnet", num_classes=0, in_chans=4)
     encoder.load_state_dict(load_file(run / "encoder.safetensors"), strict=True)
     checkpoint = load(run / LAST)
-    assert checkpoint.teacher is not None
     teacher, _ = build("test_resnet", ("nir", "red", "green", "blue"), 3, 32, False)
-    teacher.load_state_dict(checkpoint.teacher)
+    teacher.load_state_dict(checkpoint.networks["teacher"])
     image = torch.rand(2, 4, 32, 32)
     assert torch.equal(encoder.eval()(image), teacher.encoder.eval()(image))
     assert not torch.equal(checkpoint.student["encoder.conv1.0.weight"], encoder.state_dict()["conv1.0.weight"])
@@ -77,7 +76,7 @@ def expected(run: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and their features by the trained teacher."""
     checkpoint = load(run / LAST)
     teacher, _ = build("test_resnet", ("nir", "red", "green", "blue"), 3, 32, False)
-    teacher.load_state_dict(checkpoint.teacher)
+    teacher.load_state_dict(checkpoint.networks["teacher"])
     image = torch.rand(5, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return image, teacher.eval()(image)[1]

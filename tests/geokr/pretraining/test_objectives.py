@@ -8,8 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geokr.pretraining.metrics import confusion, neighbours, scores
-from geokr.pretraining.objectives.mean_teacher import disagreement, divergence, geokr_loss, ramp_up, reference_loss
+from geokr.pretraining.metrics import confusion, disagreement, divergence, neighbours, scores
+from geokr.pretraining.objectives.mean_teacher import geokr_losses, ramp_up
+from geokr.pretraining.objectives.reference import reference_losses
+
+
+def geokr_loss(*arguments) -> torch.Tensor:
+    return geokr_losses(*arguments)[:, 0]
+
+
+def reference_loss(*arguments) -> torch.Tensor:
+    return reference_losses(*arguments)[:, 0]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -55,6 +64,9 @@ def test_geokr_loss_is_two_divergences(seed: int, tiles: int, classes: int) -> N
         first = sum(a * math.log(a / b) for a, b in zip(target[i], p[i], strict=True) if a > 0)
         second = sum(a * math.log(a / b) for a, b in zip(p[i], q[i], strict=True))
         assert float(found[i]) == pytest.approx(first + 0.5 * second, abs=1e-9)
+        for losses in (geokr_losses, reference_losses):  # both are told beside the loss
+            told = losses(*map(torch.tensor, (student, teacher, target)), 0.5)[i, 1:].tolist()
+            assert told == pytest.approx([first, second], abs=1e-9)
 
 
 @settings(max_examples=20, deadline=None)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from geokr.pretraining.config import REFERENCE
-from geokr.pretraining.objectives.teacher import average, keep_at, reference_updates
+from geokr.pretraining.objectives.mean_teacher import average, keep_at
+from geokr.pretraining.objectives.reference import reference_updates
 
 
 def network(seed: int) -> nn.Module:

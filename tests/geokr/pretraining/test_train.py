@@ -29,14 +29,17 @@ from tqdm import tqdm
 
 from geokr import train
 from geokr.loading.loader import TileLoader
+from geokr.pretraining import learner as learner_module
 from geokr.pretraining.checkpoint import BEST, LAST, load
 from geokr.pretraining.config import configure
 from geokr.pretraining.journal import CELL, LEFT, TOP, Journal, drawn
-from geokr.pretraining.learner import STUDENT_VIEW, TEACHER_VIEW, Learner, begin, facts_of, learn, step_losses
-from geokr.pretraining.processes import Place
+from geokr.pretraining.learner import Learner, begin, facts_of, learn
+from geokr.pretraining.objectives.objective import FIRST_VIEW, SECOND_VIEW
+from geokr.pretraining.processes import Process
 from geokr.pretraining.validation import validate
+from tests.queue_objective import LENGTH, Queue
 
-ALONE = Place(0, 1, torch.device("cpu"))
+ALONE = Process(0, 1, torch.device("cpu"))
 SMALL = ["model=test_resnet", "image_size=32", "batch=32", "loggers=[]"]
 REPOSITORY = Path(__file__).parents[3]
 
@@ -58,7 +61,7 @@ def same(one: Any, other: Any) -> bool:
 
 def same_state(one: Path, other: Path) -> bool:
     first, second = load(one), load(other)
-    names = ("step", "student", "teacher", "optimiser", "scaler", "window", "best", "mean", "std")
+    names = ("step", "networks", "exported", "memory", "optimiser", "scaler", "window", "best", "mean", "std")
     return all(same(getattr(first, name), getattr(second, name)) for name in names)
 
 
@@ -76,7 +79,7 @@ def test_a_short_run_learns_what_colour_tells(coloured: Path, tmp_path: Path, ob
     assert load(run / BEST).step == metrics["best_step"]
     for split, steps in (("val", ["20", "40", "60"]), ("train", ["10", "20", "30", "40", "50", "60"])):
         assert [row["step"] for row in csv.DictReader((run / f"plots/{split}.csv").open())] == steps
-    assert (load(run / LAST).teacher is None) == (objective == "supervised")
+    assert ("teacher" in load(run / LAST).networks) == (objective != "supervised")
 
 
 def test_the_best_step_is_kept_though_others_follow(
@@ -245,6 +248,11 @@ def by_a_step(dataset: Path, *settings: str, weight: torch.Tensor | None = None)
     return learner
 
 
+def losses_of(learner: Learner, image: torch.Tensor, pair: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Loss, KL(A || p) and KL(p || q) of each tile."""
+    return learner.objective.losses(learner.part(image, pair, target, 0))
+
+
 def test_a_line_of_the_log_is_of_the_steps_since_the_last(coloured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learner, written = by_a_step(coloured), []
     learner.window[:3] = torch.tensor([[1, 2, 3], [2, 4, 6], [6, 9, 12]])
@@ -341,7 +349,7 @@ def test_tiles_are_filtered_and_weighted_by_columns(build, tmp_path: Path) -> No
 
 def test_how_tiles_are_drawn_is_a_setting(coloured: Path) -> None:
     """Training's tiles are those of a loader with the same options; held-out tiles keep their order."""
-    options: dict[str, Any] = {"balance": 0.5, "buffer": 64, "seed": 3, "on_error": "skip", "min_known": 0.75}
+    options: dict[str, Any] = {"balance": 0.5, "shuffle_buffer": 64, "seed": 3, "on_error": "skip", "min_known": 0.75}
     config = configure("geokr", None, [*SMALL, *(f"{name}={value}" for name, value in options.items())])
     training, held_out = train.loaders(str(coloured), config, ALONE)
     alike = TileLoader(coloured, "train", batch=32, **options)
@@ -354,7 +362,12 @@ def test_how_tiles_are_drawn_is_a_setting(coloured: Path) -> None:
         )
     without = TileLoader(coloured, "train", batch=32, min_known=0.5, seed=3)
     assert not torch.equal(next(iter(training)).share, next(iter(without)).share)
-    assert (held_out.shuffle, held_out.buffer, held_out.on_error, training.on_error) == (False, 0, "skip", "skip")
+    assert (held_out.shuffle, held_out.shuffle_buffer, held_out.on_error, training.on_error) == (
+        False,
+        0,
+        "skip",
+        "skip",
+    )
 
 
 def test_tiles_that_cannot_be_read_are_skipped_and_counted_if_asked(
@@ -390,9 +403,7 @@ def test_of_a_pair_the_teacher_sees_the_other_date(build, tmp_path: Path) -> Non
     learner = begin(config, ALONE, training, training, facts_of(training, training))
     batch = next(iter(training))
     assert batch.pair is not None
-    same_date, other_date = (
-        step_losses(learner, batch.image, seen, batch.share, 0) for seen in (batch.image, batch.pair)
-    )
+    same_date, other_date = (losses_of(learner, batch.image, seen, batch.share) for seen in (batch.image, batch.pair))
     assert torch.equal(same_date[:, 1], other_date[:, 1])  # the student's
     assert not torch.allclose(same_date[:, 2], other_date[:, 2])
     learn(learner, batch)
@@ -405,10 +416,33 @@ def test_of_a_pair_the_teacher_sees_the_other_date(build, tmp_path: Path) -> Non
     )
 
 
-@pytest.mark.parametrize("settings", [["objective=supervised"], ["buffer=64"]])
-def test_pairs_need_a_teacher_and_a_permutation(settings: list[str]) -> None:
-    with pytest.raises(ValueError, match="pairs are for objective geokr"):
-        configure("geokr", None, ["pairs=true", *settings])
+@pytest.mark.parametrize("settings", [["objective=supervised"], ["shuffle_buffer=64"]])
+def test_pairs_need_two_views_and_a_permutation(coloured: Path, settings: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"pairs (are for objectives with two views|cannot be read with a shuffle)"):
+        train.loaders(str(coloured), configure("geokr", None, ["pairs=true", *settings]), ALONE)
+
+
+def test_what_an_objective_remembers_survives_a_stop(
+    coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue of features is in the checkpoint, and the run goes on with it to the bit."""
+    monkeypatch.setattr(learner_module, "choose", lambda name: Queue)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert command(coloured, whole, "steps=9") == 0
+
+    def interrupted(learner, batch) -> None:
+        learn(learner, batch)
+        if learner.step == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train, "learn", interrupted)
+    assert command(coloured, parts, "steps=9") == 128 + signal.SIGINT
+    assert command(coloured, parts, "steps=9") == 0
+    assert same_state(whole / LAST, parts / LAST)
+    queue = load(parts / LAST).memory["queue"]
+    assert len(queue.unique(dim=0)) == len(queue)  # of steps before the stop and after it
+    logged = [json.loads(line) for line in (parts / "log.jsonl").read_text().splitlines()]
+    assert logged[0]["distance"] > 0
 
 
 def test_each_step_has_views_of_its_own(coloured: Path) -> None:
@@ -416,8 +450,8 @@ def test_each_step_has_views_of_its_own(coloured: Path) -> None:
     image = next(iter(learner.training)).image
     found = {}
     for seed in (0, 1):
-        learner.config = replace(learner.config, seed=seed)
-        for learner.step, stream in itertools.product((0, 1, 2), (STUDENT_VIEW, TEACHER_VIEW)):
+        learner.config = learner.config.model_copy(update={"seed": seed})
+        for learner.step, stream in itertools.product((0, 1, 2), (FIRST_VIEW, SECOND_VIEW)):
             found[seed, learner.step, stream] = learner.view(image, stream)
             assert torch.equal(learner.view(image, stream), found[seed, learner.step, stream])
     assert not any(torch.equal(*pair) for pair in itertools.combinations(found.values(), 2))
@@ -432,7 +466,7 @@ def test_the_consistency_rises_over_a_part_of_the_run(coloured: Path, step: int,
     learner = by_a_step(coloured, "steps=40", "ramp_up=0.5", "consistency=3")
     learner.step = step
     batch = next(iter(learner.training))
-    loss, kl, disagreement = step_losses(learner, batch.image, batch.image, batch.share, 0).T
+    loss, kl, disagreement = losses_of(learner, batch.image, batch.image, batch.share).T
     assert torch.allclose(loss, kl + 3 * share * disagreement, atol=1e-6)
     assert float(disagreement.detach().max()) > 1e-3
 
@@ -570,9 +604,8 @@ def test_validation_judges_features_and_classes_too(coloured: Path) -> None:
 
 @pytest.mark.parametrize("objective", ["geokr", "reference", "supervised"])
 def test_validation_is_of_the_teacher_in_evaluation_mode_and_changes_nothing(coloured: Path, objective: str) -> None:
-    periods = ["ema_periods=1000"] if objective == "reference" else []
-    learner = by_a_step(coloured, "model=test_resnet", "amp=fp32", f"objective={objective}", *periods)
-    networks = [network for network in (learner.student, learner.teacher) if network is not None]
+    learner = by_a_step(coloured, "model=test_resnet", "amp=fp32", f"objective={objective}")
+    networks = [*learner.objective.networks.values()]
     before = [copy.deepcopy(network.state_dict()) for network in networks]
     modes = [network.training for network in networks]
     found = validate(learner).numbers["kl"]
@@ -599,7 +632,7 @@ def test_the_teacher_of_each_preset(coloured: Path) -> None:
         training = TileLoader(coloured, "train", batch=32)
         held_out = TileLoader(coloured, "val", batch=32, shuffle=False)
         learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
-        student, teacher = learner.student, learner.teacher
+        student, teacher = learner.objective.networks.values()
         assert teacher is not None
         assert teacher.training == (preset == "reference")
         assert torch.equal(student.head.weight, teacher.head.weight) == (preset == "geokr")
@@ -636,8 +669,10 @@ import sys
 from pathlib import Path
 import torch
 from geokr import train
+from geokr.pretraining import learner as learner_module
 from geokr.pretraining.config import configure
-from geokr.pretraining.processes import taking_place, whole
+from geokr.pretraining.processes import process_group, unsharded
+from tests.queue_objective import Queue
 
 data, out, *settings = sys.argv[1:]
 learners, begin, learn = [], train.begin, train.learn
@@ -645,13 +680,13 @@ train.begin = lambda *arguments: learners.append(begin(*arguments)) or learners[
 
 def stopped(learner, batch):
     learn(learner, batch)
-    if learner.step == 5 and place.rank == 1:
+    if learner.step == 5 and process.rank == 1:
         signal.raise_signal(signal.SIGTERM)
 
 def run(name, *more):
-    return train.train(data, Path(out) / name, configure(pairs=[*settings, *more]), place)
+    return train.train(data, Path(out) / name, configure(pairs=[*settings, *more]), process)
 
-with taking_place("cpu") as place:
+with process_group("cpu") as process:
     assert run("copied", "model=test_vit") == 0
     assert run("batch-norm", "model=test_resnet") == 0
     assert run("shared", "model=test_vit", "shard=true") == 0
@@ -661,8 +696,11 @@ with taking_place("cpu") as place:
     stopped_at = learners[-1].step
     assert run("stopped", "model=test_vit", "shard=false", "steps=14") == 0
     assert run("not-stopped", "model=test_vit", "steps=14") == 0
-    held = [whole(network.state_dict()) for learner in learners for network in (learner.student, learner.teacher)]
-torch.save([stopped_at, held], Path(out) / f"rank{place.rank}.pt")
+    learner_module.choose = train.choose = lambda name: Queue
+    assert run("queue", "model=test_vit") == 0
+    held = [unsharded(n.state_dict()) for learner in learners for n in learner.objective.networks.values()]
+    held.append(learners[-1].objective.memory)
+torch.save([stopped_at, held], Path(out) / f"rank{process.rank}.pt")
 """
 
 
@@ -684,8 +722,8 @@ def test_two_processes_do_the_work_of_one(coloured: Path, tmp_path: Path) -> Non
     one = load(alone / LAST)
     for run in ("copied", "shared"):
         other = load(tmp_path / run / LAST)
-        for name, value in one.student.items():
-            assert torch.allclose(value, other.student[name], atol=2e-4), (run, name)
+        for name, value in one.networks["student"].items():
+            assert torch.allclose(value, other.networks["student"][name], atol=2e-4), (run, name)
         assert other.optimiser["state"].keys() == one.optimiser["state"].keys()
         metrics = [json.loads((path / "metrics.json").read_text()) for path in (alone, tmp_path / run)]
         assert metrics[0].pop("val_mae_of") == pytest.approx(metrics[1].pop("val_mae_of"), abs=1e-3)
@@ -698,10 +736,17 @@ def test_two_processes_do_the_work_of_one(coloured: Path, tmp_path: Path) -> Non
     ended = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert [at for at, _ in ended] == [10, 10]
     stopped, not_stopped = load(tmp_path / "stopped" / LAST), load(tmp_path / "not-stopped" / LAST)
-    for name, value in stopped.student.items():
-        assert torch.allclose(value, not_stopped.student[name], atol=2e-4), name
+    for name, value in stopped.networks["student"].items():
+        assert torch.allclose(value, not_stopped.networks["student"][name], atol=2e-4), name
     # With batch normalisation each sees its own tiles' statistics, but both end with the same networks.
     assert same(*ended)
+
+    # What an objective remembers is the same on both, and no average: each process put its own mean into it.
+    queue = load(tmp_path / "queue" / LAST).memory["queue"]
+    held = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)[1][-1]["queue"] for rank in range(2)]
+    assert torch.equal(held[0], queue)
+    assert torch.equal(held[1], queue)
+    assert len(queue.unique(dim=0)) == LENGTH
 
 
 ONLY_TORCH = """
@@ -715,7 +760,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_training_needs_torch_timm_and_tensorstore_alone(coloured: Path, tmp_path: Path) -> None:
-    absent = {"zarr", "pydantic", "typer", "geopandas", "rasterio", "shapely", "dask", "pandas", "pipeline"}
+    absent = {"zarr", "typer", "geopandas", "rasterio", "shapely", "dask", "pandas", "pipeline"}
     absent |= {"tensorboard", "dvclive", "odc", "cv2", "xarray", "pyproj", "exactextract"}
     code = ONLY_TORCH.replace("{absent}", repr(absent))
     settings = ["model=test_resnet", "image_size=32", "batch=16", "steps=2", "loggers=tensorboard,dvclive"]
@@ -800,7 +845,7 @@ def test_batch_norm_over_processes_needs_gpus(coloured: Path) -> None:
     training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
     facts = facts_of(training, held_out)
     with pytest.raises(ValueError, match="sync_batch_norm needs GPUs"):
-        begin(config, Place(0, 2, torch.device("cpu")), training, held_out, facts)
+        begin(config, Process(0, 2, torch.device("cpu")), training, held_out, facts)
     begin(config, ALONE, training, held_out, facts)
 
 

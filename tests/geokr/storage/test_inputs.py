@@ -26,13 +26,14 @@ from pipeline.scenes.discovery import Delivery, deliveries
 from pipeline.scenes.raster import read
 from pipeline.scenes.scene import Scene, SceneError
 from pipeline.scenes.scratch import unpacked
-from pipeline.tasks.survey import CatalogJob, read_and_survey
+from pipeline.tasks.survey import read_and_survey
 from tests.broken import BROKEN
 from tests.deliveries import (
     LAT,
     LON,
     NAME,
     STEM,
+    catalog_job,
     coordinates,
     members,
     tiff,
@@ -199,9 +200,9 @@ def test_an_archive_on_a_server_is_the_same_delivery(tmp_path: Path, publish: Pu
     with unpacked(image.path) as opened:
         in_place = form in (".tar", "stored.zip")
         assert opened.startswith(f"/vsi{kind}/{{{rasters.path(url)}}}" if in_place else os.environ["GEOKR_SCRATCH"])
-    (entry,) = (item for one in deliveries([url]) for item in read_and_survey(CatalogJob(one, None, (1.0, 99.0))))
+    (entry,) = (item for one in deliveries([url]) for item in read_and_survey(catalog_job(one)))
     assert not isinstance(entry, Refusal)
-    assert len(entry.state) == 64
+    assert len(entry.source_version) == 64
 
 
 def test_another_archive_at_the_same_address_is_unpacked_anew(tmp_path: Path, publish: Publish) -> None:
@@ -245,13 +246,13 @@ def test_a_folder_in_a_bucket_is_the_same_delivery(tmp_path: Path, s3: Server) -
 def test_a_delivery_is_known_by_each_of_its_files(tmp_path: Path, s3: Server, suffix: str) -> None:
     url = s3.upload(write_folder(tmp_path / NAME, members()), f"{tmp_path.name}/{NAME}")
     (before,) = deliveries([url])
-    assert len(before.state) == 64
+    assert len(before.source_version) == 64
     key = f"{tmp_path.name}/{NAME}/{STEM}{suffix}"
     s3.put(key, s3.get(key))
     assert list(deliveries([url])) == [before]
     s3.put(key, s3.get(key)[:-1] + b"\1")
     (after,) = deliveries([url])
-    assert after.state != before.state
+    assert after.source_version != before.source_version
 
 
 def test_an_image_on_a_server_is_known_while_it_stays(tmp_path: Path, publish: Publish) -> None:
@@ -260,7 +261,7 @@ def test_an_image_on_a_server_is_known_while_it_stays(tmp_path: Path, publish: P
     for size in (40, 41):
         path.write_bytes(tiff(coordinates(size, size), crs="EPSG:32648", transform=Affine(8, 0, 5e5, 0, -8, 2.7e6)))
         url = publish(path)
-        first, second = (only_delivery(url).state for _ in range(2))
+        first, second = (only_delivery(url).source_version for _ in range(2))
         assert first == second
         assert len(first) == 64
         states.add(first)
@@ -284,7 +285,7 @@ def test_every_kind_of_broken_delivery_has_its_sentence(tmp_path: Path, s3: Serv
     folder.mkdir()
     BROKEN[kind].write(folder)
     url = s3.upload(folder, f"{tmp_path.name}/in")
-    items = [item for one in deliveries([url]) for item in read_and_survey(CatalogJob(one, None, (1.0, 99.0)))]
+    items = [item for one in deliveries([url]) for item in read_and_survey(catalog_job(one))]
     refusals = [item for item in items if isinstance(item, Refusal)]
     assert refusals == items
     assert any(BROKEN[kind].words in item.detail for item in refusals), refusals

@@ -42,6 +42,7 @@ from tests.deliveries import (
     STEM,
     WIDTH,
     camera,
+    catalog_job,
     coordinates,
     members,
     rpb,
@@ -51,6 +52,7 @@ from tests.deliveries import (
     write_dem,
     write_folder,
 )
+from tests.settings import build_config
 
 OTHER, THIRD = (STEM.replace("1234567", number) for number in ("7654321", "9999999"))
 OTHER_NAME, THIRD_NAME = (stem.removesuffix("-MSS1") for stem in (OTHER, THIRD))
@@ -64,8 +66,7 @@ def only(path: Path) -> Scene:
 
 def config(tmp_path: Path, **change: Any) -> BuildConfig:
     (tmp_path / "out").mkdir(exist_ok=True)
-    values = {"scenes": [str(tmp_path / "scenes")], "landcover": ["none"], "out": str(tmp_path / "out")}
-    return BuildConfig(**values | change)
+    return build_config(**{"scenes": [str(tmp_path / "scenes")], "out": str(tmp_path / "out")} | change)
 
 
 def slope(tmp_path: Path, holes: bool = False) -> str:
@@ -159,7 +160,7 @@ def test_an_image_cut_anywhere_is_refused(tmp_path: Path, interleave: str, share
     whole = tiff(coordinates(), interleave=interleave, blockysize=8)
     files[f"{STEM}.tiff"] = whole[: int(len(whole) * share)]
     path = write_folder(tmp_path, files) / f"{STEM}.tiff"
-    (refusal,) = read_and_survey(CatalogJob(next(deliveries([path])), None, (1.0, 99.0)))
+    (refusal,) = read_and_survey(catalog_job(next(deliveries([path]))))
     assert isinstance(refusal, Refusal)
     assert f"{STEM}.tiff: cannot be read to its end" in refusal.detail
 
@@ -222,7 +223,7 @@ def entries(draw: st.DrawFn) -> Entry:
         delivery=draw(texts),
         files=tuple(draw(st.lists(texts, max_size=3))),
         bytes=draw(st.integers(0, 2**50)),
-        checksum=draw(texts),
+        metadata_digest=draw(texts),
         footprint=shapely.box(*draw(st.tuples(*[st.floats(-180, 180)] * 4))),
         metadata=draw(st.dictionaries(texts, texts, max_size=4)),
     )
@@ -231,7 +232,15 @@ def entries(draw: st.DrawFn) -> Entry:
     stored = Radiometry("dn", ends, tuple(end + 1 for end in ends), "uint16", draw(st.dictionaries(texts, texts)))
     stretch = Stretch(low, low + draw(st.floats(1, 1e5)))
     holes = draw(st.integers(0, 2**40))
-    return Entry(scene, terrain, stretch, draw(st.floats(0, 1)), holes, draw(st.none() | st.just(stored)))
+    return Entry(
+        scene,
+        terrain,
+        stretch,
+        draw(st.floats(0, 1)),
+        holes,
+        draw(st.none() | st.just(stored)),
+        draw(st.just(()) | st.just((0.25, 0.75))),
+    )
 
 
 @given(written=st.lists(entries(), max_size=4, unique_by=lambda entry: entry.scene.id))
@@ -257,7 +266,7 @@ def test_a_catalog_is_a_map_for_others(tmp_path: Path) -> None:
     assert json.loads(row["images"])[0]["width"] == WIDTH
     assert row["datetime"].isoformat() == "2020-05-22T21:03:08+00:00"
     assert json.loads(row["metadata"])["CloudPercent"] == "101"
-    assert set(json.loads(row["provenance"])) >= {"dem", "stretch", "software"}
+    assert set(json.loads(row["provenance"])) == {"survey", "fingerprints", "coefficients", "software"}
 
 
 @pytest.fixture
@@ -267,7 +276,7 @@ def known(tmp_path: Path) -> Path:
     write_archive(tmp_path / "scenes" / f"{OTHER}.tar.gz", members(OTHER))
     found: list[Entry] = []
     for one in deliveries([tmp_path / "scenes"]):
-        found += [item for item in read_and_survey(CatalogJob(one, None, (1.0, 99.0))) if isinstance(item, Entry)]
+        found += [item for item in read_and_survey(catalog_job(one)) if isinstance(item, Entry)]
     write_catalog(tmp_path / CATALOG, found, "settings")
     later = (tmp_path / CATALOG).stat().st_mtime + 100
     os.utime(tmp_path / CATALOG, (later, later))
@@ -364,17 +373,17 @@ def one(tmp_path: Path) -> Entry:
     """A scene with a product number."""
     entry = surveyed(only(write_folder(tmp_path, members())))
     numbered = replace(entry.scene, metadata=dict(entry.scene.metadata) | {"ProductID": "1234567"})
-    return replace(entry, scene=numbered, pixels="a")
+    return replace(entry, scene=numbered, pixel_digest="a")
 
 
-def other(entry: Entry, number: str | None = None, pixels: str = "a", bands: str = "", **changes: Any) -> Entry:
+def other(entry: Entry, number: str | None = None, pixel_digest: str = "a", bands: str = "", **changes: Any) -> Entry:
     """Another entry, by what tells two scenes apart."""
     scene = entry.scene
     if number is not None:
         changes["metadata"] = dict(scene.metadata) | {"ProductID": number}
     if bands:
         changes["images"] = (replace(scene.images[0], bands=tuple(f"{bands}_{k}" for k in range(4))),)
-    return replace(entry, scene=replace(scene, **changes), pixels=pixels)
+    return replace(entry, scene=replace(scene, **changes), pixel_digest=pixel_digest)
 
 
 def reasons(*entries: Entry) -> list[str | None]:
@@ -387,7 +396,7 @@ def reasons(*entries: Entry) -> list[str | None]:
 
 
 def test_two_of_a_product_number_are_one_scene_whatever_they_are_called(one: Entry) -> None:
-    twin = other(one, id="twin", pixels="b", footprint=shapely.box(0, 0, 1, 1))
+    twin = other(one, id="twin", pixel_digest="b", footprint=shapely.box(0, 0, 1, 1))
     assert reasons(one, twin, twin) == [None, "duplicate", "duplicate"]
     for more in ({"satellite": "GF2"}, {"sensor": "PMS2"}, {"number": "7654321"}, {"bands": "x"}):
         assert reasons(one, other(twin, **more)) == [None, None]
@@ -404,7 +413,7 @@ def test_without_a_product_number_the_same_pixels_in_the_same_place_are_one_scen
     twin = other(first, id="twin")
     assert reasons(first, twin) == [None, "duplicate"]
     for more in (
-        {"pixels": "b"},
+        {"pixel_digest": "b"},
         {"footprint": shapely.box(0, 0, 1, 1)},
         {"bands": "x"},
         {"acquired": datetime(1999, 1, 1, tzinfo=UTC)},
@@ -415,15 +424,15 @@ def test_without_a_product_number_the_same_pixels_in_the_same_place_are_one_scen
 
 def test_a_scene_built_from_other_input_is_named_before_anything_is_written(one: Entry, tmp_path: Path) -> None:
     settings = config(tmp_path, tile=8, stride=8)
-    grid = grid_of(one, settings)
+    grid = grid_of(one, settings.grid)
     assert grid is not None
     root = files.join(settings.out, layout.TILES)
     catalog.refuse_mixture(settings, [one])
     arguments: Any = {"shape": (grid.rows, grid.cols), "bands": 4, "tile": 8, "block": grid.block, "dtype": "uint8"}
-    store.create_tiles(root, one.scene.id, **arguments, attributes=attributes(one, grid, settings))
-    catalog.refuse_mixture(settings, [one, other(one, id="another", pixels="b")])
+    store.create_tiles(root, one.scene.id, **arguments, attributes=attributes(one, grid, settings.tiles))
+    catalog.refuse_mixture(settings, [one, other(one, id="another", pixel_digest="b")])
     with pytest.raises(layout.StoreError, match=f"{one.scene.id} was built .*source.sha256_of_every_20th_pixel was a"):
-        catalog.refuse_mixture(settings, [other(one, id="another"), other(one, pixels="b")])
+        catalog.refuse_mixture(settings, [other(one, id="another"), other(one, pixel_digest="b")])
     with pytest.raises(layout.StoreError, match="stride was 8, now 7"):
         catalog.refuse_mixture(config(tmp_path, tile=8, stride=7), [one])
 

@@ -15,8 +15,6 @@ from pystac.extensions.file import FileExtension
 from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.view import ViewExtension
 from stac_geoparquet.arrow import stac_table_to_items
-from tests.test_stac import sentinel
-from tests.test_stac import write as write_item
 
 from pipeline.catalog.stac_items import box, item, whole, write_static
 from pipeline.catalog.table import Entry, read_catalog, write_catalog
@@ -38,6 +36,8 @@ from tests.deliveries import (
     xml,
 )
 from tests.deliveries import write_folder as write
+from tests.pipeline.scenes.test_stac import sentinel
+from tests.pipeline.scenes.test_stac import write as write_item
 
 
 def entries(place: Path, imagery: Imagery = "mss") -> list[Entry]:

@@ -18,10 +18,10 @@ from geokr.dataset import store
 from pipeline.geometry.grid import TileGrid, centre_of, peak_bytes, plane_of, scene_grid, utm
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.geometry.terrain import Terrain
-from pipeline.imaging.quality import Rules
+from pipeline.imaging.pansharpen import equal_weights
 from pipeline.imaging.radiometry import Stretch, as_they_are
-from pipeline.tasks.tiles import TileJob, build_tiles
-from tests.deliveries import image_of, scene_of
+from pipeline.tasks.tiles import build_tiles
+from tests.deliveries import image_of, scene_of, tile_job
 
 CRS = "EPSG:32648"
 
@@ -283,7 +283,8 @@ def test_building_a_block_takes_no_more_memory_than_promised(
     root = str(tmp_path / "tiles.zarr")
     sizes: dict[str, Any] = {"bands": bands, "tile": tile, "block": block, "dtype": "uint16" if dn else "uint8"}
     grid = TileGrid(box, tile, stride, block)
-    job = TileJob(root, scene, Terrain(None, 0.0), Stretch(0, 250), Rules(), grid, 0, 0, stored)
+    weights = equal_weights(bands) if pan else ()
+    job = tile_job(root, scene, Terrain(None, 0.0), Stretch(0, 250), grid, radiometry=stored, weights=weights)
     del pixels
 
     def peak() -> int:

@@ -25,7 +25,7 @@ from pipeline.scenes.delivery import Refusal, read_delivery
 from pipeline.scenes.discovery import Delivery, deliveries
 from pipeline.scenes.raster import open_image
 from pipeline.scenes.scene import Scene
-from pipeline.tasks.survey import CatalogJob, read_and_survey
+from pipeline.tasks.survey import read_and_survey
 from tests.broken import BROKEN
 from tests.deliveries import (
     GSD,
@@ -36,6 +36,7 @@ from tests.deliveries import (
     STEM,
     WIDTH,
     camera,
+    catalog_job,
     coordinates,
     fields,
     members,
@@ -436,7 +437,7 @@ def test_every_kind_of_broken_delivery_has_its_sentence(tmp_path: Path, kind: st
     BROKEN[kind].write(tmp_path)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     places = [tmp_path] if "JSON" not in kind else [*tmp_path.iterdir()]  # of a folder's JSON not all is STAC
-    items = [item for one in deliveries(places) for item in read_and_survey(CatalogJob(one, None, (1.0, 99.0)))]
+    items = [item for one in deliveries(places) for item in read_and_survey(catalog_job(one))]
     refusals = [item for item in items if isinstance(item, Refusal)]
     assert refusals == items
     assert any(BROKEN[kind].words in item.detail for item in refusals), refusals
@@ -495,7 +496,7 @@ def test_only_scenes_and_refusals_come_of_spoiled_deliveries(
         which = data.draw(st.sampled_from([*members()]))
         write_folder(folder, {name: spoil(c) if name == which else c for name, c in members().items()})
     for one in deliveries([folder]):
-        items = read_and_survey(CatalogJob(one, None, (1.0, 99.0)))
+        items = read_and_survey(catalog_job(one))
         assert items
         for item in items:
             assert isinstance(item, Entry | Refusal)

@@ -20,6 +20,7 @@ from pipeline.runtime import progress
 from pipeline.runtime.progress import Progress, span
 from pipeline.scenes.scene import SceneError
 from pipeline.stages.blocks import Failures, Tally, Unbuilt, finish, gather, tile_count
+from tests.settings import build_config
 
 PLACES = st.tuples(st.integers(0, 4), st.integers(0, 4))
 
@@ -34,7 +35,7 @@ def there(*blocks: tuple[int, int], **attributes: Any) -> contents.Built:
 
 
 def config(out: Path) -> BuildConfig:
-    return BuildConfig(scenes=["none"], landcover=["none"], out=str(out))
+    return build_config(out=str(out))
 
 
 def logged(out: Path) -> list[dict[str, Any]]:

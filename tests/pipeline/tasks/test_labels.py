@@ -22,6 +22,7 @@ from geokr.landcover.products import LandCoverError
 from geokr.landcover.shares import class_shares
 from geokr.landcover.sheets import LandCover
 from geokr.storage import files
+from pipeline.config import IndexConfig
 from pipeline.geometry.grid import TileGrid
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.scenes.scene import Image, Scene
@@ -197,7 +198,7 @@ def scene(acquired: datetime | None = datetime(2022, 6, 24, 4, 5, 6, 789_000, UT
         delivery="scene.tif",
         files=("scene.tif",),
         bytes=1,
-        checksum="",
+        metadata_digest="",
         footprint=shapely.box(104, 24, 105, 25),
         metadata={},
     )
@@ -211,7 +212,7 @@ def tiles_with(dataset: Path, status: npt.NDArray[np.uint8]) -> None:
 
 
 def rows(dataset: Path, min_known: float = 0.0, **changes: Any) -> SceneRows:
-    return scene_rows(RowJob(str(dataset), scene(**changes), grid(), SET, min_known))
+    return scene_rows(RowJob(str(dataset), scene(**changes), grid(), SET, (), IndexConfig(min_known=min_known)))
 
 
 STATUSES = np.random.default_rng(1).integers(1, len(layout.TILE_STATUS), (ROWS, COLS), np.uint8)
@@ -335,7 +336,7 @@ def second(dataset: Path, name: str, codes: npt.NDArray[np.uint8], classes: tupl
 
 
 def compared(dataset: Path, *others: str, **limits: Any) -> SceneRows:
-    return scene_rows(RowJob(str(dataset), scene(), grid(), SET, 0.0, others, **limits))
+    return scene_rows(RowJob(str(dataset), scene(), grid(), SET, others, IndexConfig(min_known=0.0, **limits)))
 
 
 def test_agreement_is_one_minus_half_the_distance_to_the_other_sets(dataset: Path) -> None:

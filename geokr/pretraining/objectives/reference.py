@@ -1,0 +1,81 @@
+"""Objective `reference`: loss and teacher of the paper's published code, to the letter.
+
+Its teacher averages weights alone, not batch-norm statistics, at steps that become rarer, and predicts in training
+mode. Both networks see one view, which is not normalised, and their heads start differently.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from geokr.pretraining.classifier import Classifier
+from geokr.pretraining.config import TrainConfig
+from geokr.pretraining.metrics import disagreement, divergence
+from geokr.pretraining.objectives.mean_teacher import average, ramp_up
+from geokr.pretraining.objectives.objective import FIRST_VIEW, Part
+
+
+class Reference:
+    """Means over classes of -A log p and of -p log q."""
+
+    measures: ClassVar[tuple[str, ...]] = ("kl", "disagreement")
+    formula: ClassVar[str] = "mean over classes of -A log p - {consistency:g} p log q"
+    takes_pairs: ClassVar[bool] = False
+    normalises: ClassVar[bool] = False
+    exported: ClassVar[str] = "teacher"
+
+    def __init__(self, student: Classifier, config: TrainConfig, total: int) -> None:
+        self.config, self.student = config, student
+        self.teacher = copy.deepcopy(student).requires_grad_(False).train()
+        self.teacher.head.reset_parameters()
+        self.networks: Mapping[str, nn.Module] = {"student": student, "teacher": self.teacher}
+        self.memory: Mapping[str, torch.Tensor] = {}
+        self.updates = reference_updates(config.ema_periods, config.batch, total)
+
+    def losses(self, part: Part) -> torch.Tensor:
+        image = part.view(FIRST_VIEW)
+        with part.precision():
+            p, _ = part.student(image)  # (n, k) logits
+        with torch.no_grad(), part.precision():
+            q, _ = self.teacher(image)  # (n, k) logits
+        weight = self.config.consistency * ramp_up(part.step, self.config.ramp_up * part.total)
+        return reference_losses(p.float(), q.float(), part.target, weight)
+
+    def update(self, step: int) -> None:
+        if step in self.updates:
+            average(self.teacher, self.student, self.config.ema, buffers=False)
+
+
+def reference_losses(
+    student: torch.Tensor, teacher: torch.Tensor, target: torch.Tensor, consistency: float
+) -> torch.Tensor:
+    """The loss of the paper's published code, KL(A || p) and KL(p || q) of each tile: (n, 3).
+
+    student, teacher: (n, class) logits.
+
+    Means over classes of -A log p and of -p log q: cross-entropies, as many times smaller than those of a tile
+    as there are classes. Less than the paper's KL by the entropy of A, which has no gradient, and more by the
+    entropy of p, which has one: it rewards a student that is sure.
+    """
+    classes = -target * torch.log_softmax(student, dim=1)
+    others = -torch.softmax(student, dim=1) * torch.log_softmax(teacher.detach(), dim=1)
+    loss = classes.mean(dim=1) + consistency * others.mean(dim=1)
+    return torch.stack([loss, divergence(target, student), disagreement(student, teacher)], dim=1)
+
+
+def reference_updates(periods: Sequence[int], batch: int, total: int) -> frozenset[int]:
+    """At which steps, counted from 1, the published code updates its teacher in a run of `total` steps.
+
+    It waits for `step % period == 1`, then takes the next period; the first one serves twice, the last for
+    ever. periods: in steps of 16 tiles, so that at `batch` tiles each lasts 16 / batch times as many steps.
+    """
+    lengths = [max(1, int(period / batch * 16)) for period in periods]
+    updates, step = set(), 1
+    while step <= total:
+        updates.add(step)
+        period = lengths.pop(0) if len(lengths) > 1 else lengths[0]
+        step = ((step - 1) // period + 1) * period + 1
+    return frozenset(updates)
