@@ -31,11 +31,11 @@ from geokr import train
 from geokr.dataset import store
 from geokr.dataset.index import read_index, read_summary
 from geokr.dataset.layout import DATASET, INDEX, TILES
+from geokr.encoder import Encoder, build_encoder, load_encoder
 from geokr.landcover.legend import KNOWLEDGE, read_legend
 from geokr.loading.loader import TileLoader
-from geokr.pretraining.augment import plain
+from geokr.loading.selection import Selection
 from geokr.pretraining.checkpoint import LAST, Checkpoint, load
-from geokr.pretraining.classifier import Classifier, build
 from geokr.pretraining.metrics import divergence
 from pipeline import build_levir_kr
 from pipeline.sample.files import write_world
@@ -129,9 +129,9 @@ def trained_and_judged(job: Job) -> dict[str, Score]:
     if train.main(given):
         raise RuntimeError(f"{run} could not be trained")
     checkpoint = load(run / LAST)
-    scores = {job.objective: judge(checkpoint, folder)}
+    scores = {job.objective: judge(run, checkpoint, folder)}
     if (job.outdated, job.objective) == (OUTDATED[0], OBJECTIVES[0]):
-        scores["random weights"] = judge(checkpoint, folder, trained=False)
+        scores["random weights"] = judge(run, checkpoint, folder, trained=False)
     return scores
 
 
@@ -189,32 +189,27 @@ def shares(dataset: Path, world: World) -> npt.NDArray[np.float32]:
     return found
 
 
-def judge(checkpoint: Checkpoint, folder: Path, trained: bool = True) -> Score:
-    """The exported network of a run, or one of its kind with random weights, against the truth."""
-    config, classes = checkpoint.config, len(checkpoint.facts["classes"])
-    torch.manual_seed(config["seed"])
-    network, _ = build(config["model"], config["bands"], classes, config["image_size"], False)
-    if trained:
-        network.load_state_dict(checkpoint.networks[checkpoint.exported])
-    _, known, said_of = outputs(network.eval(), checkpoint, folder, "train")
-    logits, features, truth = outputs(network, checkpoint, folder, "val")
-    probe = right(fitted(known, said_of, features), truth)
+def judge(run: Path, checkpoint: Checkpoint, folder: Path, trained: bool = True) -> Score:
+    """The exported encoder of a run with its head, or an encoder of its kind with random weights, against the truth."""
+    encoder = load_encoder(run)
+    if not trained:
+        torch.manual_seed(checkpoint.config["seed"])
+        encoder.network = build_encoder(checkpoint.config["model"], len(encoder.bands), encoder.size).eval()
+    known, known_truth = outputs(encoder, folder, "train")
+    features, truth = outputs(encoder, folder, "val")
+    probe = right(fitted(known, known_truth, features), truth)
     if not trained:
         return Score(math.nan, math.nan, probe)
+    head = checkpoint.networks[checkpoint.exported]
+    logits = F.linear(features, head["head.weight"], head["head.bias"])
     return Score(float(divergence(truth, logits).mean()), right(logits, truth), probe)
 
 
 @torch.no_grad()
-def outputs(
-    network: Classifier, checkpoint: Checkpoint, folder: Path, split: str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits, features and true shares of a split's tiles."""
-    bands, size = checkpoint.config["bands"], checkpoint.config["image_size"]
-    mean, std = (torch.tensor(values)[:, None, None] for values in (checkpoint.mean, checkpoint.std))
-    loader = TileLoader(folder / f"map-{OUTDATED[0]}", split, bands=bands, batch=128, shuffle=False)
-    said = [network((plain(batch.image, size) - mean) / std) for batch in loader]
-    logits, features = (torch.cat(parts) for parts in zip(*said, strict=True))
-    return logits, features, torch.from_numpy(loader.share)
+def outputs(encoder: Encoder, folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features and true shares of a split's tiles."""
+    loader = TileLoader(folder / f"map-{OUTDATED[0]}", Selection(split), bands=encoder.bands, batch=128, shuffle=False)
+    return torch.cat([encoder(batch.image) for batch in loader]), torch.from_numpy(loader.share)
 
 
 def fitted(known: torch.Tensor, shares: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

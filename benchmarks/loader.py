@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.tiles import dataset
 from geokr.dataset.index import read_index
 from geokr.loading.loader import TileLoader
+from geokr.loading.selection import Selection
 
 BATCH = 64
 BANDS = ("red", "green", "blue")
@@ -79,12 +80,15 @@ def compare(source: Path, what: str, folder: Path, rounds: int) -> int:
         flush=True,
     )
 
-    fixed = TileLoader(source, "train", bands=BANDS, batch=BATCH, prefetch=8)
+    fixed = TileLoader(source, Selection("train"), bands=BANDS, batch=BATCH, prefetch=8)
     readers: dict[str, tuple[Callable[[], Epoch], Path]] = {
         "ours": (lambda: ours(fixed), source),
-        "ours-cold": (lambda: ours(TileLoader(source, "train", bands=BANDS, batch=BATCH, prefetch=8)), source),
+        "ours-cold": (
+            lambda: ours(TileLoader(source, Selection("train"), bands=BANDS, batch=BATCH, prefetch=8)),
+            source,
+        ),
         "ours-buffer": (
-            lambda: ours(TileLoader(source, "train", bands=BANDS, batch=BATCH, shuffle_buffer=512)),
+            lambda: ours(TileLoader(source, Selection("train"), bands=BANDS, batch=BATCH, shuffle_buffer=512)),
             source,
         ),
         "geotiff-deflate": (tuned(files["deflate"]), files["deflate"]),
@@ -95,7 +99,7 @@ def compare(source: Path, what: str, folder: Path, rounds: int) -> int:
         "memmap": (lambda: memmap(files["raw"] / "tiles", images.shape, shares), files["raw"]),
     }
     opened = {name: opening() for name, (opening, _) in readers.items()}
-    expected = marks(ours(TileLoader(source, "train", bands=BANDS, batch=len(images)))(0))
+    expected = marks(ours(TileLoader(source, Selection("train"), bands=BANDS, batch=len(images)))(0))
     assert len(set(expected)) == len(images)
     # In the last batch of a shuffled epoch of ours some tiles are missing: a different few each time.
     equal = {name: set(marks(epoch(0))) <= set(expected) for name, epoch in opened.items()}
@@ -150,7 +154,7 @@ def marks(epoch: Iterator[Sample]) -> list[int]:
 
 def everything(source: Path) -> tuple[Pixels, Labels]:
     """All tiles with all bands, (tile, band, y, x), and their labels, in the order of the index."""
-    loader = TileLoader(source, "train", bands=("blue", "green", "red", "nir"), batch=BATCH, shuffle=False)
+    loader = TileLoader(source, Selection("train"), bands=("blue", "green", "red", "nir"), batch=BATCH, shuffle=False)
     return np.concatenate([batch.image.numpy() for batch in loader]), loader.share
 
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tiles import dataset
 from geokr.loading.loader import Batch, TileLoader
+from geokr.loading.selection import Selection
 from geokr.pretraining.config import TrainConfig, configure
 from geokr.pretraining.learner import Learner, begin, facts_of, learn
 from geokr.pretraining.processes import Process, process_group
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> int:
 
 def learner_of(source: Path, config: TrainConfig, place: Process) -> Learner:
     """A learner before its first step; the training tiles serve as held-out ones, which nothing here looks at."""
-    training = TileLoader(source, "train", bands=config.bands, batch=config.batch, prefetch=config.prefetch)
+    training = TileLoader(source, Selection("train"), bands=config.bands, batch=config.batch, prefetch=config.prefetch)
     return begin(config, place, training, training, facts_of(training, training))
 
 

@@ -1,4 +1,8 @@
-"""The network that is pre-trained: an encoder of timm's, and one linear layer to the classes."""
+"""Encoders: timm's networks without a classifier, with weights of a run, of an export, of timm or of torchvision.
+
+encoder = load_encoder("runs/a")
+features = encoder(pixels, bands=("blue", "green", "red", "nir"))  # (n, band, y, x) uint8 -> (n, feature)
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,12 +12,88 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F  # noqa: N812
 from safetensors import SafetensorError, safe_open
 from timm.models import load_state_dict
 from torch import nn
 
 RGB = ("red", "green", "blue")
 """Bands of the weights that others publish."""
+
+
+ENCODER = "encoder.safetensors"
+"""Name of an encoder's file in a run and in an export."""
+
+
+class Encoder(nn.Module):
+    """Features of pixels as they are stored: it knows its bands, their mean and spread, and its size."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self, network: nn.Module, bands: Sequence[str], mean: Sequence[float], std: Sequence[float], size: int
+    ) -> None:
+        """network: (n, band, size, size) float -> (n, feature). mean, std: of each band, pixels in 0..1."""
+        super().__init__()
+        self.network = network
+        self.bands = tuple(bands)
+        """Bands that the network looks at, in its order."""
+        self.size = size
+        """Side of the images that it was trained on, px."""
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, pixels: torch.Tensor, bands: Sequence[str] | None = None) -> torch.Tensor:
+        """(n, feature) float32 of (n, band, y, x) uint8 pixels, which are resized to the encoder's size.
+
+        bands: names of the bands of `pixels`, in their order; the encoder's own unless given. Others than those that
+        it looks at are passed over. Raises ValueError where one is missing, or for pixels of another type.
+        """
+        if pixels.dtype != torch.uint8:
+            raise ValueError(f"an encoder takes uint8 pixels, got {pixels.dtype}")
+        given = self.bands if bands is None else tuple(bands)
+        if missing := [name for name in self.bands if name not in given]:
+            raise ValueError(f"the encoder looks at {', '.join(self.bands)}; {', '.join(missing)} missing in {given}")
+        if pixels.ndim != 4 or pixels.shape[1] != len(given):
+            raise ValueError(f"expected (n, {len(given)}, y, x) pixels, got {tuple(pixels.shape)}")
+        if given != self.bands:
+            pixels = pixels[:, [given.index(name) for name in self.bands]]
+        features: torch.Tensor = self.network((resize(pixels, self.size) - self.mean) / self.std)
+        return features
+
+
+def load_encoder(path: str | Path, model: str | None = None) -> Encoder:
+    """The encoder of a run or of an export, or of a file of weights, in evaluation mode.
+
+    path: a folder that holds encoder.safetensors, or a .safetensors or .pth file. model: timm's name of the network,
+    for a file that this project did not write; such a file is taken to be for red, green and blue, with timm's mean,
+    spread and size. Raises ValueError naming the file where it cannot be used.
+    """
+    file = Path(path) / ENCODER if Path(path).is_dir() else Path(path)
+    weights, header = read_file(file)
+    if "model" in header:
+        bands, mean, std = (json.loads(header[name]) for name in ("bands", "mean", "std"))
+        name, size = header["model"], int(header["image_size"])
+    elif model is None:
+        raise ValueError(f"{file}: it does not say what network its weights are of; name timm's model")
+    else:
+        name, bands = model, RGB
+        known = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+        if known is None:
+            raise ValueError(f"{model}: timm knows no mean, spread and size of its input")
+        mean, std, size = known.mean, known.std, known.input_size[-1]
+    network = build_encoder(name, len(bands), size)
+    fit(network, weights, bands, bands, str(file))
+    return Encoder(network, bands, mean, std, size).eval()
+
+
+def resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """Whole tiles at another size: (n, band, size, size) float32 in 0..1, from (n, band, y, x) uint8."""
+    image = pixels.float() / 255
+    if image.shape[-2:] == (size, size):
+        return image
+    return F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
 
 
 def build_encoder(name: str, bands: int, image_size: int, weights: bool = False) -> nn.Module:
@@ -40,15 +120,21 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     Those are in the header of a file that this project wrote; any other is taken to be for red, green and blue.
     Raises ValueError naming the file where it holds something else.
     """
+    weights, header = read_file(path)
+    return weights, tuple(json.loads(header["bands"])) if "bands" in header else RGB
+
+
+def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The weights in a .safetensors or .pth file, and its header, empty where it has none. Raises as `read_weights`."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file of weights (pretrained may be true, false, auto or a path)")
+        raise ValueError(f"{path}: no such file of weights")
     try:
         weights = load_state_dict(str(path))  # unpickles tensors only
         header: dict[str, str] = {}
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
-        return weights, tuple(json.loads(header["bands"])) if "bands" in header else RGB
+        return weights, header
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path}: not a file of weights: {str(error).splitlines()[0]}") from error
     except Exception as error:  # pickle's own errors have no common family

@@ -20,12 +20,11 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from geokr.encoder import build_encoder, torchvisions
+from geokr.encoder import ENCODER, build_encoder, torchvisions
 from geokr.pretraining.card import model_card, named, stac_item, to_json
 from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load
 from geokr.storage.files import replacing
 
-ENCODER = "encoder.safetensors"
 FORMS = ("onnx", "pt2", "torchvision")
 """Forms beside the safetensors file with timm's names."""
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ import torch
 from safetensors.torch import save as to_safetensors
 from tqdm import tqdm
 
-from geokr.export import ENCODER, export
+from geokr.encoder import ENCODER
+from geokr.export import export
 from geokr.loading.loader import Batch, TileLoader
+from geokr.loading.selection import Selection
 from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load, save
 from geokr.pretraining.config import PRESETS, WITHOUT_EFFECT, TrainConfig, configure
 from geokr.pretraining.journal import CONFUSION, CURVES, Journal
@@ -155,18 +157,17 @@ def loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[TileLo
     common: dict[str, Any] = {
         "bands": config.bands,
         "batch": config.batch // process.world,
-        "classes": config.classes,
-        "min_known": config.min_known,
-        "where": config.where,
         "rank": process.rank,
         "world": process.world,
         "prefetch": config.prefetch,
         "on_error": config.on_error,
     }
-    drawn = {name: getattr(config, name) for name in ("weight", "balance", "pairs", "shuffle_buffer", "seed")}
+    held_out = Selection("val", config.classes, config.min_known, config.where)
+    training = replace(held_out, split="train", weight=config.weight, pairs=config.pairs)
+    drawn = {name: getattr(config, name) for name in ("balance", "shuffle_buffer", "seed")}
     return (
-        TileLoader(dataset, "train", **drawn, **common),
-        TileLoader(dataset, "val", shuffle=False, **common),
+        TileLoader(dataset, training, **drawn, **common),
+        TileLoader(dataset, held_out, shuffle=False, **common),
     )
 
 

@@ -25,9 +25,11 @@ from geokr.loading.order import (
     random,
 )
 from geokr.loading.pixels import Pixels, Read
-from geokr.loading.selection import Tiles, Weighting, choose
+from geokr.loading.selection import Selection, Tiles, choose
 
 log = logging.getLogger(__name__)
+
+RGB = ("red", "green", "blue")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,9 @@ class Batch:
 
 
 class TileLoader:
-    """Batches of the tiles of one split.
+    """Batches of tiles.
 
-    Shuffled, an epoch has as many tiles as the split, in an order that is a function of seed and epoch alone; the
+    Shuffled, an epoch has as many tiles as were selected, in an order that is a function of seed and epoch alone; the
     last ones, that do not fill a batch on every rank, are dropped. Not shuffled, it is every tile once, in the order
     of the index. `world` ranks read disjoint parts of an epoch.
 
@@ -61,16 +63,11 @@ class TileLoader:
     def __init__(
         self,
         dataset: str | Path,
-        split: str,
+        selection: Selection,
         *,
-        bands: Sequence[str] = ("red", "green", "blue"),
+        bands: Sequence[str] = RGB,
         batch: int,
-        classes: Sequence[str] = (),
-        min_known: float = 0.0,
-        where: Sequence[str] = (),
-        weight: Weighting = (),
         balance: float = 0.0,
-        pairs: bool = False,
         shuffle: bool = True,
         shuffle_buffer: int = 0,
         seed: int = 0,
@@ -79,34 +76,29 @@ class TileLoader:
         prefetch: int = 4,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        """batch: tiles in a batch of this rank.
+        """selection: which tiles; of pairs, another one of its place comes with each, drawn anew each epoch.
 
-        classes: those to learn, over which shares are renormalised; none given, all of the data set's.
-        where: conditions on columns of the index, such as `gsd<=4` or `satellite=GF1|GF2`, all of which a tile must
-        meet. weight: columns of the index whose product is a tile's weight, or a function.
+        batch: tiles in a batch of this rank.
         balance: 0 reads each tile once an epoch; 1 draws tiles, some several times and some not at all, such that
         the classes come with equal mass; numbers between are between.
-        pairs: only places of several dates, and with each tile another one of its place, drawn anew each epoch.
         shuffle_buffer: 0 for a full permutation; else about how many tiles are shuffled in memory, read shard by shard.
         prefetch: batches read ahead.
         on_error: raise where a tile cannot be read, or leave it out of its batch and count it in `skipped`.
 
         Raises ValueError where no tile is left, naming what was asked for.
         """
-        self.dataset, self.split = str(dataset), split
+        self.dataset, split = str(dataset), selection.split
         self.bands, self.batch, self.shuffle, self.shuffle_buffer = tuple(bands), batch, shuffle, shuffle_buffer
         self.seed, self.rank, self.world, self.prefetch, self.on_error = seed, rank, world, prefetch, on_error
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be raise or skip, got {on_error}")
         if not 0 <= balance <= 1:
             raise ValueError(f"balance must be in 0..1, got {balance:g}")
-        if shuffle_buffer and (pairs or not shuffle):
+        if shuffle_buffer and (selection.pairs or not shuffle):
             raise ValueError("a shuffle_buffer is for shuffled tiles without pairs: it reads shard after shard")
         if balance and not shuffle:
             raise ValueError("balanced tiles are drawn at random; they need shuffle")
-        self.classes, tiles = choose(
-            dataset, split, classes=classes, min_known=min_known, where=where, weight=weight, pairs=pairs
-        )
+        self.classes, tiles = choose(dataset, selection)
         self._pixels = _open(self.dataset, split, tiles, self.bands)
         self.scenes_left_out: tuple[str, ...] = tuple(self._pixels.lacking)
         """Scenes with tiles of this split that lack one of the bands."""
@@ -292,28 +284,18 @@ def _open(dataset: str, split: str, tiles: Tiles, bands: Sequence[str]) -> Pixel
 
 
 class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """The tiles of one split by number, for a `DataLoader` of PyTorch or Lightning, with its own sampler.
+    """Tiles by number, for a `DataLoader` of PyTorch or Lightning, with its own sampler.
 
     A sample is {"image": (band, y, x) uint8, "share": (class,) float32, "known", "weight": float32}. Batches are
     read at once, in tensorstore's threads: `num_workers=0` is as it should be. Worker processes must not be forked
     (`multiprocessing_context="spawn"`).
     """
 
-    def __init__(
-        self,
-        dataset: str | Path,
-        split: str,
-        *,
-        bands: Sequence[str] = ("red", "green", "blue"),
-        classes: Sequence[str] = (),
-        min_known: float = 0.0,
-        where: Sequence[str] = (),
-        weight: Weighting = (),
-    ) -> None:
-        """See TileLoader."""
+    def __init__(self, dataset: str | Path, selection: Selection, *, bands: Sequence[str] = RGB) -> None:
+        """selection: without pairs."""
         self.bands = tuple(bands)
-        self.classes, tiles = choose(dataset, split, classes=classes, min_known=min_known, where=where, weight=weight)
-        self._pixels: Pixels | None = _open(str(dataset), split, tiles, self.bands)
+        self.classes, tiles = choose(dataset, selection)
+        self._pixels: Pixels | None = _open(str(dataset), selection.split, tiles, self.bands)
         self.chosen = self._pixels.tiles
         self._root = self._pixels.root
 

@@ -27,6 +27,23 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """Which tiles are read, what of their labels, and what they count for."""
+
+    split: str
+    classes: Sequence[str] = ()
+    """Those to learn, over which shares are renormalised; none given, all of the data set's."""
+    min_known: float = 0.0
+    """Least share of a tile's area that its label covers, in 0..1."""
+    where: Sequence[str] = ()
+    """Conditions on columns of the index, all of which a tile must meet: see `read_condition`."""
+    weight: Weighting = ()
+    """Columns of the index whose product is a tile's weight, or a function."""
+    pairs: bool = False
+    """Only places of several dates: know the tiles' places and dates, and leave out one without either."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tiles:
     """The chosen tiles, in the order of the index. All arrays have a row a tile."""
 
@@ -104,48 +121,40 @@ def read_condition(text: str) -> Condition:
     return Condition(column, comparison, values)
 
 
-def choose(
-    dataset: str | Path,
-    split: str,
-    *,
-    classes: Sequence[str] = (),
-    min_known: float = 0.0,
-    where: Sequence[str] = (),
-    weight: Weighting = (),
-    pairs: bool = False,
-) -> tuple[tuple[str, ...], Tiles]:
-    """The classes to learn, and the tiles of a split that meet all conditions and hold any of these classes.
+def choose(dataset: str | Path, selection: Selection) -> tuple[tuple[str, ...], Tiles]:
+    """The classes to learn, and the tiles that meet all conditions and hold any of these classes.
 
-    classes: none given, all of the data set's; shares are renormalised over them. where: see `read_condition`.
-    pairs: know the tiles' places and dates; a tile without one of them is left out.
     Raises ValueError naming the data set where a class or a column is not there, a tile's weight is missing or
     negative, or no tile is left.
     """
     there = read_summary(dataset)["classes"]
-    classes = tuple(classes or there)
+    classes = tuple(selection.classes or there)
     if unknown := [name for name in classes if name not in there]:
         raise ValueError(f"{dataset} has no class {', '.join(unknown)}, only {', '.join(there)}")
-    conditions = [read_condition(text) for text in where]
+    conditions = [read_condition(text) for text in selection.where]
     columns = ["scene", "row", "col", "known", "split", *classes, *(condition.column for condition in conditions)]
-    if pairs:
+    if selection.pairs:
         columns += ["place", "acquired"]
+    weight = selection.weight
     rows = read_index(dataset, None if callable(weight) else list(dict.fromkeys([*columns, *weight])))
-    met = pc.and_(pc.equal(rows["split"], split), pc.greater_equal(rows["known"], min_known))
-    for text, condition in zip(where, conditions, strict=True):
+    met = pc.and_(pc.equal(rows["split"], selection.split), pc.greater_equal(rows["known"], selection.min_known))
+    for text, condition in zip(selection.where, conditions, strict=True):
         try:
             met = pc.and_(met, condition.met(rows[condition.column]))
         except ValueError as error:
             raise ValueError(f"{dataset}/{INDEX}: {text}: {error}") from error
-    if pairs:
+    if selection.pairs:
         met = pc.and_(met, pc.and_(pc.is_valid(rows["place"]), pc.is_valid(rows["acquired"])))
     rows = rows.filter(met)
     if rows.num_rows == 0:
-        also = "".join(f" and {text}" for text in where)
-        raise ValueError(f"{dataset}/{INDEX}: no tile of split {split} with known >= {min_known:g}{also}")
+        also = "".join(f" and {text}" for text in selection.where)
+        asked = f"split {selection.split} with known >= {selection.min_known:g}{also}"
+        raise ValueError(f"{dataset}/{INDEX}: no tile of {asked}")
     total = np.stack([rows[name].to_numpy() for name in classes]).sum(axis=0, dtype=np.float64)
     if not (total > 0).any():
-        raise ValueError(f"{dataset}: no tile of split {split} holds any of {', '.join(classes)}")
+        raise ValueError(f"{dataset}: no tile of split {selection.split} holds any of {', '.join(classes)}")
     rows, total = rows.filter(pa.array(total > 0)), total[total > 0]
+    days = rows["acquired"].cast(pa.date32()).cast(pa.int32()) if selection.pairs else None
     encoded = rows["scene"].combine_chunks().dictionary_encode()
     share = np.stack([rows[name].to_numpy() for name in classes], axis=1) / total[:, None]
     return classes, Tiles(
@@ -156,8 +165,8 @@ def choose(
         share=share.astype(np.float32),
         known=rows["known"].to_numpy().astype(np.float32),
         weight=_weights(dataset, rows, weight),
-        place=_codes(rows["place"]) if pairs else None,
-        date=rows["acquired"].cast(pa.date32()).cast(pa.int32()).to_numpy().astype(np.int64) if pairs else None,
+        place=_codes(rows["place"]) if selection.pairs else None,
+        date=None if days is None else days.to_numpy().astype(np.int64),
     )
 
 

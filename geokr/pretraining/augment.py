@@ -41,14 +41,6 @@ def augment(
     return recolour(pixels, bands, config, colour.to(image.device), order)
 
 
-def plain(image: torch.Tensor, size: int) -> torch.Tensor:
-    """The whole tile without change but resizing: (n, band, size, size) float32 in 0..1, from uint8."""
-    pixels = image.float() / 255
-    if pixels.shape[-2:] == (size, size):
-        return pixels
-    return F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
-
-
 def placement(draws: torch.Tensor, config: TrainConfig) -> torch.Tensor:
     """Where each view lies in its tile: (n, 2, 3) affine maps from view to tile, (x, y, 1) in -1..1.
 

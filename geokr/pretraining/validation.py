@@ -6,8 +6,8 @@ from itertools import islice
 
 import torch
 
+from geokr.encoder import resize
 from geokr.loading.loader import Batch
-from geokr.pretraining.augment import plain
 from geokr.pretraining.learner import Learner, filled
 from geokr.pretraining.metrics import neighbours, scores
 from geokr.pretraining.processes import gather, max_over_ranks, sum_over_ranks
@@ -80,7 +80,7 @@ def predict(learner: Learner, batches: Iterator[Batch]) -> Iterator[tuple[torch.
     model = learner.judged
     while max_over_ranks(int((batch := next(batches, None)) is not None), learner.process):
         pixels = torch.zeros(1, len(config.bands), 1, 1, dtype=torch.uint8) if batch is None else batch.image
-        image = plain(pixels.to(device, non_blocking=True), config.image_size)
+        image = resize(pixels.to(device, non_blocking=True), config.image_size)
         with learner.precision():
             logits, features = model(learner.normalised(image))
         share = logits.new_zeros(0, logits.shape[1]) if batch is None else batch.share.to(device)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pystac
 import shapely
-import shapely.affinity
+import shapely.geometry
 from pyproj import CRS
 
+from geokr.crs import cut_at_antimeridian
 from geokr.storage import rasters
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.scenes.scene import Image, Scene
@@ -30,7 +31,7 @@ OURS = {"red_edge_1": "rededge071", "red_edge_2": "rededge075"}
 
 def item(scene: Scene) -> pystac.Item:
     """A scene as a STAC item with the eo, file, projection and view extensions."""
-    outline = whole(scene.footprint)
+    outline = cut_at_antimeridian(scene.footprint)
     found = pystac.Item(
         id=scene.id,
         geometry=shapely.geometry.mapping(outline),
@@ -127,16 +128,6 @@ def address(path: str) -> str:
     if path.startswith(("/vsitar/", "/vsizip/")):
         return path.partition("{")[2].partition("}/")[0]
     return rasters.address(path)
-
-
-def whole(footprint: shapely.Polygon) -> shapely.Geometry:
-    """A footprint within 180 degrees west and east: one across the antimeridian is cut there (RFC 7946, 3.1.9)."""
-    west, _, east, _ = footprint.bounds
-    if west >= -180 and east <= 180:
-        return footprint
-    turned = [shapely.affinity.translate(footprint, turn) for turn in (-360.0, 0.0, 360.0)]
-    parts = [shapely.intersection(part, shapely.box(-180, -90, 180, 90)) for part in turned]
-    return shapely.MultiPolygon([part for part in parts if isinstance(part, shapely.Polygon) and part.area > 0])
 
 
 def box(outline: shapely.Geometry) -> list[float]:

@@ -31,10 +31,10 @@ def note(dataset: str | Path, event: str, **facts: Any) -> None:
 class Progress:
     """How far a stage is: a bar on a terminal, otherwise a line a minute and one at its end."""
 
-    def __init__(self, dataset: str | Path, stage: str, total: int, unit: str) -> None:
-        """total: units that are left to do."""
-        self.dataset, self.stage, self.total, self.unit = dataset, stage, total, unit
-        self.done = self.accepted = self.judged = 0
+    def __init__(self, dataset: str | Path, stage: str, total: int, unit: str, good: str = "accepted") -> None:
+        """total: units that are left to do. good: what a unit is called that passes, for a stage that judges."""
+        self.dataset, self.stage, self.total, self.unit, self.good = dataset, stage, total, unit, good
+        self.done = self.passed = self.judged = 0
         self.began = time.monotonic()
         self.ended = threading.Event()
         terminal = sys.stderr.isatty()
@@ -55,22 +55,22 @@ class Progress:
         elif kind is None:
             log.info(self.line())
 
-    def add(self, units: int, accepted: int | None = None) -> None:
-        """Count what was done; accepted: how many of the units are good, for a stage that judges."""
+    def add(self, units: int, passed: int | None = None) -> None:
+        """Count what was done. passed: how many of the units are good, for a stage that judges."""
         self.done += units
-        if accepted is not None:
-            self.judged, self.accepted = self.judged + units, self.accepted + accepted
+        if passed is not None:
+            self.judged, self.passed = self.judged + units, self.passed + passed
         if self.bar is not None:
             self.bar.update(units)
             if self.judged:
-                self.bar.set_postfix(accepted=f"{100 * self.accepted / self.judged:.0f}%", refresh=False)
+                self.bar.set_postfix({self.good: f"{100 * self.passed / self.judged:.0f}%"}, refresh=False)
 
     def facts(self) -> dict[str, Any]:
-        """Numbers for the log: done, total, seconds, units a second, and the accepted share of a stage that judges."""
+        """Numbers for the log: done, total, seconds, units a second, and the share that passes a stage that judges."""
         seconds = time.monotonic() - self.began
         found = {"done": self.done, "total": self.total, "unit": self.unit, "seconds": round(seconds, 1)}
         rate = {"per_second": round(self.done / max(seconds, 1e-9), 1)}
-        return found | rate | ({"accepted": round(self.accepted / self.judged, 4)} if self.judged else {})
+        return found | rate | ({self.good: round(self.passed / self.judged, 4)} if self.judged else {})
 
     def line(self) -> str:
         """`tiles: 1,024 of 5,120 tiles, 20 %, 212 tiles/s, 71 % accepted, 19 s left`."""
@@ -81,7 +81,7 @@ class Progress:
         if self.total:
             parts += [f"{100 * self.done / self.total:.0f} %", f"{rate:,.0f} {units}/s"]
         if self.judged:
-            parts.append(f"{100 * self.accepted / self.judged:.0f} % accepted")
+            parts.append(f"{100 * self.passed / self.judged:.0f} % {self.good}")
         if self.done < self.total:
             parts.append(f"{span((self.total - self.done) / rate)} left" if self.done else "time left unknown")
         else:

@@ -2,14 +2,15 @@
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from geokr.dataset import contents, store
 from pipeline.catalog import quarantine
 from pipeline.config import BuildConfig
 from pipeline.geometry.grid import TileGrid
-from pipeline.runtime.progress import note
+from pipeline.runtime.progress import Progress, note
+from pipeline.runtime.stream import Batch, Client, stream
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Failures:
 class Tally:
     """Counts of the scenes that are at work; each goes to the log when it is done."""
 
-    def __init__(self, config: BuildConfig, stage: str, left: dict[str, int]) -> None:
+    def __init__(self, config: BuildConfig, stage: str, left: Mapping[str, int]) -> None:
         """left: scene -> tiles that are to be built."""
         self.config, self.stage, self.left = config, stage, dict(left)
         self.total = sum(left.values())
@@ -76,6 +77,34 @@ class Tally:
         self.left[scene] -= tiles
         if not self.left[scene]:
             note(self.config.out, "scene", stage=self.stage, scene=scene, **self.counts.pop(scene))
+
+
+def run_blocks(
+    config: BuildConfig,
+    stage: str,
+    build: Callable[[Any], Any],
+    batches: Iterable[Batch[Any]],
+    left: Mapping[str, int],
+    client: Client | None,
+    failures: Failures,
+    good: str,
+) -> Iterator[Any]:
+    """Stream the blocks of a stage, and yield the report of each that was built; the others go to `failures`.
+
+    left: scene -> tiles that are to be built. good: the field of a report that counts its good tiles.
+    """
+    tally = Tally(config, stage, left)
+    with Progress(config.out, stage, tally.total, "tile", good) as progress:
+        for job, report in stream(build, batches, client):
+            tiles = tile_count(job.grid, job.i, job.j)
+            if isinstance(report, Exception):
+                failures.add(job.scene, (job.i, job.j), report)
+                counts = {"failed": 1}
+            else:
+                counts = {good: getattr(report, good)}
+                yield report
+            tally.add(job.scene, tiles, **counts)
+            progress.add(tiles, counts.get(good, 0))
 
 
 def tile_count(grid: TileGrid, i: int, j: int) -> int:

@@ -14,9 +14,8 @@ from geokr.storage import files, rasters
 from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig
 from pipeline.plan import grid_of, placement, refuse_idle
-from pipeline.runtime.progress import Progress
-from pipeline.runtime.stream import Batch, Client, stream
-from pipeline.stages.blocks import Failures, Tally, Unbuilt, finish, gather, tile_count
+from pipeline.runtime.stream import Batch, Client
+from pipeline.stages.blocks import Failures, Unbuilt, finish, gather, run_blocks
 from pipeline.tasks.labels import LabelJob, build_labels
 
 log = logging.getLogger(__name__)
@@ -70,16 +69,10 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
                 job = partial(LabelJob, root, scene.id, here, grid)
                 yield Batch(f"labels-{here.name}-{scene.id}", starmap(job, unbuilt))
 
-        tally = Tally(config, f"labels {cover.name}", {entry.scene.id: unbuilt.tiles for entry, unbuilt, *_ in left})
-        with Progress(config.out, f"labels {cover.name}", tally.total, "tile") as progress:
-            for job, report in stream(build_labels, batches(), client):
-                progress.add(tile_count(job.grid, job.i, job.j))
-                if isinstance(report, Exception):
-                    failures.add(job.scene, (job.i, job.j), report)
-                    tally.add(job.scene, tile_count(job.grid, job.i, job.j), failed=1)
-                else:
-                    unlisted |= report.unlisted
-                    tally.add(job.scene, report.tiles, labelled=report.labelled)
+        sizes = {entry.scene.id: unbuilt.tiles for entry, unbuilt, *_ in left}
+        stage = f"labels {cover.name}"
+        for report in run_blocks(config, stage, build_labels, batches(), sizes, client, failures, "labelled"):
+            unlisted |= report.unlisted
         gather(root, built, bool(left))
     if unlisted:
         log.warning("codes %s of the land cover are not in its legend; their area counts as unknown", sorted(unlisted))

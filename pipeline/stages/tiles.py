@@ -10,9 +10,8 @@ from geokr.storage import files
 from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig
 from pipeline.plan import attributes, grid_of, promised_bytes, stored
-from pipeline.runtime.progress import Progress
-from pipeline.runtime.stream import Batch, Client, stream
-from pipeline.stages.blocks import Failures, Tally, Unbuilt, finish, gather, tile_count
+from pipeline.runtime.stream import Batch, Client
+from pipeline.stages.blocks import Failures, Unbuilt, finish, gather, run_blocks
 from pipeline.tasks.tiles import TileJob, build_tiles
 
 
@@ -53,15 +52,8 @@ def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> Non
             yield Batch(f"tiles-{scene.id}", starmap(job, unbuilt), promised_bytes(scene, grid, stored(entry).kind))
 
     failures = Failures()
-    tally = Tally(config, "tiles", {entry.scene.id: unbuilt.tiles for entry, unbuilt in left})
-    with Progress(config.out, "tiles", tally.total, "tile") as progress:
-        for job, report in stream(build_tiles, batches(), client):
-            if isinstance(report, Exception):
-                failures.add(job.entry.scene.id, (job.i, job.j), report)
-                tally.add(job.entry.scene.id, tile_count(job.grid, job.i, job.j), failed=1)
-                progress.add(tile_count(job.grid, job.i, job.j), 0)
-            else:
-                tally.add(job.entry.scene.id, report.tiles, accepted=report.accepted)
-                progress.add(report.tiles, report.accepted)
+    sizes = {entry.scene.id: unbuilt.tiles for entry, unbuilt in left}
+    for _ in run_blocks(config, "tiles", build_tiles, batches(), sizes, client, failures, "accepted"):
+        pass  # what became of each block is in the store and in the log
     gather(root, built, bool(left))
     finish("tiles", config, refused + failures.entries())

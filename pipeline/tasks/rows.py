@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import shapely
-import shapely.affinity
 
-from geokr.crs import transformer
+from geokr.crs import cut_at_antimeridian, transformer
 from geokr.dataset import contents, layout
 from geokr.dataset.splits import split_by_place
 from geokr.storage import files
@@ -175,7 +174,5 @@ def footprints(corners: Floats) -> npt.NDArray[np.object_]:
     lon, lat = np.unwrap(corners[..., 0], period=360.0, axis=1), corners[..., 1]
     polygons = np.asarray(shapely.polygons(np.stack([lon, lat], axis=-1)))
     for i in np.flatnonzero((lon.min(axis=1) < -180.0) | (lon.max(axis=1) > 180.0)):
-        turned = [shapely.affinity.translate(polygons[i], turn) for turn in (-360.0, 0.0, 360.0)]
-        parts = shapely.intersection(turned, shapely.box(-180.0, -90.0, 180.0, 90.0))
-        polygons[i] = shapely.MultiPolygon([part for part in parts if part.area > 0])
+        polygons[i] = cut_at_antimeridian(polygons[i])
     return polygons

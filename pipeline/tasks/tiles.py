@@ -34,6 +34,11 @@ class TileJob:
     j: int
     """The block's row and column."""
 
+    @property
+    def scene(self) -> str:
+        """Its name."""
+        return self.entry.scene.id
+
 
 @dataclass(frozen=True, slots=True)
 class TileReport:
@@ -54,7 +59,7 @@ def build_tiles(job: TileJob) -> TileReport:
     """
     block = job.grid.at(job.i, job.j)
     arrays, status, report = make_tiles(job)
-    group = store.open_scene(job.root, job.entry.scene.id, "r+")
+    group = store.open_scene(job.root, job.scene, "r+")
     store.write_block(group, block.rows, block.cols, arrays, status)
     return report
 

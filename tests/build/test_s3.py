@@ -26,6 +26,7 @@ from rasterio.io import MemoryFile
 from geokr.dataset import layout, store
 from geokr.dataset.index import read_index, read_summary
 from geokr.loading.loader import TileLoader
+from geokr.loading.selection import Selection
 from geokr.storage import files
 from pipeline.build_levir_kr import check_inputs, main
 from pipeline.catalog.table import CATALOG, read_catalog
@@ -128,7 +129,7 @@ def test_xarray_and_the_loader_read_it(built: Built, bucket: Server) -> None:
     pixels = tree[tile["scene"]]["image"][tile["row"], tile["col"]].values
     local = store.open_scene(str(built.dataset / layout.TILES), tile["scene"])["image"]
     assert np.array_equal(pixels, local[tile["row"], tile["col"]])
-    loaders = [TileLoader(place, "val", batch=16, shuffle=False) for place in (URL, built.dataset)]
+    loaders = [TileLoader(place, Selection("val"), batch=16, shuffle=False) for place in (URL, built.dataset)]
     for batch, same in zip(*loaders, strict=True):
         assert np.array_equal(batch.image, same.image)
         assert np.array_equal(batch.share, same.share)

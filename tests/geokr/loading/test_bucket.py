@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from geokr.loading.pixels import Pixels
-from geokr.loading.selection import choose
+from geokr.loading.selection import Selection, choose
 from geokr.storage import files
 
 BANDS = ("red", "green", "blue")
@@ -39,7 +39,7 @@ def test_pixels_come_from_a_bucket_as_from_a_disk(addressed: Path, bucket: str) 
     for path in (addressed / "tiles.zarr").rglob("*"):
         if path.is_file():
             files.write(f"{bucket}/{path.relative_to(addressed)}", path.read_bytes())
-    _, tiles = choose(addressed, "train")
+    _, tiles = choose(addressed, Selection("train"))
     disk = Pixels(f"{addressed}/tiles.zarr", tiles, BANDS)
     cloud = Pixels(f"{bucket}/tiles.zarr", tiles, BANDS)
     positions = np.random.default_rng(0).permutation(len(tiles))
@@ -55,7 +55,7 @@ def test_a_shard_that_the_bucket_lacks_is_named(addressed: Path, bucket: str) ->
     for path in (addressed / "tiles.zarr").rglob("*"):
         if path.is_file():
             files.write(f"{bucket}/{path.relative_to(addressed)}", path.read_bytes())
-    _, tiles = choose(addressed, "train")
+    _, tiles = choose(addressed, Selection("train"))
     cloud = Pixels(f"{bucket}/tiles.zarr", tiles, BANDS)
     target = np.zeros((len(tiles), *cloud.tile), np.uint8)
     wrong = cloud.finish(cloud.request(np.arange(len(tiles)), target))

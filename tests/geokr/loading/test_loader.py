@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from geokr.dataset import layout, store
 from geokr.dataset.index import read_index
 from geokr.loading.loader import Batch, TileDataset, TileLoader
+from geokr.loading.selection import Selection
 from tests.geokr.conftest import some_shares
 
 ALL_BANDS = ("blue", "green", "red", "nir")
@@ -28,7 +29,7 @@ def addresses(batch: Batch) -> list[tuple[int, int, int]]:
 
 
 def test_a_tile_comes_with_its_own_pixels_and_label(addressed: Path) -> None:
-    loader = TileLoader(addressed, "train", bands=ALL_BANDS, batch=8)
+    loader = TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=8)
     rows = read_index(addressed).to_pylist()
     scenes = ("alpha", "beta", "gamma")
     labels = {(scenes.index(row["scene"]), row["row"], row["col"]): row for row in rows}
@@ -48,17 +49,17 @@ def test_a_tile_comes_with_its_own_pixels_and_label(addressed: Path) -> None:
 
 @pytest.mark.parametrize("order", [order for n in (1, 2, 3, 4) for order in permutations(range(4), n)])
 def test_bands_come_by_name_in_the_order_asked_for(addressed: Path, order: tuple[int, ...]) -> None:
-    first = next(iter(TileLoader(addressed, "train", bands=[ALL_BANDS[i] for i in order], batch=4)))
-    whole = next(iter(TileLoader(addressed, "train", bands=ALL_BANDS, batch=4)))
+    first = next(iter(TileLoader(addressed, Selection("train"), bands=[ALL_BANDS[i] for i in order], batch=4)))
+    whole = next(iter(TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=4)))
     assert torch.equal(first.image, whole.image[:, list(order)])
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 5), epoch=st.integers(0, 3), batch=st.integers(1, 9), world=st.integers(1, 4))
 def test_ranks_share_out_the_tiles_of_each_step(addressed: Path, seed: int, epoch: int, batch: int, world: int) -> None:
-    alone = TileLoader(addressed, "train", bands=ALL_BANDS, batch=batch * world, seed=seed)
+    alone = TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=batch * world, seed=seed)
     ranks = [
-        TileLoader(addressed, "train", bands=ALL_BANDS, batch=batch, seed=seed, rank=rank, world=world)
+        TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=batch, seed=seed, rank=rank, world=world)
         for rank in range(world)
     ]
     assert {len(loader) for loader in ranks} == {len(alone)} == {57 // (batch * world)}
@@ -71,27 +72,27 @@ def test_ranks_share_out_the_tiles_of_each_step(addressed: Path, seed: int, epoc
 
 
 def test_the_order_is_a_new_permutation_each_epoch(addressed: Path) -> None:
-    loader = TileLoader(addressed, "train", batch=4, seed=3)
+    loader = TileLoader(addressed, Selection("train"), batch=4, seed=3)
     orders = [loader.order(epoch) for epoch in range(4)]
     assert all((np.sort(order) == np.arange(57)).all() for order in orders)
     assert len({order.tobytes() for order in orders}) == 4
-    assert (TileLoader(addressed, "train", batch=16, seed=3, rank=1, world=2).order(2) == orders[2]).all()
-    assert (TileLoader(addressed, "train", batch=4, seed=4).order(0) != orders[0]).any()
+    assert (TileLoader(addressed, Selection("train"), batch=16, seed=3, rank=1, world=2).order(2) == orders[2]).all()
+    assert (TileLoader(addressed, Selection("train"), batch=4, seed=4).order(0) != orders[0]).any()
 
 
 def test_starting_late_gives_the_rest(addressed: Path) -> None:
-    loader = TileLoader(addressed, "train", bands=ALL_BANDS, batch=5, seed=1)
+    loader = TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=5, seed=1)
     whole = [addresses(batch) for batch in loader.epoch(2)]
     assert [addresses(batch) for batch in loader.epoch(2, start=7)] == whole[7:]
 
 
 def test_starting_late_does_not_read_what_came_before(addressed: Path) -> None:
-    loader = TileLoader(addressed, "train", bands=ALL_BANDS, batch=1, seed=1)
+    loader = TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=1, seed=1)
     scene = next(loader.epoch(2, start=56)).image[0, 0, 0, 0]
     for number, name in enumerate(("alpha", "beta", "gamma")):
         if number != scene:
             shutil.rmtree(addressed / "tiles.zarr" / name / "image/c")
-    fresh = TileLoader(addressed, "train", bands=ALL_BANDS, batch=1, seed=1)
+    fresh = TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=1, seed=1)
     assert len(list(fresh.epoch(2, start=56))) == 1
     with pytest.raises(ValueError, match="cannot be read"):
         list(fresh.epoch(2))
@@ -101,7 +102,9 @@ def test_starting_late_does_not_read_what_came_before(addressed: Path) -> None:
 def test_evaluation_reads_every_tile_once(addressed: Path, world: int) -> None:
     seen = []
     for rank in range(world):
-        loader = TileLoader(addressed, "train", bands=ALL_BANDS, batch=7, shuffle=False, rank=rank, world=world)
+        loader = TileLoader(
+            addressed, Selection("train"), bands=ALL_BANDS, batch=7, shuffle=False, rank=rank, world=world
+        )
         batches = list(loader)
         assert len(batches) == len(loader)
         seen += [address for batch in batches for address in addresses(batch)]
@@ -111,7 +114,7 @@ def test_evaluation_reads_every_tile_once(addressed: Path, world: int) -> None:
 def test_a_missing_shard_raises_and_names_scene_and_tile(addressed: Path) -> None:
     shard = addressed / "tiles.zarr/alpha/image/c/1/0/0/0/0"
     shard.unlink()
-    loader = TileLoader(addressed, "train", batch=57, shuffle=False)
+    loader = TileLoader(addressed, Selection("train"), batch=57, shuffle=False)
     with pytest.raises(ValueError, match=r"tiles\.zarr/alpha/image/c/1/0/0/0/0: tile \(4, 0\) cannot be read"):
         next(iter(loader))
 
@@ -123,7 +126,7 @@ def test_an_accepted_tile_without_pixels_raises(build, tmp_path: Path) -> None:
     status[1, 2] = 2  # left out of the shard, while the index goes on listing it
     store.write_block(group, slice(0, 2), slice(0, 3), {"image": image}, status)
     with pytest.raises(ValueError, match=r"only/image/c/0/0/0/0/0: tile \(1, 2\) cannot be read"):
-        list(TileLoader(dataset, "train", batch=2, shuffle=False))
+        list(TileLoader(dataset, Selection("train"), batch=2, shuffle=False))
 
 
 def test_a_tile_outside_its_scene_raises(build, tmp_path: Path) -> None:
@@ -132,7 +135,7 @@ def test_a_tile_outside_its_scene_raises(build, tmp_path: Path) -> None:
     larger = build(tmp_path / "large", {"only": np.ones((3, 3, 4, 8, 8), np.uint8)}, {"only": share[[0, 1, 1]]})
     shutil.copy(larger / "index.parquet", dataset / "index.parquet")
     with pytest.raises(ValueError, match=r"only/image/c/0/0/0/0/0: tile \(2, 0\) cannot be read"):
-        list(TileLoader(dataset, "train", batch=3, shuffle=False))
+        list(TileLoader(dataset, Selection("train"), batch=3, shuffle=False))
 
 
 def test_scenes_that_lack_a_band_are_left_out_and_counted(
@@ -146,7 +149,7 @@ def test_scenes_that_lack_a_band_are_left_out_and_counted(
         bands={"grey": ["pan"]},
     )
     with caplog.at_level(logging.WARNING):
-        loader = TileLoader(dataset, "train", batch=4)
+        loader = TileLoader(dataset, Selection("train"), batch=4)
     assert loader.scenes_left_out == ("grey",)
     assert "1 scenes of split train lack a band of red, green, blue" in caplog.text
     assert loader.tiles == 4
@@ -154,18 +157,20 @@ def test_scenes_that_lack_a_band_are_left_out_and_counted(
     with pytest.raises(
         ValueError, match="no scene with these tiles has bands coastal; they have blue, green, red, nir; pan"
     ):
-        TileLoader(dataset, "train", bands=("coastal",), batch=1)
+        TileLoader(dataset, Selection("train"), bands=("coastal",), batch=1)
 
 
 def test_shares_are_renormalised_over_the_classes_kept(build, tmp_path: Path) -> None:
     share = np.array([[[0.5, 0.25, 0.25], [0.0, 0.0, 1.0], [0.0, 0.4, 0.6]]], np.float32)
     dataset = build(tmp_path / "three", {"only": coordinates_of(1, 3)}, {"only": share})
-    loader = TileLoader(dataset, "train", bands=ALL_BANDS, batch=9, classes=("forest", "water"), shuffle=False)
+    loader = TileLoader(
+        dataset, Selection("train", classes=("forest", "water")), bands=ALL_BANDS, batch=9, shuffle=False
+    )
     batch = next(iter(loader))
     assert [address[2] for address in addresses(batch)] == [0, 2]  # all bare: left out, never an all-zero target
     assert batch.share.tolist() == [pytest.approx([1 / 3, 2 / 3]), pytest.approx([1.0, 0.0])]
     with pytest.raises(ValueError, match="has no class tundra, only water, forest, bare"):
-        TileLoader(dataset, "train", batch=1, classes=("tundra",))
+        TileLoader(dataset, Selection("train", classes=("tundra",)), batch=1)
 
 
 def coordinates_of(rows: int, cols: int) -> np.ndarray:
@@ -181,30 +186,32 @@ def test_little_known_tiles_are_left_out(build, tmp_path: Path) -> None:
         {"only": np.full((1, 5, 3), 1 / 3, np.float32)},
         known=lambda scene, row, col: col / 4,
     )
-    assert TileLoader(dataset, "train", batch=1, min_known=0.5).chosen.known.tolist() == [0.5, 0.75, 1.0]
+    assert TileLoader(dataset, Selection("train", min_known=0.5), batch=1).chosen.known.tolist() == [0.5, 0.75, 1.0]
     with pytest.raises(ValueError, match="no tile of split test with known >= 0"):
-        TileLoader(dataset, "test", batch=1)
+        TileLoader(dataset, Selection("test"), batch=1)
     with pytest.raises(ValueError, match="split train has 5 tiles, too few for a batch of 6"):
-        TileLoader(dataset, "train", batch=3, world=2)
+        TileLoader(dataset, Selection("train"), batch=3, world=2)
 
 
 def test_a_scene_that_the_store_does_not_have(addressed: Path) -> None:
     shutil.rmtree(addressed / "tiles.zarr/beta")
     with pytest.raises(ValueError, match=r"tiles\.zarr/beta: the index lists tiles of this scene"):
-        TileLoader(addressed, "train", batch=4)
+        TileLoader(addressed, Selection("train"), batch=4)
 
 
 def test_statistics_are_those_of_the_pixels(build, tmp_path: Path) -> None:
     image = np.random.default_rng(5).integers(0, 256, (3, 5, 4, 8, 8), dtype=np.uint8)
     dataset = build(tmp_path / "noise", {"only": image}, {"only": np.full((3, 5, 3), 1 / 3, np.float32)})
-    mean, std = TileLoader(dataset, "train", bands=("red", "nir"), batch=4).statistics()
+    mean, std = TileLoader(dataset, Selection("train"), bands=("red", "nir"), batch=4).statistics()
     values = image[:, :, [2, 3]] / 255
     assert mean == pytest.approx(values.mean(axis=(0, 1, 3, 4)).tolist(), rel=1e-12)
     assert std == pytest.approx(values.std(axis=(0, 1, 3, 4)).tolist(), rel=1e-9)
-    one = TileLoader(dataset, "train", batch=4).statistics(tiles=6)
-    other = TileLoader(dataset, "train", batch=2, rank=1, world=2).statistics(tiles=6)
+    one = TileLoader(dataset, Selection("train"), batch=4).statistics(tiles=6)
+    other = TileLoader(dataset, Selection("train"), batch=2, rank=1, world=2).statistics(tiles=6)
     assert one == other
-    assert TileLoader(dataset, "train", batch=4, seed=1).statistics(tiles=6) != one  # any tiles, not the first
+    assert (
+        TileLoader(dataset, Selection("train"), batch=4, seed=1).statistics(tiles=6) != one
+    )  # any tiles, not the first
 
 
 # --- shard after shard
@@ -222,7 +229,7 @@ def test_each_shard_is_read_once_an_epoch(addressed: Path) -> None:
     assert len(shards) == 4 + 1 + 2
     counted = {}
     for buffer in (0, 20):
-        loader = TileLoader(addressed, "train", bands=ALL_BANDS, batch=3, shuffle_buffer=buffer, seed=1)
+        loader = TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=3, shuffle_buffer=buffer, seed=1)
         before = reads()
         assert len(list(loader.epoch(1))) == 19
         counted[buffer] = {name: value - before[name] for name, value in reads().items()}
@@ -231,7 +238,7 @@ def test_each_shard_is_read_once_an_epoch(addressed: Path) -> None:
     assert counted[20]["bytes_read"] <= sum(path.stat().st_size for path in shards)
     assert counted[0]["batch_read"] > 3 * len(shards)
     # With the least buffer, one shard is over before the next begins.
-    loader = TileLoader(addressed, "train", bands=ALL_BANDS, batch=3, shuffle_buffer=1, seed=1)
+    loader = TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=3, shuffle_buffer=1, seed=1)
     order = [(scene, row // 4, col // 4) for batch in loader for scene, row, col in addresses(batch)]
     assert 1 + sum(one != other for one, other in pairwise(order)) == len(set(order)) == len(shards)
 
@@ -242,7 +249,14 @@ def test_ranks_share_out_the_shards(addressed: Path, seed: int, batch: int, worl
     seen: list[tuple[int, int, int]] = []
     for rank in range(world):
         loader = TileLoader(
-            addressed, "train", bands=ALL_BANDS, batch=batch, seed=seed, rank=rank, world=world, shuffle_buffer=buffer
+            addressed,
+            Selection("train"),
+            bands=ALL_BANDS,
+            batch=batch,
+            seed=seed,
+            rank=rank,
+            world=world,
+            shuffle_buffer=buffer,
         )
         whole = list(loader.epoch(3))
         assert len(whole) == len(loader) == 57 // (batch * world)
@@ -262,21 +276,21 @@ def places(loader: TileLoader) -> list[list[int]]:
 
 
 def test_resuming_shard_after_shard_does_not_read_what_came_before(addressed: Path) -> None:
-    loader = TileLoader(addressed, "train", bands=ALL_BANDS, batch=1, shuffle_buffer=1, seed=1)
+    loader = TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=1, shuffle_buffer=1, seed=1)
     last = addresses(list(loader.epoch(0))[-1])[0][0]
     for number, name in enumerate(("alpha", "beta", "gamma")):
         if number != last:
             shutil.rmtree(addressed / "tiles.zarr" / name / "image/c")
-    fresh = TileLoader(addressed, "train", bands=ALL_BANDS, batch=1, shuffle_buffer=1, seed=1)
+    fresh = TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=1, shuffle_buffer=1, seed=1)
     assert len(list(fresh.epoch(0, start=56))) == 1
     with pytest.raises(ValueError, match="cannot be read"):
         list(fresh.epoch(0))
 
 
 def test_orders_with_a_buffer_differ_by_epoch_and_seed_alone(addressed: Path) -> None:
-    loader = TileLoader(addressed, "train", batch=4, shuffle_buffer=16, seed=3)
-    again = TileLoader(addressed, "train", batch=4, shuffle_buffer=16, seed=3)
-    other = TileLoader(addressed, "train", batch=4, shuffle_buffer=16, seed=4)
+    loader = TileLoader(addressed, Selection("train"), batch=4, shuffle_buffer=16, seed=3)
+    again = TileLoader(addressed, Selection("train"), batch=4, shuffle_buffer=16, seed=3)
+    other = TileLoader(addressed, Selection("train"), batch=4, shuffle_buffer=16, seed=4)
     orders = [loader.order(epoch).tolist() for epoch in range(3)]
     assert orders == [again.order(epoch).tolist() for epoch in range(3)]
     assert len({tuple(order) for order in [*orders, other.order(0).tolist()]}) == 4
@@ -289,12 +303,16 @@ def test_orders_with_a_buffer_differ_by_epoch_and_seed_alone(addressed: Path) ->
         ({"balance": 0.5, "shuffle": False}, "balanced tiles are drawn at random"),
         ({"balance": 1.5}, "balance must be in 0..1, got 1.5"),
         ({"on_error": "ignore"}, "on_error must be raise or skip, got ignore"),
-        ({"pairs": True}, "has no column place, acquired"),
     ],
 )
 def test_what_does_not_go_together_is_refused(addressed: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TileLoader(addressed, "train", batch=4, **options)
+        TileLoader(addressed, Selection("train"), batch=4, **options)
+
+
+def test_pairs_need_places_and_dates(addressed: Path) -> None:
+    with pytest.raises(ValueError, match="has no column place, acquired"):
+        TileLoader(addressed, Selection("train", pairs=True), batch=4)
 
 
 # --- balance and pairs
@@ -308,7 +326,7 @@ def test_balanced_classes_come_with_equal_mass(build, tmp_path: Path, buffer: in
     dataset = build(tmp_path / "few", {"only": coordinates_of(6, 10)}, {"only": share})
     mass = {}
     for balance in (0.0, 1.0):
-        loader = TileLoader(dataset, "train", batch=4, balance=balance, shuffle_buffer=buffer, seed=5)
+        loader = TileLoader(dataset, Selection("train"), batch=4, balance=balance, shuffle_buffer=buffer, seed=5)
         parts = [list(loader.epoch(epoch)) for epoch in range(2)]
         mass[balance] = torch.cat([part.share for part in parts[0]]).sum(dim=0).tolist()
         assert [part.share.tolist() for part in loader.epoch(1, start=6)] == [p.share.tolist() for p in parts[1][6:]]
@@ -321,11 +339,13 @@ def test_each_epoch_is_a_draw_of_its_own(build, tmp_path: Path) -> None:
     share = np.zeros((6, 10, 3), np.float32)
     share[..., 0], share[0, :4] = 1, [0, 0.5, 0.5]
     dataset = build(tmp_path / "few", {"only": coordinates_of(6, 10)}, {"only": share})
-    loader = TileLoader(dataset, "train", batch=4, balance=1.0, seed=5)
+    loader = TileLoader(dataset, Selection("train"), batch=4, balance=1.0, seed=5)
     drawn = [np.sort(loader.order(epoch)).tolist() for epoch in range(3)]
     assert drawn[0] != drawn[1] != drawn[2]
     assert drawn == [np.sort(loader.order(epoch)).tolist() for epoch in range(3)]
-    pairs = TileLoader(dated(build, tmp_path / "dated"), "train", bands=ALL_BANDS, batch=9, pairs=True, seed=1)
+    pairs = TileLoader(
+        dated(build, tmp_path / "dated"), Selection("train", pairs=True), bands=ALL_BANDS, batch=9, seed=1
+    )
     partners = []
     for epoch in range(6):
         (batch,) = pairs.epoch(epoch)
@@ -352,7 +372,7 @@ def dated(build: Callable[..., Path], root: Path) -> Path:
 
 def test_pairs_are_of_one_place_at_two_dates(build, tmp_path: Path) -> None:
     dataset = dated(build, tmp_path / "dated")
-    loader = TileLoader(dataset, "train", bands=ALL_BANDS, batch=3, pairs=True, seed=1)
+    loader = TileLoader(dataset, Selection("train", pairs=True), bands=ALL_BANDS, batch=3, seed=1)
     assert loader.tiles == 9
     assert np.array_equal(loader.share, loader.chosen.share[np.sort(loader.order(0))])
     seen = set()
@@ -367,9 +387,9 @@ def test_pairs_are_of_one_place_at_two_dates(build, tmp_path: Path) -> None:
         rest = list(loader.epoch(epoch, start=2))
         assert torch.equal(rest[0].pair, whole[2].pair)
     assert seen == {(0, 1), (1, 0), (1, 2), (2, 1)}  # never the first with the third, which are of one day
-    assert next(iter(TileLoader(dataset, "train", batch=3))).pair is None
+    assert next(iter(TileLoader(dataset, Selection("train"), batch=3))).pair is None
     with pytest.raises(ValueError, match="has no place of two dates"):
-        TileLoader(dataset, "train", batch=1, pairs=True, where=("scene!=second",))
+        TileLoader(dataset, Selection("train", pairs=True, where=("scene!=second",)), batch=1)
 
 
 # --- what cannot be read
@@ -393,8 +413,8 @@ def test_a_damaged_shard_is_named_or_skipped_and_counted(
             shard.write_bytes(np.random.default_rng(0).bytes(len(content)))
     options: dict[str, Any] = {"bands": ALL_BANDS, "batch": 19, "shuffle_buffer": buffer}
     with pytest.raises(ValueError, match=r"alpha/image/c/1/0/0/0/0: tile \(4, [0-3]\) cannot be read"):
-        list(TileLoader(addressed, "train", **options))
-    loader = TileLoader(addressed, "train", on_error="skip", **options)
+        list(TileLoader(addressed, Selection("train"), **options))
+    loader = TileLoader(addressed, Selection("train"), on_error="skip", **options)
     with caplog.at_level(logging.WARNING):
         batches = list(loader)
     assert loader.skipped == 4
@@ -409,7 +429,7 @@ def test_a_damaged_shard_is_named_or_skipped_and_counted(
 
 def test_a_batch_of_nothing_is_an_error(addressed: Path) -> None:
     shutil.rmtree(addressed / "tiles.zarr/alpha/image/c")
-    loader = TileLoader(addressed, "train", batch=2, shuffle=False, on_error="skip")
+    loader = TileLoader(addressed, Selection("train"), batch=2, shuffle=False, on_error="skip")
     with pytest.raises(ValueError, match=r"no tile of a batch can be read: .*alpha/image/c/0/0/0/0/0"):
         list(loader)
 
@@ -418,9 +438,9 @@ def test_a_batch_of_nothing_is_an_error(addressed: Path) -> None:
 
 
 def test_a_plain_data_loader_reads_the_same(addressed: Path) -> None:
-    dataset = TileDataset(addressed, "train", bands=ALL_BANDS)
+    dataset = TileDataset(addressed, Selection("train"), bands=ALL_BANDS)
     assert len(dataset) == 57
-    whole = next(iter(TileLoader(addressed, "train", bands=ALL_BANDS, batch=57, shuffle=False)))
+    whole = next(iter(TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=57, shuffle=False)))
     seen = []
     for sample in torch.utils.data.DataLoader(dataset, batch_size=10, shuffle=True):
         assert set(sample) == {"image", "share", "known", "weight"}
@@ -432,11 +452,11 @@ def test_a_plain_data_loader_reads_the_same(addressed: Path) -> None:
     assert torch.equal(dataset[5]["image"], whole.image[5])
     (addressed / "tiles.zarr/alpha/image/c/1/0/0/0/0").unlink()
     with pytest.raises(ValueError, match=r"alpha/image/c/1/0/0/0/0: tile"):
-        TileDataset(addressed, "train").__getitems__(range(57))
+        TileDataset(addressed, Selection("train")).__getitems__(range(57))
 
 
 def test_spawned_workers_read_and_forked_ones_refuse(addressed: Path) -> None:
-    dataset = TileDataset(addressed, "train", bands=ALL_BANDS)
+    dataset = TileDataset(addressed, Selection("train"), bands=ALL_BANDS)
     expected = torch.stack([dataset[i]["image"] for i in range(57)])
     spawned = torch.utils.data.DataLoader(dataset, batch_size=20, num_workers=1, multiprocessing_context="spawn")
     assert torch.equal(torch.cat([sample["image"] for sample in spawned]), expected)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from geokr.loading.loader import TileLoader
-from geokr.loading.selection import choose, read_condition
+from geokr.loading.selection import Selection, choose, read_condition
 
 NAN = float("nan")
 MORE = {
@@ -45,8 +45,8 @@ def described(build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_conditions_choose_tiles(described: Path, where: tuple[str, ...], expected: list[int]) -> None:
-    assert choose(described, "train", where=where)[1].col.tolist() == expected
-    assert TileLoader(described, "train", batch=1, where=where).tiles == len(expected)
+    assert choose(described, Selection("train", where=where))[1].col.tolist() == expected
+    assert TileLoader(described, Selection("train", where=where), batch=1).tiles == len(expected)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_conditions_choose_tiles(described: Path, where: tuple[str, ...], expect
 )
 def test_what_is_no_condition_is_refused(described: Path, where: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        choose(described, "train", where=(where,))
+        choose(described, Selection("train", where=(where,)))
 
 
 def test_values_are_what_they_read_as() -> None:
@@ -79,25 +79,25 @@ def test_values_are_what_they_read_as() -> None:
 
 
 def test_weights_are_products_of_columns(described: Path) -> None:
-    assert (choose(described, "train")[1].weight == 1).all()
-    _, tiles = choose(described, "train", where=("agreement>=0",), weight=("agreement", "known", "year_gap"))
+    assert (choose(described, Selection("train"))[1].weight == 1).all()
+    _, tiles = choose(described, Selection("train", where=("agreement>=0",), weight=("agreement", "known", "year_gap")))
     assert tiles.weight.tolist() == [0.0, 2.0, 0.75, 0.0, 3.75]
-    loader = TileLoader(described, "train", batch=2, where=("agreement>=0",), weight=("agreement",), seed=2)
+    loader = TileLoader(described, Selection("train", where=("agreement>=0",), weight=("agreement",)), batch=2, seed=2)
     order = loader.order(0)
     for i, batch in enumerate(loader):
         assert sorted(batch.weight.tolist()) == sorted(loader.chosen.weight[order[2 * i : 2 * i + 2]].tolist())
-    _, tiles = choose(described, "train", weight=lambda rows: 0.5 ** rows["year_gap"].to_numpy())
+    _, tiles = choose(described, Selection("train", weight=lambda rows: 0.5 ** rows["year_gap"].to_numpy()))
     assert tiles.weight.tolist() == [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]
 
 
 def test_a_weight_that_is_none_is_refused(described: Path) -> None:
     with pytest.raises(ValueError, match=r"1 of 6 chosen tiles have no weight, or a negative one, by agreement"):
-        choose(described, "train", weight=("agreement",))
+        choose(described, Selection("train", weight=("agreement",)))
     with pytest.raises(ValueError, match="6 of 6 chosen tiles have no weight, or a negative one, by the function"):
-        choose(described, "train", weight=lambda rows: np.full(rows.num_rows, -1.0))
+        choose(described, Selection("train", weight=lambda rows: np.full(rows.num_rows, -1.0)))
     with pytest.raises(ValueError, match="the weight of every chosen tile is 0"):
-        choose(described, "train", where=("year_gap=0",), weight=("year_gap",))
+        choose(described, Selection("train", where=("year_gap=0",), weight=("year_gap",)))
     with pytest.raises(ValueError, match=r"gave an array of shape \(2,\), expected \(6,\)"):
-        choose(described, "train", weight=lambda rows: np.ones(2))
+        choose(described, Selection("train", weight=lambda rows: np.ones(2)))
     with pytest.raises(ValueError, match="has no column cirrus"):
-        choose(described, "train", weight=("cirrus",))
+        choose(described, Selection("train", weight=("cirrus",)))

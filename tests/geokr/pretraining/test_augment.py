@@ -6,7 +6,8 @@ import pytest
 import torch
 import torchvision.transforms.functional as tv
 
-from geokr.pretraining.augment import augment, placement, plain, recolour, seed_of
+from geokr.encoder import resize
+from geokr.pretraining.augment import augment, placement, recolour, seed_of
 from geokr.pretraining.config import TrainConfig
 
 RGB = ("red", "green", "blue")
@@ -196,13 +197,13 @@ def test_views_stay_within_range_and_size() -> None:
 def test_what_is_finer_than_a_view_is_averaged_in_it() -> None:
     """Noise of 64 px becomes that of means of 4 x 4 of them, not of the four about a sample."""
     image = noise(4, side=64)
-    for view in (augment(image, RGB, STILL.model_copy(update={"image_size": 16}), seed=0), plain(image, 16)):
+    for view in augment(image, RGB, STILL.model_copy(update={"image_size": 16}), seed=0)(image, 16):
         assert float(view.std()) < 0.3 * float((image.float() / 255).std())
 
 
 def test_plain_resizes_without_change() -> None:
     image = noise(2)
-    assert torch.equal(plain(image, 12), image.float() / 255)
+    assert torch.equal(resize(image, 12), image.float() / 255)
     constant = torch.full((1, 3, 40, 40), 51, dtype=torch.uint8)
-    assert torch.allclose(plain(constant, 12), torch.full((1, 3, 12, 12), 0.2))
-    assert plain(constant, 56).shape == (1, 3, 56, 56)
+    assert torch.allclose(resize(constant, 12), torch.full((1, 3, 12, 12), 0.2))
+    assert resize(constant, 56).shape == (1, 3, 56, 56)

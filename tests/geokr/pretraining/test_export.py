@@ -46,7 +46,9 @@ def test_timm_loads_the_teachers_encoder(run: Path) -> None:
     teacher.load_state_dict(checkpoint.networks["teacher"])
     image = torch.rand(2, 4, 32, 32)
     assert torch.equal(encoder.eval()(image), teacher.encoder.eval()(image))
-    assert not torch.equal(checkpoint.student["encoder.conv1.0.weight"], encoder.state_dict()["conv1.0.weight"])
+    assert not torch.equal(
+        checkpoint.networks["student"]["encoder.conv1.0.weight"], encoder.state_dict()["conv1.0.weight"]
+    )
 
 
 def test_the_header_says_how_to_use_it(run: Path) -> None:
@@ -57,7 +59,7 @@ def test_the_header_says_how_to_use_it(run: Path) -> None:
     assert json.loads(header["classes"]) == ["water", "forest", "bare"]
     checkpoint = load(run / LAST)
     assert json.loads(header["mean"]) == checkpoint.mean == list(checkpoint.facts["mean_pixel"])
-    assert json.loads(header["std"]) == checkpoint.std == list(checkpoint.facts["spread"])
+    assert json.loads(header["std"]) == checkpoint.std == list(checkpoint.facts["std_pixel"])
     assert len(set(checkpoint.mean + checkpoint.std)) == 8
     assert int.from_bytes((run / "encoder.safetensors").read_bytes()[:8], "little") % 8 == 0  # tensors are aligned
     assert (header["image_size"], header["step"], header["start"]) == ("32", "3", "random weights")

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from geokr import train
 from geokr.loading.loader import TileLoader
+from geokr.loading.selection import Selection
 from geokr.pretraining import learner as learner_module
 from geokr.pretraining.checkpoint import BEST, LAST, load
 from geokr.pretraining.config import configure
@@ -230,7 +231,7 @@ def test_a_loss_that_explodes_stops_the_run_and_leaves_the_tiles(
     assert found[3] == str(path) == str(tmp_path / f"diverged/step{found[2]}-rank0.safetensors")
     assert found[1] == loss or float(found[1]) > 0.5
     step = int(found[2]) - 1
-    batch = list(TileLoader(coloured, "train", batch=32, min_known=0.5).epoch(step // 6))[step % 6]
+    batch = list(TileLoader(coloured, Selection("train", min_known=0.5), batch=32).epoch(step // 6))[step % 6]
     kept = load_file(path)
     assert torch.equal(kept["image"], batch.image)
     assert torch.equal(kept["share"], batch.share)
@@ -240,8 +241,8 @@ def test_a_loss_that_explodes_stops_the_run_and_leaves_the_tiles(
 def by_a_step(dataset: Path, *settings: str, weight: torch.Tensor | None = None) -> Learner:
     """A learner of layer normalisation, whose answer for a tile depends on that tile alone, after a few steps."""
     config = configure("geokr", None, [*SMALL, "model=test_vit", "steps=4", "warm_up=0", *settings])
-    training = TileLoader(dataset, "train", batch=32)
-    held_out = TileLoader(dataset, "val", batch=32, shuffle=False)
+    training = TileLoader(dataset, Selection("train"), batch=32)
+    held_out = TileLoader(dataset, Selection("val"), batch=32, shuffle=False)
     learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
     for batch in islice(training, 3):
         learn(learner, batch if weight is None else replace(batch, weight=weight))
@@ -268,7 +269,7 @@ def test_a_line_of_the_log_is_of_the_steps_since_the_last(coloured: Path, monkey
 
 @pytest.mark.parametrize("step", [0, 4, 6, 11])
 def test_steps_go_through_epoch_after_epoch(coloured: Path, step: int) -> None:
-    loader = TileLoader(coloured, "train", batch=32, seed=1)
+    loader = TileLoader(coloured, Selection("train"), batch=32, seed=1)
     wanted = [batch.share for epoch in range(3) for batch in loader.epoch(epoch)]
     found = [batch.share for batch in islice(train.batches(loader, step, 18), 18 - step)]
     assert len(wanted) == 18
@@ -349,10 +350,10 @@ def test_tiles_are_filtered_and_weighted_by_columns(build, tmp_path: Path) -> No
 
 def test_how_tiles_are_drawn_is_a_setting(coloured: Path) -> None:
     """Training's tiles are those of a loader with the same options; held-out tiles keep their order."""
-    options: dict[str, Any] = {"balance": 0.5, "shuffle_buffer": 64, "seed": 3, "on_error": "skip", "min_known": 0.75}
-    config = configure("geokr", None, [*SMALL, *(f"{name}={value}" for name, value in options.items())])
+    options: dict[str, Any] = {"balance": 0.5, "shuffle_buffer": 64, "seed": 3, "on_error": "skip"}
+    config = configure("geokr", None, [*SMALL, "min_known=0.75", *(f"{n}={v}" for n, v in options.items())])
     training, held_out = train.loaders(str(coloured), config, ALONE)
-    alike = TileLoader(coloured, "train", batch=32, **options)
+    alike = TileLoader(coloured, Selection("train", min_known=0.75), batch=32, **options)
     assert (training.tiles, held_out.tiles) == (alike.tiles, int((held_out.chosen.known >= 0.75).sum()))
     assert training.tiles < 192
     for number in range(2):
@@ -360,14 +361,10 @@ def test_how_tiles_are_drawn_is_a_setting(coloured: Path) -> None:
             torch.equal(one.image, other.image)
             for one, other in zip(training.epoch(number), alike.epoch(number), strict=True)
         )
-    without = TileLoader(coloured, "train", batch=32, min_known=0.5, seed=3)
+    without = TileLoader(coloured, Selection("train", min_known=0.5), batch=32, seed=3)
     assert not torch.equal(next(iter(training)).share, next(iter(without)).share)
-    assert (held_out.shuffle, held_out.shuffle_buffer, held_out.on_error, training.on_error) == (
-        False,
-        0,
-        "skip",
-        "skip",
-    )
+    assert (held_out.shuffle, held_out.shuffle_buffer) == (False, 0)
+    assert held_out.on_error == training.on_error == "skip"
 
 
 def test_tiles_that_cannot_be_read_are_skipped_and_counted_if_asked(
@@ -399,7 +396,7 @@ def test_of_a_pair_the_teacher_sees_the_other_date(build, tmp_path: Path) -> Non
     }
     dataset = build(tmp_path / "dates", image, share, more=more)
     config = configure("geokr", None, [*SMALL, "batch=16", "pairs=true", "steps=4"])
-    training = TileLoader(dataset, "train", batch=16, pairs=True)
+    training = TileLoader(dataset, Selection("train", pairs=True), batch=16)
     learner = begin(config, ALONE, training, training, facts_of(training, training))
     batch = next(iter(training))
     assert batch.pair is not None
@@ -475,7 +472,10 @@ def test_biases_and_normalisation_do_not_decay(coloured: Path) -> None:
     """A step of tiles without weight has no gradient: what is left of it is the decay."""
     settings = ["objective=supervised", "lr=0.1", "weight_decay=0.5", "warm_up=0", "steps=9"]
     config = configure("geokr", None, [*SMALL, *settings])
-    training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
+    training, held_out = (
+        TileLoader(coloured, Selection("train"), batch=32),
+        TileLoader(coloured, Selection("val"), batch=32, shuffle=False),
+    )
     learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
     before = [parameter.detach().clone() for parameter in learner.student.parameters()]
     learn(learner, replace(next(iter(training)), weight=torch.zeros(32)))
@@ -503,7 +503,10 @@ def test_a_long_gradient_is_shortened(coloured: Path, amp: str) -> None:
     start = by_a_step(coloured, *settings, weight=torch.ones(32))
     assert start.config.clip == 0
     config = configure("geokr", None, [*SMALL, "model=test_vit", *settings, "warm_up=0", "clip=0.01"])
-    training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
+    training, held_out = (
+        TileLoader(coloured, Selection("train"), batch=32),
+        TileLoader(coloured, Selection("val"), batch=32, shuffle=False),
+    )
     learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
     before = [parameter.detach().clone() for parameter in learner.student.parameters()]
     learn(learner, next(iter(training)))
@@ -581,7 +584,10 @@ def test_stopping_and_going_on_holds_for_all_of_the_state(
 
 def test_validation_judges_features_and_classes_too(coloured: Path) -> None:
     config = configure("geokr", None, [*SMALL, "steps=60", "lr=3e-3", "ema=0.9"])
-    training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
+    training, held_out = (
+        TileLoader(coloured, Selection("train"), batch=32),
+        TileLoader(coloured, Selection("val"), batch=32, shuffle=False),
+    )
     learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
     first = validate(learner)
     for epoch in range(10):
@@ -629,8 +635,8 @@ def test_the_teacher_of_each_preset(coloured: Path) -> None:
     """Ours: averaged with statistics, in evaluation mode. The published one: weights alone, training mode, own head."""
     for preset in ("geokr", "reference"):
         config = configure(preset, None, [*SMALL, "classes=[]", "pretrained=false", "steps=40"])
-        training = TileLoader(coloured, "train", batch=32)
-        held_out = TileLoader(coloured, "val", batch=32, shuffle=False)
+        training = TileLoader(coloured, Selection("train"), batch=32)
+        held_out = TileLoader(coloured, Selection("val"), batch=32, shuffle=False)
         learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
         student, teacher = learner.objective.networks.values()
         assert teacher is not None
@@ -786,7 +792,7 @@ def test_logs_for_viewers(coloured: Path, tmp_path: Path, capsys: pytest.Capture
     assert views.size == (8 * 32, 2 * 32)
     label = seen.Histograms("label/water")[0].histogram_value
     assert (label.num, label.min >= 0, label.max <= 1) == (64, True, True)
-    share = TileLoader(coloured, "val", batch=32, shuffle=False).share
+    share = TileLoader(coloured, Selection("val"), batch=32, shuffle=False).share
     for k, name in enumerate(("water", "forest", "bare")):
         label = seen.Histograms(f"label/{name}")[0].histogram_value
         assert label.sum == pytest.approx(float(share[:, k].sum()), rel=1e-5)
@@ -842,7 +848,10 @@ def test_a_log_goes_on_from_the_step_of_the_checkpoint(tmp_path: Path) -> None:
 
 def test_batch_norm_over_processes_needs_gpus(coloured: Path) -> None:
     config = configure("geokr", None, [*SMALL, "sync_batch_norm=true"])
-    training, held_out = TileLoader(coloured, "train", batch=32), TileLoader(coloured, "val", batch=32, shuffle=False)
+    training, held_out = (
+        TileLoader(coloured, Selection("train"), batch=32),
+        TileLoader(coloured, Selection("val"), batch=32, shuffle=False),
+    )
     facts = facts_of(training, held_out)
     with pytest.raises(ValueError, match="sync_batch_norm needs GPUs"):
         begin(config, Process(0, 2, torch.device("cpu")), training, held_out, facts)

@@ -1,0 +1,105 @@
+"""An encoder is loaded by its path alone, and takes pixels as they are stored."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+
+from geokr import export, train
+from geokr.encoder import Encoder, load_encoder, resize
+from geokr.pretraining.checkpoint import LAST, load
+
+BANDS = ("nir", "red", "green", "blue")
+
+
+@pytest.fixture(scope="module")
+def run(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    settings = ["model=test_resnet", "image_size=32", "batch=32", "steps=3", f"bands={','.join(BANDS)}", "loggers=[]"]
+    assert train.main(["--data", str(coloured), "--out", str(run), *settings]) == 0
+    return run
+
+
+def pixels(bands: int = 4, side: int = 32) -> torch.Tensor:
+    return torch.randint(0, 256, (3, bands, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_run_and_its_export_are_one_encoder(run: Path, tmp_path: Path) -> None:
+    assert export.main([str(run), "--out", str(tmp_path / "export"), "--forms", "torchvision"]) == 0
+    encoder, checkpoint = load_encoder(run), load(run / LAST)
+    assert (encoder.bands, encoder.size) == (BANDS, 32)
+    assert encoder.mean.flatten().tolist() == pytest.approx(checkpoint.mean)
+    network = timm.create_model("test_resnet", num_classes=0, in_chans=4)
+    network.load_state_dict(load_file(run / "encoder.safetensors"))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (checkpoint.mean, checkpoint.std))
+    wanted = network.eval()((pixels().float() / 255 - mean) / std)
+    assert torch.equal(encoder(pixels()), wanted)
+    folder = tmp_path / "export"
+    for path in (folder, folder / "encoder.safetensors", folder / "torchvision.safetensors"):
+        assert torch.equal(load_encoder(path)(pixels()), wanted), path
+    assert torch.equal(load_encoder(str(run))(pixels()), wanted)
+
+
+def test_bands_are_found_by_name(run: Path) -> None:
+    encoder, image = load_encoder(run), pixels(5)
+    given = ("blue", "swir16", "green", "red", "nir")
+    assert torch.equal(encoder(image, bands=given), encoder(image[:, [4, 3, 2, 0]]))
+    with pytest.raises(ValueError, match=r"looks at nir, red, green, blue; nir, green missing in \('red', 'blue'\)"):
+        encoder(image[:, :2], bands=("red", "blue"))
+    with pytest.raises(ValueError, match=r"expected \(n, 4, y, x\) pixels, got \(3, 5, 32, 32\)"):
+        encoder(image)
+
+
+def test_images_of_another_size_are_resized_and_of_another_type_refused(run: Path) -> None:
+    encoder = load_encoder(run)
+    large = pixels(side=70)
+    assert torch.equal(encoder(large), encoder.network((resize(large, 32) - encoder.mean) / encoder.std))
+    for wrong in (large.float(), large.to(torch.uint16)):
+        with pytest.raises(ValueError, match="an encoder takes uint8 pixels, got torch"):
+            encoder(wrong)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_of_torchvisions_is_loaded_by_timms_name(tmp_path: Path, suffix: str) -> None:
+    torch.manual_seed(3)
+    theirs = torchvision.models.resnet18()
+    path = tmp_path / f"resnet18{suffix}"
+    (torch.save if suffix == ".pth" else lambda state, file: save_file(state, file))(theirs.state_dict(), path)
+    encoder = load_encoder(path, model="resnet18.tv_in1k")
+    assert (encoder.bands, encoder.size) == (("red", "green", "blue"), 224)
+    assert encoder.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    image = pixels(3, 224)
+    theirs.fc = torch.nn.Identity()
+    with torch.no_grad():
+        wanted = theirs.eval()((image.float() / 255 - encoder.mean) / encoder.std)
+        assert torch.allclose(encoder(image), wanted, atol=1e-5)
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path: Path, run: Path) -> None:
+    foreign = tmp_path / "foreign.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), foreign)
+    text = tmp_path / "text.safetensors"
+    text.write_text("no weights")
+    for path, model, sentence in (
+        (foreign, None, "foreign.pth: it does not say what network its weights are of; name timm's model"),
+        (foreign, "resnet99", "resnet99: timm knows no mean"),
+        (foreign, "resnet34", "foreign.pth: not weights of this model"),
+        (text, "resnet18", "text.safetensors: not a file of weights"),
+        (tmp_path, None, "encoder.safetensors: no such file of weights"),
+        (tmp_path / "none.pth", "resnet18", "none.pth: no such file of weights"),
+    ):
+        with pytest.raises(ValueError, match=r".") as caught:
+            load_encoder(path, model)
+        assert sentence in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_it_moves_and_is_saved_as_any_module(run: Path) -> None:
+    encoder = load_encoder(run)
+    assert not encoder.training
+    copy = Encoder(timm.create_model("test_resnet", num_classes=0, in_chans=4), BANDS, [0.0] * 4, [1.0] * 4, 32)
+    copy.load_state_dict(encoder.state_dict())
+    assert torch.equal(copy.eval()(pixels()), encoder(pixels()))
