@@ -12,7 +12,7 @@ from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.sample.camera import fit_rpc
-from pipeline.sample.files import SHOTS, camera, surroundings, write_dem, write_sheets
+from pipeline.sample.files import SHOTS, place_camera, surrounding_box, write_dem, write_sheets
 from pipeline.sample.level1a import Shot, relief, rpb_text, xml_text
 from pipeline.sample.world import World
 
@@ -24,7 +24,7 @@ GSD = 3.24
 
 def shots(count: int, width: int = WIDTH, height: int = HEIGHT) -> list[Shot]:
     """Deliveries of one place, a day apart each."""
-    view = camera(0, 0, 631_000, 193, 14, 1, GSD, f"{width}x{height}")
+    view = place_camera(0, 0, 631_000, 193, 14, 1, GSD, f"{width}x{height}")
     first = replace(SHOTS[0], camera=view)
     return [
         replace(first, acquired=first.acquired + timedelta(days=k), product=first.product + k) for k in range(count)
@@ -38,7 +38,7 @@ def write_archive(directory: Path, count: int, width: int = WIDTH, height: int =
     real ones, and made in seconds. Scenes after the first are links to its image.
     """
     world, every = World.from_seed(0), shots(count, width, height)
-    box = surroundings(every)
+    box = surrounding_box(every)
     write_dem(directory / "dem.tif", world, box)
     write_sheets(directory / "landcover", world, box)
     draw = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def write_archive(directory: Path, count: int, width: int = WIDTH, height: int =
 
 def write_many(directory: Path, count: int) -> None:
     """Write `scenes/`, small GeoTIFFs of noise that nine tiles of 32 px fit into, and `landcover/`."""
-    write_sheets(directory / "landcover", World.from_seed(0), surroundings(SHOTS[:1]))
+    write_sheets(directory / "landcover", World.from_seed(0), surrounding_box(SHOTS[:1]))
     ground = SHOTS[0].camera
     draw = np.random.default_rng(0)
     (directory / "scenes").mkdir(parents=True)

@@ -36,15 +36,15 @@ from benchmarks.archive import HEIGHT, WIDTH, shots, write_archive, write_many
 from benchmarks.chaos import digests
 from benchmarks.process import most_memory, one_core
 from geokr.dataset import contents, layout, store
-from geokr.landcover.discovery import find
+from geokr.landcover.discovery import find_landcover
 from geokr.landcover.legend import Legend
 from pipeline.catalog.table import read_catalog
 from pipeline.config import BuildConfig
 from pipeline.imaging.quality import Rules, judge
-from pipeline.plan import grid_of
+from pipeline.plan import tile_grid
 from pipeline.runtime.cluster import cluster
-from pipeline.runtime.stream import Batch, stream
-from pipeline.runtime.worker import settle
+from pipeline.runtime.stream import JobBatch, stream
+from pipeline.runtime.worker import configure_libraries
 from pipeline.stages import catalog, index, labels, tiles
 
 TILES = 1_430_000
@@ -78,7 +78,7 @@ def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: max(workers, 1)])
     config = config_of(archive, out)
     out.mkdir(parents=True)
-    covers = find(config.labels.landcover)
+    covers = find_landcover(config.labels.landcover)
 
     def build(client: Any) -> float:
         began = time.perf_counter()
@@ -89,18 +89,18 @@ def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
         return time.perf_counter() - began
 
     if workers == 0:
-        settle()
+        configure_libraries()
         seconds, memory = build(None), most_memory()
     else:
         with cluster(workers, dashboard="127.0.0.1:0") as client:
             seconds, memory = build(client), max(client.run(most_memory).values())
-    grids = [grid for entry in read_catalog(out / "scenes.parquet") if (grid := grid_of(entry, config.grid))]
+    grids = [grid for entry in read_catalog(out / "scenes.parquet") if (grid := tile_grid(entry, config.grid))]
     return {"seconds": seconds, "tiles": sum(grid.rows * grid.cols for grid in grids), "memory": memory}
 
 
 def many(archive: Path, out: Path) -> dict[str, Any]:
     """Build the scenes of `write_many` on all cores: how many blocks were built."""
-    config, covers = small_tiles(archive, out), find([archive / "landcover"])
+    config, covers = small_tiles(archive, out), find_landcover([archive / "landcover"])
     out.mkdir(parents=True)
     with cluster(dashboard="127.0.0.1:0") as client:
         entries = catalog.run(config, client)
@@ -112,7 +112,7 @@ def many(archive: Path, out: Path) -> dict[str, Any]:
 
 def again(archive: Path, out: Path) -> dict[str, Any]:
     """The stages on what `many` built: seconds until nothing is found to be left, and of the index."""
-    config, covers = small_tiles(archive, out), find([archive / "landcover"])
+    config, covers = small_tiles(archive, out), find_landcover([archive / "landcover"])
     began = time.perf_counter()
     entries = catalog.run(config, None)
     tiles.run(config, entries, None)
@@ -131,7 +131,7 @@ def plain(archive: Path, out: Path) -> dict[str, Any]:
     sheets = sorted((archive / "landcover").glob("*.tif"))
     began, tiles = time.perf_counter(), 0
     for entry in entries:
-        scene, grid = entry.scene, grid_of(entry, config.grid)
+        scene, grid = entry.scene, tile_grid(entry, config.grid)
         assert grid is not None
         folder = out / scene.id
         folder.mkdir(parents=True)
@@ -192,7 +192,7 @@ def compare(built: Path, plain_way: Path, legend: Legend) -> dict[str, float]:
     for folder in sorted(path for path in plain_way.iterdir() if path.is_dir()):
         tiles = store.open_scene(str(built / layout.TILES), folder.name)
         labels = store.open_scene(str(built / layout.label_store("globeland30_2020")), folder.name)
-        accepted = contents.status(tiles) == layout.ACCEPTED
+        accepted = contents.read_status(tiles) == layout.ACCEPTED
         chips = {tuple(map(int, path.stem.split("_"))) for path in folder.glob("*_*.tif")}
         mine = set(zip(*(place.tolist() for place in np.nonzero(accepted)), strict=True))
         both, either = both + len(chips & mine), either + len(chips | mine)
@@ -218,7 +218,7 @@ def blocks(side: int = 16) -> dict[str, Any]:
     scenes = math.ceil(TILES / side**2 / per_scene)
     with cluster(2, dashboard="127.0.0.1:0") as client:
         began = time.perf_counter()
-        batches = (Batch(f"tiles-scene{k}", range(per_scene)) for k in range(scenes))
+        batches = (JobBatch(f"tiles-scene{k}", range(per_scene)) for k in range(scenes))
         done = sum(1 for _ in stream(nothing, batches, client))
         seconds = time.perf_counter() - began
     return {"seconds": seconds, "blocks": done, "memory": most_memory()}
@@ -253,7 +253,7 @@ def case_plain(scratch: Path, size: tuple[int, int], rounds: int) -> bool:
         times["ours"].append(found["seconds"])
         theirs = measured("plain", archive, scratch / "plain")
         times["plain"].append(theirs["seconds"])
-    (cover,) = find([archive / "landcover"])
+    (cover,) = find_landcover([archive / "landcover"])
     agreement = compare(scratch / "ours", scratch / "plain", cover.legend)
     remove(scratch / "ours")
     remove(scratch / "plain")

@@ -17,8 +17,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Polygon
 from rasterio.windows import from_bounds
 
-from geokr.landcover.discovery import find
-from geokr.landcover.outlines import LONLAT, rings
+from geokr.landcover.discovery import find_landcover
+from geokr.landcover.outlines import LONLAT, project_rings
 from geokr.landcover.shares import class_shares
 
 SHEET = "ESA_WorldCover_10m_2020_v100_N00E006_Map.tif"
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     """Write the figure. Returns the exit status."""
     out = Path(argv[0] if argv else "docs/images/labels.png")
     path = Path(os.environ.get("GEOKR_REAL_DATA", "data")) / "landcover" / SHEET
-    (cover,) = find([path])
+    (cover,) = find_landcover([path])
     classes, colours = cover.legend.classes, cover.legend.colours
     with rasterio.open(path) as file:
         cells = file.read(1, window=from_bounds(*PLACE, file.transform))
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     unit = np.array([(-1, 1), (1, 1), (1, -1), (-1, -1)]) * SIDE / 2
     corners = (grid + unit) @ spin + centre
     labels = class_shares(corners, UTM, cover)
-    outlines = rings(corners, UTM, LONLAT)
+    outlines = project_rings(corners, UTM, LONLAT)
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), width_ratios=(1, 1.15), layout="constrained")
     west, south, east, north = PLACE

@@ -209,7 +209,7 @@ def judge(run: Path, checkpoint: Checkpoint, folder: Path, trained: bool = True)
 def outputs(encoder: Encoder, folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Features and true shares of a split's tiles."""
     loader = TileLoader(folder / f"map-{OUTDATED[0]}", Selection(split), bands=encoder.bands, batch=128, shuffle=False)
-    return torch.cat([encoder(batch.image) for batch in loader]), torch.from_numpy(loader.share)
+    return torch.cat([encoder(batch.image) for batch in loader]), torch.from_numpy(loader.fraction)
 
 
 def fitted(known: torch.Tensor, shares: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

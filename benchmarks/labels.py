@@ -35,8 +35,8 @@ from rasterstats import zonal_stats
 
 from benchmarks.process import most_memory
 from geokr.dataset import store
-from geokr.landcover.discovery import find
-from geokr.landcover.outlines import Floats, project, rings
+from geokr.landcover.discovery import find_landcover
+from geokr.landcover.outlines import Floats, project, project_rings
 from geokr.landcover.shares import class_shares
 from geokr.landcover.sheets import LandCover
 from pipeline.geometry.grid import TileGrid
@@ -75,7 +75,7 @@ def write_map(folder: Path, corners: Floats, size: float, crs: str) -> LandCover
         path, "w", **profile, transform=transform, tiled=True, blockxsize=512, blockysize=512, compress="deflate"
     ) as file:
         file.write(patches(side, 1), 1)
-    (cover,) = find([path])
+    (cover,) = find_landcover([path])
     return cover
 
 
@@ -129,7 +129,7 @@ def compare(name: str, gsd: float, size: float, crs: str, folder: Path, rounds: 
     grid = TileGrid(GeoBox((side, side), Affine(gsd, 0, LEFT, 0, -gsd, TOP), UTM), 256, 200, 16)
     corners = grid.corners(slice(0, 16), slice(0, 16)).reshape(-1, 4, 2)
     cover = write_map(folder, corners, size, crs)
-    polygons = np.asarray(shapely.polygons(rings(corners, UTM, crs)))
+    polygons = np.asarray(shapely.polygons(project_rings(corners, UTM, crs)))
     peer = by_exactextract(polygons, cover)
     shares = class_shares(corners, UTM, cover)
     ours, theirs = shares.fraction * shares.known[:, None], peer()
@@ -159,7 +159,7 @@ def compare(name: str, gsd: float, size: float, crs: str, folder: Path, rounds: 
 
 def whole_sheet(path: str, out: str, answer: "multiprocessing.Queue[tuple[int, int, float, float, float]]") -> None:
     """Label 50 x 60 tiles of 256 px, 1 m, around Sao Tome by blocks; puts tiles, labelled, seconds, MB."""
-    (cover,) = find([path])
+    (cover,) = find_landcover([path])
     warm = np.array([[(6.6, 0.2), (6.601, 0.2), (6.601, 0.201), (6.6, 0.201)]])
     class_shares(warm, LONLAT, cover)
     shape = (49 * 200 + 256, 59 * 200 + 256)

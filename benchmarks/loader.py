@@ -155,7 +155,7 @@ def marks(epoch: Iterator[Sample]) -> list[int]:
 def everything(source: Path) -> tuple[Pixels, Labels]:
     """All tiles with all bands, (tile, band, y, x), and their labels, in the order of the index."""
     loader = TileLoader(source, Selection("train"), bands=("blue", "green", "red", "nir"), batch=BATCH, shuffle=False)
-    return np.concatenate([batch.image.numpy() for batch in loader]), loader.share
+    return np.concatenate([batch.image.numpy() for batch in loader]), loader.fraction
 
 
 def size(path: Path) -> int:
@@ -183,7 +183,7 @@ def parts(tiles: int, number: int) -> Iterator[npt.NDArray[np.int64]]:
 
 def ours(loader: TileLoader) -> Epoch:
     def epoch(number: int) -> Iterator[Sample]:
-        return ((batch.image, batch.share) for batch in loader.epoch(number))
+        return ((batch.image, batch.fraction) for batch in loader.epoch(number))
 
     return epoch
 

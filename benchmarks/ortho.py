@@ -30,12 +30,12 @@ from benchmarks.process import most_memory
 from geokr.dataset import store
 from pipeline.catalog.table import Entry
 from pipeline.config import TilesConfig
-from pipeline.geometry.grid import TileGrid, scene_grid
+from pipeline.geometry.grid import TileGrid, make_scene_grid
 from pipeline.geometry.terrain import Terrain
 from pipeline.imaging.ortho import orthorectify
 from pipeline.imaging.radiometry import Stretch
-from pipeline.runtime.worker import settle
-from pipeline.scenes.footprint import outline
+from pipeline.runtime.worker import configure_libraries
+from pipeline.scenes.footprint import image_footprint
 from pipeline.scenes.gaofen import parse_rpb
 from pipeline.scenes.scene import Image, Scene
 from pipeline.tasks.tiles import TileJob, build_tiles
@@ -105,7 +105,7 @@ def make_dem(path: Path, image: Image, side: int = 1600) -> str:
 
 
 def footprint(image: Image, terrain: Terrain) -> shapely.Polygon:
-    return outline(image, terrain)
+    return image_footprint(image, terrain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def multispectral(folder: Path, rpb: Path, rounds: int) -> bool:
     """The case against GDAL. Whether it is as fast and as near as it is to be."""
     image = make_scene(folder, rpb, MSS)
     terrain = Terrain(make_dem(folder / "dem.tif", image), 0.0)
-    grid = scene_grid(footprint(image, terrain), image.gsd, 256, 200, 16)
+    grid = make_scene_grid(footprint(image, terrain), image.gsd, 256, 200, 16)
     assert grid is not None
     warm, error = ours(image, grid, terrain)  # compiles, and fills the system's cache of files
     theirs = gdals(image, grid, terrain)
@@ -193,7 +193,7 @@ def panchromatic(folder: Path, rpb: Path) -> bool:
     """The case of memory, in this process. Whether it stays below LIMIT."""
     image, terrain = described(folder, rpb, PAN), Terrain(str(folder / "dem.tif"), 0.0)
     outlined = footprint(image, terrain)
-    grid = scene_grid(outlined, image.gsd, 256, 200, 16)
+    grid = make_scene_grid(outlined, image.gsd, 256, 200, 16)
     assert grid is not None
     scene = Scene(
         STEM, "GF2", "PMS1", "L1A", None, image.gsd, (image,), None, image.path, (), 0, "", outlined, {}
@@ -227,7 +227,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", choices=("mss", "pan"), help="one case alone")
     parser.add_argument("--made", type=Path, help=argparse.SUPPRESS)  # where this command has made the case of memory
     options = parser.parse_args(argv)
-    settle()
+    configure_libraries()
     if options.made is not None:
         return 0 if panchromatic(options.made, options.originals / f"{STEM}-PAN1.rpb") else 1
     good = True

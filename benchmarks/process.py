@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
-from pipeline.runtime.worker import settle
+from pipeline.runtime.worker import configure_libraries
 
 
 def one_core() -> None:
     """Hold this process to one core, and the libraries to one thread."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    settle()
+    configure_libraries()
 
 
 def most_memory() -> int:

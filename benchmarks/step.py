@@ -21,7 +21,7 @@ from benchmarks.tiles import dataset
 from geokr.loading.loader import Batch, TileLoader
 from geokr.loading.selection import Selection
 from geokr.pretraining.config import TrainConfig, configure
-from geokr.pretraining.learner import Learner, begin, facts_of, learn
+from geokr.pretraining.learner import Learner, create_learner, gather_facts, train_step
 from geokr.pretraining.processes import Process, process_group
 
 PEAK = {
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
 def learner_of(source: Path, config: TrainConfig, place: Process) -> Learner:
     """A learner before its first step; the training tiles serve as held-out ones, which nothing here looks at."""
     training = TileLoader(source, Selection("train"), bands=config.bands, batch=config.batch, prefetch=config.prefetch)
-    return begin(config, place, training, training, facts_of(training, training))
+    return create_learner(config, place, training, training, gather_facts(training, training))
 
 
 def endless(training: TileLoader) -> Iterator[Batch]:
@@ -92,7 +92,7 @@ def rate(learner: Learner, batches: Iterator[Batch], steps: int) -> float:
     began = time.perf_counter()
     for _ in range(steps):
         learner.step = 0  # the same point of every schedule, and no window of losses that fills up
-        learn(learner, next(batches))
+        train_step(learner, next(batches))
     if learner.process.device.type == "cuda":
         torch.cuda.synchronize()
     return steps * learner.config.batch / (time.perf_counter() - began)

@@ -88,7 +88,7 @@ def checksum(folder: str, rounds: int) -> int:
             )
         )
         context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
-        spec = {"driver": "zarr3", "kvstore": files.kvstore(root), "recheck_cached_data": False}
+        spec = {"driver": "zarr3", "kvstore": files.kvstore_spec(root), "recheck_cached_data": False}
         for shard in range(SHARDS):
             arrays[-1][shard * BLOCK : (shard + 1) * BLOCK] = pixels
         readers.append(ts.open(spec, read=True, context=context).result())

@@ -84,7 +84,7 @@ def load_encoder(path: str | Path, model: str | None = None) -> Encoder:
             raise ValueError(f"{model}: timm knows no mean, spread and size of its input")
         mean, std, size = known.mean, known.std, known.input_size[-1]
     network = build_encoder(name, len(bands), size)
-    fit(network, weights, bands, bands, str(file))
+    apply_weights(network, weights, bands, bands, str(file))
     return Encoder(network, bands, mean, std, size).eval()
 
 
@@ -141,7 +141,7 @@ def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise ValueError(f"{path}: not a file of weights alone: {type(error).__name__}") from error
 
 
-def fit(
+def apply_weights(
     encoder: nn.Module, given: Mapping[str, torch.Tensor], its_bands: Sequence[str], bands: Sequence[str], source: str
 ) -> None:
     """Give an encoder weights with timm's or torchvision's names, whatever classifier they come with.
@@ -151,12 +151,12 @@ def fit(
     """
     wanted = encoder.state_dict()
     known: dict[str, Any] = getattr(encoder, "pretrained_cfg", {})
-    dropped = {f"{name}.{part}" for name in _names(known.get("classifier")) for part in ("weight", "bias")}
+    dropped = {f"{name}.{part}" for name in _as_tuple(known.get("classifier")) for part in ("weight", "bias")}
     weights = {name: value for name, value in given.items() if name not in dropped}
-    weights = {timms_name(name, wanted): value for name, value in weights.items()}
+    weights = {to_timm_name(name, wanted): value for name, value in weights.items()}
     weights = {name: value for name, value in weights.items() if name}
     for name, value in weights.items():
-        if name in {f"{first}.weight" for first in _names(known.get("first_conv"))} and value.ndim == 4:
+        if name in {f"{first}.weight" for first in _as_tuple(known.get("first_conv"))} and value.ndim == 4:
             if value.shape[1] == len(its_bands):
                 weights[name] = adapt_bands(value, its_bands, bands)
         elif name in wanted and value.ndim == 2 and wanted[name].ndim == 4 and value.numel() == wanted[name].numel():
@@ -178,7 +178,7 @@ VGG = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "clas
 """torchvision's names of VGG's last layers -> timm's; the last one is the classifier."""
 
 
-def timms_name(name: str, wanted: Mapping[str, torch.Tensor]) -> str:
+def to_timm_name(name: str, wanted: Mapping[str, torch.Tensor]) -> str:
     """timm's name of a weight that torchvision calls `name`; the same for all but VGG's last layers; "" for none."""
     layer, _, part = name.rpartition(".")
     if layer not in VGG or "pre_logits.fc1.weight" not in wanted:
@@ -186,7 +186,7 @@ def timms_name(name: str, wanted: Mapping[str, torch.Tensor]) -> str:
     return f"{VGG[layer]}.{part}" if VGG[layer] else ""
 
 
-def torchvisions(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def to_torchvision(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """An encoder's weights as torchvision names and shapes them. Differs from timm's for VGG's last layers alone."""
     named = {ours: theirs for theirs, ours in VGG.items() if ours}
     result = {}
@@ -208,7 +208,7 @@ def adapt_bands(weight: torch.Tensor, given: Sequence[str], wanted: Sequence[str
     return torch.stack(parts, dim=1) * (len(given) / len(wanted))
 
 
-def _names(entry: Any) -> tuple[str, ...]:
+def _as_tuple(entry: Any) -> tuple[str, ...]:
     """timm gives one name, several or none."""
     if entry is None:
         return ()

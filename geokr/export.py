@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from geokr.encoder import ENCODER, build_encoder, torchvisions
-from geokr.pretraining.card import model_card, named, stac_item, to_json
+from geokr.encoder import ENCODER, build_encoder, to_torchvision
+from geokr.pretraining.card import model_card, published_name, stac_item, to_json
 from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load
 from geokr.storage.files import replacing
 
@@ -36,10 +36,10 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
     objective, start (where the encoder started from) and step.
     """
     with replacing(out) as file:
-        file.write(_in_order(to_safetensors(weights_of(checkpoint), header_of(checkpoint))))
+        file.write(_sort_header(to_safetensors(encoder_weights(checkpoint), encoder_header(checkpoint))))
 
 
-def weights_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+def encoder_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """The encoder's weights with timm's names."""
     weights = checkpoint.networks[checkpoint.exported]
     prefix = "encoder."
@@ -48,7 +48,7 @@ def weights_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     }
 
 
-def header_of(checkpoint: Checkpoint) -> dict[str, str]:
+def encoder_header(checkpoint: Checkpoint) -> dict[str, str]:
     return {
         "model": str(checkpoint.config["model"]),
         "image_size": str(checkpoint.config["image_size"]),
@@ -56,14 +56,14 @@ def header_of(checkpoint: Checkpoint) -> dict[str, str]:
         "mean": json.dumps(checkpoint.mean),
         "std": json.dumps(checkpoint.std),
         "classes": json.dumps(checkpoint.facts["classes"]),
-        "dataset": named(checkpoint.dataset),
+        "dataset": published_name(checkpoint.dataset),
         "objective": str(checkpoint.config["objective"]),
         "start": checkpoint.start,
         "step": str(checkpoint.step),
     }
 
 
-def _in_order(content: bytes) -> bytes:
+def _sort_header(content: bytes) -> bytes:
     """The same safetensors file with its header sorted: the library writes the metadata in a random order.
 
     The header is JSON behind its length, 8 bytes, little-endian; places of tensors are counted from its end.
@@ -74,12 +74,12 @@ def _in_order(content: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[end:]
 
 
-def encoder_of(checkpoint: Checkpoint) -> nn.Module:
+def rebuild_encoder(checkpoint: Checkpoint) -> nn.Module:
     """The encoder, in evaluation mode."""
     encoder = build_encoder(
         checkpoint.config["model"], len(checkpoint.config["bands"]), checkpoint.config["image_size"]
     )
-    encoder.load_state_dict(weights_of(checkpoint))
+    encoder.load_state_dict(encoder_weights(checkpoint))
     return encoder.eval()
 
 
@@ -89,7 +89,7 @@ def export_all(checkpoint: Checkpoint, out: Path, forms: tuple[str, ...], metric
     Returns the names of the files with weights. Raises ValueError where a form needs a package that is not there.
     """
     config = checkpoint.config
-    encoder = encoder_of(checkpoint)
+    encoder = rebuild_encoder(checkpoint)
     example = torch.zeros(2, len(config["bands"]), config["image_size"], config["image_size"])
     with torch.no_grad():
         features = encoder(example).shape[1]
@@ -103,11 +103,15 @@ def export_all(checkpoint: Checkpoint, out: Path, forms: tuple[str, ...], metric
             case "pt2":
                 written.append("encoder.pt2")
                 with replacing(out / written[-1]) as file:
-                    torch.export.save(_traced(encoder, example), file)
+                    torch.export.save(_trace(encoder, example), file)
             case _:
                 written.append("torchvision.safetensors")
                 with replacing(out / written[-1]) as file:
-                    file.write(_in_order(to_safetensors(torchvisions(weights_of(checkpoint)), header_of(checkpoint))))
+                    file.write(
+                        _sort_header(
+                            to_safetensors(to_torchvision(encoder_weights(checkpoint)), encoder_header(checkpoint))
+                        )
+                    )
     sizes = {name: (out / name).stat().st_size for name in written}
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     with replacing(out / "README.md") as file:
@@ -117,7 +121,7 @@ def export_all(checkpoint: Checkpoint, out: Path, forms: tuple[str, ...], metric
     return written
 
 
-def _traced(encoder: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
+def _trace(encoder: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
     """The encoder as a graph for any number of images."""
     with torch.no_grad():
         return torch.export.export(encoder, (example,), dynamic_shapes=({0: torch.export.Dim("images")},))
@@ -129,7 +133,7 @@ def _export_onnx(encoder: nn.Module, example: torch.Tensor, out: Path) -> None:
     except ImportError as error:
         raise ValueError("the form onnx needs the packages onnx and onnxscript") from error
     program: Any = torch.onnx.export(
-        _traced(encoder, example), input_names=["image"], output_names=["features"], dynamo=True, verbose=False
+        _trace(encoder, example), input_names=["image"], output_names=["features"], dynamo=True, verbose=False
     )
     with tempfile.TemporaryDirectory() as folder:
         program.save(f"{folder}/encoder.onnx", external_data=False)

@@ -51,7 +51,7 @@ def read_section(path: str | Path, section: str) -> dict[str, Any]:
     return values
 
 
-def fault(error: ValidationError) -> tuple[tuple[str, ...], str]:
+def explain(error: ValidationError) -> tuple[tuple[str, ...], str]:
     """Where the first fault that a model found lies, and what it is, in a phrase.
 
     A fault of the whole has no place.

@@ -29,26 +29,26 @@ from geokr.loading.loader import Batch, TileLoader
 from geokr.loading.selection import Selection
 from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load, save
 from geokr.pretraining.config import PRESETS, WITHOUT_EFFECT, TrainConfig, configure
-from geokr.pretraining.journal import CONFUSION, CURVES, Journal
+from geokr.pretraining.journal import CONFUSION, CURVES, HAS_MATPLOTLIB, Journal
 from geokr.pretraining.learner import (
     LOG_EVERY,
-    Facts,
+    DataFacts,
     Learner,
-    begin,
-    facts_of,
-    learn,
+    create_learner,
+    gather_facts,
     snapshot,
+    train_step,
 )
 from geokr.pretraining.objectives import choose
 from geokr.pretraining.objectives.objective import FIRST_VIEW, SECOND_VIEW
 from geokr.pretraining.processes import Process, barrier, max_over_ranks, process_group, sum_over_ranks
-from geokr.pretraining.validation import Verdict, validate
+from geokr.pretraining.validation import Validation, validate
 from geokr.settings import differences
 from geokr.storage.files import replacing
 
 METRICS = "metrics.json"
 DIVERGED = "diverged"
-RESULTS = (METRICS, ENCODER, CONFUSION, *CURVES.values())
+RESULTS = (METRICS, ENCODER, *CURVES.values(), *((CONFUSION,) if HAS_MATPLOTLIB else ()))
 """What a finished run holds. One that lacks some of it repeats the end alone."""
 
 
@@ -58,15 +58,15 @@ def train(dataset: str, run: Path, config: TrainConfig, process: Process, restar
     restart: where `run` holds a run of other settings or tiles, move it aside and begin.
     Raises ValueError with one sentence where the data set, or without `restart` an earlier run, does not fit.
     """
-    training, held_out = loaders(dataset, config, process)
-    facts, epoch = facts_of(training, held_out), len(training)
-    last = earlier(run, config, facts, process, restart)
+    training, held_out = make_loaders(dataset, config, process)
+    facts, epoch = gather_facts(training, held_out), len(training)
+    last = find_checkpoint(run, config, facts, process, restart)
     if last is not None and last.step == last.total and all((run / name).exists() for name in RESULTS):
-        say(process, f"{run}: finished after {last.total} steps; delete it to begin again")
+        print_once(process, f"{run}: finished after {last.total} steps; delete it to begin again")
         return 0
-    learner = begin(config, process, training, held_out, facts, last)
+    learner = create_learner(config, process, training, held_out, facts, last)
     origin = f"from {learner.start}" if last is None else f"going on after step {learner.step}"
-    say(
+    print_once(
         process,
         f"{training.tiles} training tiles, {held_out.tiles} held out; {config.model} on {process.device}, {origin}",
     )
@@ -75,8 +75,8 @@ def train(dataset: str, run: Path, config: TrainConfig, process: Process, restar
         journal = Journal(run, config.loggers, learner.step) if process.rank == 0 else None
         if journal is not None:
             stack.callback(journal.close)
-        bar = stack.enter_context(progress(learner))
-        stop = stack.enter_context(signals())
+        bar = stack.enter_context(progress_bar(learner))
+        stop = stack.enter_context(catch_signals())
         stream = batches(training, learner.step, learner.total)
         clock = Clock()
         result = None
@@ -85,7 +85,7 @@ def train(dataset: str, run: Path, config: TrainConfig, process: Process, restar
             batch = next(stream)
             clock.waited += time.perf_counter() - asked
             clock.tiles += config.batch
-            learn(learner, batch)
+            train_step(learner, batch)
             bar.update()
 
             ends, logs = learner.step == learner.total, learner.step % LOG_EVERY == 0
@@ -94,32 +94,34 @@ def train(dataset: str, run: Path, config: TrainConfig, process: Process, restar
             stopping = max_over_ranks(stop[0] if stop else 0, process) if logs or process.world == 1 else 0
             saves = validates or stopping or learner.step % config.checkpoint_every == 0
             if logs or saves:  # no state is kept whose losses nobody has looked at
-                halt_if_diverged(learner, run)
+                raise_if_diverged(learner, run)
             if logs or validates:
-                note_losses(learner, journal, bar, clock)
-            result = judge(learner, run, journal, batch) if validates else None
+                log_losses(learner, journal, bar, clock)
+            result = validate_and_log(learner, run, journal, batch) if validates else None
             if saves:
-                keep(learner, run / LAST)
+                save_state(learner, run / LAST)
             if stopping and not ends:
                 bar.close()
                 barrier(process)  # none leaves before the state is saved: torchrun would end the others
-                say(process, f"{run}: stopped after step {learner.step}; the same command goes on from there")
+                print_once(process, f"{run}: stopped after step {learner.step}; the same command goes on from there")
                 return 128 + stopping
             if logs or validates:
                 clock = Clock()
         # Without a result, an earlier process ended between its last step and here.
-        result = result or judge(learner, run, journal)
+        result = result or validate_and_log(learner, run, journal)
 
     ending = snapshot(learner)
     if process.rank == 0:
-        finish(learner, ending, run, result)
+        write_results(learner, ending, run, result)
     barrier(process)
     kl, than = result.numbers["kl"], f"{result.numbers['kl_of_mean']:.4f} for the mean label of the training tiles"
-    say(process, f"{run}: {learner.total} steps; held-out KL {kl:.4f} nats, {than}; see {run / ENCODER}")
+    print_once(process, f"{run}: {learner.total} steps; held-out KL {kl:.4f} nats, {than}; see {run / ENCODER}")
     return 0
 
 
-def earlier(run: Path, config: TrainConfig, facts: Facts, process: Process, restart: bool) -> Checkpoint | None:
+def find_checkpoint(
+    run: Path, config: TrainConfig, facts: DataFacts, process: Process, restart: bool
+) -> Checkpoint | None:
     """The last checkpoint in `run`, if there is one of these settings and tiles.
 
     One of others is moved aside with its whole run, or refused with a ValueError that says what differs.
@@ -142,12 +144,12 @@ def earlier(run: Path, config: TrainConfig, facts: Facts, process: Process, rest
     if process.rank == 0:
         aside = next(path for n in count(1) if not (path := run.with_name(f"{run.name}.{n}")).exists())
         run.rename(aside)
-        say(process, f"{what}: moved to {aside}, beginning again")
+        print_once(process, f"{what}: moved to {aside}, beginning again")
     barrier(process)
     return None
 
 
-def loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[TileLoader, TileLoader]:
+def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[TileLoader, TileLoader]:
     """Training tiles, shuffled, and held-out tiles in order."""
     if config.batch % (process.world * config.accumulate):
         parts = f"the {process.world} processes" + (f" x {config.accumulate} parts" if config.accumulate > 1 else "")
@@ -190,7 +192,7 @@ class Clock:
     tiles: int = 0
 
 
-def note_losses(learner: Learner, journal: Journal | None, bar: Any, clock: Clock) -> None:
+def log_losses(learner: Learner, journal: Journal | None, bar: Any, clock: Clock) -> None:
     """Log the means since the last line, with tiles a second and the share of the time spent waiting for tiles."""
     rows = sum_over_ranks(learner.window, learner.process)[: learner.step - learner.noted] / learner.process.world
     names = ("loss", *learner.objective.measures)
@@ -211,10 +213,10 @@ def note_losses(learner: Learner, journal: Journal | None, bar: Any, clock: Cloc
         )
 
 
-def halt_if_diverged(learner: Learner, run: Path) -> None:
+def raise_if_diverged(learner: Learner, run: Path) -> None:
     """Raise ValueError where the loss of a step since the last line was too high or no number.
 
-    The step's tiles are kept beside the last checkpoint, each process's in a file: image, share and weight.
+    The step's tiles are kept beside the last checkpoint, each process's in a file: image, fraction and weight.
     """
     rows = sum_over_ranks(learner.window, learner.process)[: learner.step - learner.noted, 0] / learner.process.world
     wrong = [(i, loss) for i, loss in enumerate(rows.tolist()) if not loss <= learner.config.highest_loss]
@@ -223,13 +225,13 @@ def halt_if_diverged(learner: Learner, run: Path) -> None:
     step, loss = learner.noted + wrong[0][0], wrong[0][1]
     batch = next(batches(learner.training, step, learner.total))  # which they were is a function of the step
     path = run / DIVERGED / f"step{step + 1}-rank{learner.process.rank}.safetensors"
-    tensors = {"image": batch.image, "share": batch.share, "weight": batch.weight}
+    tensors = {"image": batch.image, "fraction": batch.fraction, "weight": batch.weight}
     with replacing(path) as file:
         file.write(to_safetensors(tensors, {"step": str(step + 1), "loss": str(loss)}))
     raise ValueError(f"the loss is {loss:g} at step {step + 1}, its tiles are in {path}: try a lower lr, or amp=fp32")
 
 
-def judge(learner: Learner, run: Path, journal: Journal | None, batch: Batch | None = None) -> Verdict:
+def validate_and_log(learner: Learner, run: Path, journal: Journal | None, batch: Batch | None = None) -> Validation:
     """Validate, log it, and keep the state if it is the best so far. batch: the last one, to show views of."""
     result = validate(learner)
     better = learner.best is None or result.numbers["kl"] < learner.best["kl"]
@@ -238,25 +240,25 @@ def judge(learner: Learner, run: Path, journal: Journal | None, batch: Batch | N
     if journal is not None:
         classes = learner.facts.classes
         journal.write(learner.step, "val", result.numbers)
-        journal.show(learner.step, result.error, result.confusion, classes, result.shares)
-        if batch is not None and journal.shows_images:
+        journal.write_classes(learner.step, result.error, result.confusion, classes, result.shares)
+        if batch is not None and journal.has_images:
             image = batch.image[:8].to(learner.process.device)
             views = torch.cat([learner.view(image, stream) for stream in (FIRST_VIEW, SECOND_VIEW)])
-            journal.show_views(learner.step, views.cpu(), learner.config.bands)
-        journal.draw()
+            journal.write_views(learner.step, views.cpu(), learner.config.bands)
+        journal.write_curves()
     if better:
-        keep(learner, run / BEST)
+        save_state(learner, run / BEST)
     return result
 
 
-def keep(learner: Learner, path: Path) -> None:
+def save_state(learner: Learner, path: Path) -> None:
     """Save the state, once for all processes."""
     state = snapshot(learner)
     if learner.process.rank == 0:
         save(path, state)
 
 
-def finish(learner: Learner, ending: Checkpoint, run: Path, result: Verdict) -> None:
+def write_results(learner: Learner, ending: Checkpoint, run: Path, result: Validation) -> None:
     """Write the encoder, and last of all the metrics: they mark the run as finished."""
     export(ending, run / ENCODER)
     best = learner.best or {}
@@ -276,7 +278,7 @@ def finish(learner: Learner, ending: Checkpoint, run: Path, result: Verdict) -> 
         file.write((json.dumps(metrics, indent=2) + "\n").encode())
 
 
-class Lines:
+class LineWriter:
     """A file for a progress bar that nobody watches: what the bar would draw over itself, a line each."""
 
     def write(self, text: str) -> None:
@@ -287,12 +289,12 @@ class Lines:
         """Each line is out already."""
 
 
-def progress(learner: Learner) -> Any:
+def progress_bar(learner: Learner) -> Any:
     """A progress bar in steps; a line every half minute where nobody watches."""
     terminal = sys.stderr.isatty()
     interval = 0.1 if terminal else 30.0  # s
     return tqdm(
-        file=sys.stderr if terminal else Lines(),
+        file=sys.stderr if terminal else LineWriter(),
         total=learner.total,
         initial=learner.step,
         unit="step",
@@ -303,7 +305,7 @@ def progress(learner: Learner) -> Any:
 
 
 @contextmanager
-def signals() -> Iterator[list[int]]:
+def catch_signals() -> Iterator[list[int]]:
     """A list to which Ctrl-C and SIGTERM add themselves; the second one ends the process as ever."""
     caught: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -321,7 +323,7 @@ def signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def say(process: Process, line: str) -> None:
+def print_once(process: Process, line: str) -> None:
     if process.rank == 0:
         print(line, file=sys.stderr, flush=True)
 

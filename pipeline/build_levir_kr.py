@@ -17,30 +17,30 @@ from typing import get_args
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from geokr.dataset.layout import StoreError
-from geokr.landcover.discovery import find
+from geokr.landcover.discovery import find_landcover
 from geokr.landcover.products import LandCoverError
 from geokr.landcover.sheets import LandCover
 from geokr.settings import ConfigError
 from geokr.storage import files, inputs, rasters
 from pipeline.catalog import quarantine
-from pipeline.catalog.stac_items import write_static
+from pipeline.catalog.stac_items import write_static_catalog
 from pipeline.catalog.table import CATALOG, Entry, read_catalog
 from pipeline.config import OPTIONS, BuildConfig, read_config
 from pipeline.imaging.calibration import read_coefficients
 from pipeline.imaging.ortho import Resampling
 from pipeline.imaging.radiometry import Kind, RadiometryError
-from pipeline.plan import dry_run, refuse_idle
+from pipeline.plan import check_coverage, dry_run
 from pipeline.report.summary import summary_table
-from pipeline.runtime.cluster import ClusterError, cluster, threads
-from pipeline.runtime.progress import note
-from pipeline.runtime.signals import stoppable, stopped
+from pipeline.runtime.cluster import ClusterError, cluster, count_threads
+from pipeline.runtime.progress import log_event
+from pipeline.runtime.signals import report_stop, stop_on_signals
 from pipeline.scenes.scene import Imagery
 from pipeline.stages import catalog, index, labels, tiles
 
 STAGES = ("catalog", "tiles", "labels", "index")
 
 
-def arguments() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.build_levir_kr",
         description="Turn satellite scenes and land-cover maps into tiles with label distributions, in sharded Zarr.",
@@ -79,7 +79,7 @@ def arguments() -> argparse.ArgumentParser:
     where.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786")
     add(
         "--memory",
-        type=size,
+        type=parse_size,
         metavar="SIZE",
         help="of a worker on this machine, such as 2GiB (the machine's, shared out)",
     )
@@ -92,7 +92,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def size(text: str) -> int:
+def parse_size(text: str) -> int:
     """Bytes from `512MiB`, `2GiB`, `2GB` or a plain number."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?)?", text, re.IGNORECASE)
     if match is None or not float(match[1]):
@@ -103,7 +103,7 @@ def size(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
-    options = arguments().parse_args(argv)
+    options = make_parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("rasterio").setLevel(logging.WARNING)  # what GDAL signals comes as an error that names its file
     given = {name: value for name, value in vars(options).items() if name in OPTIONS and value is not None}
@@ -117,13 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.dry_run:
             print("\n".join(dry_run(config, covers)))
             return 0
-        with files.alone(config.out, "builds"), logging_redirect_tqdm(), stoppable():
+        with files.lock_directory(config.out, "builds"), logging_redirect_tqdm(), stop_on_signals():
             build(config, covers, options)
     except (ConfigError, ClusterError, LandCoverError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        return stopped(interrupt)
+        return report_stop(interrupt)
     refused = quarantine.read(config.out)
     if refused:
         print(f"{len(refused)} refused: see {files.join(config.out, quarantine.FILE)}", file=sys.stderr)
@@ -144,8 +144,8 @@ def check_inputs(config: BuildConfig) -> list[LandCover]:
             read_coefficients(survey.coefficients)
         except RadiometryError as error:
             raise ConfigError(str(error)) from error
-    covers = find(config.labels.landcover, config.labels.legends, config.labels.taxonomy)
-    index.label_set(config.index, covers)
+    covers = find_landcover(config.labels.landcover, config.labels.legends, config.labels.taxonomy)
+    index.choose_label_set(config.index, covers)
     return covers
 
 
@@ -157,16 +157,18 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
         options.workers, options.scheduler, options.dashboard, options.memory, options.performance_report
     ) as client:
         print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
-        note(out, "run", stages=[options.only] if options.only else STAGES, settings=config.model_dump(mode="json"))
+        log_event(
+            out, "run", stages=[options.only] if options.only else STAGES, settings=config.model_dump(mode="json")
+        )
         for stage in (options.only,) if options.only else STAGES:
             began = time.monotonic()
             if stage == "catalog":
                 entries = catalog.run(config, client)
                 if options.stac:
-                    write_static(Path(options.stac), [entry.scene for entry in entries])
-                refuse_idle(config, covers, entries)  # before the pixels, which take longest
+                    write_static_catalog(Path(options.stac), [entry.scene for entry in entries])
+                check_coverage(config, covers, entries)  # before the pixels, which take longest
             elif entries is None:
-                entries = earlier_catalog(out)
+                entries = load_catalog(out)
             match stage:
                 case "tiles":
                     tiles.run(config, entries, client)
@@ -174,17 +176,17 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
                     labels.run(config, covers, entries, client)
                 case "index":
                     print("\n".join(summary_table(index.run(config, covers, entries, client))))
-            note(
+            log_event(
                 out,
                 "stage",
                 stage=stage,
                 seconds=round(time.monotonic() - began, 1),
-                threads=threads(client),
+                threads=count_threads(client),
                 dashboard=client.dashboard_link,
             )
 
 
-def earlier_catalog(out: str) -> list[Entry]:
+def load_catalog(out: str) -> list[Entry]:
     """The entries that an earlier run of the first stage wrote."""
     path = files.join(out, CATALOG)
     if not files.exists(path):

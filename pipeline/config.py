@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from geokr.settings import ConfigError, Names, Share, Strict, fault, read_section, suggest
+from geokr.settings import ConfigError, Names, Share, Strict, explain, read_section, suggest
 from pipeline.imaging.ortho import Resampling
 from pipeline.imaging.quality import Rules
 from pipeline.imaging.radiometry import Kind
@@ -166,7 +166,7 @@ def read_config(params: str | Path | None, given: Mapping[str, Any]) -> BuildCon
     try:
         return BuildConfig.model_validate(values)
     except ValidationError as error:
-        place, what = fault(error)
+        place, what = explain(error)
         where = ".".join(place)
         option = next((name for name, at in OPTIONS.items() if at == place), None)
         # The command line goes over the file: what was given there is not the file's fault.
@@ -181,13 +181,15 @@ def read_config(params: str | Path | None, given: Mapping[str, Any]) -> BuildCon
 
 def suggest_setting(place: tuple[str, ...]) -> str:
     """`; grid.tile?` for a setting in another group, or one that is nearly spelt so; otherwise nothing."""
-    every = {name: f"{group}.{name}" for group, field in BuildConfig.model_fields.items() for name in names_of(field)}
+    every = {
+        name: f"{group}.{name}" for group, field in BuildConfig.model_fields.items() for name in setting_names(field)
+    }
     if place[-1] in every:
         return f"; {every[place[-1]]}?"
     return suggest(place[-1], [*every, *BuildConfig.model_fields])
 
 
-def names_of(field: Any) -> list[str]:
+def setting_names(field: Any) -> list[str]:
     """The settings of a group, by the field that holds it; none where it is no group."""
     kind = field.annotation
     return [*kind.model_fields] if isinstance(kind, type) and issubclass(kind, Strict) else []

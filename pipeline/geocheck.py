@@ -20,13 +20,13 @@ from odc.geo.geobox import GeoBox
 
 from geokr.crs import transformer
 from geokr.storage.inputs import InputError
-from pipeline.geometry.grid import centre_of, plane_of
+from pipeline.geometry.grid import area_centre, choose_crs
 from pipeline.geometry.sensor import RPC, Floats
 from pipeline.geometry.terrain import Terrain
 from pipeline.imaging.ortho import orthorectify
 from pipeline.scenes.delivery import Refusal, read_delivery
-from pipeline.scenes.discovery import deliveries
-from pipeline.scenes.footprint import flat_terrain, outline
+from pipeline.scenes.discovery import find_deliveries
+from pipeline.scenes.footprint import flat_terrain, image_footprint
 from pipeline.scenes.scene import Image, Scene, SceneError
 
 COARSE = 0.1
@@ -64,9 +64,9 @@ class Shifts:
         ]
 
 
-def one_scene(path: str) -> Scene:
+def read_one_scene(path: str) -> Scene:
     """The scene under a path. Raises SceneError with a sentence where there is none that can be used, or several."""
-    found = [scene for delivery in deliveries([path]) for scene in read_delivery(delivery, "mss")]
+    found = [scene for delivery in find_deliveries([path]) for scene in read_delivery(delivery, "mss")]
     scenes = [scene for scene in found if not isinstance(scene, Refusal)]
     if len(scenes) == 1:
         return scenes[0]
@@ -76,15 +76,15 @@ def one_scene(path: str) -> Scene:
     raise SceneError(refused[0] if refused else f"{path}: no image is in there")
 
 
-def shifts(scene: Scene, reference: Scene, terrain: Terrain, chip: int = 256, across: int = 12) -> Shifts:
+def measure_shifts(scene: Scene, reference: Scene, terrain: Terrain, chip: int = 256, across: int = 12) -> Shifts:
     """Measure a scene's shift on at most across x across chips of `chip` px, evenly over what both show.
 
     The common grid has the coarser of the two pixel sizes. Raises SceneError where the two do not overlap.
     """
     image, other = scene.images[0], reference.images[0]
-    mine, theirs = outline(image, terrain), outline(other, flat_terrain(other.model))
-    crs, gsd = plane_of(*centre_of(mine)), max(image.gsd, other.gsd)
-    common = shapely.intersection(on_plane(mine, crs), on_plane(theirs, crs))
+    mine, theirs = image_footprint(image, terrain), image_footprint(other, flat_terrain(other.model))
+    crs, gsd = choose_crs(*area_centre(mine)), max(image.gsd, other.gsd)
+    common = shapely.intersection(project_footprint(mine, crs), project_footprint(theirs, crs))
     if common.is_empty:
         raise SceneError(f"{other.path}: the reference shows no part of {scene.id}")
     left, bottom, right, top = common.bounds
@@ -95,7 +95,7 @@ def shifts(scene: Scene, reference: Scene, terrain: Terrain, chip: int = 256, ac
     for corner_y in y:
         for corner_x in x:
             geobox = GeoBox((chip, chip), Affine(gsd, 0, corner_x, 0, -gsd, corner_y), crs)
-            first, second = grey(geobox, other, image, terrain), grey(geobox, image, other, terrain)
+            first, second = read_grey_chip(geobox, other, image, terrain), read_grey_chip(geobox, image, other, terrain)
             if first is None or second is None:
                 continue
             looked += 1
@@ -106,13 +106,13 @@ def shifts(scene: Scene, reference: Scene, terrain: Terrain, chip: int = 256, ac
     return Shifts(crs, gsd, np.reshape(places, (-1, 2)), np.reshape(moved, (-1, 2)), looked)
 
 
-def on_plane(footprint: shapely.Polygon, crs: str) -> shapely.Polygon:
+def project_footprint(footprint: shapely.Polygon, crs: str) -> shapely.Polygon:
     """A footprint in metres."""
     ring = shapely.get_coordinates(footprint.exterior)
     return shapely.Polygon(np.column_stack(transformer("EPSG:4326", crs).transform(ring[:, 0], ring[:, 1])))
 
 
-def grey(geobox: GeoBox, image: Image, other: Image, terrain: Terrain) -> npt.NDArray[np.float32] | None:
+def read_grey_chip(geobox: GeoBox, image: Image, other: Image, terrain: Terrain) -> npt.NDArray[np.float32] | None:
     """A chip of an image in one band, (y, x) float32; None where it does not cover the chip or is all alike.
 
     The mean of the bands that the other image has too, or of all where they share none.
@@ -151,7 +151,7 @@ def correlate(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -
     return right + moves[1], down + moves[0]
 
 
-def picture(found: Shifts, path: Path) -> None:
+def draw_arrows(found: Shifts, path: Path) -> None:
     """Draw an arrow a chip, so long that the median is a tenth of the scene."""
     from matplotlib.figure import Figure  # half a second that only a picture is worth
 
@@ -185,16 +185,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw an arrow a chip")
     options = parser.parse_args(argv)
     try:
-        scene, reference = one_scene(options.scene), one_scene(options.reference)
+        scene, reference = read_one_scene(options.scene), read_one_scene(options.reference)
         if isinstance(reference.images[0].model, RPC):
             raise SceneError(f"{options.reference}: the reference must lie on a map")
         terrain = replace(flat_terrain(scene.images[0].model), dem=options.dem, geoid=options.geoid)
         if options.chip < 32 or options.across < 1:
             raise SceneError(f"chips must be at least 32 px and one, got {options.chip} px and {options.across}")
-        found = shifts(scene, reference, terrain, options.chip, options.across)
+        found = measure_shifts(scene, reference, terrain, options.chip, options.across)
         print("\n".join(found.lines()))
         if options.picture is not None and len(found.moved):
-            picture(found, options.picture)
+            draw_arrows(found, options.picture)
             print(f"picture       {options.picture}")
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from geokr.dataset import layout
 from geokr.dataset.index import read_summary
-from geokr.landcover.discovery import find
+from geokr.landcover.discovery import find_landcover
 from geokr.landcover.legend import Legend
 from geokr.landcover.products import LandCoverError
 from geokr.landcover.sheets import LandCover
@@ -20,7 +20,7 @@ from pipeline.catalog.table import CATALOG, read_catalog
 from pipeline.config import BuildConfig, LabelsConfig
 from pipeline.report.summary import summary_table
 from pipeline.runtime.cluster import ClusterError, cluster
-from pipeline.runtime.signals import stoppable, stopped
+from pipeline.runtime.signals import report_stop, stop_on_signals
 from pipeline.stages import index, labels
 
 
@@ -41,16 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("rasterio").setLevel(logging.WARNING)
     try:
-        print("\n".join(label_anew(options)))
+        print("\n".join(relabel(options)))
     except (ConfigError, ClusterError, LandCoverError, layout.StoreError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        return stopped(interrupt)
+        return report_stop(interrupt)
     return 0
 
 
-def label_anew(options: argparse.Namespace) -> list[str]:
+def relabel(options: argparse.Namespace) -> list[str]:
     """Add label sets to a built data set, and write its index anew. Returns lines that say what it holds now."""
     summary = read_summary(options.data)
     settings = {**summary["settings"], "out": options.data}
@@ -63,16 +63,16 @@ def label_anew(options: argparse.Namespace) -> list[str]:
     settings["index"] = settings["index"] | {"label_set": options.label_set or summary["label_set"]}
     config = BuildConfig.model_validate(settings)
     rasters.fingerprint.cache_clear()  # of an earlier run in this process
-    covers = find(options.landcover, config.labels.legends, config.labels.taxonomy)
+    covers = find_landcover(options.landcover, config.labels.legends, config.labels.taxonomy)
     if config.index.label_set not in (known := [summary["label_set"], *(cover.name for cover in covers)]):
         raise ConfigError(f"label_set is {config.index.label_set}, expected one of {', '.join(known)}")
     # Of the sets that are there, only their names and the classes of the index's own one are asked for.
     legend = Legend("", summary["taxonomy"], tuple(summary["classes"]), tuple(summary["colours"]), {}, frozenset())
     there = [LandCover(name, 0, legend, ()) for name in summary["label_sets"]]
     every = sorted({cover.name: cover for cover in [*there, *covers]}.values(), key=lambda cover: cover.name)
-    index.label_set(config.index, every)
+    index.choose_label_set(config.index, every)
     entries = read_catalog(files.join(options.data, CATALOG))
-    with files.alone(options.data, "builds"), stoppable(), cluster(options.workers) as client:
+    with files.lock_directory(options.data, "builds"), stop_on_signals(), cluster(options.workers) as client:
         labels.run(config, covers, entries, client)
         return summary_table(index.run(config, every, entries, client))
 

@@ -2,14 +2,16 @@
 
 from typing import Any
 
-from pipeline.config import BuildConfig, names_of
+from pipeline.config import BuildConfig, setting_names
 
 NEEDED: dict[str, Any] = {"scenes": ["none"], "landcover": ["none"], "out": "none"}
 
 
 def grouped(**values: Any) -> dict[str, Any]:
     """Values of single settings in their groups. Raises ValueError for a name that is in none or in two."""
-    groups = {name: [g for g, field in BuildConfig.model_fields.items() if name in names_of(field)] for name in values}
+    groups = {
+        name: [g for g, field in BuildConfig.model_fields.items() if name in setting_names(field)] for name in values
+    }
     found: dict[str, Any] = {}
     for name, value in values.items():
         if name in BuildConfig.model_fields and not groups[name]:

@@ -14,7 +14,7 @@ import yaml
 from dvc.repo import Repo
 
 from geokr.pretraining.config import PRESETS, TrainConfig, configure
-from pipeline.config import BuildConfig, names_of, read_config
+from pipeline.config import BuildConfig, read_config, setting_names
 from workflows import stages
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +130,9 @@ def others(value: Any) -> Any:
     raise TypeError(value)
 
 
-BUILD = [(group, name) for group, field in BuildConfig.model_fields.items() for name in names_of(field)] + [("out", "")]
+BUILD = [(group, name) for group, field in BuildConfig.model_fields.items() for name in setting_names(field)] + [
+    ("out", "")
+]
 
 
 def test_every_setting_of_a_build_concerns_its_stage_and_none_before_it(project: Path, params: Path) -> None:

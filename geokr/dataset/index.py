@@ -38,7 +38,7 @@ def read_index(dataset: str | Path, columns: Sequence[str] | None = None) -> pa.
     Raises ValueError naming the columns that it does not have.
     """
     path = files.join(dataset, INDEX)
-    source = pa.BufferReader(files.read(path)) if files.is_url(path) else path
+    source = pa.BufferReader(files.read(path)) if files.in_bucket(path) else path
     there = [name for name in pq.read_schema(source).names if name != "geometry"]
     if missing := [name for name in columns or () if name not in (*there, "geometry")]:
         raise ValueError(f"{path} has no column {', '.join(missing)}, only {', '.join(there)}")

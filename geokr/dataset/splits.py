@@ -12,7 +12,7 @@ TRUE_SCALE = math.cos(math.radians(30.0))
 """Standard parallel of the cells' projection, as in EASE-Grid 2.0: cells are square at 30 degrees."""
 
 
-def columns_around(cell: float) -> int:
+def count_columns(cell: float) -> int:
     """How many cells go round the globe. A whole number, so that the cells meet at the antimeridian."""
     return max(1, round(2 * math.pi * EARTH_RADIUS * TRUE_SCALE / cell))
 
@@ -26,7 +26,7 @@ def cell_ranges(lonlat: npt.NDArray[np.float64], cell: float) -> npt.NDArray[np.
     past 180 degrees.
     """
     lon = np.unwrap(lonlat[..., 0], period=360.0, axis=1)
-    across = lon * (columns_around(cell) / 360.0)
+    across = lon * (count_columns(cell) / 360.0)
     up = np.sin(np.deg2rad(lonlat[..., 1])) * (EARTH_RADIUS / TRUE_SCALE / cell)
     ranges = []
     for values in (across, up):
@@ -36,7 +36,7 @@ def cell_ranges(lonlat: npt.NDArray[np.float64], cell: float) -> npt.NDArray[np.
     return np.stack(ranges, axis=1).astype(np.int64)
 
 
-def cell_draws(column: npt.NDArray[np.int64], row: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.float64]:
+def draw_cells(column: npt.NDArray[np.int64], row: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.float64]:
     """A number in [0, 1) for each cell, from the cell and the seed alone.
 
     The mixing is the finaliser of SplitMix64 (Steele et al. 2014), applied to column, row and seed in turn.
@@ -74,6 +74,6 @@ def split_by_place(
         for j in range(rows):
             column, row = ranges[:, 0] + i, ranges[:, 2] + j
             inside = (column <= ranges[:, 1]) & (row <= ranges[:, 3])
-            here = np.searchsorted(edges, cell_draws(column % columns_around(cell), row, seed), side="right")
+            here = np.searchsorted(edges, draw_cells(column % count_columns(cell), row, seed), side="right")
             choice = np.where(inside, np.where((choice == -2) | (choice == here), here, -1), choice)
     return np.asarray(names[choice])

@@ -51,20 +51,20 @@ class DurableStore(LocalStore):
         return str(self.root)
 
 
-def opened(root: str, *, writable: bool = False) -> Store:
+def open_store(root: str, *, writable: bool = False) -> Store:
     """The store at a directory or URL, for zarr-python and xarray.
 
     Raises FileNotFoundError for a directory that is not there.
     """
-    if files.is_url(root):
-        return ObjectStore(files.s3_store(root, files.endpoint()), read_only=not writable)
+    if files.in_bucket(root):
+        return ObjectStore(files.s3_store(root, files.s3_endpoint()), read_only=not writable)
     if not Path(root).is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), root)
     return DurableStore(root, read_only=not writable)
 
 
 @contextmanager
-def writing(where: str) -> Iterator[None]:
+def translate_errors(where: str) -> Iterator[None]:
     """Raises StoreWriteError naming `where` for any error that a disk or a server causes meanwhile."""
     try:
         yield
@@ -112,7 +112,7 @@ def create_tiles(
         "shards": (block, block, *pixels),
         "dtype": dtype,
     }
-    with writing(f"{root}/{scene}"):
+    with translate_errors(f"{root}/{scene}"):
         group = _new_group(root, scene, attributes, "image", layout)
         if group is None:
             return
@@ -147,7 +147,7 @@ def create_labels(
     """
     k = len(classes)
     layout: dict[str, Any] = {"shape": (*shape, k), "chunks": (block, block, k), "dtype": "float32"}
-    with writing(f"{root}/{scene}"):
+    with translate_errors(f"{root}/{scene}"):
         group = _new_group(root, scene, {**attributes, "classes": list(classes)}, "fraction", layout)
         if group is None:
             return
@@ -191,9 +191,9 @@ def _new_group(
     layout: what `array`, the scene's main one, is created with.
     """
     wanted: dict[str, Any] = json.loads(json.dumps(dict(attributes)))  # as they will be read
-    if not files.is_url(root):
-        files.make(Path(root))
-    whole = opened(root, writable=True)
+    if not files.in_bucket(root):
+        files.make_directory(Path(root))
+    whole = open_store(root, writable=True)
     zarr.open_group(whole, mode="a")
     group = zarr.open_group(whole, path=scene, mode="a")
     if "status" not in group:  # the last one made: without it, an earlier run was killed at this point
@@ -203,16 +203,16 @@ def _new_group(
         return group
     there = {f"{key} of {array}": str(getattr(group[array], key)) for key in layout}
     asked = {f"{key} of {array}": str(value) for key, value in layout.items()}
-    same(root, scene, dict(group.attrs) | there, wanted | asked)
+    require_same(root, scene, dict(group.attrs) | there, wanted | asked)
     return None
 
 
-def same(root: str, scene: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def require_same(root: str, scene: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise StoreError where a scene's attributes are not the wanted ones: it was built from other input or settings.
 
     The sentence says what changed, and how to go on.
     """
-    was, now = flat(json.loads(json.dumps(found))), flat(json.loads(json.dumps(wanted)))  # as they will be read
+    was, now = flatten(json.loads(json.dumps(found))), flatten(json.loads(json.dumps(wanted)))  # as they will be read
     changed = [
         f"{key} was {was.get(key, 'not there')}, now {now.get(key, 'not there')}"
         for key in sorted(was.keys() | now.keys())
@@ -224,18 +224,18 @@ def same(root: str, scene: str, found: Mapping[str, Any], wanted: Mapping[str, A
         raise StoreError(f"{root}/{scene} was built with other settings or from other input ({what}); {GO_ON}")
 
 
-def flat(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:
     """Nested settings by dotted names."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flat(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": value}
+        found |= flatten(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": value}
     return found
 
 
 def open_scene(root: str, scene: str, mode: str = "r") -> zarr.Group:
     """One scene's group. Raises StoreError naming the path where there is none; to write, StoreWriteError."""
     try:
-        whole = opened(root, writable=mode != "r")
+        whole = open_store(root, writable=mode != "r")
         return zarr.open_group(whole, path=scene, mode=mode, use_consolidated=False)  # type: ignore[arg-type]
     except FileNotFoundError as error:
         kind = StoreError if mode == "r" else StoreWriteError  # it was made before: a file system was lost
@@ -274,13 +274,13 @@ def write_block(
         if values.shape != wanted:  # zarr-python would cut it to size
             raise StoreError(f"{name} of a block has shape {values.shape}, expected {wanted}")
         targets.append((array, values, i, j, side))
-    with writing(f"{group.store_path}, rows {rows.start}-{rows.stop}, columns {cols.start}-{cols.stop}"):
+    with translate_errors(f"{group.store_path}, rows {rows.start}-{rows.stop}, columns {cols.start}-{cols.stop}"):
         # The status goes first, so that a block is whole or not built. What else is there is replaced, not deleted:
         # a worker that has lost its client may be writing the same block to its end.
         sync((array.store_path / f"c/{i}/{j}").delete())
         for array, values, i, j, side in targets:
             if array.shards is None:
-                _replace(array, values, i, j, side)
+                _write_chunk(array, values, i, j, side)
             else:
                 shard = encode_shard(values, status == ACCEPTED, side)
                 path = array.store_path / array.metadata.encode_chunk_key((i, j, *(0,) * (values.ndim - 2)))
@@ -288,7 +288,7 @@ def write_block(
                 sync(path.delete() if shard is None else path.set(buffer.from_array_like(shard)))
 
 
-def _replace(array: Any, values: npt.NDArray[Any], i: int, j: int, side: int) -> None:
+def _write_chunk(array: Any, values: npt.NDArray[Any], i: int, j: int, side: int) -> None:
     """Write the whole chunk (i, j, 0 ...), whatever is there.
 
     At the grid's border a block is smaller than its chunk, and Zarr would read what is there, to keep the rest of it:
@@ -308,5 +308,5 @@ def consolidate(root: str) -> None:
     with warnings.catch_warnings():
         # Consolidated metadata is an extension of Zarr v3; xarray and zarr-python read it.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        with writing(root):
-            zarr.consolidate_metadata(opened(root, writable=True))
+        with translate_errors(root):
+            zarr.consolidate_metadata(open_store(root, writable=True))

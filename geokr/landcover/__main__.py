@@ -14,9 +14,9 @@ from pyproj import CRS
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
-from geokr.landcover.discovery import take_stock
+from geokr.landcover.discovery import take_inventory
 from geokr.landcover.legend import BASE, IGNORE, OWN, read_legend, read_taxonomy, read_toml
-from geokr.landcover.products import LandCoverError, Product, products
+from geokr.landcover.products import LandCoverError, Product, load_products
 from geokr.landcover.sheets import LandCover, Sheet, read_cells
 from geokr.storage import rasters
 
@@ -24,7 +24,7 @@ SAMPLE = 16
 """Blocks of a sheet that are looked into, unless all are asked for: the first, the last, and some between."""
 
 
-def arguments() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m geokr.landcover", description="Land-cover products.")
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
@@ -47,18 +47,18 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
-    options = arguments().parse_args(argv)
+    options = make_parser().parse_args(argv)
     try:
-        known = products(options.legend)
+        known = load_products(options.legend)
         match options.command:
             case "list":
-                print("\n".join(listed(known)))
+                print("\n".join(list_products(known)))
                 return 0
             case "describe":
-                print("\n".join(described(known, options.product, options.taxonomy)))
+                print("\n".join(describe_product(known, options.product, options.taxonomy)))
                 return 0
         good = True
-        for line, fine in checked(options.directories, known, options.taxonomy, options.all):
+        for line, fine in check_places(options.directories, known, options.taxonomy, options.all):
             print(line, flush=True)
             good &= fine
         return 0 if good else 1
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def listed(known: Sequence[Product]) -> list[str]:
+def list_products(known: Sequence[Product]) -> list[str]:
     """A line for each product."""
     lines = []
     for product in known:
@@ -76,7 +76,7 @@ def listed(known: Sequence[Product]) -> list[str]:
     return lines
 
 
-def described(known: Sequence[Product], name: str, taxonomy: str) -> list[str]:
+def describe_product(known: Sequence[Product], name: str, taxonomy: str) -> list[str]:
     """All that is known of a product. Raises LandCoverError where there is none of that name."""
     product = next((product for product in known if product.name == name), None)
     if product is None:
@@ -97,22 +97,22 @@ def described(known: Sequence[Product], name: str, taxonomy: str) -> list[str]:
     return lines
 
 
-def checked(
+def check_places(
     places: Sequence[str], known: Sequence[Product], taxonomy: str, everything: bool
 ) -> Iterator[tuple[str, bool]]:
     """Lines on what directories hold, each with whether it is well so."""
-    survey = take_stock(places, known, taxonomy)
+    survey = take_inventory(places, known, taxonomy)
     for cover in survey.covers:
         west, south, east, north = np.array([sheet.outline.bounds for sheet in cover.sheets]).T
         yield (
             (
                 f"{cover.name}: {len(cover.sheets)} sheets, longitude {west.min():.2f} to {east.max():.2f}, "
-                f"latitude {south.min():.2f} to {north.max():.2f}, in {', '.join(crss(cover))}, "
+                f"latitude {south.min():.2f} to {north.max():.2f}, in {', '.join(crs_names(cover))}, "
                 f"classes of {cover.legend.taxonomy}"
             ),
             True,
         )
-        yield from codes_of(cover, everything)
+        yield from check_codes(cover, everything)
     for fault in survey.faults:
         yield f"cannot be used: {fault}", False
     for path in survey.unplaced:
@@ -121,19 +121,19 @@ def checked(
         yield f"{', '.join(places)}: no land-cover sheet is recognised here", False
 
 
-def crss(cover: LandCover) -> list[str]:
+def crs_names(cover: LandCover) -> list[str]:
     """Short names of the CRSs of a product's sheets."""
     found = {sheet.crs: CRS(sheet.crs) for sheet in cover.sheets}
     return sorted({f"{crs.name}" + (f" (EPSG:{code})" if (code := crs.to_epsg()) else "") for crs in found.values()})
 
 
-def codes_of(cover: LandCover, everything: bool) -> Iterator[tuple[str, bool]]:
+def check_codes(cover: LandCover, everything: bool) -> Iterator[tuple[str, bool]]:
     """What codes a product's cells hold, and which of them its legend lacks."""
     counts: dict[int, int] = {}
     strange: dict[int, str] = {}
     for sheet in cover.sheets:
         try:
-            for code, count in cells_of(sheet, everything).items():
+            for code, count in count_cells(sheet, everything).items():
                 counts[code] = counts.get(code, 0) + count
                 if code != sheet.nodata and cover.legend.unlisted([code]):
                     strange.setdefault(code, sheet.path)
@@ -146,9 +146,9 @@ def codes_of(cover: LandCover, everything: bool) -> Iterator[tuple[str, bool]]:
         yield f"  code {code} is not in the legend, first met in {path}; its area counts as unknown", False
 
 
-def cells_of(sheet: Sheet, everything: bool) -> dict[int, int]:
+def count_cells(sheet: Sheet, everything: bool) -> dict[int, int]:
     """Code -> cells of it, in all blocks of a sheet or in some. Raises LandCoverError where one cannot be read."""
-    with rasters.opened(sheet.source) as raster:
+    with rasters.open_raster(sheet.source) as raster:
         rows, cols = raster.block_shapes[sheet.band - 1]
     across, down = -(-sheet.width // cols), -(-sheet.height // rows)
     chosen = range(across * down)

@@ -143,7 +143,7 @@ def code_areas(
                         area[cells[r, c]] += worth
                     continue
                 if worth != counted:
-                    tally(counts, area, counted)
+                    add_counts(counts, area, counted)
                     counted = worth
                 line = cells[r]
                 c = start
@@ -156,12 +156,12 @@ def code_areas(
                 while c < stop:
                     counts[0, line[c]] += 1
                     c += 1
-        tally(counts, area, counted)
+        add_counts(counts, area, counted)
     return areas
 
 
 @njit(cache=True, nogil=True)
-def tally(counts: npt.NDArray[np.int32], area: Floats, worth: float) -> None:
+def add_counts(counts: npt.NDArray[np.int32], area: Floats, worth: float) -> None:
     """Add counted cells to the areas of their codes, and count anew."""
     if worth == 0.0:
         return

@@ -10,7 +10,7 @@ from typing import Any
 import shapely
 
 from geokr.landcover.legend import BASE, OWN, Taxonomy, read_legend, read_taxonomy
-from geokr.landcover.products import LandCoverError, Product, products
+from geokr.landcover.products import LandCoverError, Product, load_products
 from geokr.landcover.sheets import LandCover, Sheet, read_sheets
 from geokr.storage import inputs, rasters
 
@@ -20,16 +20,18 @@ RASTERS = (".tif", ".tiff", ".img", ".nc", ".hdf", ".vrt", ".jp2")
 """How files are named that may be sheets of a product nobody has described."""
 
 
-def find(paths: Iterable[str | Path], legends: Iterable[str | Path] = (), taxonomy: str = BASE) -> list[LandCover]:
+def find_landcover(
+    paths: Iterable[str | Path], legends: Iterable[str | Path] = (), taxonomy: str = BASE
+) -> list[LandCover]:
     """Products found under directories, URLs or named files, sorted by name; other files are passed over.
 
     So are rasters that no product names, with a warning. legends: the user's descriptions of products. taxonomy: see
     `read_taxonomy`, or `own` for each product's own classes. Raises LandCoverError where a path does not exist, a
     description or a sheet cannot be used, a sheet is there twice or overlaps another, or nothing is recognised.
     """
-    known = products(legends)
+    known = load_products(legends)
     places = [str(path) for path in paths]
-    survey = take_stock(places, known, taxonomy)
+    survey = take_inventory(places, known, taxonomy)
     if survey.faults:
         raise LandCoverError(survey.faults[0])
     if not survey.covers:
@@ -42,7 +44,7 @@ def find(paths: Iterable[str | Path], legends: Iterable[str | Path] = (), taxono
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class Inventory:
     """What lies under some places."""
 
     covers: list[LandCover]
@@ -53,7 +55,7 @@ class Survey:
     """Rasters that no product recognises."""
 
 
-def take_stock(places: Iterable[str | Path], known: Sequence[Product], taxonomy: str) -> Survey:
+def take_inventory(places: Iterable[str | Path], known: Sequence[Product], taxonomy: str) -> Inventory:
     """The products under directories or URLs, and all that is wrong with their sheets.
 
     Raises LandCoverError where a path does not exist, or a description or taxonomy cannot be used.
@@ -61,7 +63,7 @@ def take_stock(places: Iterable[str | Path], known: Sequence[Product], taxonomy:
     faults: list[str] = []
     unplaced: list[str] = []
     recognised: list[tuple[str, Product, dict[str, Any], dict[str, str]]] = []
-    for file in walk(places):
+    for file in list_files(places):
         product, matched = next(((p, m) for p in known if (m := p.match(PurePosixPath(file).name))), (None, None))
         if product is None or matched is None:
             unplaced += [file] if PurePosixPath(file).suffix.lower() in RASTERS else []
@@ -90,11 +92,11 @@ def take_stock(places: Iterable[str | Path], known: Sequence[Product], taxonomy:
         for (name, year), (product, sheets) in sorted(found.items(), key=lambda item: item[0])
     ]
     for cover in covers:
-        faults += overlaps(cover.sheets)
-    return Survey(covers, faults, unplaced)
+        faults += find_overlaps(cover.sheets)
+    return Inventory(covers, faults, unplaced)
 
 
-def walk(places: Iterable[str | Path]) -> Iterator[str]:
+def list_files(places: Iterable[str | Path]) -> Iterator[str]:
     """The files under directories or URLs, and named files, in order, each once.
 
     Raises LandCoverError for a wrong path, or a server that does not list what is there.
@@ -102,7 +104,7 @@ def walk(places: Iterable[str | Path]) -> Iterator[str]:
     files: dict[str, str] = {}
     for place in places:
         if inputs.is_remote(place):
-            files |= {url: url for url in under(str(place))}
+            files |= {url: url for url in list_url(str(place))}
             continue
         place = Path(place)
         if not place.exists():
@@ -113,10 +115,10 @@ def walk(places: Iterable[str | Path]) -> Iterator[str]:
     return iter(files.values())
 
 
-def under(url: str) -> list[str]:
+def list_url(url: str) -> list[str]:
     """The objects under a place in a bucket, or the file that a URL names. Raises LandCoverError for neither."""
     try:
-        if url.lower().startswith("s3://") and (found := inputs.listing(url)):
+        if url.lower().startswith("s3://") and (found := inputs.list_bucket(url)):
             return [*found]
         inputs.stat(url)
     except OSError as error:
@@ -124,7 +126,7 @@ def under(url: str) -> list[str]:
     return [url]
 
 
-def overlaps(sheets: Sequence[Sheet]) -> list[str]:
+def find_overlaps(sheets: Sequence[Sheet]) -> list[str]:
     """A sentence for each pair of sheets whose pixels overlap by more than a cell, no extent saying which counts.
 
     Only sheets of one CRS are compared here; what others share is found where a footprint is covered twice.

@@ -11,7 +11,7 @@ Extent = tuple[float, float, float, float]
 """West, south, east and north, degrees. East may lie beyond 180."""
 
 
-def nominal(path: str, rule: Any, parts: dict[str, str], region: shapely.Polygon) -> Extent | None:
+def nominal_extent(path: str, rule: Any, parts: dict[str, str], region: shapely.Polygon) -> Extent | None:
     """Where a sheet counts by its name and its product's rule. Raises LandCoverError where its pixels lie elsewhere."""
     match rule:
         case "bounds":
@@ -21,9 +21,9 @@ def nominal(path: str, rule: Any, parts: dict[str, str], region: shapely.Polygon
         case "globeland30":
             extent = globeland30_extent(path, region, parts)
         case "grid_zone":
-            extent = grid_zone(path, int(parts["zone"]), parts["band"].upper())
+            extent = grid_zone_extent(path, int(parts["zone"]), parts["band"].upper())
         case _:
-            west, corner = degrees(parts["longitude"]), degrees(parts["latitude"])
+            west, corner = parse_degrees(parts["longitude"]), parse_degrees(parts["latitude"])
             south = corner - (rule["degrees"] if rule["corner"] == "upper left" else 0)
             extent = west, south, west + rule["degrees"], south + rule["degrees"]
     west, south, east, north = extent
@@ -36,7 +36,7 @@ def nominal(path: str, rule: Any, parts: dict[str, str], region: shapely.Polygon
     return extent
 
 
-def degrees(text: str) -> float:
+def parse_degrees(text: str) -> float:
     """`N24`, `W125` or `-2` as degrees, north and east positive."""
     number = float(text.lstrip("NSEWnsew"))
     return -number if text[0] in "SWsw" else number
@@ -59,7 +59,7 @@ def globeland30_extent(path: str, region: shapely.Polygon, parts: dict[str, str]
     return west, south, west + (6.0 if max(abs(south), abs(north)) <= 60.0 else 12.0), north
 
 
-def grid_zone(path: str, zone: int, band: str) -> Extent:
+def grid_zone_extent(path: str, zone: int, band: str) -> Extent:
     """A zone of the military grid: 6 degrees by 8 (12 in band X), with the exceptions of Norway and Svalbard.
 
     Source: DMA TM 8358.1, chapter 3. Raises LandCoverError where there is none of that name.

@@ -113,7 +113,7 @@ def read_taxonomy(name: str = BASE) -> Taxonomy:
             known = read_taxonomy().classes
             if set(rows) != set(known):
                 raise ValueError(f"`base` speaks of {sorted(rows)}, expected all of {sorted(known)}")
-            base = {source: split(target, classes, source) for source, target in rows.items()}
+            base = {source: parse_shares(target, classes, source) for source, target in rows.items()}
         return Taxonomy(str(content["name"]), int(content["version"]), classes, colours, base)
     except KeyError as error:
         raise ValueError(f"{path}: {error} is missing") from error
@@ -121,7 +121,7 @@ def read_taxonomy(name: str = BASE) -> Taxonomy:
         raise ValueError(f"{path}: {error}") from error
 
 
-def split(target: Any, classes: tuple[str, ...], what: str) -> dict[str, float]:
+def parse_shares(target: Any, classes: tuple[str, ...], what: str) -> dict[str, float]:
     """`"forest"` or `{ forest = 0.5, ignore = 0.5 }` as shares. Raises ValueError naming `what` it is said of."""
     parts = {target: 1.0} if isinstance(target, str) else {str(key): float(value) for key, value in target.items()}
     if unknown := set(parts) - {*classes, IGNORE}:
@@ -148,9 +148,9 @@ def read_legend(path: Path, taxonomy: Taxonomy | None = None) -> Legend:
                 raise ValueError(f"code {code} is listed twice")
             rows[code] = row
         if taxonomy is None:
-            taxonomy, targets = own_classes(product["name"], rows)
+            taxonomy, targets = product_classes(product["name"], rows)
         else:
-            targets = {code: into(row, taxonomy, known) for code, row in rows.items()}
+            targets = {code: map_row(row, taxonomy, known) for code, row in rows.items()}
         shares = {code: tuple(parts.get(name, 0.0) for name in taxonomy.classes) for code, parts in targets.items()}
         return Legend(
             product["name"],
@@ -166,12 +166,12 @@ def read_legend(path: Path, taxonomy: Taxonomy | None = None) -> Legend:
         raise ValueError(f"{path}: {error}") from error
 
 
-def into(row: Mapping[str, Any], taxonomy: Taxonomy, known: tuple[str, ...]) -> dict[str, float]:
+def map_row(row: Mapping[str, Any], taxonomy: Taxonomy, known: tuple[str, ...]) -> dict[str, float]:
     """A code's shares of a taxonomy's classes, and of `ignore`. known: the classes of the base taxonomy."""
     what = f"code {row['code']}"
     if taxonomy.name in row:
-        return split(row[taxonomy.name], taxonomy.classes, what)
-    parts = split(row["to"], known, what)
+        return parse_shares(row[taxonomy.name], taxonomy.classes, what)
+    parts = parse_shares(row["to"], known, what)
     if taxonomy.name == BASE:
         return parts
     if not taxonomy.base:
@@ -183,7 +183,9 @@ def into(row: Mapping[str, Any], taxonomy: Taxonomy, known: tuple[str, ...]) -> 
     return through
 
 
-def own_classes(product: str, rows: Mapping[int, Mapping[str, Any]]) -> tuple[Taxonomy, dict[int, dict[str, float]]]:
+def product_classes(
+    product: str, rows: Mapping[int, Mapping[str, Any]]
+) -> tuple[Taxonomy, dict[int, dict[str, float]]]:
     """A product's codes as classes, by their names, and what each code goes to."""
     names = {code: "_".join(re.findall("[a-z0-9]+", row["name"].lower())) for code, row in rows.items()}
     used = {code: name for code, name in names.items() if rows[code]["to"] != IGNORE}

@@ -31,7 +31,7 @@ class Product:
         return None
 
 
-def products(own: Iterable[str | Path] = ()) -> list[Product]:
+def load_products(own: Iterable[str | Path] = ()) -> list[Product]:
     """The products that are known: first those described in the user's files or directories, then the shipped ones.
 
     Raises LandCoverError for a description that cannot be used.

@@ -10,7 +10,7 @@ from rasterio.windows import Window
 from geokr.crs import is_geographic
 from geokr.landcover.coverage import code_areas
 from geokr.landcover.legend import Legend
-from geokr.landcover.outlines import LONLAT, Floats, bounds, equal_area, project, rings
+from geokr.landcover.outlines import LONLAT, Floats, project, project_rings, ring_bounds, to_equal_area
 from geokr.landcover.products import LandCoverError
 from geokr.landcover.sheets import LandCover, Sheet, read_cells
 
@@ -52,13 +52,13 @@ class Rings:
         return Rings(self.points[begin:end], self.offsets[a : b + 1] - begin, self.owners[a:b] - first)
 
 
-def near(corners: Floats, crs: str, cover: LandCover) -> LandCover:
+def select_sheets(corners: Floats, crs: str, cover: LandCover) -> LandCover:
     """A product with those of its sheets alone that may touch any of the footprints: see `class_shares`."""
-    boxes = boxes_around(corners, crs)
+    boxes = bounding_boxes(corners, crs)
     outlines = np.array([sheet.outline for sheet in cover.sheets], dtype=object)[:, None]
     touched = np.zeros(len(cover.sheets), bool)
     for turn in (-360.0, 0.0, 360.0):
-        touched |= shapely.intersects(outlines, turned(boxes, turn)).any(axis=1)
+        touched |= shapely.intersects(outlines, shift_boxes(boxes, turn)).any(axis=1)
     return replace(cover, sheets=tuple(cover.sheets[k] for k in np.flatnonzero(touched)))
 
 
@@ -73,9 +73,9 @@ def class_shares(corners: Floats, crs: str, cover: LandCover) -> Shares:
     """
     areas = np.zeros((len(corners), len(cover.legend.classes)))
     unlisted: frozenset[int] = frozenset()
-    boxes = boxes_around(corners, crs)
+    boxes = bounding_boxes(corners, crs)
     for turn in (-360.0, 0.0, 360.0):  # at the antimeridian, a place has two longitudes
-        here = turned(boxes, turn)
+        here = shift_boxes(boxes, turn)
         for sheet in cover.sheets:
             touching = np.flatnonzero(shapely.intersects(here, sheet.outline))
             if len(touching) == 0:
@@ -85,12 +85,14 @@ def class_shares(corners: Floats, crs: str, cover: LandCover) -> Shares:
                 leaving = ~shapely.contains_properly(shapely.box(*sheet.extent), here[touching])
             within, across = touching[~leaving], touching[leaving]
             if len(within):
-                parts = in_sheet(corners[within], crs, sheet, turn)
+                parts = project_to_sheet(corners[within], crs, sheet, turn)
                 shares, codes = sheet_shares(parts, len(within), sheet, cover.legend)
                 areas[within] += shares
                 unlisted |= codes
             if len(across):
-                parts, weight = clip(rings(corners[across], crs, LONLAT) + np.array([turn, 0.0]), sheet)
+                parts, weight = clip_to_extent(
+                    project_rings(corners[across], crs, LONLAT) + np.array([turn, 0.0]), sheet
+                )
                 shares, codes = sheet_shares(parts, len(across), sheet, cover.legend)
                 areas[across] += shares * weight[:, None]
                 unlisted |= codes
@@ -103,22 +105,22 @@ def class_shares(corners: Floats, crs: str, cover: LandCover) -> Shares:
     return Shares(fraction, np.minimum(known, 1.0), unlisted)
 
 
-def boxes_around(corners: Floats, crs: str) -> Floats:
+def bounding_boxes(corners: Floats, crs: str) -> Floats:
     """West, south, east and north of footprints, with a margin: (n, 4), degrees."""
-    around = bounds(rings(corners, crs, LONLAT, 1e-3)) if len(corners) else np.zeros((0, 4))
+    around = ring_bounds(project_rings(corners, crs, LONLAT, 1e-3)) if len(corners) else np.zeros((0, 4))
     margin = 0.01 * np.maximum(around[:, 2] - around[:, 0], around[:, 3] - around[:, 1])[:, None]
     return np.asarray(around + margin * np.array([-1, -1, 1, 1]))
 
 
-def turned(boxes: Floats, turn: float) -> npt.NDArray[np.object_]:
+def shift_boxes(boxes: Floats, turn: float) -> npt.NDArray[np.object_]:
     """Boxes moved by a turn of longitude, as polygons."""
     west, south, east, north = boxes.T
     return np.asarray(shapely.box(west + turn, south, east + turn, north))
 
 
-def in_sheet(corners: Floats, crs: str, sheet: Sheet, turn: float) -> Rings:
+def project_to_sheet(corners: Floats, crs: str, sheet: Sheet, turn: float) -> Rings:
     """Footprints in a sheet's CRS. turn: which of a place's longitudes is meant, for a geographic CRS."""
-    points = rings(corners, crs, sheet.crs)
+    points = project_rings(corners, crs, sheet.crs)
     n, m = points.shape[:2]
     points = points.reshape(-1, 2)
     if is_geographic(sheet.crs):
@@ -126,7 +128,7 @@ def in_sheet(corners: Floats, crs: str, sheet: Sheet, turn: float) -> Rings:
     return Rings(points, np.arange(n + 1) * m, np.arange(n))
 
 
-def clip(outlines: Floats, sheet: Sheet) -> tuple[Rings, Floats]:
+def clip_to_extent(outlines: Floats, sheet: Sheet) -> tuple[Rings, Floats]:
     """Footprints (n, m, 2), longitude and latitude, cut to a sheet's nominal extent; in its CRS.
 
     Returns with them the share of each footprint's area that is left, (n,).
@@ -136,7 +138,7 @@ def clip(outlines: Floats, sheet: Sheet) -> tuple[Rings, Floats]:
     step = np.sqrt(shapely.area(whole)) / 64
     whole = shapely.segmentize(whole, step)
     cut = shapely.segmentize(shapely.intersection(whole, shapely.box(*sheet.extent)), step)  # a parallel bends, too
-    left = shapely.area(equal_area(cut)) / shapely.area(equal_area(whole))
+    left = shapely.area(to_equal_area(cut)) / shapely.area(to_equal_area(whole))
     parts, owners = shapely.get_parts(cut, return_index=True)
     areal = shapely.area(parts) > 0  # one that only touches leaves points, lines or nothing
     outer = shapely.get_exterior_ring(parts[areal])

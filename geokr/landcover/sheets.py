@@ -22,9 +22,9 @@ from rasterio.windows import Window
 
 from geokr.crs import is_geographic
 from geokr.landcover.coverage import CODES
-from geokr.landcover.extents import Extent, nominal
+from geokr.landcover.extents import Extent, nominal_extent
 from geokr.landcover.legend import Legend
-from geokr.landcover.outlines import LONLAT, Floats, project, rings
+from geokr.landcover.outlines import LONLAT, Floats, project, project_rings
 from geokr.landcover.products import LandCoverError
 from geokr.storage import inputs, rasters
 
@@ -73,10 +73,10 @@ def read_sheets(path: str, rule: dict[str, Any], parts: dict[str, str]) -> list[
     short, has no CRS or one that is not of the Earth, is rotated, has other bands than its rule says, or denies its
     name.
     """
-    source = rule.get("layer", "{path}").format(path=rasters.path(path))
+    source = rule.get("layer", "{path}").format(path=rasters.gdal_path(path))
     years = [int(year) for year in rule.get("years") or [rule.get("year") or parts["year"]]]
     try:
-        with rasters.opened(source) as raster:
+        with rasters.open_raster(source) as raster:
             crs = rule.get("crs") or (raster.crs.to_wkt() if raster.crs else "")
             transform, width, height = raster.transform, raster.width, raster.height
             count, kind = raster.count, raster.dtypes[0] if raster.count else "none"
@@ -96,8 +96,8 @@ def read_sheets(path: str, rule: dict[str, Any], parts: dict[str, str]) -> list[
     if CRS(crs) == CRS(LONLAT):
         crs = LONLAT
     shape = tuple(transform)[:6], width, height
-    region = outline(path, crs, *shape)
-    extent = nominal(path, rule["extent"], parts, region)
+    region = sheet_outline(path, crs, *shape)
+    extent = nominal_extent(path, rule["extent"], parts, region)
     if extent is not None:
         beyond = shapely.box(*extent)
         region = shapely.intersection(region, beyond) if isinstance(rule["extent"], list) else beyond
@@ -119,7 +119,7 @@ def read_last_block(path: str, raster: Any) -> None:
         raise LandCoverError(f"{path}: its last cells cannot be read; is it cut short?") from error
 
 
-def outline(path: str, crs: str, transform: Sequence[float], width: int, height: int) -> shapely.Polygon:
+def sheet_outline(path: str, crs: str, transform: Sequence[float], width: int, height: int) -> shapely.Polygon:
     """Where a raster's cells lie, in longitude and latitude; a little too large, so that no place is lost.
 
     Raises LandCoverError where they are no place on Earth.
@@ -129,8 +129,8 @@ def outline(path: str, crs: str, transform: Sequence[float], width: int, height:
     corners = np.array([[(left, top), (right, top), (right, bottom), (left, bottom)]])
     tolerance = 1e-5
     try:
-        ring = rings(corners, crs, LONLAT, tolerance)
-        if is_geographic(crs) or returns(ring[0], corners[0, 0], crs, abs(a)):
+        ring = project_rings(corners, crs, LONLAT, tolerance)
+        if is_geographic(crs) or round_trips(ring[0], corners[0, 0], crs, abs(a)):
             # The edges are straight between their points: without a margin, places at the border would be lost.
             polygon = shapely.Polygon(ring[0])
             return polygon.buffer(tolerance * polygon.length)
@@ -151,7 +151,7 @@ def outline(path: str, crs: str, transform: Sequence[float], width: int, height:
     return shapely.box(*(places.min(axis=0) - margin), *(places.max(axis=0) + margin))
 
 
-def returns(ring: Floats, corner: Floats, crs: str, tolerance: float) -> bool:
+def round_trips(ring: Floats, corner: Floats, crs: str, tolerance: float) -> bool:
     """Whether the first place of a ring is where it came from: no other way round the world was taken."""
     return bool(np.abs(project(ring[:1], LONLAT, crs)[0] - corner).max() < tolerance)
 
@@ -168,10 +168,12 @@ def read_cells(sheet: Sheet, window: Window) -> tuple[npt.NDArray[np.uint8], npt
         # A sheet that was replaced is opened anew, when the old one is closed: GDAL keeps what it has read till then.
         version = inputs.stat(sheet.path).version
         if VERSIONS.setdefault(sheet.source, version) != version:
-            opened.cache_clear()
+            open_sheet.cache_clear()
             VERSIONS[sheet.source] = version
-        with rasterio.Env(**rasters.options()):
-            cells = opened(sheet.source, version, threading.get_ident(), os.getpid()).read(sheet.band, window=window)
+        with rasterio.Env(**rasters.gdal_options()):
+            cells = open_sheet(sheet.source, version, threading.get_ident(), os.getpid()).read(
+                sheet.band, window=window
+            )
     except (RasterioIOError, OSError) as error:
         raise LandCoverError(f"{sheet.path}: cannot be read: {' '.join(str(error).split())}") from error
     if cells.dtype.itemsize == 1:  # some products call their bytes signed
@@ -187,6 +189,6 @@ VERSIONS: dict[str, str] = {}
 
 
 @lru_cache(maxsize=32)
-def opened(source: str, version: str, thread: int, process: int) -> Any:
+def open_sheet(source: str, version: str, thread: int, process: int) -> Any:
     """An open raster, of one thread of one process alone: GDAL's are not to be shared, by threads or by forks."""
     return rasterio.open(source)

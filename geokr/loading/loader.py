@@ -18,14 +18,14 @@ from geokr.loading.order import (
     PAIRS,
     Companions,
     Positions,
-    by_shard,
-    class_chances,
-    companions,
-    draw,
-    random,
+    class_probabilities,
+    draw_tiles,
+    find_companions,
+    make_generator,
+    shuffle_by_shard,
 )
-from geokr.loading.pixels import Pixels, Read
-from geokr.loading.selection import Selection, Tiles, choose
+from geokr.loading.pixels import PendingRead, TileReader
+from geokr.loading.selection import Selection, Tiles, select_tiles
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Batch:
 
     image: torch.Tensor
     """(n, band, y, x) uint8, bands as asked for."""
-    share: torch.Tensor
+    fraction: torch.Tensor
     """(n, class) float32, rows sum to 1."""
     known: torch.Tensor
     """(n,) float32: share of the tile's area that the label covers."""
@@ -57,7 +57,7 @@ class TileLoader:
 
     Without `shuffle_buffer` the order is a random permutation: together the ranks see the same tiles at a step as one
     rank with a batch `world` times as large, and within such a step tiles are sorted by place, since order does not
-    matter there. With it, tiles come shard after shard, each read once and whole: see `by_shard`.
+    matter there. With it, tiles come shard after shard, each read once and whole: see `shuffle_by_shard`.
     """
 
     def __init__(
@@ -98,21 +98,21 @@ class TileLoader:
             raise ValueError("a shuffle_buffer is for shuffled tiles without pairs: it reads shard after shard")
         if balance and not shuffle:
             raise ValueError("balanced tiles are drawn at random; they need shuffle")
-        self.classes, tiles = choose(dataset, selection)
-        self._pixels = _open(self.dataset, split, tiles, self.bands)
-        self.scenes_left_out: tuple[str, ...] = tuple(self._pixels.lacking)
+        self.classes, tiles = select_tiles(dataset, selection)
+        self._reader = _open_reader(self.dataset, split, tiles, self.bands)
+        self.scenes_left_out: tuple[str, ...] = tuple(self._reader.lacking)
         """Scenes with tiles of this split that lack one of the bands."""
-        self.chosen = self._pixels.tiles
+        self.chosen = self._reader.tiles
         """All tiles read, in the order of the index."""
         self._companions: Companions | None = None
         self._candidates = np.arange(len(self.chosen))
         if self.chosen.place is not None and self.chosen.date is not None:
-            self._companions = companions(self.chosen.place, self.chosen.date)
+            self._companions = find_companions(self.chosen.place, self.chosen.date)
             self._candidates = np.flatnonzero(self._companions.others)
             if len(self._candidates) == 0:
                 raise ValueError(f"{dataset}: split {split} has no place of two dates with bands {', '.join(bands)}")
-        self._chance = class_chances(self.share, balance) if balance else None
-        self._shard = np.unique(self._pixels.block[self._candidates], axis=0, return_inverse=True)[1].ravel()
+        self._chance = class_probabilities(self.fraction, balance) if balance else None
+        self._shard = np.unique(self._reader.block[self._candidates], axis=0, return_inverse=True)[1].ravel()
         self._told: set[str] = set()
         self.skipped = 0
         """Tiles that could not be read so far, on this rank."""
@@ -125,9 +125,9 @@ class TileLoader:
         return len(self._candidates)
 
     @property
-    def share(self) -> npt.NDArray[np.float32]:
+    def fraction(self) -> npt.NDArray[np.float32]:
         """(tile, class): the labels of the tiles of an epoch, in the order of the index."""
-        return self.chosen.share[self._candidates]
+        return self.chosen.fraction[self._candidates]
 
     def __len__(self) -> int:
         """Batches in an epoch on this rank. Not shuffled, ranks may differ by one."""
@@ -143,10 +143,10 @@ class TileLoader:
             return self._candidates
         drawn = np.arange(self.tiles)
         if self._chance is not None:
-            drawn = draw(self._chance, random(self.seed, number, DRAW))
-        rng = random(self.seed, number, ORDER)
+            drawn = draw_tiles(self._chance, make_generator(self.seed, number, DRAW))
+        rng = make_generator(self.seed, number, ORDER)
         if self.shuffle_buffer:
-            own = by_shard(self._shard[drawn], self.shuffle_buffer, rng, self.rank, len(self) * self.batch)
+            own = shuffle_by_shard(self._shard[drawn], self.shuffle_buffer, rng, self.rank, len(self) * self.batch)
         else:
             own = rng.permutation(self.tiles)
         return self._candidates[drawn[own]]
@@ -160,7 +160,11 @@ class TileLoader:
         if self.shuffle_buffer:
             return self._shards(order[start * self.batch :])
         span = self.batch * self.world
-        partner = None if self._companions is None else self._companions.partner(random(self.seed, number, PAIRS))
+        partner = (
+            None
+            if self._companions is None
+            else self._companions.draw_partners(make_generator(self.seed, number, PAIRS))
+        )
         steps = (order[i * span : (i + 1) * span] for i in range(start, len(self)))
         return self._scattered((self._part(step) for step in steps), partner)
 
@@ -174,7 +178,7 @@ class TileLoader:
 
         The same on every rank and for every size of batch.
         """
-        chosen = self._candidates[random(self.seed, 0, ORDER).permutation(self.tiles)[:tiles]]
+        chosen = self._candidates[make_generator(self.seed, 0, ORDER).permutation(self.tiles)[:tiles]]
         counts = np.zeros((len(self.bands), 256), dtype=np.int64)
         for batch in self._scattered(chosen[i : i + 64] for i in range(0, len(chosen), 64)):
             for band in range(len(self.bands)):
@@ -188,25 +192,25 @@ class TileLoader:
 
     def _scattered(self, parts: Iterable[Positions], partner: Positions | None = None) -> Iterator[Batch]:
         """A batch for each array of positions, several of them under way at once."""
-        under_way: deque[tuple[list[torch.Tensor], list[Read]]] = deque()
+        under_way: deque[tuple[list[torch.Tensor], list[PendingRead]]] = deque()
         for part in parts:
             wanted = [part] if partner is None else [part, partner[part]]
             images = [self._empty(len(part)) for _ in wanted]
-            reads = [self._pixels.request(*its) for its in zip(wanted, (i.numpy() for i in images), strict=True)]
+            reads = [self._reader.request(*its) for its in zip(wanted, (i.numpy() for i in images), strict=True)]
             under_way.append((images, reads))
             if len(under_way) > self.prefetch:
                 yield self._finish(*under_way.popleft())
         while under_way:
             yield self._finish(*under_way.popleft())
 
-    def _finish(self, images: list[torch.Tensor], reads: list[Read]) -> Batch:
-        wrong = {row: why for read in reads for row, why in self._pixels.finish(read).items()}
+    def _finish(self, images: list[torch.Tensor], reads: list[PendingRead]) -> Batch:
+        wrong = {row: why for read in reads for row, why in self._reader.finish(read).items()}
         return self._batch(reads[0].positions, images, wrong)
 
     def _shards(self, order: Positions) -> Iterator[Batch]:
         """Batches of consecutive positions; each shard is read at its first tile and kept until its last one."""
         steps = len(order) // self.batch
-        shard = np.unique(self._pixels.block[order], axis=0, return_inverse=True)[1].ravel()
+        shard = np.unique(self._reader.block[order], axis=0, return_inverse=True)[1].ravel()
         by_shard = np.argsort(shard, kind="stable")
         runs = np.split(by_shard, np.flatnonzero(np.diff(shard[by_shard])) + 1)
         slot = np.empty(len(order), dtype=np.int64)
@@ -218,12 +222,12 @@ class TileLoader:
         for number, run in enumerate(runs):
             begins.setdefault(int(run[0]) // self.batch, []).append(number)
         last = [int(run[-1]) // self.batch for run in runs]
-        held: dict[int, Read] = {}
+        held: dict[int, PendingRead] = {}
         broken: dict[int, dict[int, str]] = {}
         for ahead in range(steps + self.prefetch):
             for number in begins.get(ahead, ()):
-                target = np.empty((len(tiles_of[number]), *self._pixels.tile), dtype=np.uint8)
-                held[number] = self._pixels.request(tiles_of[number], target)
+                target = np.empty((len(tiles_of[number]), *self._reader.tile), dtype=np.uint8)
+                held[number] = self._reader.request(tiles_of[number], target)
             step = ahead - self.prefetch
             if step < 0:
                 continue
@@ -232,7 +236,7 @@ class TileLoader:
             target = image.numpy()
             for row, (number, its) in enumerate(zip(shard[mine].tolist(), slot[mine].tolist(), strict=True)):
                 if number not in broken:
-                    broken[number] = self._pixels.finish(held[number])
+                    broken[number] = self._reader.finish(held[number])
                 if its in broken[number]:
                     wrong[row] = broken[number][its]
                 else:
@@ -247,31 +251,31 @@ class TileLoader:
         if wrong and self.on_error == "raise":
             raise ValueError(next(iter(wrong.values())))
         if wrong:
-            for shard in {self._pixels.shard(positions[row]) for row in wrong} - self._told:
+            for shard in {self._reader.shard(positions[row]) for row in wrong} - self._told:
                 log.warning("%s: tiles cannot be read, left out", shard)
                 self._told.add(shard)
             if len(wrong) == len(positions):
                 raise ValueError(f"no tile of a batch can be read: {next(iter(wrong.values()))}")
             self.skipped += len(wrong)
             right = np.setdiff1d(np.arange(len(positions)), list(wrong))
-            positions, images = positions[right], [_pinned(image[right]) for image in images]
+            positions, images = positions[right], [_pin(image[right]) for image in images]
         tiles = self.chosen
-        share, known, weight = (
-            _pinned(torch.from_numpy(values[positions])) for values in (tiles.share, tiles.known, tiles.weight)
+        fraction, known, weight = (
+            _pin(torch.from_numpy(values[positions])) for values in (tiles.fraction, tiles.known, tiles.weight)
         )
-        return Batch(images[0], share, known, weight, images[1] if len(images) > 1 else None)
+        return Batch(images[0], fraction, known, weight, images[1] if len(images) > 1 else None)
 
     def _empty(self, tiles: int) -> torch.Tensor:
-        shape = (tiles, *self._pixels.tile)
+        shape = (tiles, *self._reader.tile)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
 
-def _pinned(values: torch.Tensor) -> torch.Tensor:
+def _pin(values: torch.Tensor) -> torch.Tensor:
     return values.pin_memory() if torch.cuda.is_available() else values
 
 
-def _open(dataset: str, split: str, tiles: Tiles, bands: Sequence[str]) -> Pixels:
-    pixels = Pixels(f"{dataset}/{TILES}", tiles, bands)
+def _open_reader(dataset: str, split: str, tiles: Tiles, bands: Sequence[str]) -> TileReader:
+    pixels = TileReader(f"{dataset}/{TILES}", tiles, bands)
     if pixels.lacking:
         log.warning(
             "%s: %d scenes of split %s lack a band of %s, left out",
@@ -286,7 +290,7 @@ def _open(dataset: str, split: str, tiles: Tiles, bands: Sequence[str]) -> Pixel
 class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """Tiles by number, for a `DataLoader` of PyTorch or Lightning, with its own sampler.
 
-    A sample is {"image": (band, y, x) uint8, "share": (class,) float32, "known", "weight": float32}. Batches are
+    A sample is {"image": (band, y, x) uint8, "fraction": (class,) float32, "known", "weight": float32}. Batches are
     read at once, in tensorstore's threads: `num_workers=0` is as it should be. Worker processes must not be forked
     (`multiprocessing_context="spawn"`).
     """
@@ -294,13 +298,13 @@ class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __init__(self, dataset: str | Path, selection: Selection, *, bands: Sequence[str] = RGB) -> None:
         """selection: without pairs."""
         self.bands = tuple(bands)
-        self.classes, tiles = choose(dataset, selection)
-        self._pixels: Pixels | None = _open(str(dataset), selection.split, tiles, self.bands)
-        self.chosen = self._pixels.tiles
-        self._root = self._pixels.root
+        self.classes, tiles = select_tiles(dataset, selection)
+        self._reader: TileReader | None = _open_reader(str(dataset), selection.split, tiles, self.bands)
+        self.chosen = self._reader.tiles
+        self._root = self._reader.root
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pixels": None}  # a worker process opens the shards for itself
+        return {**self.__dict__, "_reader": None}  # a worker process opens the shards for itself
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -310,13 +314,13 @@ class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
         """Samples by number. Raises ValueError naming shard and tile where one cannot be read."""
-        self._pixels = self._pixels or Pixels(self._root, self.chosen, self.bands)
+        self._reader = self._reader or TileReader(self._root, self.chosen, self.bands)
         positions = np.asarray(indices, dtype=np.int64)
-        image = torch.empty((len(positions), *self._pixels.tile), dtype=torch.uint8)
-        if wrong := self._pixels.finish(self._pixels.request(positions, image.numpy())):
+        image = torch.empty((len(positions), *self._reader.tile), dtype=torch.uint8)
+        if wrong := self._reader.finish(self._reader.request(positions, image.numpy())):
             raise ValueError(next(iter(wrong.values())))
         arrays = {
-            name: torch.from_numpy(getattr(self.chosen, name)[positions]) for name in ("share", "known", "weight")
+            name: torch.from_numpy(getattr(self.chosen, name)[positions]) for name in ("fraction", "known", "weight")
         }
         return [
             {"image": image[i], **{name: values[i] for name, values in arrays.items()}} for i in range(len(positions))

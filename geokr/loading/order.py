@@ -11,32 +11,32 @@ ORDER, DRAW, PAIRS = range(3)
 """Streams of random numbers: no draw depends on whether another one was made."""
 
 
-def random(seed: int, epoch: int, stream: int) -> np.random.Generator:
+def make_generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch] if stream == ORDER else [seed, epoch, stream])
 
 
-def class_chances(share: npt.NDArray[np.float32], balance: float) -> npt.NDArray[np.float64]:
+def class_probabilities(fraction: npt.NDArray[np.float32], balance: float) -> npt.NDArray[np.float64]:
     """The chance of each tile to be drawn, such that the classes' expected mass is balanced: (tile,), sums to 1.
 
-    share: (tile, class). balance: 0 leaves the classes' mass as it is, 1 asks for the same of each class that occurs.
+    fraction: (tile, class). balance: 0 leaves the classes' mass as it is, 1 asks for the same of each class.
     A tile is drawn for a class, in proportion to its share of it, and how often for which class is found such that
     the mass expected in the end is as near to the wanted one as that allows, by KL divergence: the proportions of a
     mixture, by expectation maximisation (Dempster et al. 1977). Tiles of one class reach it; where a class comes
     only with much of another one, that one remains the larger.
     """
-    share = share[:, share.any(axis=0)].astype(np.float64)
-    mass = share.sum(axis=0)
+    fraction = fraction[:, fraction.any(axis=0)].astype(np.float64)
+    mass = fraction.sum(axis=0)
     wanted = mass ** (1 - balance)
     wanted /= wanted.sum()
-    label = share.T @ share / mass[:, None]  # (class, class): mean label of the tiles drawn for a class
+    label = fraction.T @ fraction / mass[:, None]  # (class, class): mean label of the tiles drawn for a class
     drawn = wanted.copy()
     for _ in range(2000):
         drawn *= label @ (wanted / (drawn @ label))
-    chance = share @ (drawn / mass)
+    chance = fraction @ (drawn / mass)
     return np.asarray(chance / chance.sum())
 
 
-def draw(chance: npt.NDArray[np.float64], rng: np.random.Generator) -> Positions:
+def draw_tiles(chance: npt.NDArray[np.float64], rng: np.random.Generator) -> Positions:
     """As many positions as there are tiles, each one n or n + 1 times where n <= chance * tiles < n + 1."""
     tiles = len(chance)
     around = rng.permutation(tiles)
@@ -46,7 +46,7 @@ def draw(chance: npt.NDArray[np.float64], rng: np.random.Generator) -> Positions
     return np.repeat(around, times.astype(np.int64))
 
 
-def by_shard(
+def shuffle_by_shard(
     shard: npt.NDArray[np.int64], buffer: int, rng: np.random.Generator, rank: int, length: int
 ) -> npt.NDArray[np.int64]:
     """A rank's part of the tiles, shard after shard, shuffled over about `buffer` tiles: (length,) int64.
@@ -78,7 +78,7 @@ class Companions:
     others: Positions
     """How many have another."""
 
-    def partner(self, rng: np.random.Generator) -> Positions:
+    def draw_partners(self, rng: np.random.Generator) -> Positions:
         """For each tile, one of the others; itself where there is none."""
         chosen = self.first + (rng.random(len(self.first)) * self.others).astype(np.int64)
         chosen += np.where(chosen >= self.own, self.dated, 0)
@@ -86,7 +86,7 @@ class Companions:
         return np.where(self.others > 0, self.sequence[np.where(self.others > 0, chosen, 0)], alone)
 
 
-def companions(place: npt.NDArray[np.int64], date: npt.NDArray[np.int64]) -> Companions:
+def find_companions(place: npt.NDArray[np.int64], date: npt.NDArray[np.int64]) -> Companions:
     """place, date: (tile,) whole numbers that are equal where place or date are the same."""
     sequence = np.lexsort((date, place))
     places, dates = place[sequence], date[sequence]

@@ -33,11 +33,11 @@ class _Threads:
     lost = False
 
 
-def _forked() -> None:
+def _note_fork() -> None:
     _Threads.lost = _Threads.started
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_note_fork)
 
 
 def _check_threads() -> None:
@@ -50,7 +50,7 @@ def _check_threads() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class PendingRead:
     """Tiles that are being read into an array."""
 
     positions: Positions
@@ -60,7 +60,7 @@ class Read:
     """Rows of `target`, and the read that fills them."""
 
 
-class Pixels:
+class TileReader:
     """The images of the chosen tiles' scenes, opened."""
 
     def __init__(self, root: str, tiles: Tiles, bands: Sequence[str]) -> None:
@@ -72,13 +72,13 @@ class Pixels:
         _check_threads()
         self.root = root
         context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE}})
-        store = ts.KvStore.open(files.kvstore(root), context=context).result()
+        store = ts.KvStore.open(files.kvstore_spec(root), context=context).result()
         self._arrays, self.lacking = _open_scenes(store, context, root, tiles.scenes, tuple(bands))
         """`lacking`: the bands of the scenes that lack one."""
         if not self._arrays:
             found = "; ".join(sorted({", ".join(bands) for bands in self.lacking.values()}))
             raise ValueError(f"{root}: no scene with these tiles has bands {', '.join(bands)}; they have {found}")
-        self.tiles = tiles.only(np.array([name in self._arrays for name in tiles.scenes])[tiles.scene])
+        self.tiles = tiles.filter(np.array([name in self._arrays for name in tiles.scenes])[tiles.scene])
         """Those of the tiles that can be read."""
         self.tile: tuple[int, ...] = next(iter(self._arrays.values())).shape[2:]
         """(band, y, x)."""
@@ -95,7 +95,7 @@ class Pixels:
         scene, i, j = self.block[position]
         return f"{self.root}/{self.tiles.scenes[scene]}/image/c/{i}/{j}/0/0/0"
 
-    def request(self, positions: Positions, target: npt.NDArray[np.uint8]) -> Read:
+    def request(self, positions: Positions, target: npt.NDArray[np.uint8]) -> PendingRead:
         """Begin to read tiles into an array (tile, band, y, x)."""
         _check_threads()
         tiles, futures = self.tiles, []
@@ -108,10 +108,10 @@ class Pixels:
             rows = order[first:end]
             here = positions[rows]
             wanted = self._arrays[tiles.scenes[scene[rows[0]]]].vindex[tiles.row[here], tiles.col[here]]
-            futures.append((rows, _part(target, rows).write(wanted)))
-        return Read(positions, target, futures)
+            futures.append((rows, _rows_of(target, rows).write(wanted)))
+        return PendingRead(positions, target, futures)
 
-    def finish(self, read: Read) -> dict[int, str]:
+    def finish(self, read: PendingRead) -> dict[int, str]:
         """Wait for a read. What is wrong with each tile that cannot be read: row of the target -> sentence."""
         wrong: dict[int, str] = {}
         for rows, future in read.futures:
@@ -124,7 +124,7 @@ class Pixels:
                     log.warning("%s: a read failed, and went well when tried again: %s", self.root, error)
         return wrong
 
-    def _again(self, read: Read, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, str]]:
+    def _again(self, read: PendingRead, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, str]]:
         """Read tile by tile; the rows that cannot be read, and why."""
         for row in rows:
             position = read.positions[row]
@@ -137,7 +137,7 @@ class Pixels:
                 yield int(row), f"{self.shard(position)}: tile {place} cannot be read; build it again: {reason}"
 
 
-def _part(target: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> Any:
+def _rows_of(target: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> Any:
     """Rows of an array as what tensorstore writes to. As a slice where they are one: a list takes longer."""
     first = int(rows[0])
     if (rows == np.arange(first, first + len(rows))).all():
@@ -186,11 +186,11 @@ def _open_scenes(
             raise ValueError(
                 f"{root}/{scene}: tiles of {array.shape[3:]} px, expected {expected} px as in the other scenes"
             )
-        arrays[scene] = _pick(array, order[scene])
+        arrays[scene] = _select_bands(array, order[scene])
     return arrays, lacking
 
 
-def _pick(array: Any, bands: list[int]) -> Any:
+def _select_bands(array: Any, bands: list[int]) -> Any:
     """An image's bands, by position. Evenly spaced ones as a slice: tensorstore copies a list 2.5 times as slowly."""
     step = bands[1] - bands[0] if len(bands) > 1 else 1
     if bands != [bands[0] + step * i for i in range(len(bands))]:

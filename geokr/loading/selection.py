@@ -52,7 +52,7 @@ class Tiles:
     """Position in `scenes`."""
     row: npt.NDArray[np.int32]
     col: npt.NDArray[np.int32]
-    share: npt.NDArray[np.float32]
+    fraction: npt.NDArray[np.float32]
     """(tile, class): the label over the chosen classes, rows sum to 1."""
     known: npt.NDArray[np.float32]
     """Share of the tile's area that the label covers."""
@@ -66,7 +66,7 @@ class Tiles:
     def __len__(self) -> int:
         return len(self.scene)
 
-    def only(self, keep: npt.NDArray[np.bool_]) -> "Tiles":
+    def filter(self, keep: npt.NDArray[np.bool_]) -> "Tiles":
         """The tiles for which `keep` is true."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scenes"}
         return replace(self, **{name: values[keep] for name, values in arrays.items() if values is not None})
@@ -82,7 +82,7 @@ class Condition:
     values: tuple[str, ...]
     """As text; several for = and != alone."""
 
-    def met(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    def evaluate(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
         """Which rows meet it. A row without a value (NULL or NaN) meets none, != not either.
 
         Raises ValueError where a value is not of the column's type.
@@ -121,7 +121,7 @@ def read_condition(text: str) -> Condition:
     return Condition(column, comparison, values)
 
 
-def choose(dataset: str | Path, selection: Selection) -> tuple[tuple[str, ...], Tiles]:
+def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, ...], Tiles]:
     """The classes to learn, and the tiles that meet all conditions and hold any of these classes.
 
     Raises ValueError naming the data set where a class or a column is not there, a tile's weight is missing or
@@ -140,7 +140,7 @@ def choose(dataset: str | Path, selection: Selection) -> tuple[tuple[str, ...], 
     met = pc.and_(pc.equal(rows["split"], selection.split), pc.greater_equal(rows["known"], selection.min_known))
     for text, condition in zip(selection.where, conditions, strict=True):
         try:
-            met = pc.and_(met, condition.met(rows[condition.column]))
+            met = pc.and_(met, condition.evaluate(rows[condition.column]))
         except ValueError as error:
             raise ValueError(f"{dataset}/{INDEX}: {text}: {error}") from error
     if selection.pairs:
@@ -156,13 +156,13 @@ def choose(dataset: str | Path, selection: Selection) -> tuple[tuple[str, ...], 
     rows, total = rows.filter(pa.array(total > 0)), total[total > 0]
     days = rows["acquired"].cast(pa.date32()).cast(pa.int32()) if selection.pairs else None
     encoded = rows["scene"].combine_chunks().dictionary_encode()
-    share = np.stack([rows[name].to_numpy() for name in classes], axis=1) / total[:, None]
+    fraction = np.stack([rows[name].to_numpy() for name in classes], axis=1) / total[:, None]
     return classes, Tiles(
         scenes=tuple(encoded.dictionary.to_pylist()),
         scene=encoded.indices.to_numpy().astype(np.int32),
         row=rows["row"].to_numpy().astype(np.int32),
         col=rows["col"].to_numpy().astype(np.int32),
-        share=share.astype(np.float32),
+        fraction=fraction.astype(np.float32),
         known=rows["known"].to_numpy().astype(np.float32),
         weight=_weights(dataset, rows, weight),
         place=_codes(rows["place"]) if selection.pairs else None,

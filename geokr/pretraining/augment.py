@@ -18,7 +18,7 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey: ITU-R BT.601."""
 
 
-def seed_of(*parts: int) -> int:
+def derive_seed(*parts: int) -> int:
     """One seed out of several numbers, such that near ones give unlike streams."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
@@ -36,12 +36,12 @@ def augment(
     draws = torch.rand(len(image) * count, 13, generator=generator)[index * len(image) : (index + 1) * len(image)]
     order = torch.randperm(4, generator=generator).tolist()
     geometry, colour = draws[:, :9], draws[:, 9:]
-    theta = placement(geometry, config).to(image.device)
+    theta = view_affines(geometry, config).to(image.device)
     pixels = _warp(image.float(), theta, config.image_size) / 255
-    return recolour(pixels, bands, config, colour.to(image.device), order)
+    return jitter_colour(pixels, bands, config, colour.to(image.device), order)
 
 
-def placement(draws: torch.Tensor, config: TrainConfig) -> torch.Tensor:
+def view_affines(draws: torch.Tensor, config: TrainConfig) -> torch.Tensor:
     """Where each view lies in its tile: (n, 2, 3) affine maps from view to tile, (x, y, 1) in -1..1.
 
     draws: (n, 9) uniform in 0..1. A view has `crop` to 1 of the tile's area and sides whose ratio is within
@@ -76,7 +76,7 @@ def _warp(pixels: torch.Tensor, theta: torch.Tensor, size: int) -> torch.Tensor:
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def recolour(
+def jitter_colour(
     pixels: torch.Tensor, bands: Sequence[str], config: TrainConfig, draws: torch.Tensor, order: Sequence[int]
 ) -> torch.Tensor:
     """Jitter of brightness, contrast, saturation and hue, as in torchvision's ColorJitter, one amount a tile.
@@ -101,24 +101,24 @@ def recolour(
             case 1:
                 mean = pixels.mean(dim=(2, 3), keepdim=True)  # (n, band, 1, 1)
                 if rgb is not None:
-                    mean[:, rgb] = _grey(pixels[:, rgb]).mean(dim=(2, 3), keepdim=True).expand(-1, 3, -1, -1)
+                    mean[:, rgb] = _luma(pixels[:, rgb]).mean(dim=(2, 3), keepdim=True).expand(-1, 3, -1, -1)
                 pixels = torch.lerp(mean, pixels, 1.0 + amount[1])
             case 2 if rgb is not None:
-                grey = _grey(pixels[:, rgb])
-                pixels = _replaced(pixels, rgb, torch.lerp(grey, pixels[:, rgb], 1.0 + amount[2]))
+                grey = _luma(pixels[:, rgb])
+                pixels = _replace_colour(pixels, rgb, torch.lerp(grey, pixels[:, rgb], 1.0 + amount[2]))
             case 3 if rgb is not None:
-                pixels = _replaced(pixels, rgb, _turn_hue(pixels[:, rgb], amount[3]))
+                pixels = _replace_colour(pixels, rgb, _shift_hue(pixels[:, rgb], amount[3]))
         pixels = pixels.clamp_(0.0, 1.0)
     return pixels
 
 
-def _grey(colour: torch.Tensor) -> torch.Tensor:
+def _luma(colour: torch.Tensor) -> torch.Tensor:
     """Luma of (n, 3, y, x) colours: (n, 1, y, x)."""
     red, green, blue = colour.unbind(dim=1)
     return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
 
 
-def _replaced(pixels: torch.Tensor, rgb: Any, colour: torch.Tensor) -> torch.Tensor:
+def _replace_colour(pixels: torch.Tensor, rgb: Any, colour: torch.Tensor) -> torch.Tensor:
     if isinstance(rgb, slice):
         return colour
     changed = pixels.clone()
@@ -126,7 +126,7 @@ def _replaced(pixels: torch.Tensor, rgb: Any, colour: torch.Tensor) -> torch.Ten
     return changed
 
 
-def _turn_hue(colour: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
+def _shift_hue(colour: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
     """Colours with their hue turned by a share of the circle. colour: (n, 3, y, x); amount: (n, 1, 1, 1).
 
     By way of HSV, without branches: channel k is v - c * max(0, min(h', 4 - h', 1)), h' = (k + h / 60) mod 6.

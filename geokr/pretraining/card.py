@@ -9,7 +9,7 @@ from typing import Any
 from geokr.landcover.legend import KNOWLEDGE, read_toml
 from geokr.pretraining.checkpoint import Checkpoint
 from geokr.pretraining.objectives import choose
-from geokr.storage.files import is_url
+from geokr.storage.files import in_bucket
 
 MLM = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
 """Version of the STAC extension for machine learning models that `stac_item` follows."""
@@ -24,9 +24,9 @@ NUMBERS = {
 """Numbers of metrics.json that a card shows -> what they are, over the held-out tiles."""
 
 
-def named(dataset: str) -> str:
+def published_name(dataset: str) -> str:
     """What is published of where a data set lies: an address, but of a directory the name alone."""
-    return dataset if is_url(dataset) else Path(dataset).absolute().name
+    return dataset if in_bucket(dataset) else Path(dataset).absolute().name
 
 
 def model_card(checkpoint: Checkpoint, features: int, metrics: Mapping[str, Any]) -> str:
@@ -71,7 +71,7 @@ The input is (pixels / 255 - mean) / std, {config["image_size"]} px wide in trai
 ## Data
 
 {facts["training_tiles"]} training tiles and {facts["held_out_tiles"]} held out by place, of the data set
-`{named(checkpoint.dataset)}`, labelled by `{facts["labels"]}`.{extent(facts)}
+`{published_name(checkpoint.dataset)}`, labelled by `{facts["labels"]}`.{describe_extent(facts)}
 
 | class | mean share in training | error of held-out shares |
 |---|---|---|
@@ -88,11 +88,11 @@ Objective `{objective}`: {loss}. {checkpoint.step} steps of {config["batch"]} ti
 
 ## Licences
 
-{chr(10).join(f"- {line}" for line in licences(facts["labels"]))}
+{chr(10).join(f"- {line}" for line in list_licences(facts["labels"]))}
 """
 
 
-def extent(facts: Mapping[str, Any]) -> str:
+def describe_extent(facts: Mapping[str, Any]) -> str:
     """A sentence on where and when the tiles were taken, as far as it is known."""
     parts = []
     if facts["bounds"]:
@@ -103,7 +103,7 @@ def extent(facts: Mapping[str, Any]) -> str:
     return f" Acquired {' '.join(parts)}." if parts else ""
 
 
-def licences(labels: str) -> list[str]:
+def list_licences(labels: str) -> list[str]:
     """A line on the rights in each thing that went into an encoder. labels: name of the label set."""
     path = KNOWLEDGE / "products" / f"{labels.rpartition('_')[0]}.toml"
     product = read_toml(path) if path.is_file() else {}
@@ -140,7 +140,7 @@ def stac_item(
         "mlm:framework": "pytorch",
         "mlm:total_parameters": parameters,
         "mlm:pretrained": True,
-        "mlm:pretrained_source": named(checkpoint.dataset),
+        "mlm:pretrained_source": published_name(checkpoint.dataset),
         "mlm:batch_size_suggestion": config["batch"],
         "mlm:accelerator": None,
         "mlm:input": [
@@ -183,21 +183,21 @@ def stac_item(
         "stac_version": "1.1.0",
         "stac_extensions": [MLM],
         "id": f"geokr-{config['model']}-{facts['labels']}-{checkpoint.step}",
-        "geometry": None if bounds is None else {"type": "Polygon", "coordinates": [ring(bounds)]},
+        "geometry": None if bounds is None else {"type": "Polygon", "coordinates": [bounding_ring(bounds)]},
         **({} if bounds is None else {"bbox": bounds}),
         "properties": properties,
         "links": [],
-        "assets": {name.replace(".", "-"): asset(name, size) for name, size in files.items()},
+        "assets": {name.replace(".", "-"): model_asset(name, size) for name, size in files.items()},
     }
 
 
-def ring(bounds: list[float]) -> list[list[float]]:
+def bounding_ring(bounds: list[float]) -> list[list[float]]:
     """The outline of west, south, east, north, counterclockwise and closed."""
     west, south, east, north = bounds
     return [[west, south], [east, south], [east, north], [west, north], [west, south]]
 
 
-def asset(name: str, size: int) -> dict[str, Any]:
+def model_asset(name: str, size: int) -> dict[str, Any]:
     """A file of the model, beside the item."""
     media, artifact = {
         "safetensors": ("application/octet-stream; framework=pytorch", "safetensors.torch.save_file"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from geokr.encoder import RGB, build_encoder, fit, read_weights
+from geokr.encoder import RGB, apply_weights, build_encoder, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ def build(
             log.warning("%s; the encoder starts at random", reason)
         else:
             start = f"timm's weights for {name}"
-            fit(encoder, theirs.state_dict(), RGB, bands, start)
+            apply_weights(encoder, theirs.state_dict(), RGB, bands, start)
     elif isinstance(pretrained, str):
-        fit(encoder, *read_weights(Path(pretrained)), bands, pretrained)
+        apply_weights(encoder, *read_weights(Path(pretrained)), bands, pretrained)
         start = pretrained
     return Classifier(encoder, _features(encoder, name, len(bands), image_size), classes), start
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, StrictBool, StrictStr, ValidationError, model_validator
 
-from geokr.settings import ConfigError, Names, Share, Strict, fault, read_section, split_names, suggest
+from geokr.settings import ConfigError, Names, Share, Strict, explain, read_section, split_names, suggest
 
 SECTION = "train"
 """The section of a parameter file that holds training settings; stages of the pipeline read the others."""
@@ -205,11 +205,11 @@ def configure(preset: str = "geokr", params: Path | None = None, pairs: Sequence
         raise ConfigError(f"there is no preset {preset}, only {' and '.join(PRESETS)}")
     config = PRESETS[preset]
     if params is not None:
-        config = changed(config, read_section(params, SECTION), source=f"{params}, {SECTION}")
-    return changed(config, dict(read_pair(pair) for pair in pairs), source="command line")
+        config = apply_changes(config, read_section(params, SECTION), source=f"{params}, {SECTION}")
+    return apply_changes(config, dict(read_pair(pair) for pair in pairs), source="command line")
 
 
-def changed(config: TrainConfig, changes: Mapping[str, Any], source: str) -> TrainConfig:
+def apply_changes(config: TrainConfig, changes: Mapping[str, Any], source: str) -> TrainConfig:
     """`config` with other values for some of its keys. Raises ConfigError naming `source` and the key."""
     for key in changes:
         if key not in TrainConfig.model_fields:
@@ -217,7 +217,7 @@ def changed(config: TrainConfig, changes: Mapping[str, Any], source: str) -> Tra
     try:
         return TrainConfig.model_validate({**config.model_dump(), **changes})
     except ValidationError as error:
-        place, what = fault(error)
+        place, what = explain(error)
         if not place:
             raise ConfigError(f"{source}: {what}") from error
         raise ConfigError(f"{source}: {place[0]}: {what}, got {changes.get(place[0])!r}") from error

@@ -5,9 +5,11 @@ import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from geokr.storage.files import replacing
@@ -15,6 +17,8 @@ from geokr.storage.files import replacing
 LOG = "log.jsonl"
 CURVES = {"train": "plots/train.csv", "val": "plots/val.csv"}
 CONFUSION = "plots/confusion.png"
+HAS_MATPLOTLIB = find_spec("matplotlib") is not None
+"""Whether the picture of confusion can be drawn: a machine that only trains may lack it."""
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +58,7 @@ class Journal:
         if self._dvclive is not None:
             self._dvclive.sync()
 
-    def show(
+    def write_classes(
         self,
         step: int,
         error: Mapping[str, float],
@@ -62,29 +66,33 @@ class Journal:
         classes: Sequence[str],
         shares: Mapping[str, torch.Tensor],
     ) -> None:
-        """What a validation found of each class: see Verdict. The picture of confusion is a file of its own, too."""
-        picture = drawn(confusion, classes)
-        with replacing(self.run / CONFUSION) as file:
-            picture.save(file, format="png")
+        """Log what a validation gives of each class: see Validation. The picture of confusion is a file, too."""
         for name, value in error.items():
             if self._tensorboard is not None:
                 self._tensorboard.add_scalar(f"mae/{name}", value, step)
             if self._dvclive is not None:
                 self._dvclive.log_metric(f"mae/{name}", value)
-        if self._dvclive is not None:
-            self._dvclive.log_image("confusion.png", picture)
         if self._tensorboard is not None:
-            pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-            self._tensorboard.add_image("confusion", pixels.view(*picture.size[::-1], 3), step, dataformats="HWC")
             for kind, values in shares.items():
                 for k, name in enumerate(classes):
                     self._tensorboard.add_histogram(f"{kind}/{name}", values[:, k], step)
+        if not HAS_MATPLOTLIB:
+            return
+        figure = confusion_figure(confusion, classes)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=80)
+        with replacing(self.run / CONFUSION) as file:
+            file.write(picture.getbuffer())
+        if self._dvclive is not None:
+            self._dvclive.log_image("confusion.png", figure)
+        if self._tensorboard is not None:
+            self._tensorboard.add_figure("confusion", figure, step)
 
     @property
-    def shows_images(self) -> bool:
+    def has_images(self) -> bool:
         return self._tensorboard is not None
 
-    def show_views(self, step: int, views: torch.Tensor, bands: Sequence[str]) -> None:
+    def write_views(self, step: int, views: torch.Tensor, bands: Sequence[str]) -> None:
         """Show views of tiles: (2 n, band, y, x) float in 0..1, the student's n and then the teacher's n.
 
         In true colour, or in grey of the first band where a colour is missing.
@@ -96,7 +104,7 @@ class Journal:
         rows = [torch.cat(list(half), dim=2) for half in views[:, chosen].chunk(2)]  # 2 of (3, y, n x)
         self._tensorboard.add_image("views of student and teacher", torch.cat(rows, dim=1), step)
 
-    def draw(self) -> None:
+    def write_curves(self) -> None:
         """Write the loss curves, a CSV each: columns step and loss, here KL(A || p) in nats for either split."""
         for split, path in CURVES.items():
             text = io.StringIO()
@@ -114,42 +122,33 @@ class Journal:
             self._dvclive.end()
 
 
-CELL, LEFT, TOP = 44, 110, 110
-"""Side of a cell of the picture of confusion, and the margins that hold names, px."""
+def confusion_figure(confusion: Sequence[Sequence[float]], classes: Sequence[str]) -> Any:
+    """A confusion matrix, [true][predicted], as a matplotlib figure: a row for each true class, in per cent of its sum.
 
-
-def drawn(confusion: Sequence[Sequence[float]], classes: Sequence[str]) -> Any:
-    """A picture of a confusion matrix, [true][predicted]: a row for each true class, its shares in per cent.
-
-    The darker, the larger a part of the row's sum; a class that is nowhere has an empty row. Below and at the right,
-    in grey, what each class has of all that is predicted, and of all that is true.
+    Behind the columns stands what each class has of all that is true, and below the rows of all that is predicted. A
+    class that is nowhere has an empty row.
     """
-    from PIL import Image, ImageDraw  # torchvision brings it
+    from matplotlib.figure import Figure
 
-    n = len(classes)
-    picture = Image.new("RGB", (LEFT + CELL * (n + 1) + 8, TOP + CELL * (n + 1) + 8), "white")
-    pen = ImageDraw.Draw(picture)
-    pen.text((4, 4), "true, down; predicted, across; %", fill="black")
-    for k, (below, right) in enumerate(zip([*classes, "predicted"], [*classes, "true"], strict=True)):
-        pen.text((4, TOP + CELL * k + CELL // 2 - 6), below, fill="black")
-        name = Image.new("RGB", (TOP - 24, 14), "white")
-        ImageDraw.Draw(name).text((0, 0), right, fill="black")
-        picture.paste(name.rotate(90, expand=True), (LEFT + CELL * k + CELL // 2 - 7, 22))
-
-    def fill(row: int, column: int, share: float, grey: bool) -> None:
-        x, y, light = LEFT + CELL * column, TOP + CELL * row, round(255 * (1 - share))
-        pen.rectangle((x, y, x + CELL - 2, y + CELL - 2), fill=(light, light, light if grey else 255))
-        if share >= 0.005:
-            at = (x + CELL // 2 - 8, y + CELL // 2 - 6)
-            pen.text(at, f"{100 * share:.0f}", fill="white" if share > 0.5 else "black")
-
-    true, predicted = [sum(row) for row in confusion], [sum(column) for column in zip(*confusion, strict=True)]
-    for row, values in enumerate(confusion):
-        for column, value in enumerate(values):
-            fill(row, column, value / true[row] if true[row] > 0 else 0.0, grey=False)
-        fill(row, n, true[row] / max(sum(true), 1e-12), grey=True)
-        fill(n, row, predicted[row] / max(sum(true), 1e-12), grey=True)
-    return picture
+    amounts, n = np.asarray(confusion, dtype=float), len(classes)
+    total = max(float(amounts.sum()), 1e-12)
+    true, predicted = amounts.sum(axis=1), amounts.sum(axis=0)
+    table = np.full((n + 1, n + 1), np.nan)
+    table[:n, :n] = 100 * np.divide(amounts, true[:, None], out=np.zeros_like(amounts), where=true[:, None] > 0)
+    table[:n, n], table[n, :n] = 100 * true / total, 100 * predicted / total
+    figure = Figure(figsize=(1.5 + 0.55 * n, 1.5 + 0.55 * n), layout="constrained")
+    axes = figure.subplots()
+    shown = np.where(np.arange(n + 1) < n, table, np.nan)
+    shown[n] = np.nan  # sums are numbers without a colour
+    axes.imshow(shown, cmap="Blues", vmin=0, vmax=100)
+    for row, column in np.argwhere(table >= 0.5):
+        value, dark = table[row, column], shown[row, column] > 50
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="white" if dark else "black", fontsize=8)
+    axes.set_xticks(range(n + 1), [*classes, "all true"], rotation=90)
+    axes.set_yticks(range(n + 1), [*classes, "all predicted"])
+    axes.set_xlabel("predicted, %")
+    axes.set_ylabel("true")
+    return figure
 
 
 def _tensorboard(run: Path, start: int) -> Any:

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from geokr.dataset.index import read_extent, read_summary
 from geokr.loading.loader import Batch, TileLoader
-from geokr.pretraining.augment import augment, seed_of
+from geokr.pretraining.augment import augment, derive_seed
 from geokr.pretraining.checkpoint import Checkpoint
 from geokr.pretraining.classifier import Classifier, build
 from geokr.pretraining.config import TrainConfig
@@ -38,7 +38,7 @@ LOG_EVERY = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class DataFacts:
     """What a run knows of its tiles. A checkpoint keeps it, so that a run does not go on with other tiles."""
 
     training_tiles: int
@@ -59,14 +59,14 @@ class Facts:
     """When its first and its last tile were taken, ISO 8601 in UTC; empty where the index does not say."""
 
 
-def facts_of(training: TileLoader, held_out: TileLoader) -> Facts:
+def gather_facts(training: TileLoader, held_out: TileLoader) -> DataFacts:
     mean, std = training.statistics()
     bounds, acquired = read_extent(training.dataset)
-    return Facts(
+    return DataFacts(
         training_tiles=training.tiles,
         held_out_tiles=held_out.tiles,
         classes=training.classes,
-        mean_label=tuple(training.share.mean(axis=0, dtype="float64").tolist()),
+        mean_label=tuple(training.fraction.mean(axis=0, dtype="float64").tolist()),
         mean_pixel=tuple(mean),
         std_pixel=tuple(std),
         labels=str(read_summary(training.dataset)["label_set"]),
@@ -83,7 +83,7 @@ class Learner:
     process: Process
     training: TileLoader
     held_out: TileLoader
-    facts: Facts
+    facts: DataFacts
     objective: Objective
     parallel: nn.Module
     """The student as a training step calls it: inside DistributedDataParallel where there are several processes."""
@@ -112,7 +112,7 @@ class Learner:
     def precision(self) -> torch.autocast:
         return torch.autocast(self.process.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """(n, band, y, x) float: pixels in 0..1 less the mean, over the standard deviation of their band."""
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
@@ -120,7 +120,7 @@ class Learner:
 
     def view(self, image: torch.Tensor, stream: int, part: int = 0) -> torch.Tensor:
         """One of the step's random views of a part of this process's tiles: (n, band, size, size), from uint8."""
-        seed = seed_of(self.config.seed, self.step, stream)
+        seed = derive_seed(self.config.seed, self.step, stream)
         parts = self.config.accumulate
         which = (self.process.rank * parts + part, self.process.world * parts)
         return augment(image, self.config.bands, self.config, seed, which)
@@ -132,7 +132,7 @@ class Learner:
         """
 
         def view(stream: int) -> torch.Tensor:
-            return self.normalised(self.view(pair if stream == SECOND_VIEW else image, stream, number))
+            return self.normalise(self.view(pair if stream == SECOND_VIEW else image, stream, number))
 
         return Part(self.parallel, view, self.precision, target, self.step, self.total)
 
@@ -141,24 +141,24 @@ class Learner:
         return self.objective.networks["student"]
 
     @property
-    def judged(self) -> nn.Module:
+    def evaluated(self) -> nn.Module:
         """The network that is validated and exported."""
         return self.objective.networks[self.objective.exported]
 
 
-def begin(
+def create_learner(
     config: TrainConfig,
     process: Process,
     training: TileLoader,
     held_out: TileLoader,
-    facts: Facts,
+    facts: DataFacts,
     last: Checkpoint | None = None,
 ) -> Learner:
     """A learner before its first step, or where a checkpoint left it.
 
     Raises ValueError where the weights to start from cannot be had.
     """
-    torch.manual_seed(seed_of(config.seed, 0, INITIAL))
+    torch.manual_seed(derive_seed(config.seed, 0, INITIAL))
     pretrained = config.pretrained if last is None else False  # the checkpoint's weights come in their stead
     student, start = build(config.model, config.bands, len(training.classes), config.image_size, pretrained)
     if config.sync_batch_norm and process.world > 1:
@@ -187,7 +187,7 @@ def begin(
     mean, std = (
         (list(facts.mean_pixel), list(facts.std_pixel)) if objective.normalises else ([0.0] * bands, [1.0] * bands)
     )
-    dtype = precision(config.amp, process.device)
+    dtype = compute_dtype(config.amp, process.device)
     learner = Learner(
         config=config,
         process=process,
@@ -196,7 +196,7 @@ def begin(
         facts=facts,
         objective=objective,
         parallel=parallel,
-        optimiser=optimiser(student, config),
+        optimiser=make_optimiser(student, config),
         mean=mean,
         std=std,
         start=start,
@@ -210,14 +210,14 @@ def begin(
     return learner
 
 
-def precision(amp: str, device: torch.device) -> torch.dtype:
+def compute_dtype(amp: str, device: torch.device) -> torch.dtype:
     """What the networks compute in. amp: see TrainConfig."""
     if amp == "auto":
         amp = "fp32" if device.type != "cuda" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[amp]
 
 
-def optimiser(student: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimiser(student: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser of the student's parameters; biases and normalisation layers do not decay."""
     weights = [parameter for parameter in student.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in student.parameters() if parameter.ndim <= 1]
@@ -233,16 +233,16 @@ def optimiser(student: Classifier, config: TrainConfig) -> torch.optim.Optimizer
             return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def learn(learner: Learner, batch: Batch) -> None:
+def train_step(learner: Learner, batch: Batch) -> None:
     """One step: the student by its gradient, then whatever its objective changes after it."""
     config, process, step = learner.config, learner.process, learner.step
-    torch.manual_seed(seed_of(config.seed, step, DROPOUT, process.rank))  # for networks that drop at random
+    torch.manual_seed(derive_seed(config.seed, step, DROPOUT, process.rank))  # for networks that drop at random
     for group in learner.optimiser.param_groups:
         group["lr"] = config.learning_rate(step, learner.total, len(learner.training))
-    batch = filled(batch, config.batch // process.world)
+    batch = pad_batch(batch, config.batch // process.world)
     image = batch.image.to(process.device, non_blocking=True)  # (n, band, y, x) uint8
     pair = image if batch.pair is None else batch.pair.to(process.device, non_blocking=True)
-    target = batch.share.to(process.device, non_blocking=True)  # (n, k)
+    target = batch.fraction.to(process.device, non_blocking=True)  # (n, k)
     weight = batch.weight.to(process.device, non_blocking=True)  # (n,)
     total = sum_over_ranks(weight.sum(), process).clamp_min(1e-9)
     weight = weight * (process.world / total)  # processes' gradients are averaged
@@ -254,7 +254,7 @@ def learn(learner: Learner, batch: Batch) -> None:
         sync_gradients(learner.parallel, number == config.accumulate - 1)
         losses = learner.objective.losses(learner.part(pixels, others, shares, number))  # (n, 1 + measures)
         means = (losses * worth[:, None]).sum(dim=0)  # weighted, over the tiles of all parts and processes
-        with kept_buffers(learner.student, config.recompute):
+        with preserve_buffers(learner.student, config.recompute):
             learner.scaler.scale(means[0]).backward()
         sums += means.detach()
     if config.clip:
@@ -269,7 +269,7 @@ def learn(learner: Learner, batch: Batch) -> None:
     learner.step += 1
 
 
-def filled(batch: Batch, tiles: int) -> Batch:
+def pad_batch(batch: Batch, tiles: int) -> Batch:
     """A batch from which broken tiles were left out, with empty ones of no weight in their stead.
 
     All processes then compute as much, which those that wait for each other rely on.
@@ -277,7 +277,7 @@ def filled(batch: Batch, tiles: int) -> Batch:
     missing = tiles - len(batch.image)
     if not missing:
         return batch
-    names = ("image", "share", "known", "weight", *(("pair",) if batch.pair is not None else ()))
+    names = ("image", "fraction", "known", "weight", *(("pair",) if batch.pair is not None else ()))
     padded = {name: getattr(batch, name) for name in names}
     padded = {
         name: torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) for name, values in padded.items()
@@ -286,7 +286,7 @@ def filled(batch: Batch, tiles: int) -> Batch:
 
 
 @contextmanager
-def kept_buffers(model: nn.Module, wanted: bool) -> Iterator[None]:
+def preserve_buffers(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Undo what happens to a model's buffers: a backward pass that computes activations again, batch statistics too,
     would have batch normalisation count each batch twice."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()] if wanted else []

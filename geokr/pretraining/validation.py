@@ -8,13 +8,13 @@ import torch
 
 from geokr.encoder import resize
 from geokr.loading.loader import Batch
-from geokr.pretraining.learner import Learner, filled
+from geokr.pretraining.learner import Learner, pad_batch
 from geokr.pretraining.metrics import neighbours, scores
 from geokr.pretraining.processes import gather, max_over_ranks, sum_over_ranks
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Validation:
     """What validation found on the held-out tiles."""
 
     numbers: dict[str, float]
@@ -30,31 +30,31 @@ class Verdict:
 
 
 @torch.no_grad()
-def validate(learner: Learner) -> Verdict:
+def validate(learner: Learner) -> Validation:
     """Judge the teacher, or the student where there is none."""
     config, process, facts = learner.config, learner.process, learner.facts
     # One tile of equal shares is added to the training tiles, lest a class that they lack makes KL infinite.
     mean = torch.tensor(facts.mean_label, dtype=torch.float64, device=process.device)
     mean = (mean * facts.training_tiles + 1.0 / len(mean)) / (facts.training_tiles + 1)
-    model = learner.judged
+    model = learner.evaluated
     before = model.training
     model.eval()
 
     known = None
     if config.probe:
         size = config.batch // process.world
-        sample = (filled(some, size) for some in islice(learner.training.epoch(0), -(-config.probe // config.batch)))
-        parts = zip(*((features, share) for _, features, share in predict(learner, sample)), strict=True)
+        sample = (pad_batch(some, size) for some in islice(learner.training.epoch(0), -(-config.probe // config.batch)))
+        parts = zip(*((features, fraction) for _, features, fraction in predict(learner, sample)), strict=True)
         known = [gather(torch.cat(part), process) for part in parts]  # (m, feature), (m, class)
     found, labels, predicted = [], [], []
-    for logits, features, share in predict(learner, iter(learner.held_out)):
-        sums = scores(logits, share, mean)
+    for logits, features, fraction in predict(learner, iter(learner.held_out)):
+        sums = scores(logits, fraction, mean)
         if known is not None:
             alike = neighbours(features, known[0], known[1]).double()
-            sums["knn_top1"] = (alike.argmax(dim=1) == share.argmax(dim=1)).double().sum()
-            sums["knn_mae"] = (alike - share).abs().mean(dim=1).sum()
+            sums["knn_top1"] = (alike.argmax(dim=1) == fraction.argmax(dim=1)).double().sum()
+            sums["knn_mae"] = (alike - fraction).abs().mean(dim=1).sum()
         found.append(sums)
-        labels.append(share.cpu())
+        labels.append(fraction.cpu())
         predicted.append(torch.softmax(logits, dim=1).cpu())
     model.train(before)
 
@@ -62,7 +62,7 @@ def validate(learner: Learner) -> Verdict:
     tiles = total.pop("tiles")
     error, confused = total.pop("error") / tiles, total.pop("confusion") / tiles
     numbers = {name: float(value / tiles) for name, value in total.items()} | {"mae": float(error.mean())}
-    return Verdict(
+    return Validation(
         numbers,
         dict(zip(facts.classes, error.tolist(), strict=True)),
         confused.tolist(),
@@ -77,11 +77,11 @@ def predict(learner: Learner, batches: Iterator[Batch]) -> Iterator[tuple[torch.
     and gives results of no tiles.
     """
     device, config = learner.process.device, learner.config
-    model = learner.judged
+    model = learner.evaluated
     while max_over_ranks(int((batch := next(batches, None)) is not None), learner.process):
         pixels = torch.zeros(1, len(config.bands), 1, 1, dtype=torch.uint8) if batch is None else batch.image
         image = resize(pixels.to(device, non_blocking=True), config.image_size)
         with learner.precision():
-            logits, features = model(learner.normalised(image))
-        share = logits.new_zeros(0, logits.shape[1]) if batch is None else batch.share.to(device)
-        yield logits[: len(share)].float(), features[: len(share)].float(), share.float()
+            logits, features = model(learner.normalise(image))
+        fraction = logits.new_zeros(0, logits.shape[1]) if batch is None else batch.fraction.to(device)
+        yield logits[: len(fraction)].float(), features[: len(fraction)].float(), fraction.float()

@@ -21,7 +21,7 @@ import tensorstore as ts
 S3 = "s3://"
 
 
-def is_url(path: str | Path) -> bool:
+def in_bucket(path: str | Path) -> bool:
     """Whether a path lies in a bucket, and not on a disk."""
     return str(path).startswith(S3)
 
@@ -33,31 +33,31 @@ def join(dataset: str | Path, *parts: str) -> str:
 
 def exists(path: str | Path) -> bool:
     """Whether there is such a file, or such an object."""
-    if not is_url(path):
+    if not in_bucket(path):
         return Path(path).is_file()
     bucket, key = _split(path)
-    return bool(_request(bucket.read(key, byte_range=slice(0, 0)), path).state == "value")
+    return bool(_result(bucket.read(key, byte_range=slice(0, 0)), path).state == "value")
 
 
 def read(path: str | Path) -> bytes:
     """A whole file. Raises FileNotFoundError where there is none, and OSError where it cannot be read."""
-    if not is_url(path):
+    if not in_bucket(path):
         return Path(path).read_bytes()
     bucket, key = _split(path)
-    answer = _request(bucket.read(key), path)
+    answer = _result(bucket.read(key), path)
     if answer.state != "value":
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     return bytes(answer.value)
 
 
-def modified(path: str | Path) -> float:
+def modified_time(path: str | Path) -> float:
     """When a file was written, s since the epoch, by the clock of its disk or of its server."""
-    if not is_url(path):
+    if not in_bucket(path):
         return Path(path).stat().st_mtime
     import obstore  # the extra `s3`, which only building takes
 
     root, _, key = str(path).rpartition("/")
-    return obstore.head(s3_store(root, endpoint()), key)["last_modified"].timestamp()
+    return obstore.head(s3_store(root, s3_endpoint()), key)["last_modified"].timestamp()
 
 
 def write(path: str | Path, data: bytes | memoryview) -> None:
@@ -66,9 +66,9 @@ def write(path: str | Path, data: bytes | memoryview) -> None:
     On a disk, once this returns the file and the directories made for it outlive a power cut.
     Raises OSError where there is no space, no right or no answer; nothing new is left then.
     """
-    if is_url(path):
+    if in_bucket(path):
         bucket, key = _split(path)
-        _request(bucket.write(key, bytes(data)), path)
+        _result(bucket.write(key, bytes(data)), path)
         return
     with replacing(path) as file:
         file.write(data)
@@ -78,7 +78,7 @@ def write(path: str | Path, data: bytes | memoryview) -> None:
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A file on a disk to write into, that takes the place of `path` once it is whole, as `write` does."""
     file = Path(path)
-    make(file.parent)
+    make_directory(file.parent)
     for remains in file.parent.glob(f"{file.name}.*.partial"):  # of a run that was killed at this file
         remains.unlink(missing_ok=True)
     # A name of its own for each writer: of two at once, the one whose file was swept away fails.
@@ -97,11 +97,11 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 def remove(path: str | Path) -> None:
     """Remove a file, if there is one."""
-    if not is_url(path):
+    if not in_bucket(path):
         Path(path).unlink(missing_ok=True)
         return
     bucket, key = _split(path)
-    _request(bucket.write(key, None), path)
+    _result(bucket.write(key, None), path)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -109,14 +109,14 @@ def write_text(path: str | Path, text: str) -> None:
     write(path, text.encode(errors="backslashreplace"))
 
 
-def digest(path: str | Path) -> str:
+def sha256(path: str | Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(read(path)).hexdigest()
 
 
 def append(path: str | Path, line: str) -> None:
     """Add a line to a small text file. An object in a bucket is written anew."""
-    if is_url(path):
+    if in_bucket(path):
         before = read(path) if exists(path) else b""
         write(path, before + f"{line}\n".encode(errors="backslashreplace"))
         return
@@ -126,13 +126,13 @@ def append(path: str | Path, line: str) -> None:
 
 
 @contextmanager
-def alone(directory: str | Path, what: str) -> Iterator[None]:
+def lock_directory(directory: str | Path, what: str) -> Iterator[None]:
     """Meanwhile no other process of this machine does the same with a directory; made where it is not there.
 
     A kill ends it too. Nothing is held in a bucket, nor on a disk that knows no locks of directories.
     Raises OSError with a sentence where another one does it (`what`: "builds"), or it cannot be a directory.
     """
-    if is_url(directory):
+    if in_bucket(directory):
         yield
         return
     try:
@@ -153,10 +153,10 @@ def alone(directory: str | Path, what: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def make(directory: Path) -> None:
+def make_directory(directory: Path) -> None:
     """Make a directory and those above it where they are not there, and have the disk know of them."""
     if not directory.is_dir():
-        make(directory.parent)
+        make_directory(directory.parent)
         directory.mkdir(exist_ok=True)
         _sync(directory.parent)
 
@@ -170,7 +170,7 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def endpoint() -> str | None:
+def s3_endpoint() -> str | None:
     """The S3 server, where it is not AWS's own."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
@@ -182,27 +182,27 @@ def s3_store(root: str, server: str | None) -> Any:
 
     # A server that is not AWS's own may be one without encryption on the same network.
     given: Any = {} if server is None else {"endpoint": server, "client_options": {"allow_http": True}}
-    if unsigned():
+    if is_unsigned():
         given["skip_signature"] = True
     return S3Store.from_url(root, **given)
 
 
-def unsigned() -> bool:
+def is_unsigned() -> bool:
     """Whether buckets are asked without keys, as those that are open to all want it: what GDAL reads, too."""
     return os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "ON", "1")
 
 
-def kvstore(root: str | Path) -> dict[str, Any]:
+def kvstore_spec(root: str | Path) -> dict[str, Any]:
     """tensorstore's name for a directory or for a place in a bucket."""
-    if not is_url(root):
+    if not in_bucket(root):
         return {"driver": "file", "path": f"{Path(root).resolve()}/"}
     bucket, _, path = str(root).removeprefix(S3).partition("/")
     spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": f"{path.rstrip('/')}/" if path else ""}
-    if (server := endpoint()) is not None:
+    if (server := s3_endpoint()) is not None:
         spec["endpoint"] = server
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         spec["aws_region"] = region
-    if unsigned():
+    if is_unsigned():
         spec["aws_credentials"] = {"type": "anonymous"}
     elif "AWS_ACCESS_KEY_ID" in os.environ:  # otherwise, what tensorstore finds: a profile, the machine's role
         spec["aws_credentials"] = {"type": "environment"}
@@ -213,15 +213,15 @@ def kvstore(root: str | Path) -> dict[str, Any]:
 
 def _split(path: str | Path) -> tuple[Any, str]:
     root, _, key = str(path).rpartition("/")
-    return _open(root, endpoint()), key
+    return _open_kvstore(root, s3_endpoint()), key
 
 
 @lru_cache(maxsize=16)
-def _open(root: str, _endpoint: str | None) -> Any:
-    return ts.KvStore.open(kvstore(root)).result()
+def _open_kvstore(root: str, _endpoint: str | None) -> Any:
+    return ts.KvStore.open(kvstore_spec(root)).result()
 
 
-def _request(future: Any, path: str | Path) -> Any:
+def _result(future: Any, path: str | Path) -> Any:
     """A request's result. Raises OSError naming the object where it failed for good."""
     try:
         return future.result()

@@ -42,7 +42,7 @@ def is_remote(path: str | Path) -> bool:
     return str(path).lower().startswith(REMOTE)
 
 
-def absolute(path: str) -> str:
+def make_absolute(path: str) -> str:
     """A path that means the same in another working directory."""
     return path if is_remote(path) else str(Path(path).absolute())
 
@@ -52,22 +52,22 @@ def stat(path: str) -> Stat:
     if not is_remote(path):
         found = os.stat(path)
         return Stat(found.st_size, str(found.st_mtime_ns))
-    with _told(path):
+    with _translate_errors(path):
         import obstore
 
-        return _stat(obstore.head(*_place(path)))
+        return _stat(obstore.head(*_locate(path)))
 
 
-def listing(url: str, deep: bool = True) -> dict[str, Stat]:
+def list_bucket(url: str, deep: bool = True) -> dict[str, Stat]:
     """The files under a place in a bucket by their addresses, in the order that their paths would have on a disk.
 
     deep: those in folders of it too. Raises OSError.
     """
     url = url.rstrip("/")
-    with _told(url):
+    with _translate_errors(url):
         import obstore
 
-        store, prefix = _place(url)
+        store, prefix = _locate(url)
         if deep:
             found = [meta for part in obstore.list(store, prefix or None) for meta in part]
         else:
@@ -78,7 +78,7 @@ def listing(url: str, deep: bool = True) -> dict[str, Stat]:
     return dict(sorted(there.items(), key=lambda item: PurePosixPath(item[0]).parts))
 
 
-def opened(path: str, buffer: int = 1 << 20) -> IO[bytes]:
+def open_file(path: str, buffer: int = 1 << 20) -> IO[bytes]:
     """A file to be read from anywhere in it. buffer: bytes that a request to a server asks for at least.
 
     Raises FileNotFoundError where there is none, and OSError, then or while it is read.
@@ -88,7 +88,7 @@ def opened(path: str, buffer: int = 1 << 20) -> IO[bytes]:
     return io.BufferedReader(_Ranges(path, stat(path).size), buffer)
 
 
-def parts(path: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+def read_ranges(path: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
     """Parts of a file, from a first byte to one past the last; of a server at once. Raises OSError."""
     if not is_remote(path):
         found = []
@@ -99,15 +99,15 @@ def parts(path: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         return found
     if all(first == end for first, end in spans):  # which a server refuses
         return [b"" for _ in spans]
-    with _told(path):
+    with _translate_errors(path):
         import obstore
 
         starts, ends = [first for first, _ in spans], [end for _, end in spans]
-        answers = obstore.get_ranges(*_place(path), starts=starts, ends=ends, coalesce=4 * SAMPLE)
+        answers = obstore.get_ranges(*_locate(path), starts=starts, ends=ends, coalesce=4 * SAMPLE)
         return [bytes(answer) for answer in answers]
 
 
-def digest(path: str) -> str:
+def sample_digest(path: str) -> str:
     """SHA-256 over a file's size and samples of it: both ends, and evenly between them.
 
     It costs milliseconds, and is the same wherever the file lies; what changes between the samples of a file of the
@@ -117,7 +117,7 @@ def digest(path: str) -> str:
     starts = [k * (size - SAMPLE) // (SAMPLES - 1) for k in range(SAMPLES)]
     spans = [(0, size)] if size <= SAMPLES * SAMPLE else [(start, start + SAMPLE) for start in starts]
     found = hashlib.sha256(size.to_bytes(8, "big"))
-    for part in parts(path, spans):
+    for part in read_ranges(path, spans):
         found.update(part)
     return found.hexdigest()
 
@@ -145,7 +145,7 @@ class _Ranges(io.RawIOBase):
         end = min(self.position + len(target), self.size)
         if end <= self.position:
             return 0
-        (part,) = parts(self.path, [(self.position, end)])
+        (part,) = read_ranges(self.path, [(self.position, end)])
         target[: len(part)] = part
         self.position += len(part)
         return len(part)
@@ -156,12 +156,12 @@ def _stat(meta: Any) -> Stat:
     return Stat(meta["size"], meta["e_tag"] or (written.isoformat() if written.timestamp() > 0 else ""))
 
 
-def _place(url: str) -> tuple[Any, str]:
+def _locate(url: str) -> tuple[Any, str]:
     """obstore's name for a bucket or a server, and that of a file there."""
     scheme, _, rest = url.partition("://")
     host, _, key = rest.partition("/")
     if scheme.lower() == "s3":
-        return files.s3_store(f"{files.S3}{host}", files.endpoint()), key
+        return files.s3_store(f"{files.S3}{host}", files.s3_endpoint()), key
     if "?" in key:
         raise OSError(f"{url}: an address with a query is not read by ranges")
     return _http_store(f"{scheme.lower()}://{host}"), unquote(key)
@@ -175,7 +175,7 @@ def _http_store(server: str) -> Any:
 
 
 @contextmanager
-def _told(path: str) -> Iterator[None]:
+def _translate_errors(path: str) -> Iterator[None]:
     """What obstore raises becomes an OSError of one sentence, which names the file."""
     try:
         yield

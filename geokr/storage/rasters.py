@@ -27,36 +27,36 @@ SERVERS = {
 }
 
 
-def options() -> dict[str, Any]:
+def gdal_options() -> dict[str, Any]:
     """What GDAL must be told wherever it may read from a server, for `rasterio.Env`.
 
     With GDAL's names for the S3 server that `AWS_ENDPOINT_URL` means.
     """
-    server = urlsplit(files.endpoint() or "")
+    server = urlsplit(files.s3_endpoint() or "")
     if not server.netloc:
         return SERVERS
     https = "YES" if server.scheme == "https" else "NO"
     return SERVERS | {"AWS_S3_ENDPOINT": server.netloc, "AWS_HTTPS": https, "AWS_VIRTUAL_HOSTING": "FALSE"}
 
 
-def path(address: str) -> str:
+def gdal_path(address: str) -> str:
     """What GDAL opens for an address; a path of this machine, or one of GDAL's own, is that itself."""
     if address.lower().startswith(files.S3):
         return f"/vsis3/{address[len(files.S3) :]}"
     return f"/vsicurl/{address}" if inputs.is_remote(address) else address
 
 
-def address(path: str) -> str:
-    """The inverse of `path`."""
+def from_gdal_path(path: str) -> str:
+    """The inverse of `gdal_path`."""
     if path.startswith("/vsis3/"):
         return f"{files.S3}{path.removeprefix('/vsis3/')}"
     return path.removeprefix("/vsicurl/")
 
 
 @contextmanager
-def opened(address: str) -> Iterator[Any]:
+def open_raster(address: str) -> Iterator[Any]:
     """A raster opened by rasterio, with the files beside it that GDAL knows of. Raises RasterioIOError."""
-    with rasterio.Env(**options()), rasterio.open(path(address)) as source:
+    with rasterio.Env(**gdal_options()), rasterio.open(gdal_path(address)) as source:
         yield source
 
 
@@ -69,13 +69,13 @@ def fingerprint(raster: str, layer: str = "") -> str:
     file where it cannot be read.
     """
     try:
-        with opened(layer or raster) as source:
-            found = {address(name) for name in source.files}
+        with open_raster(layer or raster) as source:
+            found = {from_gdal_path(name) for name in source.files}
     except RasterioIOError as error:
         raise OSError(f"{raster}: not a raster that can be read: {' '.join(str(error).split())}") from error
     said = sorted(
-        f"{PurePosixPath(name).name} {'' if name.startswith('/vsi') else inputs.digest(name)}"
-        for name in {inputs.absolute(name) for name in {raster, *found}}
+        f"{PurePosixPath(name).name} {'' if name.startswith('/vsi') else inputs.sample_digest(name)}"
+        for name in {inputs.make_absolute(name) for name in {raster, *found}}
     )
     return sha256("\n".join(said).encode(errors="backslashreplace")).hexdigest()
 

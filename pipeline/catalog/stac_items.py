@@ -29,33 +29,35 @@ OURS = {"red_edge_1": "rededge071", "red_edge_2": "rededge075"}
 """Names of the eo extension, and those that ours stand for."""
 
 
-def item(scene: Scene) -> pystac.Item:
+def to_item(scene: Scene) -> pystac.Item:
     """A scene as a STAC item with the eo, file, projection and view extensions."""
     outline = cut_at_antimeridian(scene.footprint)
     found = pystac.Item(
         id=scene.id,
         geometry=shapely.geometry.mapping(outline),
-        bbox=box(outline),
+        bbox=bounding_box(outline),
         datetime=scene.acquired,
-        properties=properties(scene),
+        properties=item_properties(scene),
         start_datetime=SINCE if scene.acquired is None else None,
         end_datetime=UNTIL if scene.acquired is None else None,
         stac_extensions=[*EXTENSIONS],
     )
-    for key, image in named(scene):
-        found.add_asset(key, asset(image, scene))
+    for key, image in images_by_key(scene):
+        found.add_asset(key, to_asset(image, scene))
     return found
 
 
-def properties(scene: Scene) -> dict[str, Any]:
+def item_properties(scene: Scene) -> dict[str, Any]:
     """What the metadata say of the view, the sun and the clouds, as far as they do; angles in degrees."""
     said: dict[str, Any] = {"gsd": scene.gsd}
     if scene.satellite:
         said["platform"] = scene.satellite
     if scene.sensor:
         said["instruments"] = [scene.sensor]
-    stated = {key: number(scene.metadata.get(key)) for key in ("CloudPercent", "SolarAzimuth", "SatelliteAzimuth")}
-    zenith, view = (number(scene.metadata.get(key)) for key in ("SolarZenith", "SatelliteZenith"))
+    stated = {
+        key: parse_number(scene.metadata.get(key)) for key in ("CloudPercent", "SolarAzimuth", "SatelliteAzimuth")
+    }
+    zenith, view = (parse_number(scene.metadata.get(key)) for key in ("SolarZenith", "SatelliteZenith"))
     angles = {
         "eo:cloud_cover": stated["CloudPercent"],
         "view:sun_azimuth": stated["SolarAzimuth"],
@@ -66,7 +68,7 @@ def properties(scene: Scene) -> dict[str, Any]:
     }
     limits = {"eo:cloud_cover": (0, 100), "view:sun_elevation": (-90, 90), "view:incidence_angle": (0, 90)}
     for key, value in angles.items():
-        stated_already = number(scene.metadata.get(key))  # by a STAC item that it was read from
+        stated_already = parse_number(scene.metadata.get(key))  # by a STAC item that it was read from
         value = value if stated_already is None else stated_already
         low, high = limits.get(key, (0, 360))
         if value is not None and low <= value <= high:  # CloudPercent can be 101
@@ -74,7 +76,7 @@ def properties(scene: Scene) -> dict[str, Any]:
     return said
 
 
-def number(text: str | None) -> float | None:
+def parse_number(text: str | None) -> float | None:
     """A number, where a text is one."""
     try:
         return float(text or "")
@@ -82,18 +84,18 @@ def number(text: str | None) -> float | None:
         return None
 
 
-def named(scene: Scene) -> list[tuple[str, Image]]:
+def images_by_key(scene: Scene) -> list[tuple[str, Image]]:
     """A scene's images by the keys of their assets."""
     found = [("-".join(image.bands) if len(scene.images) > 1 else "image", image) for image in scene.images]
     return found if scene.pan is None else [*found, ("pan", scene.pan)]
 
 
-def asset(image: Image, scene: Scene) -> pystac.Asset:
+def to_asset(image: Image, scene: Scene) -> pystac.Asset:
     """An image as an asset: where it lies, and how its bands are called."""
     said: dict[str, Any] = {
         "gsd": image.gsd,
         "proj:shape": [image.height, image.width],
-        "eo:bands": [band(name) for name in image.bands],
+        "eo:bands": [to_band(name) for name in image.bands],
         "data_type": image.dtype,
     }
     if image.nodata is not None:
@@ -107,7 +109,7 @@ def asset(image: Image, scene: Scene) -> pystac.Asset:
         code = crs.to_authority()
         said |= {"proj:code": ":".join(code)} if code else {"proj:code": None, "proj:wkt2": crs.to_wkt()}
         said["proj:transform"] = [*image.model.transform]
-    href = address(image.path)
+    href = public_address(image.path)
     if not href.startswith(("http", "s3:")) and Path(href).is_file():
         said["file:size"] = Path(href).stat().st_size
     if href != image.path and href == scene.delivery:
@@ -117,20 +119,20 @@ def asset(image: Image, scene: Scene) -> pystac.Asset:
     return pystac.Asset(href, media_type=kind, roles=["data"], extra_fields=said)
 
 
-def band(name: str) -> dict[str, str]:
+def to_band(name: str) -> dict[str, str]:
     """A band by the names of the eo extension."""
     common = OURS.get(name, name)
     return {"name": name} | ({"common_name": common} if common in COMMON_NAMES else {})
 
 
-def address(path: str) -> str:
+def public_address(path: str) -> str:
     """Where an image is for others than GDAL: the archive of one in an archive, the URL of a remote one."""
     if path.startswith(("/vsitar/", "/vsizip/")):
         return path.partition("{")[2].partition("}/")[0]
-    return rasters.address(path)
+    return rasters.from_gdal_path(path)
 
 
-def box(outline: shapely.Geometry) -> list[float]:
+def bounding_box(outline: shapely.Geometry) -> list[float]:
     """A bounding box; west is greater than east where it crosses the antimeridian (RFC 7946, 5.2)."""
     if isinstance(outline, shapely.MultiPolygon):
         west = min(part.bounds[0] for part in outline.geoms if part.bounds[0] > 0)
@@ -139,9 +141,9 @@ def box(outline: shapely.Geometry) -> list[float]:
     return [*outline.bounds]
 
 
-def columns(scene: Scene) -> dict[str, Any]:
+def geoparquet_columns(scene: Scene) -> dict[str, Any]:
     """What stac-geoparquet wants of a row beside the id and the geometry."""
-    value = item(scene).to_dict(include_self_link=False, transform_hrefs=False)
+    value = to_item(scene).to_dict(include_self_link=False, transform_hrefs=False)
     return {
         "type": "Feature",
         "stac_version": value["stac_version"],
@@ -154,12 +156,12 @@ def columns(scene: Scene) -> dict[str, Any]:
         "end_datetime": scene.acquired or UNTIL,
         "platform": "unknown",
         "instruments": ["unknown"],
-        **properties(scene),
+        **item_properties(scene),
     }
 
 
-def write_static(directory: Path, scenes: Iterable[Scene]) -> None:
+def write_static_catalog(directory: Path, scenes: Iterable[Scene]) -> None:
     """A static STAC catalog, whose items lie in a folder each. What else is in the directory stays."""
     catalog = pystac.Catalog("scenes", "Scenes of a data set", title="Scenes")
-    catalog.add_items([item(scene) for scene in sorted(scenes, key=lambda scene: scene.id)])
+    catalog.add_items([to_item(scene) for scene in sorted(scenes, key=lambda scene: scene.id)])
     catalog.normalize_and_save(str(directory.absolute()), pystac.CatalogType.SELF_CONTAINED)

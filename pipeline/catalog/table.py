@@ -49,7 +49,7 @@ def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -
     rows = []
     for entry in sorted(entries, key=lambda entry: entry.scene.id):
         scene = entry.scene
-        row = stac_items.columns(scene)
+        row = stac_items.geoparquet_columns(scene)
         row |= {
             name: getattr(scene, name) for name in Scene.__slots__ if name not in ("acquired", "footprint", "metadata")
         }
@@ -85,7 +85,9 @@ def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -
     files.write(path, buffer.getbuffer())
 
 
-def unchanged(path: str | Path, provenance: str, digests: Mapping[str, str] | None = None) -> dict[str, list[Entry]]:
+def reusable_entries(
+    path: str | Path, provenance: str, digests: Mapping[str, str] | None = None
+) -> dict[str, list[Entry]]:
     """Entries of an earlier catalog by the delivery's path, as far as its files are older than the catalog.
 
     digests: delivery's path -> state of its files on a server, or digest of the STAC item there; what has no file on
@@ -94,11 +96,11 @@ def unchanged(path: str | Path, provenance: str, digests: Mapping[str, str] | No
     """
     if not files.exists(path):
         return {}
-    written, rows = files.modified(path), rows_of(path)
+    written, rows = files.modified_time(path), read_rows(path)
     if set(rows.get("provenance", ())) != {provenance}:
         return {}
     known: dict[str, list[Entry]] = {}
-    for entry in entries_of(rows):
+    for entry in to_entries(rows):
         read_from = [Path(file) for file in entry.scene.files]
         known_by = entry.source_version or entry.scene.metadata_digest
         same_there = not read_from and (digests or {}).get(entry.scene.delivery) == known_by
@@ -113,22 +115,22 @@ def last_change(file: Path) -> float:
     return max(found.st_mtime, found.st_ctime)
 
 
-def rows_of(path: str | Path) -> geopandas.GeoDataFrame:
+def read_rows(path: str | Path) -> geopandas.GeoDataFrame:
     """scenes.parquet as a table."""
     return geopandas.read_parquet(io.BytesIO(files.read(path)))
 
 
-def length(path: str | Path) -> int:
+def count_entries(path: str | Path) -> int:
     """How many entries scenes.parquet has."""
     return int(pq.read_metadata(io.BytesIO(files.read(path))).num_rows)
 
 
 def read_catalog(path: str | Path) -> list[Entry]:
     """The entries of scenes.parquet, in its order."""
-    return entries_of(rows_of(path))
+    return to_entries(read_rows(path))
 
 
-def entries_of(rows: geopandas.GeoDataFrame) -> list[Entry]:
+def to_entries(rows: geopandas.GeoDataFrame) -> list[Entry]:
     """The entries of a table, in its order."""
     entries = []
     for row in rows.to_dict("records"):

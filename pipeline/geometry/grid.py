@@ -65,7 +65,7 @@ class TileGrid:
         """Rows and columns of blocks."""
         return math.ceil(self.rows / self.block), math.ceil(self.cols / self.block)
 
-    def at(self, i: int, j: int) -> Block:
+    def block_at(self, i: int, j: int) -> Block:
         """Block (i, j). Blocks at the lower and right border may hold fewer tiles."""
         rows = slice(i * self.block, min((i + 1) * self.block, self.rows))
         cols = slice(j * self.block, min((j + 1) * self.block, self.cols))
@@ -79,7 +79,7 @@ class TileGrid:
     def __iter__(self) -> Iterator[Block]:
         """All blocks, row by row."""
         rows, cols = self.blocks
-        return (self.at(i, j) for i in range(rows) for j in range(cols))
+        return (self.block_at(i, j) for i in range(rows) for j in range(cols))
 
     def corners(self, rows: slice, cols: slice) -> Floats:
         """Corners of tiles in the grid's CRS: (row, col, corner, xy) float64, m; clockwise from the upper left."""
@@ -108,7 +108,7 @@ class TileGrid:
         return [f"{head}_{left + c}_{top - r}" for r, c in zip(rows, cols, strict=True)]
 
 
-def utm(lon: float, lat: float) -> str:
+def utm_zone(lon: float, lat: float) -> str:
     """The UTM zone of a place, `EPSG:326zz` in the north and `EPSG:327zz` in the south."""
     zone = int(((lon + 180.0) % 360.0) // 6.0) + 1
     return f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"
@@ -118,7 +118,7 @@ POLAR = 84.0
 """Degrees of latitude beyond which UTM is not defined."""
 
 
-def plane_of(lon: float, lat: float) -> str:
+def choose_crs(lon: float, lat: float) -> str:
     """The CRS of a place: its UTM zone, and beyond 84 degrees universal polar stereographic (EPSG:5041, 5042).
 
     UPS is what UTM's own definition goes on with: metres, easting and northing, one scale. EPSG:3413 and 3031, true
@@ -126,10 +126,10 @@ def plane_of(lon: float, lat: float) -> str:
     """
     if abs(lat) > POLAR:
         return "EPSG:5041" if lat > 0 else "EPSG:5042"
-    return utm(lon, lat)
+    return utm_zone(lon, lat)
 
 
-def centre_of(footprint: shapely.Polygon) -> tuple[float, float]:
+def area_centre(footprint: shapely.Polygon) -> tuple[float, float]:
     """Longitude and latitude of the centre of area, on the ground and not on a map of degrees.
 
     On the sphere, by Lambert's azimuthal equal-area projection about the middle of the corners: Snyder, Map
@@ -151,13 +151,13 @@ def centre_of(footprint: shapely.Polygon) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=1 << 16)  # each stage asks for it
-def scene_grid(footprint: shapely.Polygon, gsd: float, tile: int, stride: int, block: int) -> TileGrid | None:
+def make_scene_grid(footprint: shapely.Polygon, gsd: float, tile: int, stride: int, block: int) -> TileGrid | None:
     """The grid of a scene: every tile that fits into the bounds of its footprint, or None where none does.
 
     footprint: longitude and latitude, degrees; across the antimeridian they go on past 180. gsd: side of a pixel, m.
     The CRS is that of the footprint's centre, however far the scene reaches into another.
     """
-    crs = plane_of(*centre_of(footprint))
+    crs = choose_crs(*area_centre(footprint))
     ring = shapely.get_coordinates(footprint.exterior)
     x, y = transformer("EPSG:4326", crs).transform(ring[:, 0], ring[:, 1])
     step, side = stride * gsd, tile * gsd

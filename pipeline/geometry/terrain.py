@@ -46,17 +46,17 @@ class Relief:
     period: float = 0.0
     """Cells once round the Earth; 0 where columns are no longitudes."""
 
-    def place(self, lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
+    def cell_coordinates(self, lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
         """Index coordinates (col, row) of points, on the cells or beyond; (0, 0) where the CRS has no such place."""
         if self.inverse is None:
             return np.zeros(np.shape(lon)), np.zeros(np.shape(lon))
-        u, v = index(self.inverse, *transformer("EPSG:4326", self.crs).transform(lon, lat))
+        u, v = apply_affine(self.inverse, *transformer("EPSG:4326", self.crs).transform(lon, lat))
         if self.period:
-            u = around(u, (self.cells.shape[1] - 1) / 2, self.period)
+            u = wrap_columns(u, (self.cells.shape[1] - 1) / 2, self.period)
         known = np.isfinite(u) & np.isfinite(v)
         return np.where(known, u, 0.0), np.where(known, v, 0.0)
 
-    def at(self, u: Floats, v: Floats) -> Floats:
+    def heights_at(self, u: Floats, v: Floats) -> Floats:
         """Heights at index coordinates, float64: bilinear between the cells' centres, beyond them as on the border."""
         rows, cols = self.cells.shape
         u, v = np.clip(u, 0, cols - 1), np.clip(v, 0, rows - 1)
@@ -70,22 +70,22 @@ class Relief:
 @contextmanager
 def open_heights(path: str) -> Iterator[Any]:
     """A DEM opened by rasterio. GDAL sizes its cache when it first reads, be it a DEM: unbidden, 5 % of all memory."""
-    with rasterio.Env(GDAL_CACHEMAX=64), rasters.opened(path) as source:
+    with rasterio.Env(GDAL_CACHEMAX=64), rasters.open_raster(path) as source:
         yield source
 
 
-def flat(height: float) -> Relief:
+def flat_relief(height: float) -> Relief:
     """Ground of one height."""
     return Relief(np.full((2, 2), height, np.float32), "EPSG:4326", None)
 
 
-def index(inverse: Affine, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+def apply_affine(inverse: Affine, x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """(col, row) of coordinates; not finite where they are not."""
     with np.errstate(invalid="ignore"):
         return inverse.a * x + inverse.b * y + inverse.c, inverse.d * x + inverse.e * y + inverse.f
 
 
-def around(col: Floats, centre: float, period: float) -> Floats:
+def wrap_columns(col: Floats, centre: float, period: float) -> Floats:
     """Columns moved by whole turns of the Earth to within half a turn of a centre."""
     with np.errstate(invalid="ignore"):
         return (col - centre + period / 2) % period - period / 2 + centre
@@ -111,13 +111,13 @@ class Terrain:
         lower resolution. Raises TerrainError naming the file where it lies on no map or cannot be read.
         """
         if self.dem is None:
-            return flat(self.height)
+            return flat_relief(self.height)
         try:
             with open_heights(self.dem) as source:
-                crs = horizontal(self.dem, source.crs)
-                box, turn, period = window(source, crs, lon, lat)
+                crs = horizontal_crs(self.dem, source.crs)
+                box, turn, period = dem_window(source, crs, lon, lat)
                 if box is None:
-                    return flat(self.height)
+                    return flat_relief(self.height)
                 step = 1 << max(0, math.ceil(math.log2((box[2] - box[0]) * (box[3] - box[1]) / most) / 2))
                 c0, r0, c1, r1 = (
                     *(low // step * step for low in box[:2]),
@@ -150,7 +150,7 @@ class Terrain:
     def heights(self, lon: Floats, lat: Floats) -> Floats:
         """Height above the ellipsoid at each point, float64, of the inputs' shape."""
         relief = self.relief(lon, lat)
-        return relief.at(*relief.place(lon, lat))
+        return relief.heights_at(*relief.cell_coordinates(lon, lat))
 
     def coverage(self, lon: Floats, lat: Floats) -> float:
         """Share of the points that the DEM has a height for, be it an interpolated one; 0 without a DEM."""
@@ -163,7 +163,7 @@ class Terrain:
         if self.dem is None:
             return 0
         with open_heights(self.dem) as source:
-            box, turn, _ = window(source, horizontal(self.dem, source.crs), lon, lat)
+            box, turn, _ = dem_window(source, horizontal_crs(self.dem, source.crs), lon, lat)
             if box is None:
                 return 0
             found = 0
@@ -177,12 +177,12 @@ Box = tuple[int, int, int, int]
 """First column and row of a window, and one past its last ones."""
 
 
-def window(source: Any, crs: str, lon: Floats, lat: Floats) -> tuple[Box | None, int, float]:
+def dem_window(source: Any, crs: str, lon: Floats, lat: Floats) -> tuple[Box | None, int, float]:
     """The part of an open DEM that points draw on, with a border, which may lie beyond it; None where all of it does.
 
     Also the columns once round the Earth: of a DEM that goes round it, or 0; and of any in longitude, or 0.
     """
-    col, row = index(~source.transform, *transformer("EPSG:4326", crs).transform(lon, lat))
+    col, row = apply_affine(~source.transform, *transformer("EPSG:4326", crs).transform(lon, lat))
     known = np.isfinite(col) & np.isfinite(row)
     period = 360.0 / abs(source.transform.a) if is_geographic(crs) else 0.0
     turn = round(period) if period and source.width >= period - 1 else 0
@@ -190,7 +190,7 @@ def window(source: Any, crs: str, lon: Floats, lat: Floats) -> tuple[Box | None,
         return None, turn, period
     col, row = col[known], row[known]
     if period:
-        col = around(col, col[0], period)
+        col = wrap_columns(col, col[0], period)
         col -= np.rint((col.min() + col.max() - source.width) / 2 / period) * period
     (c0, c1), (r0, r1) = held(col, np.inf if turn else source.width), held(row, source.height)
     return ((c0, r0, c1, r1) if c0 < c1 and r0 < r1 else None), turn, period
@@ -203,7 +203,7 @@ def held(places: Floats, size: float) -> tuple[int, int]:
     return (first, last) if first < size and last > low + 1 else (0, 0)
 
 
-def horizontal(path: str, crs: Any) -> str:
+def horizontal_crs(path: str, crs: Any) -> str:
     """The horizontal part of a raster's CRS, as WKT. Raises TerrainError where there is none."""
     if crs is None:
         raise TerrainError(f"{path}: the heights have no coordinate system")
@@ -211,7 +211,7 @@ def horizontal(path: str, crs: Any) -> str:
     return str((found.sub_crs_list[0] if found.is_compound else found).to_2d().to_wkt())
 
 
-def vertical(path: str) -> str | None:
+def vertical_datum(path: str) -> str | None:
     """What a DEM says that its heights are above: a vertical CRS's name, `ellipsoid`, or None where it says nothing."""
     with open_heights(path) as source:
         if source.crs is None:

@@ -57,7 +57,7 @@ def read_coefficients(path: str | Path = CALIBRATION) -> dict[Key, Coefficients]
                     raise RadiometryError(f"{where}: {error}") from error
                 if key in table:
                     raise RadiometryError(f"{where}: {' '.join(map(str, key))} is there twice")
-                if fault := implausible(key[3], found):
+                if fault := find_fault(key[3], found):
                     raise RadiometryError(f"{where}: {' '.join(map(str, key))}: {fault}")
                 table[key] = found
     except (OSError, UnicodeDecodeError) as error:
@@ -65,7 +65,7 @@ def read_coefficients(path: str | Path = CALIBRATION) -> dict[Key, Coefficients]
     return table
 
 
-def implausible(band: str, found: Coefficients) -> str | None:
+def find_fault(band: str, found: Coefficients) -> str | None:
     """What is wrong with coefficients, or None. Public tables hold reciprocal gains, zeros, and shifted bands."""
     if not all(map(math.isfinite, (found.gain, found.offset, found.irradiance))):
         return "a value that is not a finite number"
@@ -85,7 +85,7 @@ def implausible(band: str, found: Coefficients) -> str | None:
     return None
 
 
-def reflectance(bands: Mapping[str, Coefficients], zenith: float, distance: float) -> Radiometry:
+def toa_radiometry(bands: Mapping[str, Coefficients], zenith: float, distance: float) -> Radiometry:
     """Digital numbers to reflectance at the top of the atmosphere.
 
     pi x radiance x distance ** 2 / (irradiance x cos(zenith)): Chander, Markham and Helder, 2009, equation 4.
@@ -108,7 +108,7 @@ def reflectance(bands: Mapping[str, Coefficients], zenith: float, distance: floa
     return Radiometry("toa", tuple(low), tuple(high), "uint16", numbers)
 
 
-def sun(when: datetime, lon: float, lat: float) -> tuple[float, float]:
+def sun_position(when: datetime, lon: float, lat: float) -> tuple[float, float]:
     """Where the Sun stands: its angle from the zenith, degrees, and its distance, astronomical units.
 
     To a hundredth of a degree, from the Astronomical Almanac's low-precision formulas (valid 1950 to 2050).
@@ -132,7 +132,7 @@ def solar_zenith(fields: Mapping[str, str], when: datetime, lon: float, lat: flo
 
     Raises RadiometryError where the two are more than three degrees apart: some files hold an elevation.
     """
-    computed, _ = sun(when, lon, lat)
+    computed, _ = sun_position(when, lon, lat)
     for name, sign in (
         ("SolarZenith", 1),
         ("SunZenith", 1),

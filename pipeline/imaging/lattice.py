@@ -10,7 +10,7 @@ from odc.geo.geobox import GeoBox
 
 from geokr.crs import transformer
 from pipeline.geometry.sensor import RPC, Floats, SensorModel
-from pipeline.geometry.terrain import Relief, Terrain, flat
+from pipeline.geometry.terrain import Relief, Terrain, flat_relief
 
 Map = npt.NDArray[np.float32]
 Heights = npt.NDArray[np.float32]
@@ -50,7 +50,7 @@ class Lattice:
         fields = self.fields.copy()
         fields[2] -= origin[0]
         fields[5] -= origin[1]
-        trace(fields, self.step, rows.start, cols.start, self.relief.cells, self.middle, self.half, x, y)
+        interpolate_maps(fields, self.step, rows.start, cols.start, self.relief.cells, self.middle, self.half, x, y)
         return x, y
 
     def dense(self, shape: tuple[int, int]) -> tuple[Map, Map]:
@@ -62,11 +62,11 @@ class Lattice:
 
         (cell row, cell col, 4) float64: least and most column, least and most row; NaN where there is none.
         """
-        return bounds(self.fields, self.relief.cells, self.middle, self.half)
+        return cell_bounds(self.fields, self.relief.cells, self.middle, self.half)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc", "arcp"})
-def trace(
+def interpolate_maps(
     fields: Floats, step: int, top: int, left: int, cells: Heights, middle: float, half: float, x: Map, y: Map
 ) -> None:  # pragma: no cover
     """Image coordinates of the pixels from (top, left) on, into x and y: see Lattice."""
@@ -115,7 +115,7 @@ def trace(
 
 
 @njit(cache=True, nogil=True)
-def bounds(fields: Floats, cells: Heights, middle: float, half: float) -> Floats:  # pragma: no cover
+def cell_bounds(fields: Floats, cells: Heights, middle: float, half: float) -> Floats:  # pragma: no cover
     """See Lattice.reach. A quadratic's bend beyond its ends is bounded by a quarter of its coefficient."""
     height, width = cells.shape
     found = np.full((fields.shape[1] - 1, fields.shape[2] - 1, 4), np.nan)
@@ -138,14 +138,14 @@ def bounds(fields: Floats, cells: Heights, middle: float, half: float) -> Floats
     return found
 
 
-def geographic(geobox: GeoBox, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+def to_lonlat(geobox: GeoBox, x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """Longitude and latitude of destination positions; x and y in px from the grid's outer corner."""
     t = geobox.transform
     lon, lat = transformer(str(geobox.crs), "EPSG:4326").transform(t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f)
     return lon, lat
 
 
-def lattice(geobox: GeoBox, model: SensorModel, terrain: Terrain, tolerance: float = TOLERANCE) -> Lattice:
+def fit_lattice(geobox: GeoBox, model: SensorModel, terrain: Terrain, tolerance: float = TOLERANCE) -> Lattice:
     """The widest lattice whose error, measured at the centres of its cells, is within the tolerance.
 
     The narrowest of STEPS is used where none is; its error is in the result.
@@ -155,29 +155,29 @@ def lattice(geobox: GeoBox, model: SensorModel, terrain: Terrain, tolerance: flo
     for step in STEPS:
         nx, ny = math.ceil(cols / step), math.ceil(rows / step)
         x, y = np.meshgrid((np.arange(nx + 2) - 0.5) * step, (np.arange(ny + 2) - 0.5) * step)
-        lon, lat = geographic(geobox, x, y)
+        lon, lat = to_lonlat(geobox, x, y)
         if relief is None:  # the widest lattice reaches farthest
-            relief = terrain.relief(lon, lat, most=rows * cols + 4096) if isinstance(model, RPC) else flat(0.0)
+            relief = terrain.relief(lon, lat, most=rows * cols + 4096) if isinstance(model, RPC) else flat_relief(0.0)
             low, high = float(relief.cells.min()), float(relief.cells.max())
             middle, half = (low + high) / 2, max((high - low) / 2, 1.0)
         fields = np.empty((FIELDS, *x.shape))
-        fields[:2] = relief.place(lon, lat)
+        fields[:2] = relief.cell_coordinates(lon, lat)
         below, on, above = (np.stack(model.image(lon, lat, np.full(x.shape, middle + z * half))) for z in (-1, 0, 1))
         fields[2::3], fields[3::3], fields[4::3] = on, (above - below) / 2, (above + below) / 2 - on
         mesh = Lattice(step, fields, relief, middle, half, 0.0)
-        error = worst(mesh, geobox, model)
+        error = measure_error(mesh, geobox, model)
         if error <= tolerance:
             break
     return replace(mesh, error=error)
 
 
-def worst(mesh: Lattice, geobox: GeoBox, model: SensorModel) -> float:
+def measure_error(mesh: Lattice, geobox: GeoBox, model: SensorModel) -> float:
     """Largest distance, px of the image, at the centres of the lattice's cells from what the model says itself."""
     means = (mesh.fields[:, :-1, :-1] + mesh.fields[:, 1:, :-1] + mesh.fields[:, :-1, 1:] + mesh.fields[:, 1:, 1:]) / 4
     x, y = np.meshgrid(np.arange(means.shape[2]) * float(mesh.step), np.arange(means.shape[1]) * float(mesh.step))
-    z = (mesh.relief.at(means[0], means[1]) - mesh.middle) / mesh.half
-    lon, lat = geographic(geobox, x, y)
-    truth = np.stack(model.image(lon, lat, mesh.relief.at(*mesh.relief.place(lon, lat))))
+    z = (mesh.relief.heights_at(means[0], means[1]) - mesh.middle) / mesh.half
+    lon, lat = to_lonlat(geobox, x, y)
+    truth = np.stack(model.image(lon, lat, mesh.relief.heights_at(*mesh.relief.cell_coordinates(lon, lat))))
     with np.errstate(invalid="ignore"):
         found = means[2::3] + z * (means[3::3] + z * means[4::3])
         return float(np.nan_to_num(np.abs(found - truth), nan=0.0, posinf=0.0).max())

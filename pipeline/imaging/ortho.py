@@ -17,9 +17,9 @@ from rasterio.windows import Window
 
 from pipeline.geometry.sensor import RPC, Floats
 from pipeline.geometry.terrain import Terrain
-from pipeline.imaging.lattice import Lattice, Map, lattice
-from pipeline.imaging.quality import missing_lines
-from pipeline.scenes.raster import Memory, Pixels, Valid, read_parts
+from pipeline.imaging.lattice import Lattice, Map, fit_lattice
+from pipeline.imaging.quality import find_missing_lines
+from pipeline.scenes.raster import BufferPool, Pixels, Valid, read_bands
 from pipeline.scenes.scene import Image, SceneError
 
 Resampling = Literal["bilinear", "cubic", "nearest"]
@@ -72,7 +72,7 @@ def convolve(source: Pixels, x: Map, y: Map, pixels: Pixels) -> None:  # pragma:
                 pixels[i, j, band] = int(min(max(total, 0.0), most) + 0.5)
 
 
-def groups(bands: int) -> list[slice]:
+def band_groups(bands: int) -> list[slice]:
     """Bands that are resampled together: at most four, and not two, for which OpenCV has no exact weights."""
     found, start = [], 0
     while start < bands:
@@ -84,7 +84,7 @@ def groups(bands: int) -> list[slice]:
 
 
 Mask = npt.NDArray[np.bool_] | np.bool_
-SOURCES = Memory()
+SOURCES = BufferPool()
 MARGIN: dict[Resampling, float] = {"nearest": -0.499, "bilinear": 0.0, "cubic": 1.0}
 """A sample so far within the outermost pixels' centres draws on no pixel outside the image, px."""
 
@@ -111,7 +111,7 @@ def orthorectify(
     Raises SceneError naming the file where it cannot be read.
     """
     shape = (geobox.shape[0], geobox.shape[1])
-    mesh = lattice(geobox, image.model, terrain)
+    mesh = fit_lattice(geobox, image.model, terrain)
     pixels, valid = np.empty((*shape, len(image.bands)), image.dtype), np.zeros(shape, np.bool_)
     reach = mesh.reach()
     window = source_window(reach, image.width, image.height)
@@ -124,10 +124,10 @@ def orthorectify(
             f"{image.path}: a block of {shape[1]} x {shape[0]} px at {image.gsd:g} m draws on {width} x {height} px "
             f"of it, more than {LONGEST}; give a smaller block, or is the ground sampling distance wrong?"
         )
-    parts = groups(len(image.bands))
-    sources, known = read_parts(image, Window(c0, r0, width, height), parts, memory=SOURCES)
+    parts = band_groups(len(image.bands))
+    sources, known = read_bands(image, Window(c0, r0, width, height), parts, memory=SOURCES)
     bad = without_data(known, kind)
-    gone = missing_lines(sources[0], missing_level) if isinstance(image.model, RPC) else np.zeros(height, np.bool_)
+    gone = find_missing_lines(sources[0], missing_level) if isinstance(image.model, RPC) else np.zeros(height, np.bool_)
     lost = np.zeros(shape, np.bool_) if gone.any() else None
     near = gone | np.append(gone[1:], False) | np.insert(gone[:-1], 0, False)
     for top in range(0, shape[0], STRIP):

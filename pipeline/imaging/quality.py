@@ -54,7 +54,7 @@ def judge(grey: npt.NDArray[np.uint8], rules: Rules, valid: npt.NDArray[np.bool_
     bright = float(pixels - below[rules.cloud_level]) / pixels
     if dark == pixels or dark > rules.dark_share * pixels:
         return DARK, bright
-    first, last = percentile(below, 1.0), percentile(below, 99.0)
+    first, last = histogram_percentile(below, 1.0), histogram_percentile(below, 99.0)
     if last - first < rules.flat_range * 255:
         return FLAT, bright
     if pixels - below[rules.cloud_level] > rules.cloud_share * pixels:
@@ -62,14 +62,14 @@ def judge(grey: npt.NDArray[np.uint8], rules: Rules, valid: npt.NDArray[np.bool_
     return ACCEPTED, bright
 
 
-def percentile(below: npt.NDArray[np.int64], percent: float) -> float:
+def histogram_percentile(below: npt.NDArray[np.int64], percent: float) -> float:
     """A percentile from a cumulative histogram of integers, interpolated as `numpy.percentile` does."""
     place = (int(below[-1]) - 1) * percent / 100.0
     lower, upper = np.searchsorted(below, [np.floor(place), np.ceil(place)], side="right")
     return float(lower + (upper - lower) * (place - np.floor(place)))
 
 
-def missing_lines(pixels: npt.NDArray[Any], share: float) -> npt.NDArray[np.bool_]:
+def find_missing_lines(pixels: npt.NDArray[Any], share: float) -> npt.NDArray[np.bool_]:
     """Which lines of a raw image are missing: (row,) from (row, col, band), by the means of 64 columns or more.
 
     A run of lines is missing that begins or ends with a fall to less than `share` of the line beside it, and in

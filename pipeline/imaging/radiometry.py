@@ -116,12 +116,12 @@ def radiometry_from_json(value: dict[str, Any]) -> Radiometry:
     return Radiometry(**value | {"low": tuple(value["low"]), "high": tuple(value["high"])})
 
 
-def stretched(stretch: Stretch, bands: int) -> Radiometry:
+def from_stretch(stretch: Stretch, bands: int) -> Radiometry:
     """One stretch for all bands: the paper's."""
     return Radiometry("percentile", (stretch.low,) * bands, (stretch.high,) * bands, "uint8", {})
 
 
-def stretched_per_band(
+def stretch_per_band(
     sample: npt.NDArray[Any], valid: npt.NDArray[np.bool_], low: float, high: float, bands: Sequence[str]
 ) -> Radiometry:
     """A stretch for each band, from its own percentiles. sample, valid and errors as of `percentile_stretch`."""
@@ -136,12 +136,12 @@ def stretched_per_band(
     return Radiometry("percentile-per-band", *ends, "uint8", {"percentiles": [low, high]})
 
 
-def as_they_are(dtype: str, bands: int) -> Radiometry:
+def unchanged_numbers(dtype: str, bands: int) -> Radiometry:
     """Digital numbers, stored unchanged."""
     return Radiometry("dn", (0.0,) * bands, (float(np.iinfo(dtype).max),) * bands, dtype, {})
 
 
-def scaled(scales: Sequence[float], offsets: Sequence[float]) -> Radiometry:
+def from_scales(scales: Sequence[float], offsets: Sequence[float]) -> Radiometry:
     """Reflectance of images whose files say how it follows from their numbers, as those of a STAC catalog do."""
     if not all(scale > 0 for scale in scales):
         raise RadiometryError(f"scales must be positive, got {[*scales]}")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from geokr.dataset.index import read_summary
-from pipeline.report.figures import picture
-from pipeline.report.summary import dashboard, run_table, summary_table
+from pipeline.report.figures import draw_tiles
+from pipeline.report.summary import dashboard_line, run_table, summary_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,11 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not metrics.is_file():
                 raise ValueError(f"{metrics}: no such file; is {options.run} a training run that has ended?")
             lines += run_table(json.loads(metrics.read_text(encoding="utf-8")), options.run)
-        lines += dashboard(options.dataset)
+        lines += dashboard_line(options.dataset)
         if options.picture is not None:
             if not options.picture.parent.is_dir():
                 raise ValueError(f"{options.picture}: there is no such directory to write to")
-            picture(options.dataset, options.picture)
+            draw_tiles(options.dataset, options.picture)
             lines.append(f"{'picture':<18}{options.picture}")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

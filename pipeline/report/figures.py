@@ -14,7 +14,7 @@ from geokr.dataset.layout import INDEX
 from geokr.storage import files
 
 
-def picture(dataset: str | Path, path: Path, tiles: int = 6) -> None:
+def draw_tiles(dataset: str | Path, path: Path, tiles: int = 6) -> None:
     """Draw tiles, each above the shares of its classes: of each large class a tile, the most mixed first.
 
     Colours are true where the scene has red, green and blue, otherwise of its first bands.
@@ -39,7 +39,7 @@ def picture(dataset: str | Path, path: Path, tiles: int = 6) -> None:
         tile = index.iloc[int(k)]
         group = store.open_scene(files.join(dataset, layout.TILES), tile["scene"])
         pixels = np.asarray(group["image"][int(tile["row"]), int(tile["col"])])  # type: ignore[index]
-        above.imshow(in_colour(pixels, list(group.attrs["bands"])))  # type: ignore[arg-type]
+        above.imshow(to_rgb(pixels, list(group.attrs["bands"])))  # type: ignore[arg-type]
         above.set_axis_off()
         order = [c for c in np.argsort(-shares[k], kind="stable")[:3] if shares[k][c] > 0][::-1]
         below.barh([classes[c] for c in order], 100 * shares[k][order], color=[colours[c] for c in order], ec="0.4")
@@ -50,7 +50,7 @@ def picture(dataset: str | Path, path: Path, tiles: int = 6) -> None:
     figure.savefig(path, dpi=110)
 
 
-def in_colour(pixels: npt.NDArray[np.uint8], bands: Sequence[str]) -> npt.NDArray[np.uint8]:
+def to_rgb(pixels: npt.NDArray[np.uint8], bands: Sequence[str]) -> npt.NDArray[np.uint8]:
     """(y, x, 3) uint8 from (band, y, x), each band stretched to its own range."""
     names = ("red", "green", "blue")
     chosen = [bands.index(name) for name in names] if set(names) <= set(bands) else [0, len(bands) // 2, len(bands) - 1]

@@ -41,7 +41,7 @@ def run_table(metrics: dict[str, Any], run: Path) -> list[str]:
     return [f"{name:<18}{text}" for name, text in rows]
 
 
-def dashboard(dataset: str | Path) -> list[str]:
+def dashboard_line(dataset: str | Path) -> list[str]:
     """A line with the address that the dashboard had while the data set was built; none where no log says."""
     path = files.join(dataset, LOG)
     lines = files.read(path).decode().splitlines() if files.exists(path) else []

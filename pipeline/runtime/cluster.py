@@ -17,8 +17,8 @@ from dask.distributed import (
     performance_report,
 )
 
-from pipeline.runtime.signals import deaf_to_interrupts
-from pipeline.runtime.worker import KILLED, LIBRARIES, room, settle
+from pipeline.runtime.signals import block_interrupts
+from pipeline.runtime.worker import KILLED, LIBRARIES, configure_libraries, usable_memory
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class ClusterError(RuntimeError):
     """No scheduler answers."""
 
 
-class Local(LocalCluster):
+class NamedCluster(LocalCluster):
     """Worker processes on this machine, named for what they do."""
 
     def __init__(self, **options: Any) -> None:
@@ -40,7 +40,7 @@ class Local(LocalCluster):
         return f"build-{worker_number}"
 
 
-class Settled(WorkerPlugin):
+class WorkerSetup(WorkerPlugin):
     """Has every worker of a cluster, whenever it comes, do as a build's should.
 
     Dask pauses a worker at 80 % of its memory until it has less. A job holds to what was promised of it, so that the
@@ -50,7 +50,7 @@ class Settled(WorkerPlugin):
     name = "geokr"
 
     def setup(self, worker: Any) -> None:
-        settle()
+        configure_libraries()
         self.pause = worker.memory_manager.memory_pause_fraction
         worker.memory_manager.memory_pause_fraction = False
         if worker.status == Status.paused:
@@ -61,15 +61,15 @@ class Settled(WorkerPlugin):
 
 
 @contextmanager
-def settled(client: Client) -> Iterator[None]:
+def set_up_workers(client: Client) -> Iterator[None]:
     """All workers of somebody's cluster are settled meanwhile. Raises ClusterError where the scheduler is lost."""
-    with scheduler_there():
-        client.register_plugin(Settled())
+    with require_scheduler():
+        client.register_plugin(WorkerSetup())
     try:
         yield
     finally:
         if client.status == "running":  # otherwise the scheduler is gone
-            client.unregister_worker_plugin(Settled.name)
+            client.unregister_worker_plugin(WorkerSetup.name)
 
 
 @contextmanager
@@ -92,12 +92,12 @@ def cluster(
             client = Client(scheduler, timeout="10s")
         except (OSError, ValueError) as error:
             raise ClusterError(f"{scheduler}: no Dask scheduler answers there: {error}") from error
-        with client, settled(client), measured(report):
-            if not threads(client):
+        with client, set_up_workers(client), write_report(report):
+            if not count_threads(client):
                 log.warning("%s: no worker has joined it yet; the build waits for one", scheduler)
             yield client
         return
-    if memory is not None and room(memory) < 0:  # workers would be ended and started again for ever
+    if memory is not None and usable_memory(memory) < 0:  # workers would be ended and started again for ever
         least = LIBRARIES / KILLED / 1e6
         raise ClusterError(f"a worker of {memory / 1e6:.0f} MB has no room for its libraries: {least:.0f} MB")
     n = workers or len(os.sched_getaffinity(0))
@@ -106,10 +106,10 @@ def cluster(
         tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch,
         ExitStack() as started,
     ):
-        with deaf_to_interrupts():
+        with block_interrupts():
             logging.getLogger("distributed.deploy").setLevel(logging.CRITICAL)  # as above
             try:
-                local: Any = Local(
+                local: Any = NamedCluster(
                     n_workers=0,
                     threads_per_worker=1,
                     memory_limit=memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // n,
@@ -127,32 +127,32 @@ def cluster(
             started.enter_context(local)
             local.scale(n)
             client = started.enter_context(Client(local))
-            client.register_plugin(Settled())
+            client.register_plugin(WorkerSetup())
             client.wait_for_workers(n)
-        with measured(report):
+        with write_report(report):
             yield client
 
 
-def measured(report: str | None) -> "performance_report | nullcontext[None]":
+def write_report(report: str | None) -> "performance_report | nullcontext[None]":
     """Dask's own report of what happens meanwhile, written to a file at the end; nothing without one."""
     return nullcontext() if report is None else performance_report(filename=report)
 
 
-def lost(error: BaseException) -> ClusterError:
+def scheduler_lost(error: BaseException) -> ClusterError:
     """The sentence for a scheduler that answers no more."""
     return ClusterError(f"the scheduler was lost; the same command goes on from here ({error})")
 
 
 @contextmanager
-def scheduler_there() -> Iterator[None]:
+def require_scheduler() -> Iterator[None]:
     """Raises ClusterError where the scheduler does not answer meanwhile."""
     try:
         yield
     except (CancelledError, OSError) as error:
-        raise lost(error) from error
+        raise scheduler_lost(error) from error
 
 
-def threads(client: Client) -> int:
+def count_threads(client: Client) -> int:
     """Of all workers. Raises ClusterError."""
-    with scheduler_there():
+    with require_scheduler():
         return sum(client.nthreads().values())

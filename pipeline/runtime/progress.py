@@ -22,7 +22,7 @@ EVERY = 60.0
 """Where there is no terminal, a line is said so often, s."""
 
 
-def note(dataset: str | Path, event: str, **facts: Any) -> None:
+def log_event(dataset: str | Path, event: str, **facts: Any) -> None:
     """Add a line to the data set's log."""
     line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
     files.append(f"{dataset}/{LOG}", json.dumps(line))
@@ -83,19 +83,21 @@ class Progress:
         if self.judged:
             parts.append(f"{100 * self.passed / self.judged:.0f} % {self.good}")
         if self.done < self.total:
-            parts.append(f"{span((self.total - self.done) / rate)} left" if self.done else "time left unknown")
+            parts.append(
+                f"{format_duration((self.total - self.done) / rate)} left" if self.done else "time left unknown"
+            )
         else:
-            parts.append(f"took {span(seconds)}")
+            parts.append(f"took {format_duration(seconds)}")
         return ", ".join(parts)
 
     def _tick(self) -> None:
         while not self.ended.wait(EVERY):
-            note(self.dataset, "progress", stage=self.stage, **self.facts())
+            log_event(self.dataset, "progress", stage=self.stage, **self.facts())
             if self.bar is None:
                 log.info(self.line())
 
 
-def span(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time for a person: `42 s`, `17 min`, `3 h 05 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"

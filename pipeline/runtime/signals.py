@@ -9,7 +9,7 @@ from multiprocessing import resource_tracker
 
 
 @contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
+def block_interrupts() -> Iterator[None]:
     """Processes started meanwhile never hear Ctrl-C: a terminal sends it to all, and stopping is the client's business.
 
     One that comes meanwhile is a KeyboardInterrupt at the end.
@@ -32,7 +32,7 @@ def deaf_to_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stop_on_signals() -> Iterator[None]:
     """SIGTERM, and the SIGHUP of a terminal that closes, meanwhile stop the program as Ctrl-C does.
 
     Otherwise they would leave the scratch space of its workers, up to 32 GiB, behind. They are a KeyboardInterrupt
@@ -55,7 +55,7 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def stopped(interrupt: KeyboardInterrupt) -> int:
+def report_stop(interrupt: KeyboardInterrupt) -> int:
     """Says that a command was stopped, and returns its exit status: 128 and the signal's number."""
     print("stopped; the same command goes on from here", file=sys.stderr)
     return 128 + int(interrupt.args[0] if interrupt.args else signal.SIGINT)

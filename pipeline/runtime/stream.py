@@ -17,8 +17,8 @@ from dask.distributed import (
 )
 
 from geokr.dataset.layout import StoreWriteError
-from pipeline.runtime.cluster import lost, scheduler_there
-from pipeline.runtime.worker import KILLED, LIBRARIES, Job, Result, attempt, room
+from pipeline.runtime.cluster import require_scheduler, scheduler_lost
+from pipeline.runtime.worker import KILLED, LIBRARIES, Job, Result, attempt, usable_memory
 
 AHEAD = 3
 """Tasks in flight a thread: enough that none waits, few enough that the scheduler's memory does not grow."""
@@ -31,7 +31,7 @@ class LostWorkersError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Batch(Generic[Job]):
+class JobBatch(Generic[Job]):
     """Jobs that belong together, such as the blocks of a scene."""
 
     name: str
@@ -51,28 +51,28 @@ class Workers:
         self.found: list[tuple[int, int]] = []
         """Threads and memory limit of each, bytes; 0 for none."""
 
-    def all(self) -> list[tuple[int, int]]:
+    def capacities(self) -> list[tuple[int, int]]:
         if (now := time.monotonic()) > self.asked + 1.0:
-            with scheduler_there():
+            with require_scheduler():
                 said = self.client.scheduler_info(n_workers=-1)
             if "workers" not in said:
-                raise lost(ConnectionError("it says nothing of its workers"))
+                raise scheduler_lost(ConnectionError("it says nothing of its workers"))
             workers = said["workers"].values()
             self.asked, self.found = now, [(worker["nthreads"], worker["memory_limit"] or 0) for worker in workers]
         return self.found
 
-    def places(self, memory: int) -> int:
+    def slots(self, memory: int) -> int:
         """Jobs of a promised peak, bytes, that there is room for at once: at least one."""
         fits = [
-            min(threads, max(1, int(room(limit) / memory))) if limit and memory else threads
-            for threads, limit in self.all()
+            min(threads, max(1, int(usable_memory(limit) / memory))) if limit and memory else threads
+            for threads, limit in self.capacities()
         ]
         return max(1, sum(fits))
 
     def too_small(self, memory: int) -> MemoryError | None:
         """The sentence for a job that no worker has the memory for."""
-        limits = [limit for _, limit in self.all()]
-        if not limits or 0 in limits or memory <= room(max(limits)):
+        limits = [limit for _, limit in self.capacities()]
+        if not limits or 0 in limits or memory <= usable_memory(max(limits)):
             return None
         return MemoryError(
             f"a block of it takes up to {memory / 1e6:.0f} MB beside the {LIBRARIES / 1e6:.0f} MB of the libraries, "
@@ -80,10 +80,10 @@ class Workers:
         )
 
 
-def drawn(batches: Iterable[Batch[Job]], flying: Counter[str]) -> Iterator[tuple[Batch[Job], Job]]:
+def draw_jobs(batches: Iterable[JobBatch[Job]], flying: Counter[str]) -> Iterator[tuple[JobBatch[Job], Job]]:
     """Jobs one by one, each of that one of the open batches which has the fewest in flight by then."""
     waiting = iter(batches)
-    opened: list[tuple[Batch[Job], Iterator[Job]]] = []
+    opened: list[tuple[JobBatch[Job], Iterator[Job]]] = []
     while True:
         # One at a time: to open a batch may take a while, in which jobs of the first could be at work.
         if len(opened) < OPEN and (batch := next(waiting, None)) is not None:
@@ -99,7 +99,7 @@ def drawn(batches: Iterable[Batch[Job]], flying: Counter[str]) -> Iterator[tuple
 
 
 def stream(
-    function: Callable[[Job], Result], batches: Iterable[Batch[Job]], client: Client | None
+    function: Callable[[Job], Result], batches: Iterable[JobBatch[Job]], client: Client | None
 ) -> Iterator[tuple[Job, Result | Exception]]:
     """Run a function over jobs, and yield each job with its result or error as it ends, in any order.
 
@@ -114,12 +114,12 @@ def stream(
                 yield job, attempt(function, job, batch.memory)
         return
     workers = Workers(client)
-    running: dict[Any, tuple[Batch[Job], Job]] = {}
+    running: dict[Any, tuple[JobBatch[Job], Job]] = {}
     flying: Counter[str] = Counter()
     numbers, run = count(), os.urandom(4).hex()
     completed = as_completed()
 
-    def submit(batch: Batch[Job], job: Job) -> None:
+    def submit(batch: JobBatch[Job], job: Job) -> None:
         # A file's name may be no UTF-8; a key must be, or the scheduler hangs up. It is new each time, since a run
         # that goes on after a failure must not be handed the failure again.
         key = (batch.name.encode(errors="replace").decode(), next(numbers), run)
@@ -128,20 +128,20 @@ def stream(
         flying[batch.name] += 1
         completed.add(future)
 
-    def ended() -> tuple[Batch[Job], Job, Result | Exception]:
+    def ended() -> tuple[JobBatch[Job], Job, Result | Exception]:
         future = next(completed)
         while future.status in ("pending", "lost"):  # its result died with the worker that held it, and is made anew
             completed.add(future)
             future = next(completed)
         batch, job = running.pop(future.key)
         flying[batch.name] -= 1
-        return batch, job, outcome(future)
+        return batch, job, task_result(future)
 
-    jobs = drawn(batches, flying)
-    suspects: list[tuple[Batch[Job], Job]] = []
+    jobs = draw_jobs(batches, flying)
+    suspects: list[tuple[JobBatch[Job], Job]] = []
     memory = 0  # of the largest job yet
     while True:
-        while len(running) < AHEAD * workers.places(memory) and (following := next(jobs, None)) is not None:
+        while len(running) < AHEAD * workers.slots(memory) and (following := next(jobs, None)) is not None:
             batch, job = following
             if refusal := workers.too_small(batch.memory):
                 yield job, refusal
@@ -160,7 +160,7 @@ def stream(
         yield ended()[1:]
 
 
-def outcome(future: "Future[Any]") -> Any:
+def task_result(future: "Future[Any]") -> Any:
     """The result of a task that ended, or its error. Raises what should stop the others too."""
     try:
         return future.result()
@@ -169,6 +169,6 @@ def outcome(future: "Future[Any]") -> Any:
     except StoreWriteError:
         raise
     except (CancelledError, OSError) as error:  # those of a job itself come as results
-        raise lost(error) from error
+        raise scheduler_lost(error) from error
     except Exception as error:
         return error

@@ -28,7 +28,7 @@ KILLED = 0.95
 """Share of its memory beyond which Dask ends a worker, as it comes."""
 
 
-def settle() -> None:
+def configure_libraries() -> None:
     """Have the libraries of this process do as a worker's should."""
     cv2.setNumThreads(1)  # the workers are the parallelism
     blosc.use_threads = False
@@ -50,34 +50,36 @@ def keep_memory() -> None:
         mallopt(mmap, 32 << 20)  # the most that older versions take
 
 
-def room(limit: float) -> float:
+def usable_memory(limit: float) -> float:
     """Bytes for jobs in a worker with a memory limit, bytes: beside its libraries, and before Dask ends it."""
     return limit * KILLED - LIBRARIES
 
 
-class Room:
+class MemoryBudget:
     """Memory of this process that jobs have promised not to exceed."""
 
     def __init__(self) -> None:
-        self.taken = 0
+        self.reserved = 0
         self.changed = threading.Condition()
 
     @contextmanager
-    def hold(self, memory: int) -> Iterator[None]:
+    def reserve(self, memory: int) -> Iterator[None]:
         """Wait until a job's memory is free beside that of the others, and hold it meanwhile."""
         limit = worker_memory()
         with self.changed:
-            self.changed.wait_for(lambda: not self.taken or limit is None or self.taken + memory <= room(limit))
-            self.taken += memory
+            self.changed.wait_for(
+                lambda: not self.reserved or limit is None or self.reserved + memory <= usable_memory(limit)
+            )
+            self.reserved += memory
         try:
             yield
         finally:
             with self.changed:
-                self.taken -= memory
+                self.reserved -= memory
                 self.changed.notify_all()
 
 
-ROOM = Room()
+BUDGET = MemoryBudget()
 
 
 def worker_memory() -> int | None:
@@ -91,8 +93,8 @@ def worker_memory() -> int | None:
 
 def attempt(function: Callable[[Job], Result], job: Job, memory: int = 0) -> Result | Exception:
     """A job's result, or the error that its input caused. A fault of the program or of the store is raised."""
-    settle()
-    with ROOM.hold(memory):
+    configure_libraries()
+    with BUDGET.reserve(memory):
         try:
             return function(job)
         except StoreWriteError:  # a full disk, say: no other job would fare better

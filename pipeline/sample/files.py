@@ -32,7 +32,7 @@ CLOUD = 640.0
 """Digital number of a cloud, the same in all bands."""
 
 
-def camera(
+def place_camera(
     east: float, north: float, altitude: float, heading: float, roll: float, pitch: float, gsd: float, size: str
 ) -> Camera:
     """A camera whose image's centre lies so far from the world's; size: width x height, px."""
@@ -43,27 +43,27 @@ def camera(
 SHOTS = (
     Shot(
         "GF2", "PMS1", "MSS1", datetime(2020, 4, 12, 3, 58, 21, tzinfo=UTC), 4745104,
-        camera(-3600, 700, 631_000, 193, 14, 1, 8, "1000x1150"), archive=False, haze=0.3, clouds=0,
+        place_camera(-3600, 700, 631_000, 193, 14, 1, 8, "1000x1150"), archive=False, haze=0.3, clouds=0,
     ),
     Shot(
         "GF1", "PMS2", "MSS2", datetime(2020, 9, 5, 4, 5, 47, tzinfo=UTC), 5046512,
-        camera(3400, -900, 645_000, 188, -18, 0, 8, "1040x1120"), archive=True, haze=0.6, clouds=0,
+        place_camera(3400, -900, 645_000, 188, -18, 0, 8, "1040x1120"), archive=True, haze=0.6, clouds=0,
     ),
     Shot(
         "GF1", "WFV2", "", datetime(2020, 11, 20, 4, 21, 3, tzinfo=UTC), 5210977,
-        camera(200, -300, 645_000, 347, 11, -1, 16, "860x740"), archive=True, haze=0.9, clouds=0,
+        place_camera(200, -300, 645_000, 347, 11, -1, 16, "860x740"), archive=True, haze=0.9, clouds=0,
     ),
     Shot(
         "GF6", "PMS", "MUX", datetime(2020, 6, 30, 3, 36, 12, tzinfo=UTC), 1120012345,
-        camera(-3100, 1500, 645_000, 196, -21, -2, 8, "980x1180"), archive=False, haze=0.5, clouds=0,
+        place_camera(-3100, 1500, 645_000, 196, -21, -2, 8, "980x1180"), archive=False, haze=0.5, clouds=0,
     ),
     Shot(
         "GF1C", "PMS", "MUX", datetime(2020, 2, 17, 4, 10, 55, tzinfo=UTC), 1021398065,
-        camera(3900, 400, 645_000, 349, -24, 2, 8, "1020x1140"), archive=True, haze=0.7, clouds=0.14,
+        place_camera(3900, 400, 645_000, 349, -24, 2, 8, "1020x1140"), archive=True, haze=0.7, clouds=0.14,
     ),
     Shot(
         "GF1", "PMS1", "MSS1", datetime(2020, 12, 8, 4, 1, 38, tzinfo=UTC), 5268841,
-        camera(500, -1900, 645_000, 186, -10, 1, 8, "960x1100"), archive=False, haze=0.4, clouds=0,
+        place_camera(500, -1900, 645_000, 186, -10, 1, 8, "960x1100"), archive=False, haze=0.4, clouds=0,
     ),
 )  # fmt: skip
 """The sample's scenes: two pairs of one place at two dates, from either side, and two across them."""
@@ -96,7 +96,7 @@ Box = tuple[float, float, float, float]
 """Left, bottom, right and top in `CRS`, m."""
 
 
-def surroundings(shots: Sequence[Shot]) -> Box:
+def surrounding_box(shots: Sequence[Shot]) -> Box:
     """What the images of the deliveries cover, and `MARGIN` beyond it."""
     places = []
     for shot in shots:
@@ -172,7 +172,7 @@ def write_world(
     truth = directory / "truth.json"
     directory.mkdir(parents=True, exist_ok=True)
     truth.unlink(missing_ok=True)
-    box = surroundings(shots)
+    box = surrounding_box(shots)
     write_dem(directory / "dem.tif", world, box)
     say("dem.tif")
     for path in write_sheets(directory / "landcover", world, box):

@@ -73,7 +73,7 @@ def member_path(archive: str, name: str) -> str:
     return f"/{'vsizip' if archive.lower().endswith('.zip') else 'vsitar'}/{{{archive}}}/{name}"
 
 
-def contents(path: str) -> Contents:
+def read_contents(path: str) -> Contents:
     """The images and metadata files in an archive. Raises SceneError naming the archive where it cannot be read."""
     files: dict[str, bytes | None] = {}
     counts: Counter[str] = Counter()
@@ -83,7 +83,7 @@ def contents(path: str) -> Contents:
             name = member.name.removeprefix("./")
             fault = member.fault or name_fault(name)
             if fault:
-                faults.append(f"{path}: its member {shown(member.name)} {fault}, and is passed over")
+                faults.append(f"{path}: its member {printable_name(member.name)} {fault}, and is passed over")
                 continue
             if name.lower().endswith(IMAGES):
                 files[name] = None
@@ -98,7 +98,9 @@ def contents(path: str) -> Contents:
         raise SceneError(f"{path}: cannot be unpacked: {error or type(error).__name__}") from error
     for name in (name for name, count in counts.items() if count > 1):
         del files[name]
-        faults.append(f"{path}: it holds {counts[name]} members of the name {shown(name)}, which are passed over")
+        faults.append(
+            f"{path}: it holds {counts[name]} members of the name {printable_name(name)}, which are passed over"
+        )
     if len(faults) > 1:  # one is enough to know what kind of archive it is
         faults[1:] = [f"{path}: so it is with {len(faults) - 1} more of its members"]
     return Contents(files, faults)
@@ -108,12 +110,12 @@ def name_fault(name: str) -> str | None:
     """What is wrong with a member's name, if anything."""
     if name.startswith("/") or name[1:2] == ":" or ".." in PurePosixPath(name).parts:
         return "leads outside the archive"
-    if not name.isprintable() or "\\" in name or not utf8(name):
+    if not name.isprintable() or "\\" in name or not is_utf8(name):
         return "has a name that is not UTF-8 text, or holds characters that no name should"
     return None
 
 
-def utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
     """Whether a name is text, and not bytes of some encoding that stand in for it."""
     try:
         name.encode()
@@ -122,12 +124,12 @@ def utf8(name: str) -> bool:
     return True
 
 
-def shown(name: str) -> str:
+def printable_name(name: str) -> str:
     """A name as it can be printed, in one piece."""
     return repr(name[:200].encode("utf-8", "backslashreplace").decode())
 
 
-def hold(count: int, unpacked: int, packed: int) -> None:
+def check_limits(count: int, unpacked: int, packed: int) -> None:
     """Raises SceneError, without the archive's name, where an archive holds more than any delivery."""
     if count > MAX_MEMBERS:
         raise SceneError(f"the archive has more than {MAX_MEMBERS} members, which no delivery has")
@@ -138,7 +140,7 @@ def hold(count: int, unpacked: int, packed: int) -> None:
 @contextmanager
 def tar_stream(path: str) -> Iterator[tarfile.TarFile]:
     """A tar, gzipped or not, to be read from front to end."""
-    with inputs.opened(path, AT_ONCE) as file:
+    with inputs.open_file(path, AT_ONCE) as file:
         gzipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         stream = gzip.GzipFile(fileobj=file) if gzipped else file
@@ -152,7 +154,7 @@ def tar_members(path: str) -> Iterator[Member]:
     with tar_stream(path) as archive:
         for n, entry in enumerate(archive):
             unpacked += entry.size
-            hold(n + 1, unpacked, packed)
+            check_limits(n + 1, unpacked, packed)
             if entry.isdir():
                 continue
             fault = None
@@ -188,12 +190,12 @@ def tar_content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
 def zip_members(path: str) -> Iterator[Member]:
     """The members of a zip, directories left out. Raises SceneError without the archive's name."""
     packed = inputs.stat(path).size
-    hold(zip_count(path), 0, packed)  # zipfile reads the whole list at once
-    with inputs.opened(path) as file, zipfile.ZipFile(file) as archive:
+    check_limits(zip_count(path), 0, packed)  # zipfile reads the whole list at once
+    with inputs.open_file(path) as file, zipfile.ZipFile(file) as archive:
         unpacked = 0
         for n, entry in enumerate(archive.infolist()):
             unpacked += entry.file_size
-            hold(n + 1, unpacked, packed)
+            check_limits(n + 1, unpacked, packed)
             if entry.is_dir():
                 continue
             fault = None
@@ -219,7 +221,7 @@ def zip_count(path: str) -> int:
 
     By APPNOTE.TXT, 4.3.14 to 4.3.16.
     """
-    with inputs.opened(path) as file:
+    with inputs.open_file(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - (1 << 16) - 64))
         tail = file.read()

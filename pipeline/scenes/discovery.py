@@ -32,60 +32,60 @@ class Delivery:
         return self.path.lower().endswith(ARCHIVES)
 
 
-def deliveries(paths: Iterable[str | Path]) -> Iterator[Delivery]:
+def find_deliveries(paths: Iterable[str | Path]) -> Iterator[Delivery]:
     """Deliveries under directories, in the order of their paths, each once; files and URLs may be named too.
 
     The paths are absolute: a worker elsewhere on a shared file system has another working directory.
     Raises FileNotFoundError for a path that does not exist, OSError for a place in a bucket that cannot be listed.
     """
     seen: set[str] = set()
-    for path in sorted(inputs.absolute(str(path)) for path in paths):
-        for delivery in remote(path) if inputs.is_remote(path) else under(Path(path)):
+    for path in sorted(inputs.make_absolute(str(path)) for path in paths):
+        for delivery in find_remote(path) if inputs.is_remote(path) else find_local(Path(path)):
             if delivery.path not in seen:  # or one of the paths leads into another
                 seen.add(delivery.path)
                 yield delivery
 
 
-def under(path: Path) -> list[Delivery]:
+def find_local(path: Path) -> list[Delivery]:
     """The deliveries under a directory, or the one that a file belongs to, in the order of their paths."""
     if path.is_dir():
-        return ordered([str(file) for file in path.rglob("*") if file.is_file()])
+        return group_deliveries([str(file) for file in path.rglob("*") if file.is_file()])
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
     name = path.name.lower()
     if name.endswith(ARCHIVES):
         return [Delivery(str(path), (str(path),))]
     if name.endswith(stac.DOCUMENTS):
-        return [item_delivery(found) for found in stac.items(str(path))]
-    beside = products(str(file) for file in path.parent.iterdir() if file.is_file())
+        return [to_delivery(found) for found in stac.walk_items(str(path))]
+    beside = group_products(str(file) for file in path.parent.iterdir() if file.is_file())
     return [Delivery(group[0], group) for group in beside if str(path) in group]
 
 
-def remote(url: str) -> list[Delivery]:
+def find_remote(url: str) -> list[Delivery]:
     """The deliveries at a URL: an archive's, an image's, a STAC document's, or those of a folder in a bucket."""
     name = url.lower()
     if name.endswith(stac.DOCUMENTS):
-        return [item_delivery(found) for found in stac.items(url)]
+        return [to_delivery(found) for found in stac.walk_items(url)]
     if name.endswith(ARCHIVES):
         return [Delivery(url, (url,), source_version=version_of((url,), {url: inputs.stat(url)}))]
     if name.endswith(IMAGES):
-        there = beside(url)
+        there = stat_siblings(url)
         return [
             Delivery(group[0], group, source_version=version_of(group, there))
-            for group in products(there)
+            for group in group_products(there)
             if url in group
         ]
     if name.startswith("s3://"):
-        there = inputs.listing(url)
-        return ordered([*there], there)
-    return [item_delivery(found) for found in stac.items(url)]  # an API's answer has no suffix
+        there = inputs.list_bucket(url)
+        return group_deliveries([*there], there)
+    return [to_delivery(found) for found in stac.walk_items(url)]  # an API's answer has no suffix
 
 
-def beside(url: str) -> dict[str, Stat]:
+def stat_siblings(url: str) -> dict[str, Stat]:
     """What a server tells of an image and, where it lies in a bucket that may be listed, of the files beside it."""
     try:
         bucket = url.lower().startswith("s3://")
-        found = inputs.listing(url.rpartition("/")[0], deep=False) if bucket else {url: inputs.stat(url)}
+        found = inputs.list_bucket(url.rpartition("/")[0], deep=False) if bucket else {url: inputs.stat(url)}
     except OSError:  # whether it is there, its header will say
         found = {}
     return {url: Stat(0, "")} | found
@@ -99,27 +99,27 @@ def version_of(names: Iterable[str], there: Mapping[str, Stat]) -> str:
     return hashlib.sha256("\n".join(found).encode(errors="backslashreplace")).hexdigest()
 
 
-def ordered(names: list[str], there: Mapping[str, Stat] | None = None) -> list[Delivery]:
+def group_deliveries(names: list[str], there: Mapping[str, Stat] | None = None) -> list[Delivery]:
     """The deliveries among files, in the order of their paths; what a STAC item refers to is no image of its own.
 
     there: what a server tells of them.
     """
     there = there or {}
-    items = [found for name in names if name.lower().endswith(stac.DOCUMENTS) for found in stac.items_here(name)]
+    items = [found for name in names if name.lower().endswith(stac.DOCUMENTS) for found in stac.items_in_file(name)]
     referred = {asset["href"] for found in items for asset in found.item.get("assets", {}).values()}
-    groups = products(name for name in names if name not in referred)
+    groups = group_products(name for name in names if name not in referred)
     groups += [(name,) for name in names if name.lower().endswith(ARCHIVES)]
     found = [Delivery(group[0], group, source_version=version_of(group, there)) for group in groups]
-    return sorted([*found, *map(item_delivery, items)], key=lambda delivery: delivery.path)
+    return sorted([*found, *map(to_delivery, items)], key=lambda delivery: delivery.path)
 
 
-def item_delivery(found: stac.Found) -> Delivery:
+def to_delivery(found: stac.ItemSource) -> Delivery:
     """A STAC item as a delivery."""
     item = json.dumps(found.item, sort_keys=True) if found.item else ""
     return Delivery(found.href, (found.document,), item, found.fault)
 
 
-def products(names: Iterable[str]) -> list[tuple[str, ...]]:
+def group_products(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Files that belong together: the images of one product in one folder, then the metadata of each.
 
     Upper and lower case are the same, but in images' names.
@@ -129,7 +129,7 @@ def products(names: Iterable[str]) -> list[tuple[str, ...]]:
     images: dict[str, list[str]] = {}
     for name in names:
         if name.lower().endswith(IMAGES):
-            images.setdefault(product(name), []).append(name)
+            images.setdefault(product_path(name), []).append(name)
     found = []
     for _, members in sorted(images.items()):
         wanted = [name.lower() for member in members for name in metadata_names(member)]
@@ -156,7 +156,7 @@ def scene_name(name: str) -> str:
         return stem
 
 
-def product(name: str) -> str:
+def product_path(name: str) -> str:
     """The path that the images of one scene share; an image with any other name is alone."""
     path = PurePosixPath(name)
     scene = scene_name(name)

@@ -22,7 +22,7 @@ def flat_terrain(model: SensorModel) -> Terrain:
     return Terrain(None, 0.0 if isinstance(model, Georeferenced) else model.height_off)
 
 
-def outline(image: Image, terrain: Terrain) -> shapely.Polygon:
+def image_footprint(image: Image, terrain: Terrain) -> shapely.Polygon:
     """Where an image lies on the ground: its border, 16 points a side, longitude and latitude in degrees.
 
     From the sensor model, not from the corners in the XML, which lie up to kilometres off.
@@ -58,7 +58,7 @@ def outline(image: Image, terrain: Terrain) -> shapely.Polygon:
     return footprint
 
 
-def ground_distance(image: Image) -> float:
+def measure_gsd(image: Image) -> float:
     """Side of a square with the area of the middle pixel on the ground, m.
 
     On a map in metres, and nearly true to scale there, it is the side of the pixel on the map: neighbouring scenes
@@ -66,7 +66,7 @@ def ground_distance(image: Image) -> float:
     """
     col, row = np.array([0.0, 1.0, 0.0]) + image.width // 2, np.array([0.0, 0.0, 1.0]) + image.height // 2
     lon, lat = image.model.ground(col, row, np.full(3, flat_terrain(image.model).height))
-    x, y = plane(lon, lat)
+    x, y = to_tangent_plane(lon, lat)
     area = abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))
     if isinstance(image.model, Georeferenced):
         crs, on_map = CRS.from_user_input(image.model.crs), math.sqrt(abs(Affine(*image.model.transform).determinant))
@@ -77,7 +77,7 @@ def ground_distance(image: Image) -> float:
     return round(float(np.sqrt(area)), 3)
 
 
-def plane(lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
+def to_tangent_plane(lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
     """Metres east and north of the first point, on its tangent plane."""
     crs = f"+proj=laea +lon_0={lon[0]} +lat_0={lat[0]} +datum=WGS84"
     x, y = transformer("EPSG:4326", crs).transform(lon, lat)

@@ -125,7 +125,7 @@ def parse_xml(text: bytes) -> dict[str, str]:
     return fields
 
 
-def check(name: Name, fields: Mapping[str, str]) -> None:
+def check_name(name: Name, fields: Mapping[str, str]) -> None:
     """Raises GaofenError where an XML is of another satellite, sensor, day or place than a name says.
 
     What is missing or written in a way of its own proves nothing.
@@ -136,7 +136,7 @@ def check(name: Name, fields: Mapping[str, str]) -> None:
     sensor = fields.get("SensorID", "").upper()
     if all(re.fullmatch(r"(PMS|WFV)\d?", value) for value in (sensor, name.sensor)) and sensor != name.sensor:
         raise GaofenError(f"SensorID is {sensor}, but the image is of {name.sensor}: the XML of another scene")
-    time = acquired(fields)
+    time = acquisition_time(fields)
     try:
         day = datetime.strptime(name.date, "%Y%m%d").replace(tzinfo=UTC)
     except ValueError:
@@ -146,7 +146,7 @@ def check(name: Name, fields: Mapping[str, str]) -> None:
         raise GaofenError(f"its time is {time:%Y-%m-%d}, but the image is of {day:%Y-%m-%d}: the XML of another scene")
 
 
-def centre(fields: Mapping[str, str]) -> tuple[float, float] | None:
+def corner_centre(fields: Mapping[str, str]) -> tuple[float, float] | None:
     """Mean longitude and latitude of the corners that an XML names; None where it does not name all four."""
     corners = [f"{side}{end}" for side in ("Top", "Bottom") for end in ("Left", "Right")]
     try:
@@ -157,7 +157,7 @@ def centre(fields: Mapping[str, str]) -> tuple[float, float] | None:
     return lon[0] + sum((x - lon[0] + 180.0) % 360.0 - 180.0 for x in lon) / 4, sum(lat) / 4
 
 
-def acquired(fields: Mapping[str, str]) -> datetime | None:
+def acquisition_time(fields: Mapping[str, str]) -> datetime | None:
     """Time of acquisition, UTC, or None where the XML has none that can be read.
 
     Start, centre and end are Beijing time while ReceiveTime is UTC: one scene changes its date.
@@ -171,7 +171,7 @@ def acquired(fields: Mapping[str, str]) -> datetime | None:
     return None
 
 
-def gsd(name: Name, fields: Mapping[str, str]) -> float:
+def ground_distance(name: Name, fields: Mapping[str, str]) -> float:
     """Ground sampling distance, m: the XML's, otherwise the sensor's. Raises GaofenError where neither is known."""
     try:
         value = float(fields["ImageGSD"])
@@ -185,7 +185,7 @@ def gsd(name: Name, fields: Mapping[str, str]) -> float:
     return value / 4 if name.kind == "pan" else value
 
 
-def bands(name: Name, fields: Mapping[str, str], count: int) -> tuple[str, ...]:
+def band_names(name: Name, fields: Mapping[str, str], count: int) -> tuple[str, ...]:
     """Names of the `count` bands in the file's order, from the XML's list of numbers or the usual order."""
     table = GF6_WFV_BANDS if (name.satellite, name.sensor) == ("GF6", "WFV") else PMS_BANDS
     numbers = [number.strip() for number in fields.get("Bands", "").split(",")]
@@ -232,7 +232,7 @@ def parse_rpb(text: str) -> RPC:
             raise GaofenError(f"{key} has {len(values)} coefficients, expected 20")
         return values
 
-    return camera(*map(number, RPB_NUMBERS), *map(coefficients, RPB_LISTS))
+    return make_rpc(*map(number, RPB_NUMBERS), *map(coefficients, RPB_LISTS))
 
 
 RPB_NUMBERS = (
@@ -248,7 +248,7 @@ RPC_LISTS = ("LINE_NUM_COEFF", "LINE_DEN_COEFF", "SAMP_NUM_COEFF", "SAMP_DEN_COE
 """What the two forms call the fields of RPC, in its order."""
 
 
-def camera(*fields: Any) -> RPC:
+def make_rpc(*fields: Any) -> RPC:
     """A camera from its fields in order. Raises GaofenError where they are none."""
     try:
         return RPC(*fields)
@@ -277,4 +277,4 @@ def parse_rpc(text: str) -> RPC:
             raise GaofenError(f"{key} is {found[key][:40]!r}, expected a number") from error
 
     lists = (tuple(number(f"{key}_{k}") for k in range(1, 21)) for key in RPC_LISTS)
-    return camera(*map(number, RPC_NUMBERS), *lists)
+    return make_rpc(*map(number, RPC_NUMBERS), *lists)

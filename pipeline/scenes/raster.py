@@ -19,7 +19,7 @@ from rasterio.windows import Window
 from geokr.storage import rasters
 from pipeline.geometry.sensor import SensorModel
 from pipeline.scenes.scene import Image, SceneError
-from pipeline.scenes.scratch import unpacked
+from pipeline.scenes.scratch import local_copy
 
 Pixels = npt.NDArray[Any]
 Valid = npt.NDArray[np.bool_] | None
@@ -43,8 +43,8 @@ def open_image(path: str, *, mapped: bool = False) -> Iterator[Any]:
     A TIFF alone: other formats lead GDAL to other files (VRT) or addresses, which a delivery must not choose.
     mapped: pixels that are not compressed are taken from the file's pages, past GDAL's cache of blocks.
     """
-    options = OPTIONS | rasters.options() | ({"GTIFF_VIRTUAL_MEM_IO": "YES"} if mapped else {})
-    with rasterio.Env(**options), warnings.catch_warnings(), unpacked(path) as opened:
+    options = OPTIONS | rasters.gdal_options() | ({"GTIFF_VIRTUAL_MEM_IO": "YES"} if mapped else {})
+    with rasterio.Env(**options), warnings.catch_warnings(), local_copy(path) as opened:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             with rasterio.open(opened, driver="GTiff") as source:
@@ -85,7 +85,7 @@ class Header:
         )
 
 
-def header(path: str) -> Header:
+def read_header(path: str) -> Header:
     """What an image's header says. Raises SceneError where it is no image of whole numbers."""
     try:
         with open_image(path) as file:
@@ -109,18 +109,20 @@ def header(path: str) -> Header:
     return found
 
 
-def read(image: Image, window: Window | None = None, shape: tuple[int, int] | None = None) -> tuple[Pixels, Valid]:
+def read_image(
+    image: Image, window: Window | None = None, shape: tuple[int, int] | None = None
+) -> tuple[Pixels, Valid]:
     """Pixels of an image, (band, row, col) in the file's type, and where all bands hold data.
 
     window: in px of the image, the whole of it if None. shape: to which it is decimated, nearest neighbour.
     Raises SceneError naming the file where it cannot be read.
     """
     whole = [slice(0, len(image.bands))]
-    (pixels,), valid = read_parts(image, window or Window(0, 0, image.width, image.height), whole, shape)
+    (pixels,), valid = read_bands(image, window or Window(0, 0, image.width, image.height), whole, shape)
     return np.ascontiguousarray(np.moveaxis(pixels, -1, 0)), valid
 
 
-class Memory(threading.local):
+class BufferPool(threading.local):
     """Where a thread reads one window after the other to.
 
     The kernel zeroes memory that is new, which takes as long as reading.
@@ -138,16 +140,16 @@ class Memory(threading.local):
         return self.kept[part][:size].view(dtype).reshape(shape)
 
 
-def read_parts(
+def read_bands(
     image: Image,
     window: Window,
     parts: Sequence[slice],
     shape: tuple[int, int] | None = None,
-    memory: Memory | None = None,
+    memory: BufferPool | None = None,
 ) -> tuple[list[Pixels], Valid]:
     """Pixels of some runs of an image's bands, (row, col, band) each, and where all of its bands hold data.
 
-    As `read`; a pixel's bands beside each other are what most files hold, and what resampling wants.
+    As `read_image`; a pixel's bands beside each other are what most files hold, and what resampling wants.
     memory: what the pixels are read to; they are there until something else is.
     """
     rows, cols = (int(window.height), int(window.width)) if shape is None else shape

@@ -33,7 +33,7 @@ _MEMBER = re.compile(r"/vsi(tar|zip)/\{(.+?)\}/(.+)", re.DOTALL)
 
 
 @contextmanager
-def unpacked(path: str) -> Iterator[str]:
+def local_copy(path: str) -> Iterator[str]:
     """What GDAL opens instead of a path: of a member of a compressed archive a copy, which stays meanwhile.
 
     It is the place in the archive for everything else, and where there is no room; the path itself of no member.
@@ -44,10 +44,10 @@ def unpacked(path: str) -> Iterator[str]:
         yield path
         return
     kind, archive, member = found.groups()
-    in_place = f"/vsi{kind}/{{{rasters.path(archive)}}}/{member}"
+    in_place = f"/vsi{kind}/{{{rasters.gdal_path(archive)}}}/{member}"
     try:
         state = inputs.stat(archive)
-        folder = scratch() if compressed(kind, archive, member, state) else None
+        folder = scratch_folder() if is_compressed(kind, archive, member, state) else None
     except OSError as error:
         raise SceneError(f"{archive}: cannot be unpacked: {error}") from error
     if folder is None:
@@ -69,13 +69,13 @@ def unpacked(path: str) -> Iterator[str]:
 
 
 @lru_cache(maxsize=1 << 12)  # a server is not asked for each window
-def compressed(kind: str, archive: str, member: str, _state: inputs.Stat) -> bool:
+def is_compressed(kind: str, archive: str, member: str, _state: inputs.Stat) -> bool:
     """Whether a member's bytes have to be unpacked to be read from their middle. Raises OSError."""
     if kind == "tar":
-        (start,) = inputs.parts(archive, [(0, 2)])
+        (start,) = inputs.read_ranges(archive, [(0, 2)])
         return start == b"\x1f\x8b"
     try:
-        with inputs.opened(archive) as file, zipfile.ZipFile(file) as packed:
+        with inputs.open_file(archive) as file, zipfile.ZipFile(file) as packed:
             return packed.getinfo(member).compress_type != zipfile.ZIP_STORED
     except OSError:
         raise
@@ -83,7 +83,7 @@ def compressed(kind: str, archive: str, member: str, _state: inputs.Stat) -> boo
         return False  # GDAL says better what is wrong
 
 
-def scratch() -> Path:
+def scratch_folder() -> Path:
     """The folder of the copies, open to its owner alone. Raises OSError where it is another's."""
     folder = Path(os.environ.get("GEOKR_SCRATCH") or Path(tempfile.gettempdir()) / f"geokr-unpacked-{os.getuid()}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def unpack(archive: str, member: str, copy: Path) -> bool:
     """
     new = copy.with_suffix(".new")
     try:
-        with content(archive, member) as (source, size):
+        with open_member(archive, member) as (source, size):
             if not reserve(new, size):
                 return False
             with new.open("r+b") as target:
@@ -116,10 +116,10 @@ def unpack(archive: str, member: str, copy: Path) -> bool:
 
 
 @contextmanager
-def content(archive: str, member: str) -> Iterator[tuple[IO[bytes], int]]:
+def open_member(archive: str, member: str) -> Iterator[tuple[IO[bytes], int]]:
     """A member as a stream, and its size."""
     if archive.lower().endswith(".zip"):
-        with inputs.opened(archive, AT_ONCE) as file, zipfile.ZipFile(file) as packed, packed.open(member) as source:
+        with inputs.open_file(archive, AT_ONCE) as file, zipfile.ZipFile(file) as packed, packed.open(member) as source:
             yield source, packed.getinfo(member).file_size
         return
     with tar_stream(archive) as stream:
@@ -143,7 +143,7 @@ def reserve(new: Path, size: int) -> bool:
         for _, length, file in copies:
             if total + size <= BOUND and shutil.disk_usage(folder).free >= size + SPARE:
                 break
-            if removed(file):
+            if remove_if_unused(file):
                 total -= length
         if total + size > BOUND or shutil.disk_usage(folder).free < size + SPARE:
             return False
@@ -155,7 +155,7 @@ def reserve(new: Path, size: int) -> bool:
     return True
 
 
-def removed(file: Path) -> bool:
+def remove_if_unused(file: Path) -> bool:
     """Remove a copy unless somebody reads or writes it."""
     with file.with_suffix(".lock").open("w") as lock:
         try:

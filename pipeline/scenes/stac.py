@@ -21,8 +21,8 @@ import shapely
 from geokr.storage import files, rasters
 from geokr.storage.inputs import is_remote
 from pipeline.geometry.sensor import Georeferenced
-from pipeline.scenes.footprint import flat_terrain, ground_distance, outline
-from pipeline.scenes.raster import header
+from pipeline.scenes.footprint import flat_terrain, image_footprint, measure_gsd
+from pipeline.scenes.raster import read_header
 from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
 
 Json = dict[str, Any]
@@ -39,7 +39,7 @@ NOT_DATA = {"visual", "overview", "thumbnail", "metadata"}
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ItemSource:
     """A STAC item, or why there is none."""
 
     href: str
@@ -53,7 +53,7 @@ class Found:
 
 def fetch(href: str) -> bytes:
     """The bytes of a document, local or remote. Raises OSError, and SceneError for one of too many bytes."""
-    if files.is_url(href):
+    if files.in_bucket(href):
         content = files.read(href)
     elif is_remote(href):
         with urllib.request.urlopen(href, timeout=60) as answer:
@@ -66,7 +66,7 @@ def fetch(href: str) -> bytes:
     return content
 
 
-def absolute(href: str, base: str) -> str:
+def resolve_href(href: str, base: str) -> str:
     """An href as it is meant in the document at `base`: a URL, or an absolute path of this machine."""
     if is_remote(href) or (is_remote(base) and ":" in href.partition("/")[0]):
         return href
@@ -80,7 +80,7 @@ def absolute(href: str, base: str) -> str:
     return os.path.normpath(Path(base).parent / href)
 
 
-def items(href: str, followed: set[str] | None = None) -> Iterator[Found]:
+def walk_items(href: str, followed: set[str] | None = None) -> Iterator[ItemSource]:
     """The items of a STAC document: itself, those that it holds, or those that it links to, each once.
 
     What cannot be read on the way comes as a fault.
@@ -96,10 +96,10 @@ def items(href: str, followed: set[str] | None = None) -> Iterator[Found]:
             if not isinstance(features, list):
                 raise SceneError(f"{href}: the collection has no list of features")
             for feature in features:
-                yield found(feature, href, inside=True)
+                yield to_source(feature, href, inside=True)
             return
         if kind == "Feature":
-            yield found(value, href, inside=False)
+            yield to_source(value, href, inside=False)
             return
         if kind not in ("Collection", "Catalog") and "stac_version" not in value:
             raise SceneError(f"{href}: no STAC Item, ItemCollection or Collection")
@@ -107,17 +107,17 @@ def items(href: str, followed: set[str] | None = None) -> Iterator[Found]:
         for link in links if isinstance(links, list) else []:
             if not isinstance(link, dict) or link.get("rel") not in ("item", "child", "items", "next"):
                 continue
-            target = absolute(str(link.get("href")), href)
+            target = resolve_href(str(link.get("href")), href)
             if target not in followed and len(followed) < MAX_LINKS:
                 followed.add(target)
-                yield from items(target, followed)
+                yield from walk_items(target, followed)
     except SceneError as error:
-        yield Found(href, href, {}, str(error))
+        yield ItemSource(href, href, {}, str(error))
     except (OSError, ValueError, RecursionError, ImportError) as error:
-        yield Found(href, href, {}, f"{href}: cannot be read as STAC: {error}")
+        yield ItemSource(href, href, {}, f"{href}: cannot be read as STAC: {error}")
 
 
-def items_here(name: str) -> Iterator[Found]:
+def items_in_file(name: str) -> Iterator[ItemSource]:
     """The items that a JSON file of a folder holds, if it is a STAC document; links are not followed.
 
     A folder holds other JSON too, which is none of ours, and the items that its collections link to.
@@ -132,16 +132,16 @@ def items_here(name: str) -> Iterator[Found]:
     if isinstance(features, list):
         for feature in features:
             if isinstance(feature, dict) and feature.get("type") == "Feature" and "stac_version" in feature:
-                yield found(feature, name, inside=feature is not value)
+                yield to_source(feature, name, inside=feature is not value)
 
 
-def found(value: Any, document: str, inside: bool) -> Found:
+def to_source(value: Any, document: str, inside: bool) -> ItemSource:
     """An item with absolute hrefs."""
     name = value.get("id") if isinstance(value, dict) else None
     if not isinstance(name, str) or not isinstance(value.get("assets"), dict):
-        return Found(document, document, {}, f"{document}: an item without id or assets")
+        return ItemSource(document, document, {}, f"{document}: an item without id or assets")
     assets = {
-        key: asset | {"href": absolute(asset["href"], document)}
+        key: asset | {"href": resolve_href(asset["href"], document)}
         for key, asset in value["assets"].items()
         if isinstance(asset, dict) and isinstance(asset.get("href"), str)
     }
@@ -152,7 +152,7 @@ def found(value: Any, document: str, inside: bool) -> Found:
         "properties": said if isinstance(said, dict) else {},
         "assets": assets,
     }
-    return Found(f"{document}#{name}" if inside else document, document, kept)
+    return ItemSource(f"{document}#{name}" if inside else document, document, kept)
 
 
 def read_item(item: Json, href: str, document: str, imagery: Imagery, wanted: Sequence[str]) -> Scene:
@@ -162,14 +162,14 @@ def read_item(item: Json, href: str, document: str, imagery: Imagery, wanted: Se
     """
     said = item["properties"]
     names = ("pan",) if imagery == "pan" else tuple(wanted)
-    images = taken(item, said, names, href)
+    images = select_images(item, said, names, href)
     pan = None
     if imagery == "pansharpened":
-        (pan,) = taken(item, said, ("pan",), href)
+        (pan,) = select_images(item, said, ("pan",), href)
     first = images[0]
     if len(types := {image.dtype for image in images}) > 1:
         raise SceneError(f"{href}: the pixels of its bands are of two types, {' and '.join(sorted(types))}")
-    footprint = outline(first, flat_terrain(first.model))
+    footprint = image_footprint(first, flat_terrain(first.model))
     bbox = item.get("bbox")
     if isinstance(bbox, list) and len(bbox) in (4, 6) and all(isinstance(v, int | float) for v in bbox):
         box = shapely.box(bbox[0], bbox[1], bbox[len(bbox) // 2], bbox[len(bbox) // 2 + 1])
@@ -179,28 +179,28 @@ def read_item(item: Json, href: str, document: str, imagery: Imagery, wanted: Se
     local = [path for path in paths if not path.startswith("/vsi")]
     return Scene(
         id=item["id"],
-        satellite=text(said.get("platform")),
-        sensor=text(said.get("instruments")),
+        satellite=to_text(said.get("platform")),
+        sensor=to_text(said.get("instruments")),
         level="L2A",
-        acquired=time(said.get("datetime") or said.get("start_datetime")),
+        acquired=parse_time(said.get("datetime") or said.get("start_datetime")),
         gsd=min(image.gsd for image in (*images, *filter(None, [pan]))),
         images=images,
         pan=pan,
         delivery=href,
         files=(*([] if is_remote(document) else [document]), *local) if len(local) == len(paths) else (),
         bytes=sum(Path(path).stat().st_size for path in local),
-        metadata_digest=digest(item),
+        metadata_digest=item_digest(item),
         footprint=footprint,
-        metadata={key: text(value) for key, value in said.items() if value is not None},
+        metadata={key: to_text(value) for key, value in said.items() if value is not None},
     )
 
 
-def digest(item: Json) -> str:
+def item_digest(item: Json) -> str:
     """SHA-256 of an item."""
     return hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest()
 
 
-def text(value: Any) -> str:
+def to_text(value: Any) -> str:
     """A property as text: a list's parts behind one another, anything else that is no text as JSON."""
     if isinstance(value, str):
         return value
@@ -209,7 +209,7 @@ def text(value: Any) -> str:
     return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def time(value: Any) -> datetime | None:
+def parse_time(value: Any) -> datetime | None:
     """A time of RFC 3339, UTC."""
     try:
         found = datetime.fromisoformat(value)
@@ -218,7 +218,7 @@ def time(value: Any) -> datetime | None:
     return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def bands_of(asset: Json) -> list[Json]:
+def asset_bands(asset: Json) -> list[Json]:
     """What an asset says of each of its bands, in the file's order, whatever the version of STAC."""
     common = {key: value for key, value in asset.items() if key in ("nodata", "raster:scale", "raster:offset")}
     lists = [asset.get(key) for key in ("bands", "eo:bands", "raster:bands")]
@@ -231,10 +231,10 @@ def bands_of(asset: Json) -> list[Json]:
 
 
 def common_name(band: Json) -> str:
-    return text(band.get("eo:common_name") or band.get("common_name"))
+    return to_text(band.get("eo:common_name") or band.get("common_name"))
 
 
-def taken(item: Json, said: Json, wanted: Sequence[str], href: str) -> tuple[Image, ...]:
+def select_images(item: Json, said: Json, wanted: Sequence[str], href: str) -> tuple[Image, ...]:
     """The images that hold the wanted bands, in their order, as far as there are any.
 
     An asset that holds one band alone goes before one that holds several, such as a true-colour picture.
@@ -245,9 +245,9 @@ def taken(item: Json, said: Json, wanted: Sequence[str], href: str) -> tuple[Ima
         roles = asset.get("roles")
         if isinstance(roles, list) and NOT_DATA & {role for role in roles if isinstance(role, str)}:
             continue
-        if "tiff" not in text(asset.get("type") or "tiff") and not asset["href"].lower().endswith((".tif", ".tiff")):
+        if "tiff" not in to_text(asset.get("type") or "tiff") and not asset["href"].lower().endswith((".tif", ".tiff")):
             continue
-        bands = bands_of(asset)
+        bands = asset_bands(asset)
         for index, band in enumerate(bands):
             held.setdefault(common_name(band), []).append((len(bands), key, index))
     chosen: dict[str, list[tuple[str, int]]] = {}
@@ -260,16 +260,16 @@ def taken(item: Json, said: Json, wanted: Sequence[str], href: str) -> tuple[Ima
         raise SceneError(
             f"{href}: none of its assets holds {' or '.join(wanted)}; they are {', '.join(item['assets'])}"
         )
-    return tuple(image(key, item["assets"][key], parts, said, href) for key, parts in chosen.items())
+    return tuple(asset_image(key, item["assets"][key], parts, said, href) for key, parts in chosen.items())
 
 
-def image(key: str, asset: Json, parts: Sequence[tuple[str, int]], said: Mapping[str, Any], href: str) -> Image:
+def asset_image(key: str, asset: Json, parts: Sequence[tuple[str, int]], said: Mapping[str, Any], href: str) -> Image:
     """The image of an asset's bands: names and places in the file, from 0."""
-    path = gdal_path(asset["href"], href)
-    found = header(path)
+    path = asset_path(asset["href"], href)
+    found = read_header(path)
     if found.crs is None:
         raise SceneError(f"{href}: its asset {key} has no georeference")
-    bands = bands_of(asset)
+    bands = asset_bands(asset)
     if len(bands) != found.count:
         raise SceneError(f"{href}: its asset {key} is said to have {len(bands)} bands, but has {found.count}")
     model = Georeferenced(found.crs.to_wkt(), tuple(found.transform)[:6])
@@ -277,32 +277,32 @@ def image(key: str, asset: Json, parts: Sequence[tuple[str, int]], said: Mapping
     scales, offsets = [], []
     for _, index in parts:
         scale, offset = (bands[index].get(k, bands[index].get(f"raster:{k}")) for k in ("scale", "offset"))
-        scales.append(number(scale, 1.0))
-        offsets.append(number(offset, 0.0))
+        scales.append(finite_number(scale, 1.0))
+        offsets.append(finite_number(offset, 0.0))
     if any(said.get(f"{prefix}:boa_offset_applied") is True for prefix in ("earthsearch", "sentinel")):
         offsets = [0.0] * len(offsets)  # the offset is in the pixels already, although it is stated
     if not any(scales[k] != 1.0 or offsets[k] != 0.0 for k in range(len(parts))):
         scales, offsets = [], []  # nothing is said of them
-    stated = number(bands[parts[0][1]].get("nodata"), None)
+    stated = finite_number(bands[parts[0][1]].get("nodata"), None)
     return replace(
         whole,
         bands=tuple(name for name, _ in parts),
         indexes=tuple(found.indexes[index] for _, index in parts),
-        gsd=ground_distance(whole),
+        gsd=measure_gsd(whole),
         nodata=stated if whole.nodata is None else whole.nodata,
         scales=tuple(scales),
         offsets=tuple(offsets),
     )
 
 
-def number(value: Any, otherwise: Any) -> Any:
+def finite_number(value: Any, otherwise: Any) -> Any:
     """A value that is a finite number, as float."""
     good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
     return float(value) if good else otherwise
 
 
-def gdal_path(href: str, item: str) -> str:
+def asset_path(href: str, item: str) -> str:
     """What GDAL opens for an asset's address. Raises SceneError for one that leads into GDAL's own systems."""
     if not is_remote(href) and (not href.startswith("/") or href.startswith("/vsi")):
         raise SceneError(f"{item}: {href} is no address of an image")
-    return rasters.path(href)
+    return rasters.gdal_path(href)

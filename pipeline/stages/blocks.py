@@ -9,16 +9,16 @@ from geokr.dataset import contents, store
 from pipeline.catalog import quarantine
 from pipeline.config import BuildConfig
 from pipeline.geometry.grid import TileGrid
-from pipeline.runtime.progress import Progress, note
-from pipeline.runtime.stream import Batch, Client, stream
+from pipeline.runtime.progress import Progress, log_event
+from pipeline.runtime.stream import Client, JobBatch, stream
 
 log = logging.getLogger(__name__)
 
 
-class Unbuilt:
+class MissingBlocks:
     """The blocks of a scene that a store does not hold yet, row by row."""
 
-    def __init__(self, grid: TileGrid, there: contents.Built | None) -> None:
+    def __init__(self, grid: TileGrid, there: contents.SceneContents | None) -> None:
         self.grid, self.there = grid, there
         rows, cols = grid.blocks
         self.done = there.blocks if there is not None else frozenset()
@@ -32,7 +32,7 @@ class Unbuilt:
     def check(self, root: str, scene: str, wanted: dict[str, Any]) -> None:
         """Raise StoreError where what is there was built from other input or with other settings."""
         if self.there is not None:
-            store.same(root, scene, self.there.attributes, wanted)
+            store.require_same(root, scene, self.there.attributes, wanted)
 
 
 class Failures:
@@ -76,14 +76,14 @@ class Tally:
         found.update(tiles=tiles, **counts)
         self.left[scene] -= tiles
         if not self.left[scene]:
-            note(self.config.out, "scene", stage=self.stage, scene=scene, **self.counts.pop(scene))
+            log_event(self.config.out, "scene", stage=self.stage, scene=scene, **self.counts.pop(scene))
 
 
 def run_blocks(
     config: BuildConfig,
     stage: str,
     build: Callable[[Any], Any],
-    batches: Iterable[Batch[Any]],
+    batches: Iterable[JobBatch[Any]],
     left: Mapping[str, int],
     client: Client | None,
     failures: Failures,
@@ -112,18 +112,18 @@ def tile_count(grid: TileGrid, i: int, j: int) -> int:
     return min(grid.block, grid.rows - i * grid.block) * min(grid.block, grid.cols - j * grid.block)
 
 
-def gather(root: str, built: Mapping[str, contents.Built], changed: bool) -> None:
+def consolidate_if_changed(root: str, built: Mapping[str, contents.SceneContents], changed: bool) -> None:
     """Gather a store's metadata where it has changed, or where an earlier run ended before it did.
 
     built: what was there before.
     """
-    if changed or (built and not built.keys() <= contents.consolidated(root).keys()):
+    if changed or (built and not built.keys() <= contents.read_consolidated(root).keys()):
         store.consolidate(root)
 
 
-def finish(stage: str, config: BuildConfig, refused: Collection[dict[str, Any]]) -> None:
+def record_refusals(stage: str, config: BuildConfig, refused: Collection[dict[str, Any]]) -> None:
     """Say and record what a stage refused."""
     for refusal in refused:
         log.warning("refused: %s", refusal["detail"])
-        note(config.out, "refused", stage=stage, **refusal)
+        log_event(config.out, "refused", stage=stage, **refusal)
     quarantine.replace(config.out, stage, [*refused])

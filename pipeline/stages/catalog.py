@@ -13,19 +13,19 @@ from geokr.settings import ConfigError
 from geokr.storage import files, inputs
 from geokr.storage.rasters import fingerprint
 from pipeline.catalog import quarantine
-from pipeline.catalog.table import CATALOG, Entry, length, read_catalog, unchanged, write_catalog
+from pipeline.catalog.table import CATALOG, Entry, count_entries, read_catalog, reusable_entries, write_catalog
 from pipeline.config import BuildConfig, SurveyConfig
-from pipeline.geometry.terrain import vertical
+from pipeline.geometry.terrain import vertical_datum
 from pipeline.imaging.calibration import CALIBRATION
-from pipeline.plan import attributes, grid_of
+from pipeline.plan import tile_attributes, tile_grid
 from pipeline.runtime.cluster import ClusterError
 from pipeline.runtime.progress import Progress
-from pipeline.runtime.stream import Batch, Client, stream
+from pipeline.runtime.stream import Client, JobBatch, stream
 from pipeline.scenes import stac
 from pipeline.scenes.delivery import Refusal, refuse
-from pipeline.scenes.discovery import Delivery, deliveries
+from pipeline.scenes.discovery import Delivery, find_deliveries
 from pipeline.scenes.scene import Scene
-from pipeline.stages.blocks import finish
+from pipeline.stages.blocks import record_refusals
 from pipeline.tasks.survey import CatalogJob, read_and_survey
 
 log = logging.getLogger(__name__)
@@ -47,17 +47,17 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     none of them.
     """
     path, partial = files.join(config.out, CATALOG), files.join(config.out, PARTIAL)
-    heights = {name: path and inputs.absolute(path) for name, path in config.survey if name in ("dem", "geoid")}
+    heights = {name: path and inputs.make_absolute(path) for name, path in config.survey if name in ("dem", "geoid")}
     survey = config.survey.model_copy(update=heights)  # a worker may have another working directory
-    tell_heights(survey)
+    report_heights(survey)
     made_with = provenance(survey)
-    found_there = list(deliveries(survey.scenes))
+    found_there = list(find_deliveries(survey.scenes))
     if not found_there:
         raise ConfigError(f"{', '.join(survey.scenes)}: no TIFF and no archive is in there, and no STAC item")
     digests = {here.path: here.source_version for here in found_there if here.source_version}
-    digests |= {here.path: stac.digest(json.loads(here.item)) for here in found_there if here.item}
-    begun = unchanged(partial, made_with, digests)
-    known = begun | unchanged(path, made_with, digests)
+    digests |= {here.path: stac.item_digest(json.loads(here.item)) for here in found_there if here.item}
+    begun = reusable_entries(partial, made_with, digests)
+    known = begun | reusable_entries(path, made_with, digests)
     # What refused a part of a delivery before must be found again, so such a one is read again.
     faults = [entry["detail"] for entry in quarantine.read(config.out) if entry["stage"] == "catalog"]
     results: list[tuple[str, Entry | Refusal]] = []
@@ -71,7 +71,7 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     def keep() -> None:
         write_catalog(partial, [item for _, item in results if isinstance(item, Entry)], made_with)
 
-    batches = (Batch(f"catalog-{Path(d.path).name}", [CatalogJob(d, survey)]) for d in changed)
+    batches = (JobBatch(f"catalog-{Path(d.path).name}", [CatalogJob(d, survey)]) for d in changed)
     kept = time.monotonic()
     with Progress(config.out, "catalog", len(changed), "delivery") as progress:
         try:
@@ -87,25 +87,25 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
         except (KeyboardInterrupt, ClusterError):
             keep()
             raise
-    entries, refused = once_each(results)
+    entries, refused = remove_duplicates(results)
     for entry in entries:
-        tell_ground(entry)
+        report_ground(entry)
     on_dem = [entry for entry in entries if entry.terrain.dem is not None]
     if on_dem and not any(entry.dem_coverage for entry in on_dem):
         raise ConfigError(
             f"{survey.dem}: it covers none of the scenes that need heights; leave it out for a flat ground"
         )
-    refuse_mixture(config, entries)
+    check_unchanged(config, entries)
     here = {entry.scene.id for entry in entries}
-    for scene in contents.scenes(files.join(config.out, layout.TILES)):
+    for scene in contents.list_scenes(files.join(config.out, layout.TILES)):
         if scene not in here:
             detail = f"{files.join(config.out, layout.TILES, scene)} holds tiles of a scene that is not there any more"
             refused.append({"scene": scene, "reason": "gone", "detail": f"{detail}; they are left out of the index"})
-    finish("catalog", config, refused)
+    record_refusals("catalog", config, refused)
     if not entries:
         raise ConfigError(f"none of the scenes can be used; {files.join(config.out, quarantine.FILE)} says why")
     entries.sort(key=lambda entry: entry.scene.id)
-    if changed or begun or length(path) != len(entries):  # otherwise they are all that it holds
+    if changed or begun or count_entries(path) != len(entries):  # otherwise they are all that it holds
         write_catalog(path, entries, made_with)
         entries = read_catalog(path)  # as all later runs will have them
     files.remove(partial)
@@ -119,17 +119,17 @@ def provenance(config: SurveyConfig) -> str:
         {
             "survey": config.model_dump(mode="json", exclude={"scenes"}),
             "fingerprints": [path and fingerprint(path) for path in (config.dem, config.geoid)],
-            "coefficients": files.digest(table) if config.radiometry == "toa" else None,
+            "coefficients": files.sha256(table) if config.radiometry == "toa" else None,
             "software": {name: version(name) for name in SOFTWARE},
         }
     )
 
 
-def tell_heights(config: SurveyConfig) -> None:
+def report_heights(config: SurveyConfig) -> None:
     """Say aloud what a DEM's heights are taken to be above, unless that is certain."""
     if config.dem is None:
         return
-    said = vertical(config.dem)
+    said = vertical_datum(config.dem)
     if config.geoid is None and said != "ellipsoid":
         above = f"says that its heights are above {said}" if said else "does not say what its heights are above"
         log.warning("%s %s; they are taken as above the ellipsoid, unless --geoid names a grid", config.dem, above)
@@ -137,7 +137,7 @@ def tell_heights(config: SurveyConfig) -> None:
         raise ConfigError(f"{config.dem}: its heights are above the ellipsoid already, so that no geoid must be added")
 
 
-def once_each(results: list[tuple[str, Entry | Refusal]]) -> tuple[list[Entry], list[dict[str, Any]]]:
+def remove_duplicates(results: list[tuple[str, Entry | Refusal]]) -> tuple[list[Entry], list[dict[str, Any]]]:
     """Each scene once, and what is refused, from what was found under each path: the first in the paths' order stays.
 
     Two are the same scene if they have the same product number and bands or, where the metadata hold no such number,
@@ -151,7 +151,7 @@ def once_each(results: list[tuple[str, Entry | Refusal]]) -> tuple[list[Entry], 
             refused.append(asdict(item))
             continue
         scene = item.scene
-        key = product_of(scene) or (item.pixel_digest, scene.footprint.wkb, scene.bands, scene.acquired)
+        key = product_key(scene) or (item.pixel_digest, scene.footprint.wkb, scene.bands, scene.acquired)
         if twin := first.get(key):
             detail = f"{path}: the scene is there already, from {twin.images[0].path}"
             refused.append({"scene": scene.id, "reason": "duplicate", "detail": detail})
@@ -164,7 +164,7 @@ def once_each(results: list[tuple[str, Entry | Refusal]]) -> tuple[list[Entry], 
     return entries, refused
 
 
-def product_of(scene: Scene) -> tuple[str, ...] | None:
+def product_key(scene: Scene) -> tuple[str, ...] | None:
     """What tells a delivered product from all others; None where its metadata do not say."""
     number = scene.metadata.get("ProductID", "")
     if not scene.satellite or not number.isdecimal() or int(number) in (0, LARGEST_INT32):
@@ -172,20 +172,20 @@ def product_of(scene: Scene) -> tuple[str, ...] | None:
     return (scene.satellite, scene.sensor, number, *scene.bands)
 
 
-def refuse_mixture(config: BuildConfig, entries: list[Entry]) -> None:
+def check_unchanged(config: BuildConfig, entries: list[Entry]) -> None:
     """Raise StoreError where a scene was built from other input or with other settings than now.
 
     It says what changed and how to go on; nothing has been overwritten by then.
     """
     root = files.join(config.out, layout.TILES)
-    built = contents.built(root, [entry.scene.id for entry in entries])
+    built = contents.scene_contents(root, [entry.scene.id for entry in entries])
     for entry in entries:
-        grid, there = grid_of(entry, config.grid), built.get(entry.scene.id)
+        grid, there = tile_grid(entry, config.grid), built.get(entry.scene.id)
         if grid is not None and there is not None:
-            store.same(root, entry.scene.id, there.attributes, attributes(entry, grid, config.tiles))
+            store.require_same(root, entry.scene.id, there.attributes, tile_attributes(entry, grid, config.tiles))
 
 
-def tell_ground(entry: Entry) -> None:
+def report_ground(entry: Entry) -> None:
     """Say aloud where a scene's heights come from, if not from a DEM that covers it."""
     scene, terrain = entry.scene, entry.terrain
     if scene.level != "L1A":

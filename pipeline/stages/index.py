@@ -11,11 +11,11 @@ from geokr.storage import files
 from pipeline.catalog import quarantine
 from pipeline.catalog.table import CATALOG, Entry
 from pipeline.config import BuildConfig, IndexConfig
-from pipeline.plan import grid_of
+from pipeline.plan import tile_grid
 from pipeline.runtime.progress import Progress
-from pipeline.runtime.stream import Batch, Client, stream
-from pipeline.stages.blocks import finish
-from pipeline.tasks.rows import RowJob, SceneRows, assemble, footprints, scene_rows
+from pipeline.runtime.stream import Client, JobBatch, stream
+from pipeline.stages.blocks import record_refusals
+from pipeline.tasks.rows import RowJob, SceneRows, assemble, footprint_polygons, scene_rows
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +27,12 @@ INDEX_COLUMNS |= {"known", "cloud", "agreement", "year_gap", "split", "geometry"
 def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> dict[str, Any]:
     """List the accepted, labelled tiles with their splits; write index.parquet and dataset.json. Returns the latter."""
     out = config.out
-    name = label_set(config.index, covers)
+    name = choose_label_set(config.index, covers)
     legend = next(cover.legend for cover in covers if cover.name == name)
     others = tuple(cover.name for cover in covers if cover.name != name)
-    grids = [(entry.scene, grid) for entry in entries if (grid := grid_of(entry, config.grid)) is not None]
+    grids = [(entry.scene, grid) for entry in entries if (grid := tile_grid(entry, config.grid)) is not None]
     batches = (
-        Batch(f"index-{scene.id}", [RowJob(out, scene, grid, name, others, config.index)]) for scene, grid in grids
+        JobBatch(f"index-{scene.id}", [RowJob(out, scene, grid, name, others, config.index)]) for scene, grid in grids
     )
     found: list[tuple[str, SceneRows]] = []
     refused: list[dict[str, Any]] = []
@@ -44,7 +44,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
                 refused.append({"scene": job.scene.id, "reason": type(rows).__name__, "detail": detail})
             else:
                 found.append((job.scene.id, rows))
-    finish("index", config, refused)
+    record_refusals("index", config, refused)
     if not found:
         raise ConfigError(f"no scene was built to the end; {files.join(out, quarantine.FILE)} says why")
     found.sort(key=lambda item: item[0])
@@ -56,9 +56,9 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
                 split,
                 config.index.split.cell,
             )
-    tell_change(out, name, [cover.name for cover in covers])
+    report_changes(out, name, [cover.name for cover in covers])
     incomplete = {scene: rows.missing for scene, rows in found if rows.missing}
-    index.write_index(out, table.columns, footprints(table.corners))
+    index.write_index(out, table.columns, footprint_polygons(table.corners))
     summary = {
         "schema": layout.SCHEMA,
         "classes": list(legend.classes),
@@ -75,13 +75,13 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
         "incomplete": incomplete,
         "class_shares": table.class_shares(legend.classes),
         "settings": config.model_dump(mode="json", exclude={"out"}),
-        "sha256": {file: files.digest(files.join(out, file)) for file in (CATALOG, layout.INDEX)},
+        "sha256": {file: files.sha256(files.join(out, file)) for file in (CATALOG, layout.INDEX)},
     }
     files.write_text(files.join(out, layout.DATASET), json.dumps(summary, indent=2) + "\n")
     return summary
 
 
-def tell_change(out: str, name: str, names: list[str]) -> None:
+def report_changes(out: str, name: str, names: list[str]) -> None:
     """Say aloud what the index of a data set that is built already was of, and is no more."""
     path = files.join(out, layout.DATASET)
     if not files.exists(path):
@@ -94,7 +94,7 @@ def tell_change(out: str, name: str, names: list[str]) -> None:
         log.warning("the index was of %s, and is of %s from now on", before["label_set"], name)
 
 
-def label_set(config: IndexConfig, covers: list[LandCover]) -> str:
+def choose_label_set(config: IndexConfig, covers: list[LandCover]) -> str:
     """The label set of the index: the one asked for, or the only one there is."""
     names = [cover.name for cover in covers]
     for cover in covers:

@@ -9,9 +9,9 @@ from geokr.dataset import contents, layout, store
 from geokr.storage import files
 from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig
-from pipeline.plan import attributes, grid_of, promised_bytes, stored
-from pipeline.runtime.stream import Batch, Client
-from pipeline.stages.blocks import Failures, Unbuilt, finish, gather, run_blocks
+from pipeline.plan import projected_bytes, stored_radiometry, tile_attributes, tile_grid
+from pipeline.runtime.stream import Client, JobBatch
+from pipeline.stages.blocks import Failures, MissingBlocks, consolidate_if_changed, record_refusals, run_blocks
 from pipeline.tasks.tiles import TileJob, build_tiles
 
 
@@ -22,20 +22,20 @@ def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> Non
     """
     root = files.join(config.out, layout.TILES)
     refused: list[dict[str, Any]] = []
-    built = contents.built(root, [entry.scene.id for entry in entries])
-    left: list[tuple[Entry, Unbuilt]] = []
+    built = contents.scene_contents(root, [entry.scene.id for entry in entries])
+    left: list[tuple[Entry, MissingBlocks]] = []
     for entry in entries:
-        scene, grid = entry.scene, grid_of(entry, config.grid)
+        scene, grid = entry.scene, tile_grid(entry, config.grid)
         if grid is None:
             detail = f"{scene.images[0].path}: no tile of {config.grid.tile} px at {scene.gsd:g} m fits into the scene"
             refused.append({"scene": scene.id, "reason": "too_small", "detail": detail})
             continue
-        unbuilt = Unbuilt(grid, built.get(scene.id))
-        unbuilt.check(root, scene.id, attributes(entry, grid, config.tiles))
+        unbuilt = MissingBlocks(grid, built.get(scene.id))
+        unbuilt.check(root, scene.id, tile_attributes(entry, grid, config.tiles))
         if unbuilt.tiles:
             left.append((entry, unbuilt))
 
-    def batches() -> Iterator[Batch[TileJob]]:
+    def batches() -> Iterator[JobBatch[TileJob]]:
         for entry, unbuilt in left:
             scene, grid = entry.scene, unbuilt.grid
             store.create_tiles(
@@ -45,15 +45,17 @@ def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> Non
                 bands=len(scene.bands),
                 tile=grid.tile,
                 block=grid.block,
-                dtype=stored(entry).dtype,
-                attributes=attributes(entry, grid, config.tiles),
+                dtype=stored_radiometry(entry).dtype,
+                attributes=tile_attributes(entry, grid, config.tiles),
             )
             job = partial(TileJob, root, entry, config.tiles, grid)
-            yield Batch(f"tiles-{scene.id}", starmap(job, unbuilt), promised_bytes(scene, grid, stored(entry).kind))
+            yield JobBatch(
+                f"tiles-{scene.id}", starmap(job, unbuilt), projected_bytes(scene, grid, stored_radiometry(entry).kind)
+            )
 
     failures = Failures()
     sizes = {entry.scene.id: unbuilt.tiles for entry, unbuilt in left}
     for _ in run_blocks(config, "tiles", build_tiles, batches(), sizes, client, failures, "accepted"):
         pass  # what became of each block is in the store and in the log
-    gather(root, built, bool(left))
-    finish("tiles", config, refused + failures.entries())
+    consolidate_if_changed(root, built, bool(left))
+    record_refusals("tiles", config, refused + failures.entries())

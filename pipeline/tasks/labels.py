@@ -43,20 +43,20 @@ def build_labels(job: LabelJob) -> LabelReport:
 
     Raises LandCoverError where a sheet cannot be read; nothing of the block is marked as done then.
     """
-    block = job.grid.at(job.i, job.j)
-    fraction, known, unlisted = label(job)
+    block = job.grid.block_at(job.i, job.j)
+    fraction, known, unlisted = compute_labels(job)
     status = np.where(known > 0, LABELLED, UNKNOWN).astype(np.uint8)
     group = store.open_scene(job.root, job.scene, "r+")
     store.write_block(group, block.rows, block.cols, {"fraction": fraction, "known": known}, status)
     return LabelReport(status.size, int((status == LABELLED).sum()), unlisted)
 
 
-def label(job: LabelJob) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], frozenset[int]]:
+def compute_labels(job: LabelJob) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], frozenset[int]]:
     """One block's fraction (row, col, class), known (row, col), and codes that the legend does not mention.
 
     Raises LandCoverError where a sheet cannot be read.
     """
-    block = job.grid.at(job.i, job.j)
+    block = job.grid.block_at(job.i, job.j)
     corners = job.grid.corners(block.rows, block.cols)  # (row, col, 4, 2)
     shape = corners.shape[:2]
     shares = class_shares(corners.reshape(-1, 4, 2), str(job.grid.geobox.crs), job.cover)

@@ -57,10 +57,10 @@ def scene_rows(job: RowJob) -> SceneRows:
     """
     scene, grid = job.scene, job.grid
     tiles, labels = (files.join(job.dataset, name) for name in (layout.TILES, layout.label_store(job.label_set)))
-    status, cloud = contents.whole(tiles, scene.id, "status", "cloud")
-    labelled, known, every = contents.whole(labels, scene.id, "status", "known", "fraction")
-    classes = contents.attributes(labels, scene.id)["classes"]
-    statuses = dict(contents.count(status, layout.TILE_STATUS))
+    status, cloud = contents.read_arrays(tiles, scene.id, "status", "cloud")
+    labelled, known, every = contents.read_arrays(labels, scene.id, "status", "known", "fraction")
+    classes = contents.read_attributes(labels, scene.id)["classes"]
+    statuses = dict(contents.count_statuses(status, layout.TILE_STATUS))
     built = status != 0
     for root, found in ((tiles, built), (labels, labelled != 0)):
         if not found.any():
@@ -69,7 +69,7 @@ def scene_rows(job: RowJob) -> SceneRows:
     accepted = built & (status == layout.ACCEPTED)
     fit = accepted & (known >= job.config.min_known) & (known > 0)
     enough = int(fit.sum())
-    agreement = agreements(job, every, classes)
+    agreement = measure_agreement(job, every, classes)
     gap = float("nan") if scene.acquired is None else float(job.label_set.rpartition("_")[2]) - scene.acquired.year
     # What has no value meets no condition, as in training.
     if job.config.min_agreement is not None:
@@ -103,7 +103,7 @@ def scene_rows(job: RowJob) -> SceneRows:
     return SceneRows(statuses, unknown, unfit, missing, columns, np.stack([lon, lat], axis=-1))
 
 
-def agreements(job: RowJob, fraction: npt.NDArray[np.float32], classes: object) -> npt.NDArray[np.float32]:
+def measure_agreement(job: RowJob, fraction: npt.NDArray[np.float32], classes: object) -> npt.NDArray[np.float32]:
     """How far the other label sets say the same of a scene's tiles: (row, col) float32 in 0..1.
 
     1 - half the sum of the differences of the classes' shares, the mean over those other sets that know something of
@@ -113,9 +113,9 @@ def agreements(job: RowJob, fraction: npt.NDArray[np.float32], classes: object) 
     for name in job.others:
         root = files.join(job.dataset, layout.label_store(name))
         try:
-            if contents.attributes(root, job.scene.id)["classes"] != classes:
+            if contents.read_attributes(root, job.scene.id)["classes"] != classes:
                 continue
-            other, known = contents.whole(root, job.scene.id, "fraction", "known")
+            other, known = contents.read_arrays(root, job.scene.id, "fraction", "known")
         except layout.StoreError:  # refused when it was labelled
             continue
         total += np.where(known > 0, 1 - np.abs(fraction - other).sum(axis=-1, dtype=np.float64) / 2, 0)
@@ -169,7 +169,7 @@ def assemble(parts: Sequence[SceneRows], split: SplitConfig) -> Table:
     return Table(columns, corners, statuses, unknown, unfit, tuple(split.shares))
 
 
-def footprints(corners: Floats) -> npt.NDArray[np.object_]:
+def footprint_polygons(corners: Floats) -> npt.NDArray[np.object_]:
     """(n,) polygons from (n, 4, 2) corners; one across the antimeridian is cut in two there (RFC 7946, 3.1.9)."""
     lon, lat = np.unwrap(corners[..., 0], period=360.0, axis=1), corners[..., 1]
     polygons = np.asarray(shapely.polygons(np.stack([lon, lat], axis=-1)))

@@ -13,20 +13,20 @@ from geokr.storage.inputs import InputError
 from pipeline.catalog.table import Entry
 from pipeline.config import SurveyConfig
 from pipeline.geometry.sensor import Georeferenced
-from pipeline.imaging.calibration import CALIBRATION, read_coefficients, reflectance, solar_zenith, sun
+from pipeline.imaging.calibration import CALIBRATION, read_coefficients, solar_zenith, sun_position, toa_radiometry
 from pipeline.imaging.pansharpen import brovey, equal_weights
 from pipeline.imaging.radiometry import (
     Radiometry,
     RadiometryError,
-    as_they_are,
+    from_scales,
     percentile_stretch,
-    scaled,
-    stretched_per_band,
+    stretch_per_band,
+    unchanged_numbers,
 )
 from pipeline.scenes.delivery import Refusal, read_delivery, refuse
 from pipeline.scenes.discovery import Delivery
-from pipeline.scenes.footprint import flat_terrain, outline
-from pipeline.scenes.raster import Pixels, Valid, read
+from pipeline.scenes.footprint import flat_terrain, image_footprint
+from pipeline.scenes.raster import Pixels, Valid, read_image
 from pipeline.scenes.scene import Image, Scene, SceneError
 
 SURVEY_STEP = 20
@@ -65,12 +65,12 @@ def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entr
     terrain = flat_terrain(first.model)
     if not isinstance(first.model, Georeferenced):
         terrain = replace(terrain, dem=config.dem, geoid=config.geoid)
-    footprint = outline(first, terrain)
+    footprint = image_footprint(first, terrain)
     outlined = shapely.get_coordinates(footprint.exterior).T
     shape = (max(1, first.height // SURVEY_STEP), max(1, first.width // SURVEY_STEP))
     samples, valid = [], np.ones(shape, np.bool_)
     for image in scene.images:
-        found, known = decimated(image, shape)
+        found, known = read_decimated(image, shape)
         samples.append(found)
         valid &= True if known is None else known
     sample = np.concatenate(samples)
@@ -79,12 +79,12 @@ def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entr
     try:
         if scene.pan is not None:
             weights = config.pansharpen_weights or equal_weights(len(sample))
-            detail, _ = decimated(scene.pan, shape)
+            detail, _ = read_decimated(scene.pan, shape)
             sharpened = np.ascontiguousarray(np.moveaxis(sample, 0, -1))
             brovey(sharpened, detail[0], weights)
             sample = np.moveaxis(sharpened, -1, 0)
         stretch = percentile_stretch(sample, valid, *config.stretch)
-        radiometry = decide(scene, config, sample, valid)
+        radiometry = decide_radiometry(scene, config, sample, valid)
     except ValueError as error:
         raise SceneError(f"{first.path}: {error}") from error
     digest = hashlib.sha256()
@@ -94,15 +94,17 @@ def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entr
     return Entry(scene, terrain, stretch, *heights, radiometry, weights, digest.hexdigest(), source_version)
 
 
-def decide(scene: Scene, config: SurveyConfig, sample: Pixels, valid: npt.NDArray[np.bool_]) -> Radiometry | None:
+def decide_radiometry(
+    scene: Scene, config: SurveyConfig, sample: Pixels, valid: npt.NDArray[np.bool_]
+) -> Radiometry | None:
     """What is stored of a scene's pixels. Raises ValueError where it cannot be what was asked for."""
     match config.radiometry:
         case "percentile":
             return None
         case "percentile-per-band":
-            return stretched_per_band(sample, valid, *config.stretch, scene.bands)
+            return stretch_per_band(sample, valid, *config.stretch, scene.bands)
         case "dn":
-            return as_they_are(scene.dtype, len(scene.bands))
+            return unchanged_numbers(scene.dtype, len(scene.bands))
         case "toa":
             return top_of_atmosphere(scene, config.coefficients or CALIBRATION)
 
@@ -112,7 +114,7 @@ def top_of_atmosphere(scene: Scene, table: str | Path) -> Radiometry:
     scales = [scale for image in scene.images for scale in image.scales]
     if len(scales) == len(scene.bands):
         offsets = [offset for image in scene.images for offset in (image.offsets or (0.0,) * len(image.bands))]
-        return scaled(scales, offsets)
+        return from_scales(scales, offsets)
     if scene.acquired is None:
         raise RadiometryError("reflectance needs the time at which the image was taken, and it is not known")
     known, found = read_coefficients(table), {}
@@ -124,15 +126,15 @@ def top_of_atmosphere(scene: Scene, table: str | Path) -> Radiometry:
         found[band] = known[key]
     centre = scene.footprint.centroid
     zenith = solar_zenith(scene.metadata, scene.acquired, centre.x, centre.y)
-    return reflectance(found, zenith, sun(scene.acquired, centre.x, centre.y)[1])
+    return toa_radiometry(found, zenith, sun_position(scene.acquired, centre.x, centre.y)[1])
 
 
-def decimated(image: Image, shape: tuple[int, int]) -> tuple[Pixels, Valid]:
+def read_decimated(image: Image, shape: tuple[int, int]) -> tuple[Pixels, Valid]:
     """Every so-maniest pixel of an image and its validity. Raises SceneError where it cannot be read to its end."""
     try:
-        sample, valid = read(image, shape=shape)
+        sample, valid = read_image(image, shape=shape)
         # The decimated read skips lines; the last one must be there too.
-        read(image, Window(0, image.height - 1, image.width, 1))
+        read_image(image, Window(0, image.height - 1, image.width, 1))
     except SceneError as error:
         raise SceneError(str(error).replace("cannot be read", "cannot be read to its end", 1)) from error
     return sample, valid

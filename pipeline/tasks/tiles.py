@@ -15,7 +15,7 @@ from pipeline.geometry.grid import Block, TileGrid
 from pipeline.imaging.ortho import Ortho, orthorectify
 from pipeline.imaging.pansharpen import brovey
 from pipeline.imaging.quality import MISSING_LINES, VOID, Rules, judge
-from pipeline.imaging.radiometry import stretched
+from pipeline.imaging.radiometry import from_stretch
 from pipeline.scenes.raster import Pixels
 from pipeline.scenes.scene import SceneError
 
@@ -57,7 +57,7 @@ def build_tiles(job: TileJob) -> TileReport:
 
     Raises SceneError where the image cannot be read; nothing of the block is marked as done then.
     """
-    block = job.grid.at(job.i, job.j)
+    block = job.grid.block_at(job.i, job.j)
     arrays, status, report = make_tiles(job)
     group = store.open_scene(job.root, job.scene, "r+")
     store.write_block(group, block.rows, block.cols, arrays, status)
@@ -69,22 +69,22 @@ def make_tiles(job: TileJob) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[n
 
     Images of rejected tiles mean nothing. Writes nothing. Raises SceneError where the image cannot be read.
     """
-    block = job.grid.at(job.i, job.j)
-    found = whole(block.geobox, job)
-    judged = stretched(job.entry.stretch, found.pixels.shape[2])
+    block = job.grid.block_at(job.i, job.j)
+    found = orthorectify_scene(block.geobox, job)
+    judged = from_stretch(job.entry.stretch, found.pixels.shape[2])
     stored = judged.apply(found.pixels)
     grey = mean_of_bands(stored)
     radiometry = job.entry.radiometry
     if radiometry is not None and radiometry.kind != "percentile":
         stored = radiometry.apply(found.pixels)
-    images, status, cloud = cut(stored, grey, found.valid, found.missing, block, job.grid, job.config.rules)
+    images, status, cloud = cut_tiles(stored, grey, found.valid, found.missing, block, job.grid, job.config.rules)
     error = np.full(status.shape, found.lattice.error, np.float32)
     accepted = int((status == layout.ACCEPTED).sum())
     report = TileReport(status.size, accepted, found.lattice.step, found.lattice.error)
     return {"image": images, "cloud": cloud, "lattice_error": error}, status, report
 
 
-def whole(geobox: GeoBox, job: TileJob) -> Ortho:
+def orthorectify_scene(geobox: GeoBox, job: TileJob) -> Ortho:
     """A grid's pixels from all images of a scene, band after band, sharpened where it has a panchromatic one.
 
     Valid where all of them are. The lattice is the one of those with the largest error.
@@ -108,7 +108,7 @@ def whole(geobox: GeoBox, job: TileJob) -> Ortho:
     )
 
 
-def cut(
+def cut_tiles(
     pixels: Pixels,
     grey: npt.NDArray[np.uint8],
     valid: npt.NDArray[np.bool_],
@@ -148,7 +148,7 @@ def mean_of_bands(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """(y, x) uint8 mean of (y, x, band) uint8, rounded to the nearest, halves to even."""
     planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
     found = np.empty(planes.shape[1:], np.uint8)
-    means(planes.reshape(len(planes), -1), found.reshape(-1))
+    mean_planes(planes.reshape(len(planes), -1), found.reshape(-1))
     return found
 
 
@@ -156,7 +156,7 @@ TWO_TO_23 = np.float32(2**23)
 
 
 @njit(cache=True, nogil=True)
-def means(planes: npt.NDArray[np.uint8], found: npt.NDArray[np.uint8]) -> None:  # pragma: no cover
+def mean_planes(planes: npt.NDArray[np.uint8], found: npt.NDArray[np.uint8]) -> None:  # pragma: no cover
     """The means of (band, pixel)."""
     bands = np.float32(len(planes))
     for start in range(0, len(found), 4096):  # which stay in the processor's cache

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from geokr.dataset.layout import DATASET
 from geokr.storage import files, rasters
 from pipeline.verify import checks
-from pipeline.verify.dataset import DataSet, short
+from pipeline.verify.dataset import DataSet, shorten
 
 SHOWN = 20
 """Faults of a check that are printed; the rest are counted."""
@@ -37,23 +37,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         data = DataSet(options.dataset, threads)
         todo: list[tuple[str, Callable[[], list[str]]]] = [
-            ("schema", lambda: checks.schema(data)),
-            ("metadata", lambda: checks.metadata(data)),
-            ("provenance", lambda: checks.provenance(data)),
-            ("statuses", lambda: checks.statuses(data)),
-            ("shards", lambda: checks.shards(data, 0 if options.fast else None if options.full else 1)),
-            ("index", lambda: checks.rows(data, not options.fast)),
-            ("splits", lambda: checks.splits(data)),
+            ("schema", lambda: checks.check_schema(data)),
+            ("metadata", lambda: checks.check_metadata(data)),
+            ("provenance", lambda: checks.check_provenance(data)),
+            ("statuses", lambda: checks.check_statuses(data)),
+            ("shards", lambda: checks.check_shards(data, 0 if options.fast else None if options.full else 1)),
+            ("index", lambda: checks.check_index(data, not options.fast)),
+            ("splits", lambda: checks.check_splits(data)),
         ]
         if not options.fast:
-            todo.insert(5, ("labels", lambda: checks.labels(data)))
+            todo.insert(5, ("labels", lambda: checks.check_labels(data)))
         if options.sample:
-            todo.append(("sample", lambda: checks.recomputed(data, options.sample)))
+            todo.append(("sample", lambda: checks.check_sample(data, options.sample)))
         for name, check in todo:
             try:
                 faults = check()
             except Exception as error:  # whatever a damaged file does
-                faults = [f"cannot be checked: {short(error)}"]
+                faults = [f"cannot be checked: {shorten(error)}"]
             wrong += bool(faults)
             print("\n".join(lines(name, faults)), flush=True)
     return 1 if wrong else 0

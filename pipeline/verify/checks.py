@@ -13,14 +13,14 @@ from geokr.crs import transformer
 from geokr.dataset import contents, layout
 from geokr.dataset.layout import DATASET, INDEX
 from geokr.dataset.splits import split_by_place
-from geokr.landcover.discovery import find
+from geokr.landcover.discovery import find_landcover
 from geokr.storage import files
 from pipeline.catalog.table import CATALOG
-from pipeline.plan import attributes, grid_of, placement
-from pipeline.tasks.labels import LabelJob, label
-from pipeline.tasks.rows import RowJob, agreements, footprints
+from pipeline.plan import placement_attributes, tile_attributes, tile_grid
+from pipeline.tasks.labels import LabelJob, compute_labels
+from pipeline.tasks.rows import RowJob, footprint_polygons, measure_agreement
 from pipeline.tasks.tiles import TileJob, make_tiles
-from pipeline.verify.dataset import DataSet, Scene, short
+from pipeline.verify.dataset import DataSet, StoredScene, shorten
 
 SHARED = 1e-6
 """Share of a tile that two may have in common before they share ground: rounding; one pixel of 256 x 256 is 1.5e-5."""
@@ -44,21 +44,21 @@ GROUP = (
 """What a scene's group must say of itself."""
 
 
-def schema(data: DataSet) -> list[str]:
+def check_schema(data: DataSet) -> list[str]:
     """dataset.json is of this layout, and describes the tables beside it."""
     if (version := data.summary["schema"]) != layout.SCHEMA:
         return [f"{DATASET}: schema {version}, this program knows {layout.SCHEMA}"]
     return [
         f"{name}: its SHA-256 is not the one in {DATASET}"
         for name, digest in data.summary["sha256"].items()
-        if files.digest(files.join(data.root, name)) != digest
+        if files.sha256(files.join(data.root, name)) != digest
     ]
 
 
-def provenance(data: DataSet) -> list[str]:
+def check_provenance(data: DataSet) -> list[str]:
     """Every scene in the stores says what it was made from, and says the same as the catalog."""
 
-    def check(scene: Scene) -> Iterator[str]:
+    def check(scene: StoredScene) -> Iterator[str]:
         entry = data.entries.get(scene.name)
         if entry is None:
             yield f"{scene.name}: is not in {CATALOG}"
@@ -70,14 +70,14 @@ def provenance(data: DataSet) -> list[str]:
         known = entry.scene.bytes > 0 or not entry.scene.files  # of images on servers, the size need not be known
         if len(entry.scene.metadata_digest) != 64 or not known or not entry.scene.images:
             yield f"{scene.name}: {CATALOG} does not say which files it was made from"
-        grid = grid_of(entry, data.config.grid)
+        grid = tile_grid(entry, data.config.grid)
         if grid is None:
             yield f"{scene.name}: no tile fits into the footprint that {CATALOG} has"
             return
-        wanted: dict[str, Any] = json.loads(json.dumps(attributes(entry, grid, data.config.tiles)))
+        wanted: dict[str, Any] = json.loads(json.dumps(tile_attributes(entry, grid, data.config.tiles)))
         if differing := sorted(key for key in said.keys() | wanted.keys() if said.get(key) != wanted.get(key)):
             yield f"{scene.name}: its group and {CATALOG} differ in {', '.join(differing)}"
-        for key, value in placement(grid).items():
+        for key, value in placement_attributes(grid).items():
             if scene.labels.attrs.get(key) != value:
                 yield f"{scene.name}: {key} of its labels is not that of its tiles"
         if not scene.labels.attrs.get("product") or "sheets" not in scene.labels.attrs:
@@ -86,19 +86,19 @@ def provenance(data: DataSet) -> list[str]:
     return data.each(check)
 
 
-def metadata(data: DataSet) -> list[str]:
+def check_metadata(data: DataSet) -> list[str]:
     """What the stores' roots say of their scenes is what the scenes say; pixels and labels have the same scenes."""
     found = []
-    there = {root: contents.scenes(root) for root in (data.tiles, *data.label_sets)}
+    there = {root: contents.list_scenes(root) for root in (data.tiles, *data.label_sets)}
     for root, names in there.items():
         found += [f"{name}: is in {data.tiles} or in {root} alone" for name in {*names} ^ {*there[data.tiles]}]
-        held = contents.consolidated(root)
+        held = contents.read_consolidated(root)
         of_scenes = {path: said for path, said in held.items() if path.partition("/")[0] in names}
         found += [f"{path}: {root} holds metadata of a scene that is not there" for path in held.keys() - of_scenes]
         found += [f"{name}: {root} does not hold its metadata" for name in names if name not in held]
         for path, said in of_scenes.items():
             try:
-                same = contents.own_metadata(root, path) == {
+                same = contents.read_metadata(root, path) == {
                     k: v for k, v in said.items() if k != "consolidated_metadata"
                 }
             except (OSError, ValueError):
@@ -108,17 +108,17 @@ def metadata(data: DataSet) -> list[str]:
     return found
 
 
-def statuses(data: DataSet) -> list[str]:
+def check_statuses(data: DataSet) -> list[str]:
     """Every block is built, in tiles and labels, by a code that has a name; the counts are those of dataset.json."""
 
-    def check(scene: Scene) -> Iterator[str]:
+    def check(scene: StoredScene) -> Iterator[str]:
         for group, names in ((scene.tiles, layout.TILE_STATUS), (scene.labels, layout.LABEL_STATUS)):
             for i, j, tiles in scene.blocks():
                 block = f"{scene.name} block ({i}, {j})"
                 try:
                     status = np.asarray(group["status"][tiles])  # type: ignore[index]
                 except Exception as error:
-                    yield f"{block}: the status of {group.store_path} cannot be read: {short(error)}"
+                    yield f"{block}: the status of {group.store_path} cannot be read: {shorten(error)}"
                     continue
                 if (status >= len(names)).any():
                     yield f"{block}: status {status.max()} of {group.store_path} has no meaning"
@@ -129,35 +129,35 @@ def statuses(data: DataSet) -> list[str]:
     if not found:
         unlisted = {entry["scene"] for entry in data.refused if entry["stage"] == "index"}
         held = np.concatenate([scene.status.ravel() for scene in data.scenes if scene.name not in unlisted])
-        counts = dict(contents.count(held, layout.TILE_STATUS))
+        counts = dict(contents.count_statuses(held, layout.TILE_STATUS))
         if counts != data.summary["counts"]["tiles"]:
             found.append(f"{DATASET}: counts {data.summary['counts']['tiles']}, the stores hold {counts}")
     return found
 
 
-def shards(data: DataSet, tiles: int | None) -> list[str]:
+def check_shards(data: DataSet, tiles: int | None) -> list[str]:
     """Every block with an accepted tile has a shard, and only those; it can be read, and its checksums are right.
 
     tiles: how many of each shard are read; None for all.
     """
 
-    def check(scene: Scene) -> Iterator[str]:
-        keys = contents.chunks(scene.tiles, "image")
-        image = contents.reader(data.tiles, f"{scene.name}/image").result()
+    def check(scene: StoredScene) -> Iterator[str]:
+        keys = contents.list_chunks(scene.tiles, "image")
+        image = contents.open_array(data.tiles, f"{scene.name}/image").result()
         for i, j, (rows, cols) in scene.blocks():
             accepted = np.argwhere(scene.status[rows, cols] == layout.ACCEPTED)
             block = f"{scene.name} block ({i}, {j})"
             if (there := (i, j) in keys) != bool(len(accepted)):
                 yield f"{block}: " + ("a shard without accepted tiles" if there else "its shard is missing")
             elif there and tiles != 0:
-                yield from wrong(
+                yield from check_shard(
                     image, block, rows, cols, accepted if tiles is None else accepted[:tiles], tiles is None
                 )
 
     return data.each(check)
 
 
-def wrong(
+def check_shard(
     image: Any, block: str, rows: slice, cols: slice, accepted: npt.NDArray[np.int64], whole: bool
 ) -> Iterator[str]:
     """Faults of one shard. accepted: (n, 2) tiles to read, in the block; whole: read the block instead."""
@@ -170,7 +170,7 @@ def wrong(
             for r, c in accepted:
                 filled[r, c] = image[rows.start + r, cols.start + c].read().result().any()
     except Exception as error:  # tensorstore raises ValueError and others
-        yield f"{block}: its shard cannot be read: {short(error)}"
+        yield f"{block}: its shard cannot be read: {shorten(error)}"
         return
     marked = np.zeros_like(filled)
     marked[tuple(accepted.T)] = True
@@ -179,20 +179,21 @@ def wrong(
         yield f"{block}: tile ({rows.start + r}, {cols.start + c}) {what}"
 
 
-def labels(data: DataSet) -> list[str]:
+def check_labels(data: DataSet) -> list[str]:
     """In every label set, shares sum to 1 where anything is known and are 0 elsewhere, as status says."""
     found = []
     for root in data.label_sets:
 
-        def check(scene: Scene, root: str = root) -> Iterator[str]:
+        def check(scene: StoredScene, root: str = root) -> Iterator[str]:
             arrays = {
-                key: contents.reader(root, f"{scene.name}/{key}").result() for key in ("fraction", "known", "status")
+                key: contents.open_array(root, f"{scene.name}/{key}").result()
+                for key in ("fraction", "known", "status")
             }
             for i, j, tiles in scene.blocks():
                 try:
                     block = {key: np.asarray(array[tiles].read().result()) for key, array in arrays.items()}
                 except Exception as error:
-                    yield f"{scene.name} block ({i}, {j}): labels cannot be read: {short(error)}"
+                    yield f"{scene.name} block ({i}, {j}): labels cannot be read: {shorten(error)}"
                     continue
                 fraction, known = block["fraction"].astype(float), block["known"].astype(float)
                 right = (fraction >= 0).all(axis=2) & (known >= 0) & (known <= 1 + ROUNDING)
@@ -201,7 +202,7 @@ def labels(data: DataSet) -> list[str]:
                 right |= block["status"] == 0
                 for r, c in np.argwhere(~right):
                     yield (
-                        f"{scene.at(tiles[0].start + r, tiles[1].start + c)}: its shares sum to "
+                        f"{scene.describe_tile(tiles[0].start + r, tiles[1].start + c)}: its shares sum to "
                         f"{fraction[r, c].sum():.6g}, where {known[r, c]:.6g} is known; "
                         f"status {layout.LABEL_STATUS[block['status'][r, c]]}"
                     )
@@ -210,62 +211,64 @@ def labels(data: DataSet) -> list[str]:
     return found
 
 
-def rows(data: DataSet, read_labels: bool) -> list[str]:
+def check_index(data: DataSet, read_labels: bool) -> list[str]:
     """The index lists every accepted and labelled tile once, where it lies, with what the stores say of it."""
     index = data.index
     here = dict(iter(index.groupby("scene")))
     classes = data.summary["classes"]
     split = data.config.index.split
 
-    def check(scene: Scene) -> Iterator[str]:
+    def check(scene: StoredScene) -> Iterator[str]:
         part = here.get(scene.name, index.iloc[:0])
         row, col = part["row"].to_numpy(), part["col"].to_numpy()
         times: npt.NDArray[np.int64] = np.zeros(scene.status.shape[:2], np.int64)
         inside = (row >= 0) & (row < times.shape[0]) & (col >= 0) & (col < times.shape[1])
         for r, c in zip(row[~inside], col[~inside], strict=True):
-            yield f"{scene.at(r, c)} is listed, but the scene has {times.shape[0]} x {times.shape[1]} tiles"
+            yield f"{scene.describe_tile(r, c)} is listed, but the scene has {times.shape[0]} x {times.shape[1]} tiles"
         part, row, col = part[inside], row[inside], col[inside]
         np.add.at(times, (row, col), 1)
         for r, c in np.argwhere(times > 1):
-            yield f"{scene.at(r, c)} is listed {times[r, c]} times"
+            yield f"{scene.describe_tile(r, c)} is listed {times[r, c]} times"
         wanted = scene.status == layout.ACCEPTED
         if read_labels:
-            known, fraction = contents.whole(data.labels, scene.name, "known", "fraction")
+            known, fraction = contents.read_arrays(data.labels, scene.name, "known", "fraction")
             wanted &= (known >= data.config.index.min_known) & (known > 0)
-            told = figures(data, scene, fraction)
+            told = read_figures(data, scene, fraction)
             # What has no value meets no condition, as in the build.
             if data.config.index.min_agreement is not None:
                 wanted &= told["agreement"] >= data.config.index.min_agreement
             if data.config.index.max_year_gap is not None:
                 wanted &= np.abs(told["year_gap"]) <= data.config.index.max_year_gap
             for r, c in np.argwhere(wanted & (times == 0)):
-                yield f"{scene.at(r, c)} is accepted and labelled, but not listed"
+                yield f"{scene.describe_tile(r, c)} is accepted and labelled, but not listed"
             same = part["known"].to_numpy() == known[row, col]
             same &= (part[classes].to_numpy(np.float32) == fraction[row, col]).all(axis=1)
             for r, c in zip(row[~same], col[~same], strict=True):
-                yield f"{scene.at(r, c)} has other shares in the index than in the labels"
+                yield f"{scene.describe_tile(r, c)} has other shares in the index than in the labels"
             for key, values in told.items():
-                for k in np.flatnonzero(~same_numbers(part[key].to_numpy(), values[row, col])):
+                for k in np.flatnonzero(~equal_or_nan(part[key].to_numpy(), values[row, col])):
                     stored = values[row[k], col[k]]
-                    yield f"{scene.at(row[k], col[k])} has {key} {part[key].iloc[k]}, by the stores {stored}"
+                    yield f"{scene.describe_tile(row[k], col[k])} has {key} {part[key].iloc[k]}, by the stores {stored}"
         for r, c in np.argwhere((times > 0) & ~wanted):
-            yield f"{scene.at(r, c)} is listed, but was not accepted"
+            yield f"{scene.describe_tile(r, c)} is listed, but was not accepted"
         plane = scene.grid.corners(slice(0, scene.grid.rows), slice(0, scene.grid.cols))[row, col]
         lonlat = transformer(scene.tiles.attrs["proj:code"], "EPSG:4326").transform(plane[..., 0], plane[..., 1])
         corners = np.stack(lonlat, axis=-1)
-        for k in np.flatnonzero(~shapely.equals_exact(part.geometry.to_numpy(), footprints(corners), tolerance=MOVED)):
-            yield f"{scene.at(row[k], col[k])} does not lie where the index has it"
+        for k in np.flatnonzero(
+            ~shapely.equals_exact(part.geometry.to_numpy(), footprint_polygons(corners), tolerance=MOVED)
+        ):
+            yield f"{scene.describe_tile(row[k], col[k])} does not lie where the index has it"
         drawn = split_by_place(corners, split.shares, split.cell, split.seed)
         told = part["split"].to_numpy(dtype=object, na_value=None)
         for k in np.flatnonzero(drawn != told):
-            yield f"{scene.at(row[k], col[k])} is of {told[k]}, and by its place of {drawn[k]}"
+            yield f"{scene.describe_tile(row[k], col[k])} is of {told[k]}, and by its place of {drawn[k]}"
         for k in np.flatnonzero(part["place"].to_numpy() != scene.grid.places(row.tolist(), col.tolist())):
-            yield f"{scene.at(row[k], col[k])} has another place in the index"
+            yield f"{scene.describe_tile(row[k], col[k])} has another place in the index"
         said: Any = scene.tiles.attrs
         of_scene = {"satellite": said["satellite"], "sensor": said["sensor"], "gsd": np.float32(said["gsd"])}
         for key, value in of_scene.items():
             for k in np.flatnonzero(part[key].to_numpy() != value):
-                yield f"{scene.at(row[k], col[k])} has {key} {part[key].iloc[k]}, its scene {value}"
+                yield f"{scene.describe_tile(row[k], col[k])} has {key} {part[key].iloc[k]}, its scene {value}"
 
     found = [f"{name}: is listed, but is not in the stores" for name in here.keys() - {s.name for s in data.scenes}]
     found += data.each(check)
@@ -274,7 +277,9 @@ def rows(data: DataSet, read_labels: bool) -> list[str]:
     return found
 
 
-def figures(data: DataSet, scene: Scene, fraction: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
+def read_figures(
+    data: DataSet, scene: StoredScene, fraction: npt.NDArray[np.float32]
+) -> dict[str, npt.NDArray[np.float32]]:
     """(row, col) each: the figures that tiles are chosen by, from the stores."""
     name, source = data.summary["label_set"], data.entries[scene.name].scene
     others = tuple(other for other in data.summary["label_sets"] if other != name)
@@ -282,17 +287,17 @@ def figures(data: DataSet, scene: Scene, fraction: npt.NDArray[np.float32]) -> d
     gap = np.nan if source.acquired is None else int(name.rpartition("_")[2]) - source.acquired.year
     return {
         "cloud": np.asarray(scene.tiles["cloud"][:]),  # type: ignore[index]
-        "agreement": agreements(job, fraction, scene.labels.attrs["classes"]),
+        "agreement": measure_agreement(job, fraction, scene.labels.attrs["classes"]),
         "year_gap": np.full(scene.status.shape, gap, np.float32),
     }
 
 
-def same_numbers(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+def equal_or_nan(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Where both are equal, or both no number."""
     return np.asarray((one == other) | (np.isnan(one) & np.isnan(other)))
 
 
-def splits(data: DataSet) -> list[str]:
+def check_splits(data: DataSet) -> list[str]:
     """No two tiles of different splits cover the same ground, whatever their scenes."""
     parts = dict(iter(data.index.groupby("split")))
     found = []
@@ -303,13 +308,12 @@ def splits(data: DataSet) -> list[str]:
         common = shapely.area(shapely.intersection(one[a], other[b]))
         shared = common > SHARED * np.minimum(shapely.area(one[a]), shapely.area(other[b]))
         for i, j in zip(a[shared], b[shared], strict=True):
-            found.append(
-                f"{place(data, few.iloc[i])} of {first} shares ground with {place(data, many.iloc[j])} of {second}"
-            )
+            ours, theirs = describe_tile(data, few.iloc[i]), describe_tile(data, many.iloc[j])
+            found.append(f"{ours} of {first} shares ground with {theirs} of {second}")
     return found
 
 
-def place(data: DataSet, tile: Any) -> str:
+def describe_tile(data: DataSet, tile: Any) -> str:
     """Scene, block and tile of a row of the index."""
     block = data.config.grid.block
     return (
@@ -317,7 +321,7 @@ def place(data: DataSet, tile: Any) -> str:
     )
 
 
-def recomputed(data: DataSet, number: int) -> list[str]:
+def check_sample(data: DataSet, number: int) -> list[str]:
     """Tiles drawn from the index are, byte for byte, what their source gives today."""
     index = data.index
     chosen = index.iloc[np.sort(np.random.default_rng(0).permutation(len(index))[:number])]
@@ -325,28 +329,30 @@ def recomputed(data: DataSet, number: int) -> list[str]:
     groups = chosen.groupby(["scene", chosen["row"] // block, chosen["col"] // block])
     scenes = {scene.name: scene for scene in data.scenes}
     labels = data.config.labels
-    covers = find(labels.landcover, labels.legends, labels.taxonomy)
+    covers = find_landcover(labels.landcover, labels.legends, labels.taxonomy)
     (cover,) = (cover for cover in covers if cover.name == data.summary["label_set"])
 
     def check(group: tuple[tuple[str, int, int], Any]) -> list[str]:
         (name, i, j), tiles = group
         scene, entry = scenes[name], data.entries[name]
-        grid = grid_of(entry, data.config.grid)
+        grid = tile_grid(entry, data.config.grid)
         assert grid is not None
         try:
             arrays, status, _ = make_tiles(TileJob(data.tiles, entry, data.config.tiles, grid, i, j))
-            fraction, *_ = label(LabelJob(data.labels, name, cover, grid, i, j))
+            fraction, *_ = compute_labels(LabelJob(data.labels, name, cover, grid, i, j))
         except Exception as error:
-            return [f"{name} block ({i}, {j}): cannot be computed anew: {short(error)}"]
+            return [f"{name} block ({i}, {j}): cannot be computed anew: {shorten(error)}"]
         found = []
         for row, col in zip(tiles["row"], tiles["col"], strict=True):
             r, c = row - i * block, col - j * block
             if status[r, c] != scene.status[row, col]:
-                found.append(f"{scene.at(row, col)} is {layout.TILE_STATUS[status[r, c]]} when computed anew")
+                found.append(
+                    f"{scene.describe_tile(row, col)} is {layout.TILE_STATUS[status[r, c]]} when computed anew"
+                )
             elif not np.array_equal(arrays["image"][r, c], np.asarray(scene.tiles["image"][row, col])):  # type: ignore[index]
-                found.append(f"{scene.at(row, col)} has other pixels when computed anew")
+                found.append(f"{scene.describe_tile(row, col)} has other pixels when computed anew")
             if not np.array_equal(fraction[r, c], np.asarray(scene.labels["fraction"][row, col])):  # type: ignore[index]
-                found.append(f"{scene.at(row, col)} has other shares when computed anew")
+                found.append(f"{scene.describe_tile(row, col)} has other shares when computed anew")
         return found
 
     return [fault for group in groups for fault in check(group)]

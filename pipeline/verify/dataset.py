@@ -25,7 +25,7 @@ from pipeline.geometry.grid import TileGrid
 
 
 @dataclass(frozen=True)
-class Scene:
+class StoredScene:
     """A scene's groups in a data set."""
 
     name: str
@@ -53,7 +53,7 @@ class Scene:
 
     @cached_property
     def status(self) -> npt.NDArray[np.uint8]:
-        return contents.status(self.tiles)
+        return contents.read_status(self.tiles)
 
     def blocks(self) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
         """Row and column of each block, and its tiles."""
@@ -62,7 +62,7 @@ class Scene:
             for j, c in enumerate(range(0, cols, self.block)):
                 yield i, j, (slice(r, min(r + self.block, rows)), slice(c, min(c + self.block, cols)))
 
-    def at(self, row: int, col: int) -> str:
+    def describe_tile(self, row: int, col: int) -> str:
         """A tile's place for a person."""
         return f"{self.name} block ({row // self.block}, {col // self.block}): tile ({row}, {col})"
 
@@ -104,11 +104,11 @@ class DataSet:
         return [files.join(self.root, layout.label_store(name)) for name in self.summary["label_sets"]]
 
     @cached_property
-    def scenes(self) -> list[Scene]:
+    def scenes(self) -> list[StoredScene]:
         """Those in the stores, by name, but for scenes that the build was no more asked for."""
         gone = {entry["scene"] for entry in self.refused if entry["reason"] == "gone"}
-        names = [name for name in contents.scenes(self.tiles) if name not in gone]
-        return [Scene(name, store.open_scene(self.tiles, name), self.labels) for name in names]
+        names = [name for name in contents.list_scenes(self.tiles) if name not in gone]
+        return [StoredScene(name, store.open_scene(self.tiles, name), self.labels) for name in names]
 
     @cached_property
     def refused(self) -> list[dict[str, Any]]:
@@ -119,21 +119,21 @@ class DataSet:
         """Scene, row and column of the blocks of which the quarantine says that they could not be built."""
         return {(entry["scene"], i, j) for entry in self.refused for i, j in entry.get("blocks", ())}
 
-    def each(self, check: Callable[[Scene], Iterable[str]]) -> list[str]:
+    def each(self, check: Callable[[StoredScene], Iterable[str]]) -> list[str]:
         """Faults of all scenes, in their order."""
         return [
             fault for faults in self.threads.map(lambda scene: listed(check, scene), self.scenes) for fault in faults
         ]
 
 
-def listed(check: Callable[[Scene], Iterable[str]], scene: Scene) -> list[str]:
+def listed(check: Callable[[StoredScene], Iterable[str]], scene: StoredScene) -> list[str]:
     """A scene's faults; that it cannot be read is one."""
     try:
         return list(check(scene))
     except Exception as error:  # what a changed byte does to a reader is anybody's guess
-        return [f"{scene.name}: cannot be checked: {short(error)}"]
+        return [f"{scene.name}: cannot be checked: {shorten(error)}"]
 
 
-def short(error: Exception) -> str:
+def shorten(error: Exception) -> str:
     """The first line of an error, without what its library adds for its own authors."""
     return (str(error) or type(error).__name__).splitlines()[0].split(" [")[0]

@@ -10,7 +10,7 @@ from pipeline.build_levir_kr import main
 from pipeline.catalog.table import Entry, read_catalog
 from pipeline.config import BuildConfig, read_config
 from pipeline.geometry.sensor import Floats
-from pipeline.sample.files import SHOTS, surroundings, write_dem, write_sheets
+from pipeline.sample.files import SHOTS, surrounding_box, write_dem, write_sheets
 from pipeline.sample.level1a import Shot, write_delivery
 from pipeline.sample.world import World
 
@@ -56,7 +56,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     directory = tmp_path_factory.mktemp("world")
     world = World.from_seed(3)
     shots = (SHOTS[0], SHOTS[4], SHOTS[2])
-    box = surroundings(shots)
+    box = surrounding_box(shots)
     write_dem(directory / "dem.tif", world, box)
     write_sheets(directory / "landcover", world, box)
     for shot in shots:

@@ -121,7 +121,7 @@ def test_two_builds_of_one_data_set_are_refused(
     built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "dataset"
-    with files.alone(out, "builds"):
+    with files.lock_directory(out, "builds"):
         assert main([*built.arguments, "--out", str(out)]) == 2
     assert capsys.readouterr().err == f"error: {out}: another process builds it now; wait until it has ended\n"
     assert not list(out.iterdir())

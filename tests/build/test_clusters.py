@@ -24,7 +24,7 @@ import yaml
 from dask.distributed import Client
 
 from geokr.dataset import contents, layout, store
-from pipeline.plan import grid_of
+from pipeline.plan import tile_grid
 from pipeline.tasks.tiles import TileJob, build_tiles
 from tests.build.conftest import Built
 
@@ -56,7 +56,7 @@ def builds_a_block(built: Built, client: Client, place: Path) -> None:
     """A worker of the cluster writes one block, byte for byte the one that is known."""
     client.wait_for_workers(1, timeout=60)
     entry = built.entries[0]
-    grid = grid_of(entry, built.config.grid)
+    grid = tile_grid(entry, built.config.grid)
     assert grid is not None
     root = str(place / "tiles.zarr")
     known = store.open_scene(str(built.dataset / layout.TILES), entry.scene.id)
@@ -67,7 +67,7 @@ def builds_a_block(built: Built, client: Client, place: Path) -> None:
         "block": grid.block,
     }
     store.create_tiles(root, entry.scene.id, **given, dtype="uint8", attributes=dict(known.attrs))
-    i, j = next(iter(sorted(contents.chunks(known, "image"))))
+    i, j = next(iter(sorted(contents.list_chunks(known, "image"))))
     job = TileJob(root, entry, built.config.tiles, grid, i, j)
     assert client.submit(build_tiles, job, pure=False).result(timeout=120).accepted > 0
     shard = Path(entry.scene.id, "image", "c", str(i), str(j), "0", "0", "0")

@@ -13,7 +13,7 @@ import pytest
 import rasterio
 
 from geokr.dataset import contents, layout, store
-from geokr.landcover.discovery import find
+from geokr.landcover.discovery import find_landcover
 from pipeline.build_levir_kr import main
 from pipeline.runtime import progress
 from pipeline.scenes.scene import SceneError
@@ -107,7 +107,7 @@ def test_a_failed_block_costs_its_own_tiles_and_is_tried_again(
         return build_tiles(job)
 
     def run() -> dict[str, Any]:
-        entries, covers = catalog.run(config, None), find(config.labels.landcover)
+        entries, covers = catalog.run(config, None), find_landcover(config.labels.landcover)
         tiles.run(config, entries, None)
         labels.run(config, covers, entries, None)
         return index.run(config, covers, entries, None)
@@ -122,7 +122,7 @@ def test_a_failed_block_costs_its_own_tiles_and_is_tried_again(
     assert list(summary["incomplete"]) == [unlucky]
     assert summary["counts"]["incomplete"] == 1
     listed = geopandas.read_parquet(out / "index.parquet")
-    status = contents.status(store.open_scene(str(out / layout.TILES), unlucky))
+    status = contents.read_status(store.open_scene(str(out / layout.TILES), unlucky))
     assert (status == 0).sum() == summary["incomplete"][unlucky] > 0
     assert (listed["scene"] == unlucky).sum() > 0
     summary = run()

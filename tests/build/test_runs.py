@@ -15,9 +15,9 @@ import zarr
 from dask.distributed import LocalCluster
 
 from geokr.dataset import contents, layout
-from geokr.landcover.discovery import find
+from geokr.landcover.discovery import find_landcover
 from pipeline.build_levir_kr import main
-from pipeline.plan import grid_of
+from pipeline.plan import tile_grid
 from pipeline.stages import catalog, index, labels, tiles
 from tests.build.conftest import Built
 
@@ -41,12 +41,12 @@ def test_one_worker_two_workers_and_a_plain_loop_write_the_same_bytes(
         out.mkdir()
         entries = catalog.run(config, None)
         tiles.run(config, entries, None)
-        covers = find(config.labels.landcover)
+        covers = find_landcover(config.labels.landcover)
         labels.run(config, covers, entries, None)
         index.run(config, covers, entries, None)
     else:
         assert main([*built.arguments, "--out", str(out), "--workers", workers]) == 0
-    for scene in contents.scenes(str(built.dataset / layout.TILES)):
+    for scene in contents.list_scenes(str(built.dataset / layout.TILES)):
         for name, array in ((layout.TILES, "image"), (layout.TILES, "status")):
             first, second = (
                 zarr.open_array(str(d / name), path=f"{scene}/{array}", mode="r")[:] for d in (built.dataset, out)
@@ -77,7 +77,7 @@ def test_blocks_that_are_not_done_are_built_anew(built: Built, tmp_path: Path) -
     """A killed run leaves shards without statuses, halves of shards, and scenes without anything."""
     out = tmp_path / "dataset"
     shutil.copytree(built.dataset, out)
-    first, second, third = contents.scenes(str(out / layout.TILES))
+    first, second, third = contents.list_scenes(str(out / layout.TILES))
     (out / layout.TILES / first / "status" / "c" / "0" / "0").unlink()
     shard = out / layout.TILES / second / "image" / "c" / "1" / "1" / "0" / "0" / "0"
     shard.write_bytes(shard.read_bytes()[:1000])
@@ -142,7 +142,7 @@ def test_a_dry_run_touches_nothing_and_promises_what_comes(
     printed = capsys.readouterr().out
     config = built.config
     for entry in built.entries:
-        grid = grid_of(entry, config.grid)
+        grid = tile_grid(entry, config.grid)
         assert grid is not None
         (image,) = entry.scene.images
         assert f"{entry.scene.id}: {image.width} x {image.height} px, {entry.scene.gsd:g} m" in printed

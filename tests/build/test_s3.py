@@ -122,7 +122,7 @@ def test_it_is_proved_where_it_lies(bucket: Server, capsys: pytest.CaptureFixtur
 
 
 def test_xarray_and_the_loader_read_it(built: Built, bucket: Server) -> None:
-    tree = xarray.open_datatree(store.opened(f"{URL}/{layout.TILES}"), engine="zarr", chunks={})  # type: ignore[arg-type]
+    tree = xarray.open_datatree(store.open_store(f"{URL}/{layout.TILES}"), engine="zarr", chunks={})  # type: ignore[arg-type]
     index = geopandas.read_parquet(built.dataset / "index.parquet")
     assert read_index(URL, ["tile"])["tile"].to_pylist() == index["tile"].to_list()
     tile = index.iloc[0]
@@ -132,7 +132,7 @@ def test_xarray_and_the_loader_read_it(built: Built, bucket: Server) -> None:
     loaders = [TileLoader(place, Selection("val"), batch=16, shuffle=False) for place in (URL, built.dataset)]
     for batch, same in zip(*loaders, strict=True):
         assert np.array_equal(batch.image, same.image)
-        assert np.array_equal(batch.share, same.share)
+        assert np.array_equal(batch.fraction, same.share)
 
 
 def test_what_is_known_is_not_read_again(bucket: Server, arguments: list[str]) -> None:

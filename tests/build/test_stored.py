@@ -31,7 +31,7 @@ def build(folder: Path, name: str, *options: str) -> zarr.Group:
 
 def accepted(group: zarr.Group) -> npt.NDArray[np.float64]:
     """(tile, band, y, x)."""
-    keep = contents.status(group) == layout.ACCEPTED
+    keep = contents.read_status(group) == layout.ACCEPTED
     assert keep.any()
     return np.asarray(group["image"][:], np.float64)[keep]  # type: ignore[index]
 
@@ -56,7 +56,7 @@ def test_reflectance_follows_from_the_digital_numbers(folder: Path) -> None:
     said = dict(reflectance.attrs["radiometry"])  # type: ignore[call-overload]
     day, hours = 144, 3 + 33 / 60  # 23 May, 11:33 by the clocks of Beijing
     assert numbers["image"].dtype == reflectance["image"].dtype == np.uint16
-    assert np.array_equal(contents.status(numbers), contents.status(reflectance))
+    assert np.array_equal(contents.read_status(numbers), contents.read_status(reflectance))
     radiance = GAIN * accepted(numbers) + OFFSET
     sunlight = np.array([*IRRADIANCE.values()])[:, None, None] / said["earth_sun_distance"] ** 2
     wanted = math.pi * radiance / (sunlight * math.cos(math.radians(said["solar_zenith"])))
@@ -96,7 +96,7 @@ def test_the_weighted_mean_of_sharpened_bands_is_the_panchromatic_image(tmp_path
     coarse = build(tmp_path, "mss", *options)
     assert [group.attrs["gsd"] for group in (pan, sharp, coarse)] == [2.0, 2.0, 8.0]
     assert pan.attrs["spatial:transform"] == sharp.attrs["spatial:transform"]
-    both = (contents.status(pan) == layout.ACCEPTED) & (contents.status(sharp) == layout.ACCEPTED)
+    both = (contents.read_status(pan) == layout.ACCEPTED) & (contents.read_status(sharp) == layout.ACCEPTED)
     assert both.sum() > 20
     one, four = (np.asarray(group["image"][:], np.float64)[both] for group in (pan, sharp))  # type: ignore[index]
     assert (one.shape[1], four.shape[1]) == (1, 4)

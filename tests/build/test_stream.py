@@ -25,9 +25,9 @@ from geokr.dataset.layout import StoreError, StoreWriteError
 from pipeline.runtime import stream as module
 from pipeline.runtime import worker
 from pipeline.runtime.cluster import ClusterError, cluster
-from pipeline.runtime.signals import deaf_to_interrupts, stoppable, stopped
-from pipeline.runtime.stream import AHEAD, OPEN, Batch, Client, LostWorkersError, Workers, drawn, stream
-from pipeline.runtime.worker import KILLED, LIBRARIES, Room, attempt
+from pipeline.runtime.signals import block_interrupts, report_stop, stop_on_signals
+from pipeline.runtime.stream import AHEAD, OPEN, Client, JobBatch, LostWorkersError, Workers, draw_jobs, stream
+from pipeline.runtime.worker import KILLED, LIBRARIES, MemoryBudget, attempt
 from pipeline.scenes.scene import SceneError
 
 MB = 1_000_000
@@ -78,7 +78,7 @@ def test_no_more_jobs_are_drawn_than_there_is_room_for(client: Client) -> None:
             drawn.append(n)
             yield n
 
-    for ended, (job, result) in enumerate(stream(double, [Batch("count", jobs())], client), start=1):
+    for ended, (job, result) in enumerate(stream(double, [JobBatch("count", jobs())], client), start=1):
         assert result == 2 * job
         assert len(drawn) <= ended + AHEAD * 2
     assert len(drawn) == 200
@@ -86,14 +86,14 @@ def test_no_more_jobs_are_drawn_than_there_is_room_for(client: Client) -> None:
 
 def test_a_job_that_kills_its_worker_is_refused_by_itself(client: Client) -> None:
     """Its neighbours' workers die with it, and they are done all the same."""
-    results = dict(stream(deadly, [Batch("deadly", range(12))], client))
+    results = dict(stream(deadly, [JobBatch("deadly", range(12))], client))
     assert isinstance(results.pop(3), LostWorkersError)
     assert results == {n: n for n in range(12) if n != 3}
 
 
 def test_a_slow_batch_does_not_hold_up_fast_ones(client: Client) -> None:
-    batches = [Batch("slow", [("slow", n) for n in range(4)])]
-    batches += [Batch(f"fast {k}", [(f"fast {k}", n) for n in range(6)]) for k in range(8)]
+    batches = [JobBatch("slow", [("slow", n) for n in range(4)])]
+    batches += [JobBatch(f"fast {k}", [(f"fast {k}", n) for n in range(6)]) for k in range(8)]
     order = [job[0] for job, _ in stream(slow, batches, client)]
     third = [n for n, name in enumerate(order) if name == "slow"][2]
     assert third > 20  # in the order of the batches it would be the third: both workers would be kept by slow ones
@@ -110,10 +110,10 @@ def test_a_worker_takes_up_no_more_than_its_memory(tmp_path: Path) -> None:
         Client(elsewhere) as client,
     ):
         jobs = [(str(log), 0.05)] * 12
-        assert all(result is None for _, result in stream(peak, [Batch("peak", jobs, 100_000_000)], client))
-        ((_, refused),) = stream(peak, [Batch("large", jobs[:1], 300_000_000)], client)
+        assert all(result is None for _, result in stream(peak, [JobBatch("peak", jobs, 100_000_000)], client))
+        ((_, refused),) = stream(peak, [JobBatch("large", jobs[:1], 300_000_000)], client)
         free = [(str(tmp_path / "free"), 0.2)] * 12
-        assert all(result is None for _, result in stream(peak, [Batch("free", free)], client))
+        assert all(result is None for _, result in stream(peak, [JobBatch("free", free)], client))
     assert most_at_once(log.read_text()) == 2
     assert most_at_once((tmp_path / "free").read_text()) == 4
     assert isinstance(refused, MemoryError)
@@ -137,7 +137,7 @@ def test_a_worker_whose_memory_is_nearly_full_goes_on() -> None:
     """Dask would pause it until it had less, which is never."""
     ended: list[tuple[float, object]] = []
     with cluster(workers=1, dashboard="127.0.0.1:0", memory=1_000_000_000) as client:
-        work = threading.Thread(target=lambda: ended.extend(stream(hold, [Batch("hold", [0.87, 0.0])], client)))
+        work = threading.Thread(target=lambda: ended.extend(stream(hold, [JobBatch("hold", [0.87, 0.0])], client)))
         work.start()
         work.join(60)
         assert [job for job, _ in ended] == [0.87, 0.0]
@@ -153,24 +153,24 @@ def most_at_once(log: str) -> int:
 
 
 @pytest.fixture
-def little_room(monkeypatch: pytest.MonkeyPatch) -> Room:
+def little_room(monkeypatch: pytest.MonkeyPatch) -> MemoryBudget:
     """Room for 100 bytes beside the libraries."""
     monkeypatch.setattr(worker, "worker_memory", lambda: beside(100))
-    return Room()
+    return MemoryBudget()
 
 
-def test_jobs_in_one_process_wait_for_memory(little_room: Room) -> None:
+def test_jobs_in_one_process_wait_for_memory(little_room: MemoryBudget) -> None:
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with little_room.hold(60):
+        with little_room.reserve(60):
             held.set()
             release.wait()
 
     first = threading.Thread(target=hold)
     first.start()
     held.wait()
-    second = threading.Thread(target=lambda: little_room.hold(60).__enter__())
+    second = threading.Thread(target=lambda: little_room.reserve(60).__enter__())
     second.start()
     second.join(0.2)
     assert second.is_alive()
@@ -179,16 +179,16 @@ def test_jobs_in_one_process_wait_for_memory(little_room: Room) -> None:
     assert not second.is_alive()
 
 
-def test_a_job_gives_its_memory_back_however_it_ends(little_room: Room) -> None:
+def test_a_job_gives_its_memory_back_however_it_ends(little_room: MemoryBudget) -> None:
     for memory in (60, 100):
-        with suppress(SceneError), little_room.hold(memory):
+        with suppress(SceneError), little_room.reserve(memory):
             assert little_room.taken == memory
             raise SceneError
         assert little_room.taken == 0
 
 
-def test_a_job_too_large_for_its_worker_is_not_held_up_for_ever(little_room: Room) -> None:
-    large = threading.Thread(target=lambda: little_room.hold(1000).__enter__(), daemon=True)
+def test_a_job_too_large_for_its_worker_is_not_held_up_for_ever(little_room: MemoryBudget) -> None:
+    large = threading.Thread(target=lambda: little_room.reserve(1000).__enter__(), daemon=True)
     large.start()
     large.join(5)
     assert not large.is_alive()
@@ -217,7 +217,7 @@ def test_a_fault_of_the_store_or_of_the_program_is_raised(error: Exception) -> N
 @pytest.mark.parametrize("busy", "012")
 def test_the_next_job_is_of_the_batch_that_has_the_fewest_in_flight(busy: str) -> None:
     flying: Counter[str] = Counter()
-    jobs = drawn([Batch(name, [name] * 3) for name in "012"], flying)
+    jobs = draw_jobs([JobBatch(name, [name] * 3) for name in "012"], flying)
     for name in "012":
         assert next(jobs)[1] == name
         flying[name] = 2
@@ -233,14 +233,14 @@ def test_batches_are_opened_as_they_are_needed() -> None:
     """The first job waits for the first batch alone; later no more are open than may be."""
     opened: list[int] = []
 
-    def batches() -> Iterator[Batch[int]]:
+    def batches() -> Iterator[JobBatch[int]]:
         for n in range(3 * OPEN):
             opened.append(n)
-            yield Batch(f"{n}", [n] * 2)
+            yield JobBatch(f"{n}", [n] * 2)
 
     flying: Counter[str] = Counter()
     most = 0
-    for done, (batch, job) in enumerate(drawn(batches(), flying)):
+    for done, (batch, job) in enumerate(draw_jobs(batches(), flying)):
         assert batch.name == f"{job}"
         assert done or opened == [0]
         flying[batch.name] += 1
@@ -309,7 +309,7 @@ class Played:
         future.ended += 1
         return future
 
-    def stream(self, monkeypatch: pytest.MonkeyPatch, *batches: Batch[Any]) -> list[tuple[Any, Any]]:
+    def stream(self, monkeypatch: pytest.MonkeyPatch, *batches: JobBatch[Any]) -> list[tuple[Any, Any]]:
         with monkeypatch.context() as patch:
             patch.setattr(module, "as_completed", lambda: self)
             client: Any = self
@@ -323,7 +323,7 @@ def told(*workers: tuple[int, int | None]) -> Workers:
 
 def test_there_is_room_for_as_many_jobs_as_threads_and_memory_allow() -> None:
     workers = told((4, beside(250 * MB)), (1, None), (2, beside(900 * MB)))
-    assert [workers.places(memory * MB) for memory in (0, 50, 100, 125, 126, 500, 901)] == [7, 7, 5, 5, 4, 3, 3]
+    assert [workers.slots(memory * MB) for memory in (0, 50, 100, 125, 126, 500, 901)] == [7, 7, 5, 5, 4, 3, 3]
     assert told().places(100) == 1
     assert told(*[(1, None)] * 7).places(0) == 7
 
@@ -341,11 +341,11 @@ def test_a_job_is_too_large_if_no_worker_holds_it_beside_its_libraries() -> None
 def test_workers_that_come_later_are_counted() -> None:
     client: Any = Played([(1, None)])
     workers = Workers(client)
-    assert workers.places(0) == 1
+    assert workers.slots(0) == 1
     client.workers.append((3, None))
-    assert workers.places(0) == 1  # asked for a moment ago
+    assert workers.slots(0) == 1  # asked for a moment ago
     workers.asked -= 2
-    assert workers.places(0) == 4
+    assert workers.slots(0) == 4
 
 
 @pytest.mark.parametrize("answer", [{}, {"workers": {}}, CancelledError(), OSError("no route")])
@@ -357,7 +357,7 @@ def test_a_scheduler_that_answers_no_more_is_told_in_a_sentence(answer: Any) -> 
 
     client.scheduler_info = info
     if answer == {"workers": {}}:  # answers, and waits for workers
-        assert Workers(client).all() == []
+        assert Workers(client).capacities() == []
         return
     with pytest.raises(ClusterError, match="the scheduler was lost; the same command goes on from here"):
         Workers(client).all()
@@ -369,7 +369,7 @@ def test_no_more_is_in_flight_than_memory_has_room_for(
 ) -> None:
     """Room for two of the largest jobs, whichever comes first, and five threads."""
     played = Played([(5, beside(250 * MB))])
-    batches = [Batch(f"{k}", [(k, n) for n in range(40)], memory) for k, memory in enumerate(memories)]
+    batches = [JobBatch(f"{k}", [(k, n) for n in range(40)], memory) for k, memory in enumerate(memories)]
     large = memories.index(100 * MB)
     found = played.stream(monkeypatch, *(batches[large : large + 1] + batches))
     assert Counter(job for job, _ in found) == Counter(
@@ -380,7 +380,7 @@ def test_no_more_is_in_flight_than_memory_has_room_for(
 
 def test_others_go_on_while_a_slow_batch_fills_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played([(2, None)], slow="slow")
-    batches = [Batch(name, [name] * 20) for name in ("slow", "a", "b", "c")]
+    batches = [JobBatch(name, [name] * 20) for name in ("slow", "a", "b", "c")]
     order = [job for job, _ in played.stream(monkeypatch, *batches)]
     assert order[60:] == ["slow"] * 20
     assert played.most == AHEAD * 2
@@ -397,7 +397,7 @@ def test_what_died_with_others_is_tried_again_alone_and_last(monkeypatch: pytest
         return job
 
     played = Played([(3, None)], ends)
-    found = played.stream(monkeypatch, Batch("deadly", range(20)))
+    found = played.stream(monkeypatch, JobBatch("deadly", range(20)))
     assert {job: result for job, result in found if job != 7} == {n: n for n in range(20) if n != 7}
     assert isinstance(dict(found)[7], LostWorkersError)
     assert len(found) == 20
@@ -415,7 +415,7 @@ def test_a_key_is_never_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played([(2, None)], ends)
     for _ in range(2):
         played.tries.clear()
-        played.stream(monkeypatch, Batch("a \udcff file", [1, 1, 2]), Batch("other", [1]))
+        played.stream(monkeypatch, JobBatch("a \udcff file", [1, 1, 2]), JobBatch("other", [1]))
     assert len(played.keys) == len(set(played.keys)) == 2 * (4 + 2)
     for name, *_ in played.keys:
         name.encode()
@@ -426,7 +426,7 @@ def test_a_result_that_was_lost_with_its_worker_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, states: tuple[str, ...]
 ) -> None:
     played = Played([(2, None)], states=states)
-    assert sorted(played.stream(monkeypatch, Batch("count", range(9)))) == [(n, n) for n in range(9)]
+    assert sorted(played.stream(monkeypatch, JobBatch("count", range(9)))) == [(n, n) for n in range(9)]
     assert set(played.tries.values()) == {1}
 
 
@@ -442,12 +442,12 @@ def test_what_no_other_job_would_survive_ends_the_run(
     monkeypatch: pytest.MonkeyPatch, error: Exception, wanted: type[Exception]
 ) -> None:
     with pytest.raises(wanted):
-        Played([(2, None)], lambda job, _: fail(error)).stream(monkeypatch, Batch("count", range(9)))
+        Played([(2, None)], lambda job, _: fail(error)).stream(monkeypatch, JobBatch("count", range(9)))
 
 
 def test_a_fault_of_the_program_is_of_its_own_job(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played([(2, None)], lambda job, _: 1 // (job - 4))
-    found = dict(played.stream(monkeypatch, Batch("count", range(9))))
+    found = dict(played.stream(monkeypatch, JobBatch("count", range(9))))
     assert isinstance(found.pop(4), ZeroDivisionError)
     assert found == {n: 1 // (n - 4) for n in range(9) if n != 4}
 
@@ -463,7 +463,7 @@ def unreadable(path: str) -> None:
 
 
 def test_what_refuses_a_job_arrives_as_it_was_said(client: Client) -> None:
-    ((_, error),) = stream(unreadable, [Batch("x", ["/no/such.tif"])], client)
+    ((_, error),) = stream(unreadable, [JobBatch("x", ["/no/such.tif"])], client)
     assert isinstance(error, SceneError)
     assert str(error) == "/no/such.tif: not an image"
 
@@ -471,7 +471,7 @@ def test_what_refuses_a_job_arrives_as_it_was_said(client: Client) -> None:
 def interrupted_at_start() -> Iterator[bytes]:
     """What a process says that is started as workers are, and interrupted; then the interrupt itself."""
     child = [sys.executable, "-c", "import time; print(flush=True); time.sleep(0.5); print('spared')"]
-    with deaf_to_interrupts(), subprocess.Popen(child, stdout=PIPE) as process:
+    with block_interrupts(), subprocess.Popen(child, stdout=PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         for pid in (process.pid, os.getpid()):  # as a terminal sends it
@@ -488,7 +488,7 @@ def test_ctrl_c_while_workers_start_spares_them_and_is_not_lost() -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
 def test_what_a_cluster_or_a_closing_terminal_sends_is_as_ctrl_c(sent: signal.Signals) -> None:
-    with pytest.raises(KeyboardInterrupt) as raised, stoppable():
+    with pytest.raises(KeyboardInterrupt) as raised, stop_on_signals():
         signal.raise_signal(sent)
-    assert stopped(raised.value) == 128 + sent
+    assert report_stop(raised.value) == 128 + sent
     assert signal.getsignal(sent) == signal.SIG_DFL

@@ -8,10 +8,10 @@ import xarray
 from pyproj import Transformer
 
 from geokr.dataset import contents, layout, store
-from geokr.landcover.discovery import find
+from geokr.landcover.discovery import find_landcover
 from geokr.landcover.legend import Legend
 from pipeline.imaging.ortho import orthorectify
-from pipeline.plan import grid_of
+from pipeline.plan import tile_grid
 from tests.build.conftest import PERIOD, Built
 
 
@@ -24,7 +24,7 @@ def test_every_pixel_lies_where_the_world_says(built: Built) -> None:
         transform, stride, size, gsd = a["spatial:transform"], a["stride"], a["tile"], a["gsd"]
         offset = (np.arange(size) + 0.5) * gsd
         heights = []
-        for row, col in np.argwhere(contents.status(group) == layout.ACCEPTED):
+        for row, col in np.argwhere(contents.read_status(group) == layout.ACCEPTED):
             numbers = low + np.asarray(group["image"][row, col]).astype(float) / 255 * (high - low) - 500.0
             east = transform[2] + col * stride * gsd + offset[None, :]
             north = transform[5] - row * stride * gsd - offset[:, None]
@@ -45,9 +45,9 @@ def test_pixels_are_drawn_from_where_the_camera_saw_them(built: Built) -> None:
     """In image space: the lattice against the pushbroom camera in closed form, at every pixel of accepted tiles."""
     worst = 0.0
     for entry, shot in zip(built.entries, sorted(built.shots, key=lambda shot: shot.name), strict=True):
-        grid = grid_of(entry, built.config.grid)
+        grid = tile_grid(entry, built.config.grid)
         assert grid is not None
-        status = contents.status(store.open_scene(str(built.dataset / layout.TILES), entry.scene.id))
+        status = contents.read_status(store.open_scene(str(built.dataset / layout.TILES), entry.scene.id))
         for block in grid:
             found = orthorectify(block.geobox, entry.scene.images[0], entry.terrain)
             valid, mesh = found.valid, found.lattice
@@ -87,7 +87,7 @@ def counted(footprint: shapely.Polygon, sheets: list[tuple[str, shapely.Polygon]
 def test_class_shares_are_areas_of_intersection(built: Built) -> None:
     """Within 1e-6 on 120 tiles, among them tiles that lie across the two sheets."""
     index = geopandas.read_parquet(built.dataset / "index.parquet")
-    cover = find([built.directory / "landcover"])[0]
+    cover = find_landcover([built.directory / "landcover"])[0]
     to_plane = Transformer.from_crs(4326, 32648, always_xy=True)
     extents = []
     for sheet in cover.sheets:

@@ -46,7 +46,7 @@ def failed(dataset: Path, capsys: pytest.CaptureFixture[str], *options: str) -> 
 
 def with_tiles(dataset: Path) -> tuple[str, int, int, Path]:
     """A scene, a block of it that is not its first and has accepted tiles, and its shard."""
-    for scene in contents.scenes(str(dataset / layout.TILES)):
+    for scene in contents.list_scenes(str(dataset / layout.TILES)):
         for shard in sorted((dataset / layout.TILES / scene / "image" / "c").glob("*/*/0/0/0")):
             i, j = int(shard.parts[-5]), int(shard.parts[-4])
             if (i, j) != (0, 0):
@@ -294,8 +294,10 @@ def test_blocks_that_could_not_be_built_are_no_damage(dataset: Path, capsys: pyt
     file = dataset / "dataset.json"
     summary = json.loads(file.read_text())
     root = str(dataset / layout.TILES)
-    statuses = np.concatenate([contents.status(store.open_scene(root, name)).ravel() for name in contents.scenes(root)])
-    summary["counts"]["tiles"] = dict(contents.count(statuses, layout.TILE_STATUS))
+    statuses = np.concatenate(
+        [contents.read_status(store.open_scene(root, name)).ravel() for name in contents.list_scenes(root)]
+    )
+    summary["counts"]["tiles"] = dict(contents.count_statuses(statuses, layout.TILE_STATUS))
     file.write_text(json.dumps(summary))
     assert set(failed(dataset, capsys)) == {"statuses"}
     entry = {"scene": scene, "stage": "tiles", "reason": "SceneError", "detail": "", "blocks": [[i, j]]}

@@ -10,7 +10,7 @@ import pytest
 from affine import Affine
 from PIL import Image as Picture
 
-from pipeline.geocheck import correlate, main, one_scene, shifts
+from pipeline.geocheck import correlate, main, measure_shifts, read_one_scene
 from pipeline.geometry.terrain import Terrain
 from pipeline.imaging.ortho import orthorectify
 from tests.deliveries import GSD, camera, image_of, rpb, tiff, write_folder, xml
@@ -39,7 +39,7 @@ def test_a_known_shift_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[st
     pixels = ground()
     scene = placed(tmp_path / "scene.tif", pixels, east, north)
     reference = placed(tmp_path / "reference.tif", pixels)
-    found = shifts(one_scene(scene), one_scene(reference), Terrain(None, 0.0), chip=128, across=5)
+    found = measure_shifts(read_one_scene(scene), read_one_scene(reference), Terrain(None, 0.0), chip=128, across=5)
     assert len(found.moved) >= 20
     assert np.median(found.moved, axis=0) == pytest.approx((east, north), abs=0.1 * GSD)
     assert np.percentile(np.abs(found.moved - [east, north]), 90) < 0.2 * GSD
@@ -75,7 +75,9 @@ def test_a_raw_scene_is_held_against_a_coarser_map(tmp_path: Path, capsys: pytes
     geobox = area(190, 190, 16.0)
     pixels = orthorectify(geobox, right, FLAT).pixels
     (tmp_path / "map.tif").write_bytes(tiff(np.moveaxis(pixels, -1, 0), crs=CRS, transform=geobox.transform))
-    found = shifts(one_scene(str(tmp_path / "raw")), one_scene(str(tmp_path / "map.tif")), FLAT, chip=64, across=5)
+    found = measure_shifts(
+        read_one_scene(str(tmp_path / "raw")), read_one_scene(str(tmp_path / "map.tif")), FLAT, chip=64, across=5
+    )
     assert found.gsd == pytest.approx(16.0, abs=0.01)
     east, north = np.median(found.moved, axis=0)
     assert east == pytest.approx(24.0, abs=2.0)

@@ -16,13 +16,13 @@ from rasterio.warp import Resampling, reproject
 
 from geokr.dataset import contents, layout, store
 from geokr.dataset.index import read_summary
-from geokr.landcover.discovery import find
+from geokr.landcover.discovery import find_landcover
 from geokr.landcover.shares import class_shares
 from pipeline.build_levir_kr import main
 from pipeline.catalog.table import Entry, read_catalog
 from pipeline.config import GridConfig
 from pipeline.imaging.ortho import orthorectify
-from pipeline.plan import grid_of
+from pipeline.plan import tile_grid
 
 IMAGES = {
     "GF1_PMS1_E69.4_N33.3_20220624_L1A0006547030",
@@ -57,7 +57,7 @@ def entries(built: tuple[Path, str]) -> list[Entry]:
 def test_all_three_deliveries_become_tiles(built: tuple[Path, str]) -> None:
     index = geopandas.read_parquet(built[0] / "index.parquet")
     assert set(index["scene"]) == IMAGES
-    assert set(contents.scenes(str(built[0] / layout.TILES))) == IMAGES
+    assert set(contents.list_scenes(str(built[0] / layout.TILES))) == IMAGES
     assert index.crs == "EPSG:4326"
     assert (index["known"] > 0.99).all()
 
@@ -87,7 +87,7 @@ def test_geolocation_agrees_with_gdal(built: tuple[Path, str], entries: list[Ent
     """
     entry = next(entry for entry in entries if entry.scene.id == scene_id)
     scene = entry.scene
-    grid = grid_of(entry, GridConfig())
+    grid = tile_grid(entry, GridConfig())
     assert grid is not None
     with rasterio.open(scene.images[0].path) as file:
         rpcs, pixels = file.rpcs, file.read()
@@ -101,7 +101,7 @@ def test_geolocation_agrees_with_gdal(built: tuple[Path, str], entries: list[Ent
     mesh = orthorectify(grid.geobox, scene.images[0], entry.terrain).lattice
     ours = np.stack(mesh.dense((grid.geobox.shape[0], grid.geobox.shape[1])))
     group = store.open_scene(str(built[0] / layout.TILES), scene_id)
-    accepted = np.argwhere(contents.status(group) == layout.ACCEPTED)
+    accepted = np.argwhere(contents.read_status(group) == layout.ACCEPTED)
     assert len(accepted) > 5
     worst, shifts = 0.0, []
     with RPCTransformer(rpcs) as gdal:
@@ -140,7 +140,7 @@ def test_shares_of_the_footprints_agree_with_counted_cells(
     real: Path, entries: list[Entry], scene_id: str, counts: dict[int, int]
 ) -> None:
     """Cells counted by their centres, independently of this project: equal to a cell's share of the footprint."""
-    cover = find([next((real / "landcover").glob("MCD12C1*.tif"))])[0]
+    cover = find_landcover([next((real / "landcover").glob("MCD12C1*.tif"))])[0]
     scene = next(entry.scene for entry in entries if entry.scene.id == scene_id)
     # The outline's corners stand at every 16th point of its border.
     corners = np.array(scene.footprint.exterior.coords)[:-1:16]

@@ -6,14 +6,14 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from geokr.landcover.discovery import find
+from geokr.landcover.discovery import find_landcover
 from geokr.landcover.shares import class_shares
 
 NAME = "ESA_WorldCover_10m_2020_v100_N00E006_Map.tif"
 
 
 def test_shares_of_a_footprint_on_cell_borders_are_those_of_the_counted_cells(real: Path) -> None:
-    (cover,) = find([real / "landcover" / NAME])
+    (cover,) = find_landcover([real / "landcover" / NAME])
     assert cover.name == "worldcover_2020"
     with rasterio.open(cover.sheets[0].path) as sheet:
         assert (sheet.width, sheet.height) == (36_000, 36_000)

@@ -8,7 +8,7 @@ import pytest
 import rasterio
 
 from geokr.dataset import contents, layout, store
-from geokr.landcover.discovery import find
+from geokr.landcover.discovery import find_landcover
 from pipeline.build_levir_kr import main
 
 
@@ -24,7 +24,7 @@ def built(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_accepted_tile_has_a_label(built: Path) -> None:
     tiles = store.open_scene(str(built / layout.TILES), "zion_landsat8")
     labels = store.open_scene(str(built / layout.label_store("nlcd_2011")), "zion_landsat8")
-    accepted = contents.status(tiles) == layout.ACCEPTED
+    accepted = contents.read_status(tiles) == layout.ACCEPTED
     index = geopandas.read_parquet(built / "index.parquet")
     assert len(index) == accepted.sum() > 1000
     known, fraction = np.asarray(labels["known"][:])[accepted], np.asarray(labels["fraction"][:])[accepted]
@@ -37,7 +37,7 @@ def test_tiles_together_hold_the_shares_of_the_map(built: Path, real: Path) -> N
     """The mean over all tiles of the grid, weighed by nothing: within 3 % of the counted cells of the whole map."""
     labels = store.open_scene(str(built / layout.label_store("nlcd_2011")), "zion_landsat8")
     mean = np.asarray(labels["fraction"][:]).mean(axis=(0, 1))
-    legend = find([real / "zion" / "zion_nlcd2011.tif"])[0].legend
+    legend = find_landcover([real / "zion" / "zion_nlcd2011.tif"])[0].legend
     with rasterio.open(real / "zion" / "zion_nlcd2011.tif") as source:
         codes, counts = np.unique(source.read(1), return_counts=True)
     counted = (legend.shares(codes) * counts[:, None]).sum(axis=0)

@@ -41,13 +41,13 @@ class MeanTeacher:
         with torch.no_grad(), part.precision():
             q, _ = self.teacher(part.view(SECOND_VIEW))  # (n, k) logits
         weight = self.config.consistency * ramp_up(part.step, self.config.ramp_up * part.total)
-        return geokr_losses(p.float(), q.float(), part.target, weight)
+        return mean_teacher_losses(p.float(), q.float(), part.target, weight)
 
     def update(self, step: int) -> None:
-        average(self.teacher, self.student, keep_at(step, self.config.ema), buffers=True)
+        ema_update(self.teacher, self.student, ema_decay(step, self.config.ema), buffers=True)
 
 
-def geokr_losses(
+def mean_teacher_losses(
     student: torch.Tensor, teacher: torch.Tensor, target: torch.Tensor, consistency: float
 ) -> torch.Tensor:
     """KL(A || p) + consistency * KL(p || q), KL(A || p) and KL(p || q) of each tile: (n, 3).
@@ -68,7 +68,7 @@ def ramp_up(step: int, length: float) -> float:
     return math.exp(-5.0 * (1.0 - step / length) ** 2)
 
 
-def keep_at(step: int, limit: float) -> float:
+def ema_decay(step: int, limit: float) -> float:
     """The share of itself that the teacher keeps after optimiser step `step`, counted from 1.
 
     min(1 - 1 / (step + 1), limit): early on an even mean of all students so far, which forgets the random start.
@@ -77,7 +77,7 @@ def keep_at(step: int, limit: float) -> float:
 
 
 @torch.no_grad()
-def average(teacher: nn.Module, student: nn.Module, keep: float, *, buffers: bool) -> None:
+def ema_update(teacher: nn.Module, student: nn.Module, keep: float, *, buffers: bool) -> None:
     """Move the teacher towards the student: theta_t = keep * theta_t + (1 - keep) * theta_s.
 
     buffers: floating-point ones are averaged too, and the others copied; without it they are left alone.
@@ -89,9 +89,9 @@ def average(teacher: nn.Module, student: nn.Module, keep: float, *, buffers: boo
                 pairs.append((mine, its))  # type: ignore[arg-type]
             else:
                 mine.copy_(its)
-    torch._foreach_lerp_([own(mine) for mine, _ in pairs], [own(its) for _, its in pairs], 1.0 - keep)
+    torch._foreach_lerp_([local_tensor(mine) for mine, _ in pairs], [local_tensor(its) for _, its in pairs], 1.0 - keep)
 
 
-def own(value: torch.Tensor) -> torch.Tensor:
+def local_tensor(value: torch.Tensor) -> torch.Tensor:
     """What this process holds of a tensor; both networks are shared out alike."""
     return value.to_local() if isinstance(value, DTensor) else value

@@ -14,7 +14,7 @@ from torch import nn
 from geokr.pretraining.classifier import Classifier
 from geokr.pretraining.config import TrainConfig
 from geokr.pretraining.metrics import disagreement, divergence
-from geokr.pretraining.objectives.mean_teacher import average, ramp_up
+from geokr.pretraining.objectives.mean_teacher import ema_update, ramp_up
 from geokr.pretraining.objectives.objective import FIRST_VIEW, Part
 
 
@@ -33,7 +33,7 @@ class Reference:
         self.teacher.head.reset_parameters()
         self.networks: Mapping[str, nn.Module] = {"student": student, "teacher": self.teacher}
         self.memory: Mapping[str, torch.Tensor] = {}
-        self.updates = reference_updates(config.ema_periods, config.batch, total)
+        self.updates = update_steps(config.ema_periods, config.batch, total)
 
     def losses(self, part: Part) -> torch.Tensor:
         image = part.view(FIRST_VIEW)
@@ -46,7 +46,7 @@ class Reference:
 
     def update(self, step: int) -> None:
         if step in self.updates:
-            average(self.teacher, self.student, self.config.ema, buffers=False)
+            ema_update(self.teacher, self.student, self.config.ema, buffers=False)
 
 
 def reference_losses(
@@ -66,7 +66,7 @@ def reference_losses(
     return torch.stack([loss, divergence(target, student), disagreement(student, teacher)], dim=1)
 
 
-def reference_updates(periods: Sequence[int], batch: int, total: int) -> frozenset[int]:
+def update_steps(periods: Sequence[int], batch: int, total: int) -> frozenset[int]:
     """At which steps, counted from 1, the published code updates its teacher in a run of `total` steps.
 
     It waits for `step % period == 1`, then takes the next period; the first one serves twice, the last for

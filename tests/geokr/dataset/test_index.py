@@ -19,7 +19,7 @@ from pyproj import Transformer
 
 from geokr.dataset.index import read_index, read_summary, write_index
 from geokr.dataset.layout import DATASET, INDEX
-from geokr.dataset.splits import cell_draws, cell_ranges, columns_around, split_by_place
+from geokr.dataset.splits import cell_ranges, count_columns, draw_cells, split_by_place
 
 Floats = npt.NDArray[np.float64]
 
@@ -109,7 +109,7 @@ def test_the_cells_of_a_tile_hold_its_bent_edges(offset: float, lat: float, gsd:
     cell = gsd * pixels  # so small that the bends cross borders
     corners, outlines = lattice(31, offset, lat, 256 * gsd)
     # Lambert's cylindrical equal-area projection with true scale at 30 degrees.
-    column = outlines[..., 0] * (columns_around(cell) / 360.0)
+    column = outlines[..., 0] * (count_columns(cell) / 360.0)
     row = np.sin(np.deg2rad(outlines[..., 1])) * RADIUS / math.cos(math.radians(30.0)) / cell
     first_column, last_column, first_row, last_row = cell_ranges(corners, cell).T
     assert (first_column <= column.min(axis=1)).all()
@@ -145,10 +145,10 @@ def test_a_footprint_in_cells_of_two_splits_has_none_and_in_cells_of_one_has_tha
 @pytest.mark.parametrize("seed", range(3))
 def test_the_shares_of_the_cells_approach_the_wished_ones(seed: int) -> None:
     column, row = (index.ravel() for index in np.meshgrid(np.arange(100), np.arange(100)))
-    draws = cell_draws(column, row, seed)
+    draws = draw_cells(column, row, seed)
     assert np.histogram(draws, bins=10, range=(0, 1))[0] == pytest.approx(1000, abs=4 * math.sqrt(900))
     cell = 5000.0
-    lon = (column + 0.5) * (360.0 / columns_around(cell))
+    lon = (column + 0.5) * (360.0 / count_columns(cell))
     lat = np.rad2deg(np.arcsin((row - 50 + 0.5) * cell * math.cos(math.radians(30)) / RADIUS))
     splits = split_by_place(squares(lon, lat, 10.0), SHARES, cell, seed)  # one footprint a cell
     for name, share in SHARES.items():
@@ -158,7 +158,7 @@ def test_the_shares_of_the_cells_approach_the_wished_ones(seed: int) -> None:
 @pytest.mark.parametrize("step", [(1, 0), (0, 1), (1, 1), (-1, 1), (0, 2), (1000, 0)])
 def test_neighbouring_cells_draw_independently(step: tuple[int, int]) -> None:
     column, row = (index.ravel() for index in np.meshgrid(np.arange(-50, 50), np.arange(-50, 50)))
-    here, there = cell_draws(column, row, 5), cell_draws(column + step[0], row + step[1], 5)
+    here, there = draw_cells(column, row, 5), draw_cells(column + step[0], row + step[1], 5)
     assert abs(np.corrcoef(here, there)[0, 1]) < 4 / math.sqrt(len(column))
 
 

@@ -144,7 +144,7 @@ def test_the_root_holds_all_metadata_once_consolidated(root: str) -> None:
     store.create_tiles(root, "c", **TILES)
     remains = Path(root) / "zarr.json.1f2e.partial"  # of a killed run
     remains.write_text("half")
-    assert contents.scenes(root) == ["a", "b", "c"]  # as on disk, not as the root remembers
+    assert contents.list_scenes(root) == ["a", "b", "c"]  # as on disk, not as the root remembers
     remains.unlink()
     store.consolidate(root)
     assert "c/image" in metadata(root)["consolidated_metadata"]["metadata"]
@@ -189,9 +189,9 @@ def test_what_is_read_is_what_was_written_block_by_block_in_any_order(
         store.write_block(group, rows, cols, {"image": image[rows, cols]}, status[rows, cols])
     group = store.open_scene(root, "scene")
     assert np.array_equal(group["image"][:], image)
-    assert np.array_equal(contents.status(group), status)
+    assert np.array_equal(contents.read_status(group), status)
     held = np.bincount(status.ravel(), minlength=len(layout.TILE_STATUS)).tolist()
-    assert list(contents.count(status, layout.TILE_STATUS)) == list(zip(layout.TILE_STATUS, held, strict=True))
+    assert list(contents.count_statuses(status, layout.TILE_STATUS)) == list(zip(layout.TILE_STATUS, held, strict=True))
 
 
 def written(root: str) -> npt.NDArray[Any]:
@@ -321,7 +321,7 @@ def test_a_block_that_fails_is_not_marked_as_done(root: str, monkeypatch: pytest
         layout.StoreWriteError, match=f"{root}/scene, rows 0-4, columns 0-4: cannot be written: no space"
     ):
         store.write_block(group, slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8))
-    assert not contents.status(group).any()
+    assert not contents.read_status(group).any()
 
 
 def test_a_block_that_is_killed_at_any_write_is_whole_or_not_built(
@@ -357,7 +357,7 @@ def test_a_block_that_is_killed_at_any_write_is_whole_or_not_built(
                     store.write_block(group, rows, cols, {"image": image}, ones)
             else:
                 store.write_block(group, rows, cols, {"image": image}, ones)
-        if contents.status(group).any():
+        if contents.read_status(group).any():
             assert disk_files(root) == after
     assert disk_files(root) == after
 
@@ -382,14 +382,14 @@ def test_a_block_is_built_when_its_status_has_its_name(root: str) -> None:
     (Path(root) / "half" / STATUS / "zarr.json").unlink()
     chunk = Path(root) / "scene" / STATUS / "c" / "1" / "0"
     chunk.rename(chunk.with_name("0.1f2e.partial"))
-    found = contents.built(root, ["scene", "empty", "half", "none"])
+    found = contents.scene_contents(root, ["scene", "empty", "half", "none"])
     assert {name: there.blocks for name, there in found.items()} == {
         "scene": {(0, 0), (0, 1), (1, 1)},
         "empty": frozenset(),
     }
     assert found["scene"].attributes == json.loads(json.dumps(ATTRIBUTES))
     assert found["scene"].shape == (5, 7)
-    assert contents.built(f"{root}/none", ["scene"]) == {}
+    assert contents.scene_contents(f"{root}/none", ["scene"]) == {}
 
 
 @pytest.mark.parametrize(
@@ -722,11 +722,11 @@ def test_a_scene_that_is_not_there_is_named(root: str) -> None:
     for mode in ("r", "r+"):
         with pytest.raises(layout.StoreError, match=f"{root}/other: no such scene"):
             store.open_scene(root, "other", mode)
-    assert contents.scenes(root) == ["scene"]
+    assert contents.list_scenes(root) == ["scene"]
 
 
 def test_a_store_that_is_not_there_has_no_scenes(root: str) -> None:
-    assert contents.scenes(root) == []
+    assert contents.list_scenes(root) == []
     assert not Path(root).exists()
 
 

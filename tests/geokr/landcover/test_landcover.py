@@ -16,7 +16,7 @@ from rasterio.io import DatasetReader
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from geokr.landcover.discovery import find
+from geokr.landcover.discovery import find_landcover
 from geokr.landcover.legend import Legend
 from geokr.landcover.products import LandCoverError
 from geokr.landcover.shares import class_shares
@@ -164,7 +164,7 @@ def agree(corners: Floats, crs: str, cover: LandCover, expected: Iterable[Floats
 def plane(tmp_path_factory: pytest.TempPathFactory) -> tuple[LandCover, Raster]:
     """A small projected map; its origin is no multiple of its cells."""
     raster = Raster(drawn(1, (17, 24), NLCD_CODES), 440_011.25, 2_765_073.5, 30.0, "EPSG:32648")
-    (cover,) = find([raster.write(tmp_path_factory.mktemp("plane") / "nlcd_2019.tif")])
+    (cover,) = find_landcover([raster.write(tmp_path_factory.mktemp("plane") / "nlcd_2019.tif")])
     return cover, raster
 
 
@@ -204,7 +204,7 @@ def elsewhere(
     left, top = moved(np.array(place), LONLAT, crs) if crs != CLARKE else place
     codes = NLCD_CODES if "nlcd" in name else [0, 10, 20, 30, 60, 90] if "ESA" in name else [0, 3, 7, 12, 14, 255]
     raster = Raster(drawn(2, (17, 24), codes), left, top, size, crs)
-    (cover,) = find([raster.write(tmp_path_factory.mktemp("elsewhere") / name)])
+    (cover,) = find_landcover([raster.write(tmp_path_factory.mktemp("elsewhere") / name)])
     origin = moved(np.array(place), LONLAT, f"EPSG:{code}")
     return cover, raster, origin, metres, f"EPSG:{code}"
 
@@ -265,7 +265,7 @@ def test_footprints_from_no_places_have_no_shares(plane: tuple[LandCover, Raster
 def test_unlisted_codes_are_told_and_count_as_unknown(tmp_path: Path) -> None:
     cells = np.array([[41, 77, 78], [41, 0, 41]], np.uint8)
     raster = Raster(cells, 440_000.0, 2_765_000.0, 30.0, "EPSG:32648")
-    (cover,) = find([raster.write(tmp_path / "nlcd_2019.tif")])
+    (cover,) = find_landcover([raster.write(tmp_path / "nlcd_2019.tif")])
     square = np.array([(0.0, 0.0), (2.0, 0.0), (2.0, 2.0), (0.0, 2.0)])
     shares = class_shares(raster.corners([square]), "EPSG:32648", cover)
     assert shares.unlisted == {77}  # 78 lies outside the footprint, 0 is ignored, beyond the raster is no code
@@ -276,13 +276,13 @@ def test_unlisted_codes_are_told_and_count_as_unknown(tmp_path: Path) -> None:
     assert beyond.known[0] == pytest.approx(0.25, abs=COVERAGE)
     with rasterio.open(tmp_path / "nlcd_2019.tif", "r+") as file:
         file.nodata = 77  # which the file itself calls no data: nobody need be told
-    (cover,) = find([tmp_path / "nlcd_2019.tif"])
+    (cover,) = find_landcover([tmp_path / "nlcd_2019.tif"])
     assert class_shares(raster.corners([square]), "EPSG:32648", cover).unlisted == frozenset()
 
 
 def test_of_ignored_codes_alone_nothing_is_known(tmp_path: Path) -> None:
     raster = Raster(np.zeros((9, 9), np.uint8), 440_000.0, 2_765_000.0, 30.0, "EPSG:32648")
-    (cover,) = find([raster.write(tmp_path / "nlcd_2019.tif")])
+    (cover,) = find_landcover([raster.write(tmp_path / "nlcd_2019.tif")])
     shares = class_shares(raster.corners([[(1, 1), (5, 1), (5, 5), (1, 5)]]), "EPSG:32648", cover)
     assert shares.known.tolist() == [0.0]
     assert not shares.fraction.any()
@@ -291,7 +291,7 @@ def test_of_ignored_codes_alone_nothing_is_known(tmp_path: Path) -> None:
 
 def test_zero_is_water_in_a_modis_map_and_its_unknown_datum_is_overridden(tmp_path: Path) -> None:
     raster = Raster(np.zeros((40, 60), np.uint8), 101.0, 26.0, 0.05, CLARKE)
-    (cover,) = find([raster.write(tmp_path / "MCD12C1.A2020001.061.2022172062638.tif")])
+    (cover,) = find_landcover([raster.write(tmp_path / "MCD12C1.A2020001.061.2022172062638.tif")])
     corners = moved(np.array([(102.0, 25.0), (102.04, 25.0), (102.04, 24.96), (102.0, 24.96)]), LONLAT, "EPSG:32648")
     shares = class_shares(corners[None], "EPSG:32648", cover)
     assert cover.sheets[0].crs == LONLAT
@@ -302,7 +302,7 @@ def test_zero_is_water_in_a_modis_map_and_its_unknown_datum_is_overridden(tmp_pa
 def test_places_at_the_bent_border_of_a_wide_sheet_are_found(tmp_path: Path) -> None:
     # 4,800 km of Albers: the upper border, straight in the sheet, bulges by kilometres in longitude and latitude.
     raster = Raster(np.full((300, 480), 41, np.uint8), -2_400_000.0, 3_200_000.0, 10_000.0, "EPSG:5070")
-    (cover,) = find([raster.write(tmp_path / "nlcd_2019.tif")])
+    (cover,) = find_landcover([raster.write(tmp_path / "nlcd_2019.tif")])
     x, side = np.arange(0.1, 479.0, 3.7), 0.001  # 10 m
     square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)]) * side
     quads = np.stack([x, np.zeros_like(x)], axis=-1)[:, None] + square
@@ -319,7 +319,7 @@ def test_what_is_read_does_not_depend_on_the_size_of_the_raster(
     profile = {"driver": "GTiff", "height": side, "width": side, "count": 1, "dtype": "uint8", "tiled": True}
     with rasterio.open(path, "w", **profile, crs=raster.crs, transform=raster.transform, sparse_ok=True) as file:
         file.write(np.full((60, 60), 41, np.uint8), 1, window=Window(0, 0, 60, 60))
-    (cover,) = find([path])
+    (cover,) = find_landcover([path])
     windows: list[Window] = []
     read = DatasetReader.read
 
@@ -370,7 +370,7 @@ Corner = tuple[LandCover, dict[tuple[float, float, float, float], Raster]]
 def corner(tmp_path_factory: pytest.TempPathFactory) -> Corner:
     folder = tmp_path_factory.mktemp("corner")
     sheets = corner_of_sheets(folder, 48, 49)
-    (cover,) = find([folder])
+    (cover,) = find_landcover([folder])
     return cover, sheets
 
 
@@ -378,7 +378,7 @@ def corner(tmp_path_factory: pytest.TempPathFactory) -> Corner:
 def gap(tmp_path_factory: pytest.TempPathFactory) -> Corner:
     folder = tmp_path_factory.mktemp("gap")
     sheets = corner_of_sheets(folder, 48, 49, gap=5)
-    (cover,) = find([folder])
+    (cover,) = find_landcover([folder])
     return cover, sheets
 
 
@@ -479,7 +479,7 @@ def both_corners(tmp_path_factory: pytest.TempPathFactory) -> tuple[LandCover, L
     zones = (30, 31), (60, 1)
     for folder, (west, east) in zip(folders, zones, strict=True):
         corner_of_sheets(folder, west, east)
-    (greenwich,), (antimeridian,) = find([folders[0]]), find([folders[1]])
+    (greenwich,), (antimeridian,) = find_landcover([folders[0]]), find_landcover([folders[1]])
     return greenwich, antimeridian
 
 
@@ -490,7 +490,7 @@ def both_worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[LandCover, La
     name = "MCD12C1.A2020001.061.2022172062638.tif"
     Raster(cells, -180.0, 90.0, 1.0, CLARKE).write(folder / "greenwich" / name)
     Raster(np.roll(cells, 180, axis=1), -180.0, 90.0, 1.0, CLARKE).write(folder / "antimeridian" / name)
-    (greenwich,), (antimeridian,) = find([folder / "greenwich"]), find([folder / "antimeridian"])
+    (greenwich,), (antimeridian,) = find_landcover([folder / "greenwich"]), find_landcover([folder / "antimeridian"])
     return greenwich, antimeridian
 
 
@@ -542,7 +542,7 @@ def test_a_globeland30_sheet_counts_within_its_band_and_zone(
     tmp_path: Path, name: str, zone: int, place: tuple[float, float], extent: tuple[float, float, float, float]
 ) -> None:
     at(place, f"EPSG:{zone}").write(tmp_path / f"{name}_2020lc030.tif")
-    (cover,) = find([tmp_path])
+    (cover,) = find_landcover([tmp_path])
     assert cover.name == "globeland30_2020"
     assert cover.sheets[0].extent == extent
     assert shapely.equals(cover.sheets[0].outline, shapely.box(*extent))
@@ -554,7 +554,7 @@ def test_a_globeland30_sheet_counts_within_its_band_and_zone(
 def test_a_sheet_whose_name_denies_its_pixels_is_refused(tmp_path: Path, name: str) -> None:
     path = at((105.0, 22.5)).write(tmp_path / f"{name}_2020lc030.tif")
     with pytest.raises(LandCoverError, match="pixels lie") as caught:
-        find([path])
+        find_landcover([path])
     assert str(caught.value).startswith(f"{path}: ")
 
 
@@ -583,7 +583,7 @@ def test_sheets_are_found_in_several_directories_by_product_and_year(
         "b/48_20_2020.tif",
     ):
         (tmp_path / name).write_text("not a sheet")
-    covers = find([tmp_path / "a", str(tmp_path / "b"), tmp_path / "c" / "nlcd2011.tif"])
+    covers = find_landcover([tmp_path / "a", str(tmp_path / "b"), tmp_path / "c" / "nlcd2011.tif"])
     assert caplog.messages == [f"{tmp_path}/a/dem.tif and 1 more: no product names its sheets so; passed over"]
     assert {cover.name: len(cover.sheets) for cover in covers} == {
         "globeland30_2010": 1,
@@ -597,19 +597,19 @@ def test_sheets_are_found_in_several_directories_by_product_and_year(
     }
     assert [cover.name for cover in covers] == sorted(cover.name for cover in covers)
     assert all(cover.legend.name == cover.name.rpartition("_")[0] for cover in covers)
-    assert find([tmp_path / "a", tmp_path / "b", tmp_path / "c"]) == covers
+    assert find_landcover([tmp_path / "a", tmp_path / "b", tmp_path / "c"]) == covers
 
 
 def test_a_sheet_that_is_named_twice_counts_once(tmp_path: Path) -> None:
     path = at((105.0, 22.5)).write(tmp_path / "deep" / "n48_20_2020lc030.tif")
-    (cover,) = find([tmp_path, tmp_path / "deep", path])
+    (cover,) = find_landcover([tmp_path, tmp_path / "deep", path])
     assert len(cover.sheets) == 1
 
 
 def refused(paths: Iterable[Path]) -> str:
     """Why sheets are refused, found to be one sentence."""
     with pytest.raises(LandCoverError, match=r"^[^\n]+$") as caught:
-        find(paths)
+        find_landcover(paths)
     return str(caught.value)
 
 
@@ -655,7 +655,7 @@ def test_a_sheet_that_is_damaged_is_told_when_it_is_read(tmp_path: Path) -> None
     content = bytearray(path.read_bytes())
     content[2000:8000] = bytes(6000)
     path.write_bytes(content)
-    (cover,) = find([path])
+    (cover,) = find_landcover([path])
     with pytest.raises(LandCoverError, match="cannot be read") as caught:
         class_shares(raster.corners([[(10, 30), (290, 30), (290, 60), (10, 60)]]), "EPSG:32648", cover)
     assert str(caught.value).startswith(f"{path}: ")

@@ -13,9 +13,9 @@ from affine import Affine
 from pyproj import Transformer
 
 from geokr.landcover import __main__
-from geokr.landcover.discovery import find
+from geokr.landcover.discovery import find_landcover
 from geokr.landcover.legend import KNOWLEDGE, read_legend, read_taxonomy
-from geokr.landcover.products import LandCoverError, products, read_product
+from geokr.landcover.products import LandCoverError, load_products, read_product
 from geokr.landcover.shares import class_shares
 
 LONLAT = "EPSG:4326"
@@ -184,7 +184,7 @@ def test_every_product_has_an_example() -> None:
 def test_a_product_is_recognised_by_its_makers_naming_and_read_by_its_codes(tmp_path: Path, name: str) -> None:
     example = EXAMPLES[name]
     write(tmp_path, example)
-    covers = find([tmp_path])
+    covers = find_landcover([tmp_path])
     assert [cover.name for cover in covers] == sorted(example.labels)
     crs = example.crs if example.crs != CLARKE else LONLAT
     names = list(example.codes.values())
@@ -280,7 +280,7 @@ def test_a_sheet_that_lies_elsewhere_than_its_name_says_is_refused(
 ) -> None:
     path = write(tmp_path, Example(file, crs, place, 0.001 if crs == LONLAT else 100.0, ("",), {10: ""}))
     with pytest.raises(LandCoverError, match=r"^[^\n]+$") as caught:
-        find([tmp_path])
+        find_landcover([tmp_path])
     assert str(caught.value).startswith(f"{path}: its pixels lie ")
 
 
@@ -301,7 +301,7 @@ def test_a_sheet_counts_within_its_nominal_extent(
 ) -> None:
     middle = ((extent[0] + extent[2]) / 2, (extent[1] + extent[3]) / 2)
     write(tmp_path, Example(file, LONLAT, middle, 0.001, ("",), {10: ""}))
-    (cover,) = find([tmp_path])
+    (cover,) = find_landcover([tmp_path])
     assert cover.sheets[0].extent == extent
 
 
@@ -310,23 +310,23 @@ def test_a_zone_that_is_none_is_refused_or_meets_no_other(tmp_path: Path, file: 
     write(tmp_path, Example(file, LONLAT, (9.5, 78.0), 0.001, ("",), {10: ""}))
     if file.startswith("00"):
         with pytest.raises(LandCoverError, match="the military grid has no zone 0R"):
-            find([tmp_path])
+            find_landcover([tmp_path])
     else:
-        assert find([tmp_path])[0].sheets[0].extent == (6, 72, 12, 84)
+        assert find_landcover([tmp_path])[0].sheets[0].extent == (6, 72, 12, 84)
 
 
 def test_a_file_with_other_bands_than_years_is_refused(tmp_path: Path) -> None:
     file = "GLC_FCS30D_19852000_E100N25_5years_V1.1.tif"
     path = write(tmp_path, Example(file, LONLAT, (102.0, 24.0), 0.001, ("", ""), {10: ""}))
     with pytest.raises(LandCoverError, match=f"{path}: it has 2 bands, expected 3, one for each year"):
-        find([tmp_path])
+        find_landcover([tmp_path])
 
 
 def test_a_raster_of_fractions_is_refused(tmp_path: Path) -> None:
     file = "DynamicWorld_2021.tif"
     path = write(tmp_path, Example(file, LONLAT, (102.0, 24.0), 0.001, ("",), {10: ""}, dtype="float32"))
     with pytest.raises(LandCoverError, match=f"{path}: its cells are of type float32, expected whole numbers"):
-        find([tmp_path])
+        find_landcover([tmp_path])
 
 
 def test_sheets_that_overlap_without_a_nominal_extent_are_refused(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_sheets_that_overlap_without_a_nominal_extent_are_refused(tmp_path: Path
         for k, day in enumerate(days)
     )
     with pytest.raises(LandCoverError, match="would count twice") as caught:
-        find([tmp_path])
+        find_landcover([tmp_path])
     assert str(caught.value).startswith(f"{second}: it overlaps {first}")
 
 
@@ -344,7 +344,7 @@ def test_sheets_of_several_crss_that_cover_a_place_twice_are_refused_when_it_is_
     for day, crs in (("13", "EPSG:32648"), ("18", "EPSG:32647")):
         file = f"202007{day}T030549_202007{day}T031412_T48RTV.tif"
         write(tmp_path, Example(file, crs, (101.99, 28.0), 100.0, ("",), dict.fromkeys(range(9), "")))
-    (cover,) = find([tmp_path])
+    (cover,) = find_landcover([tmp_path])
     x, y = Transformer.from_crs(LONLAT, "EPSG:32648", always_xy=True).transform(101.995, 27.999)
     square = np.add([[(0, 0), (50, 0), (50, 50), (0, 50)]], [x, y])
     with pytest.raises(LandCoverError, match=r"dynamic_world_2020: several of its sheets cover longitude 101\.99"):
@@ -381,7 +381,7 @@ def ours(folder: Path, codes: Sequence[int] = (1000, 2000, 0)) -> Path:
 def test_any_raster_is_a_product_with_a_file_of_the_users(tmp_path: Path) -> None:
     ours(tmp_path)
     for legends in ([own(tmp_path)], [tmp_path]):
-        (cover,) = find([tmp_path], legends)
+        (cover,) = find_landcover([tmp_path], legends)
         assert cover.name == "mine_2018"
         example = Example("", "EPSG:32648", (104.0, 25.0), 10.0, (), {})
         corners = np.concatenate([column(example, k) for k in range(3)])
@@ -389,14 +389,14 @@ def test_any_raster_is_a_product_with_a_file_of_the_users(tmp_path: Path) -> Non
         assert shares.known == pytest.approx([1.0, 0.75, 0.0], abs=1e-9)
         assert shares.fraction[0, BASE.index("forest")] == pytest.approx(1.0, abs=1e-9)
         assert shares.fraction[1, BASE.index("artificial")] == pytest.approx(1.0, abs=1e-9)
-    (cover,) = find([tmp_path], [own(tmp_path)], "own")
+    (cover,) = find_landcover([tmp_path], [own(tmp_path)], "own")
     assert cover.legend.classes == ("wood", "town")
 
 
 def test_the_users_description_goes_before_a_shipped_one(tmp_path: Path) -> None:
     write(tmp_path, EXAMPLES["nlcd, annual"])
     text = MINE.replace("^ours_", "^Annual_NLCD_LndCov_").replace(r"\.tif", r"_.*\.tif")
-    assert [cover.name for cover in find([tmp_path], [own(tmp_path, text)])] == ["mine_2022"]
+    assert [cover.name for cover in find_landcover([tmp_path], [own(tmp_path, text)])] == ["mine_2022"]
 
 
 @pytest.mark.parametrize(
@@ -436,16 +436,16 @@ def test_a_legend_with_a_fault_is_refused_before_work_starts(
     ours(tmp_path)
     path = own(tmp_path, MINE.replace(*change))
     with pytest.raises(LandCoverError, match=r"^[^\n]+$") as caught:
-        find([tmp_path], [path])
+        find_landcover([tmp_path], [path])
     assert str(caught.value).startswith(f"{path}: ")
     assert fault in str(caught.value)
 
 
 def test_a_description_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LandCoverError, match=r"mine\.toml: cannot be read: No such file"):
-        products([tmp_path / "mine.toml"])
+        load_products([tmp_path / "mine.toml"])
     with pytest.raises(LandCoverError, match=r"no \.toml file is in there"):
-        products([tmp_path])
+        load_products([tmp_path])
 
 
 # --- the command
@@ -459,7 +459,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def test_the_products_are_listed_and_described(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, _ = run(capsys, "list")
     assert status == 0
-    assert [line.split()[0] for line in out.splitlines()] == [product.name for product in products()]
+    assert [line.split()[0] for line in out.splitlines()] == [product.name for product in load_products()]
     status, out, _ = run(capsys, "describe", "esri")
     assert status == 0
     assert "0.5 grassland + 0.5 shrubland   (grass and scrub together" in out

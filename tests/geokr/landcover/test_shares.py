@@ -15,10 +15,10 @@ from pyproj import Transformer
 
 from geokr.landcover import shares as module
 from geokr.landcover import sheets
-from geokr.landcover.discovery import find
-from geokr.landcover.outlines import LONLAT, POLE_MARGIN, equal_area, project, rings
-from geokr.landcover.shares import class_shares, near
-from geokr.landcover.sheets import LandCover, opened
+from geokr.landcover.discovery import find_landcover
+from geokr.landcover.outlines import LONLAT, POLE_MARGIN, project, project_rings, to_equal_area
+from geokr.landcover.shares import class_shares, select_sheets
+from geokr.landcover.sheets import LandCover, open_sheet
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,7 +35,7 @@ def globe(tmp_path_factory: pytest.TempPathFactory) -> LandCover:
     profile = {"driver": "GTiff", "height": 360, "width": 720, "count": 1, "dtype": "uint8", "crs": LONLAT}
     with rasterio.open(path, "w", **profile, transform=Affine(0.5, 0, -180, 0, -0.5, 90)) as file:
         file.write(cells, 1)
-    (cover,) = find([path])
+    (cover,) = find_landcover([path])
     return cover
 
 
@@ -85,9 +85,9 @@ def test_an_outline_near_a_pole_has_the_area_of_the_footprint(crs: str) -> None:
     scale = None
     for x, y in [(0, 0), (256, 256), (256, 0), (300, 40), (1e-4, 256), (700, 900), (512 * POLE_MARGIN * 1.8, 0)]:
         corners = (square(512.0, (x, y)) + pole(crs))[None]
-        polygon = shapely.Polygon(rings(corners, crs, LONLAT)[0])
+        polygon = shapely.Polygon(project_rings(corners, crs, LONLAT)[0])
         assert polygon.is_valid
-        area = equal_area(np.array([polygon]))[0].area
+        area = to_equal_area(np.array([polygon]))[0].area
         scale = scale or area
         assert area == pytest.approx(scale, rel=5e-6)  # the same ground, whether the pole is within, on an edge or not
 
@@ -97,7 +97,7 @@ def test_a_product_that_ends_before_the_pole_leaves_the_rest_unknown(globe: Land
     profile = {"driver": "GTiff", "height": 10, "width": 720, "count": 1, "dtype": "uint8", "crs": LONLAT}
     with rasterio.open(path, "w", **profile, transform=Affine(0.5, 0, -180, 0, -0.01, 89.99)) as file:
         file.write(np.ones((10, 720), np.uint8), 1)
-    (cover,) = find([path])
+    (cover,) = find_landcover([path])
     corners = (square(4_000.0) + pole("EPSG:3413"))[None]
     shares = class_shares(corners, "EPSG:3413", cover)
     disc = np.pi * 1117.0**2 * 0.9729  # 0.01 degrees around the pole, in the projection's plane, where scale is 0.97
@@ -125,7 +125,7 @@ def ring_of_sheets(tmp_path_factory: pytest.TempPathFactory) -> LandCover:
         path = folder / f"ESA_WorldCover_10m_2020_v100_N66{name}_Map.tif"
         with rasterio.open(path, "w", **profile, transform=Affine(0.1, 0, west, 0, -0.1, 69)) as file:
             file.write(np.full((30, 30), 10, np.uint8), 1)
-    (cover,) = find([folder])
+    (cover,) = find_landcover([folder])
     return cover
 
 
@@ -134,10 +134,10 @@ def test_sheets_beyond_the_antimeridian_are_near(ring_of_sheets: LandCover, zone
     crs = f"EPSG:{zone}"
     x, y = Transformer.from_crs(LONLAT, crs, always_xy=True).transform(180.0, 67.5)
     across = square(20_000.0, (x, y))[None]
-    names = {Path(sheet.path).name[29:36] for sheet in near(across, crs, ring_of_sheets).sheets}
+    names = {Path(sheet.path).name[29:36] for sheet in select_sheets(across, crs, ring_of_sheets).sheets}
     assert names == {"N66E177", "N66W180"}
     assert class_shares(across, crs, ring_of_sheets).known == pytest.approx([1.0], abs=1e-9)
-    alone = near(across, crs, ring_of_sheets)
+    alone = select_sheets(across, crs, ring_of_sheets)
     assert np.array_equal(class_shares(across, crs, alone).known, class_shares(across, crs, ring_of_sheets).known)
 
 
@@ -150,7 +150,10 @@ def test_footprints_in_degrees_may_go_on_past_the_antimeridian(ring_of_sheets: L
 
 
 def test_nothing_is_near_to_far_sheets(ring_of_sheets: LandCover) -> None:
-    assert near(np.array([[(20.0, 1.0), (21.0, 1.0), (21.0, 0.0), (20.0, 0.0)]]), LONLAT, ring_of_sheets).sheets == ()
+    assert (
+        select_sheets(np.array([[(20.0, 1.0), (21.0, 1.0), (21.0, 0.0), (20.0, 0.0)]]), LONLAT, ring_of_sheets).sheets
+        == ()
+    )
 
 
 def test_a_footprint_at_the_rim_of_the_sinusoidal_grid_is_cut_there(tmp_path: Path) -> None:
@@ -162,7 +165,7 @@ def test_a_footprint_at_the_rim_of_the_sinusoidal_grid_is_cut_there(tmp_path: Pa
         transform = Affine(side / cells, 0, side * (h - 18), 0, -side / cells, side)
         with rasterio.open(tmp_path / name, "w", **profile, transform=transform) as file:
             file.write(np.full((cells, cells), code, np.uint8), 1)
-    (cover,) = find([tmp_path])
+    (cover,) = find_landcover([tmp_path])
     x, y = Transformer.from_crs(LONLAT, "EPSG:32601", always_xy=True).transform(180.0, 4.0)
     shares = class_shares(square(8_000.0, (x, y))[None], "EPSG:32601", cover)
     assert shares.known == pytest.approx([1.0], abs=1e-6)
@@ -175,9 +178,9 @@ def test_a_footprint_at_the_rim_of_the_sinusoidal_grid_is_cut_there(tmp_path: Pa
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    opened.cache_clear()
+    open_sheet.cache_clear()
     yield
-    opened.cache_clear()
+    open_sheet.cache_clear()
 
 
 def blocks(cover: LandCover, count: int) -> list[Floats]:
@@ -205,7 +208,7 @@ def test_threads_share_no_open_sheet_and_agree(globe: LandCover) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda corners: class_shares(corners, LONLAT, globe).fraction, blocks(globe, 60)))
     assert all(np.array_equal(a, b) for a, b in zip(wanted, found, strict=True))
-    assert opened.cache_info().currsize > 1
+    assert open_sheet.cache_info().currsize > 1
 
 
 @pytest.mark.usefixtures("fresh")
@@ -216,7 +219,7 @@ def test_a_sheet_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
     for code, name in ((1, "forest"), (0, "water")):
         with rasterio.open(path, "w", **profile, transform=Affine(0.1, 0, 100, 0, -0.1, 20)) as file:
             file.write(np.full((9, 9), code, np.uint8), 1)
-        (cover,) = find([path])
+        (cover,) = find_landcover([path])
         shares = class_shares(inside, LONLAT, cover)
         assert shares.fraction[0, cover.legend.classes.index(name)] == pytest.approx(1.0, abs=1e-12)
 
@@ -246,7 +249,7 @@ def test_of_a_band_of_years_each_is_read_by_itself(tmp_path: Path) -> None:
         for band, code in enumerate((10, 52, 210), start=1):
             file.write(np.full((9, 9), code, np.uint8), band)
     inside = np.array([[(101.1, 23.9), (101.3, 23.9), (101.3, 23.8), (101.1, 23.8)]])
-    covers = find([path])
+    covers = find_landcover([path])
     classes = covers[0].legend.classes
     largest = [classes[int(class_shares(inside, LONLAT, cover).fraction.argmax())] for cover in covers]
     assert [(cover.year, name) for cover, name in zip(covers, largest, strict=True)] == [

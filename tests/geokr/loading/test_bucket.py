@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from geokr.loading.pixels import Pixels
-from geokr.loading.selection import Selection, choose
+from geokr.loading.pixels import TileReader
+from geokr.loading.selection import Selection, select_tiles
 from geokr.storage import files
 
 BANDS = ("red", "green", "blue")
@@ -39,9 +39,9 @@ def test_pixels_come_from_a_bucket_as_from_a_disk(addressed: Path, bucket: str) 
     for path in (addressed / "tiles.zarr").rglob("*"):
         if path.is_file():
             files.write(f"{bucket}/{path.relative_to(addressed)}", path.read_bytes())
-    _, tiles = choose(addressed, Selection("train"))
-    disk = Pixels(f"{addressed}/tiles.zarr", tiles, BANDS)
-    cloud = Pixels(f"{bucket}/tiles.zarr", tiles, BANDS)
+    _, tiles = select_tiles(addressed, Selection("train"))
+    disk = TileReader(f"{addressed}/tiles.zarr", tiles, BANDS)
+    cloud = TileReader(f"{bucket}/tiles.zarr", tiles, BANDS)
     positions = np.random.default_rng(0).permutation(len(tiles))
     here, there = (np.zeros((len(tiles), *disk.tile), np.uint8) for _ in range(2))
     assert disk.finish(disk.request(positions, here)) == {}
@@ -55,8 +55,8 @@ def test_a_shard_that_the_bucket_lacks_is_named(addressed: Path, bucket: str) ->
     for path in (addressed / "tiles.zarr").rglob("*"):
         if path.is_file():
             files.write(f"{bucket}/{path.relative_to(addressed)}", path.read_bytes())
-    _, tiles = choose(addressed, Selection("train"))
-    cloud = Pixels(f"{bucket}/tiles.zarr", tiles, BANDS)
+    _, tiles = select_tiles(addressed, Selection("train"))
+    cloud = TileReader(f"{bucket}/tiles.zarr", tiles, BANDS)
     target = np.zeros((len(tiles), *cloud.tile), np.uint8)
     wrong = cloud.finish(cloud.request(np.arange(len(tiles)), target))
     assert len(wrong) == 6

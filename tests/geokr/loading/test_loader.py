@@ -39,7 +39,7 @@ def test_a_tile_comes_with_its_own_pixels_and_label(addressed: Path) -> None:
         assert batch.image.dtype == torch.uint8
         assert (batch.image == batch.image[:, :, :1, :1]).all()
         assert (batch.image[:, 3] == 200).all()
-        for address, share, known in zip(addresses(batch), batch.share, batch.known, strict=True):
+        for address, share, known in zip(addresses(batch), batch.fraction, batch.known, strict=True):
             row = labels[address]
             assert share.tolist() == pytest.approx([row["water"], row["forest"], row["bare"]], abs=1e-6)
             assert known == row["known"]
@@ -168,7 +168,7 @@ def test_shares_are_renormalised_over_the_classes_kept(build, tmp_path: Path) ->
     )
     batch = next(iter(loader))
     assert [address[2] for address in addresses(batch)] == [0, 2]  # all bare: left out, never an all-zero target
-    assert batch.share.tolist() == [pytest.approx([1 / 3, 2 / 3]), pytest.approx([1.0, 0.0])]
+    assert batch.fraction.tolist() == [pytest.approx([1 / 3, 2 / 3]), pytest.approx([1.0, 0.0])]
     with pytest.raises(ValueError, match="has no class tundra, only water, forest, bare"):
         TileLoader(dataset, Selection("train", classes=("tundra",)), batch=1)
 
@@ -260,7 +260,7 @@ def test_ranks_share_out_the_shards(addressed: Path, seed: int, batch: int, worl
         )
         whole = list(loader.epoch(3))
         assert len(whole) == len(loader) == 57 // (batch * world)
-        rows = {tuple(row): share for row, share in zip(places(loader), loader.share.tolist(), strict=True)}
+        rows = {tuple(row): share for row, share in zip(places(loader), loader.fraction.tolist(), strict=True)}
         for part in whole:
             assert [rows[address] for address in addresses(part)] == part.share.tolist()
             seen += addresses(part)
@@ -374,7 +374,7 @@ def test_pairs_are_of_one_place_at_two_dates(build, tmp_path: Path) -> None:
     dataset = dated(build, tmp_path / "dated")
     loader = TileLoader(dataset, Selection("train", pairs=True), bands=ALL_BANDS, batch=3, seed=1)
     assert loader.tiles == 9
-    assert np.array_equal(loader.share, loader.chosen.share[np.sort(loader.order(0))])
+    assert np.array_equal(loader.fraction, loader.chosen.fraction[np.sort(loader.order(0))])
     seen = set()
     for epoch in range(6):
         whole = list(loader.epoch(epoch))
@@ -420,10 +420,12 @@ def test_a_damaged_shard_is_named_or_skipped_and_counted(
     assert loader.skipped == 4
     assert sum(len(batch.image) for batch in batches) == 53
     assert len({address for batch in batches for address in addresses(batch)}) == 53
-    assert all(len(batch.image) == len(batch.share) == len(batch.known) == len(batch.weight) for batch in batches)
+    assert all(len(batch.image) == len(batch.fraction) == len(batch.known) == len(batch.weight) for batch in batches)
     assert not any(address[:2] == (0, 4) and address[2] < 4 for batch in batches for address in addresses(batch))
-    rows = {tuple(row): share for row, share in zip(places(loader), loader.share.tolist(), strict=True)}
-    assert all(rows[a] == s for batch in batches for a, s in zip(addresses(batch), batch.share.tolist(), strict=True))
+    rows = {tuple(row): share for row, share in zip(places(loader), loader.fraction.tolist(), strict=True)}
+    assert all(
+        rows[a] == s for batch in batches for a, s in zip(addresses(batch), batch.fraction.tolist(), strict=True)
+    )
     assert caplog.text.count("alpha/image/c/1/0/0/0/0: tiles cannot be read, left out") == 1
 
 
@@ -443,8 +445,8 @@ def test_a_plain_data_loader_reads_the_same(addressed: Path) -> None:
     whole = next(iter(TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=57, shuffle=False)))
     seen = []
     for sample in torch.utils.data.DataLoader(dataset, batch_size=10, shuffle=True):
-        assert set(sample) == {"image", "share", "known", "weight"}
-        for image, share in zip(sample["image"], sample["share"], strict=True):
+        assert set(sample) == {"image", "fraction", "known", "weight"}
+        for image, share in zip(sample["image"], sample["fraction"], strict=True):
             (at,) = [i for i in range(57) if torch.equal(whole.image[i], image)]
             assert torch.equal(whole.share[at], share)
             seen.append(at)

@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geokr.loading.order import DRAW, by_shard, class_chances, companions, draw, random
+from geokr.loading.order import DRAW, class_probabilities, draw_tiles, find_companions, make_generator, shuffle_by_shard
 
 
 def expected_mass(share: np.ndarray, balance: float) -> np.ndarray:
-    mass = class_chances(share.astype(np.float32), balance) @ share
+    mass = class_probabilities(share.astype(np.float32), balance) @ share
     return mass / mass.sum()
 
 
 def test_without_balance_every_tile_has_the_same_chance() -> None:
     share = np.random.default_rng(0).dirichlet([0.3] * 4, 50)
-    assert class_chances(share.astype(np.float32), 0.0) == pytest.approx(np.full(50, 1 / 50), rel=1e-5)
+    assert class_probabilities(share.astype(np.float32), 0.0) == pytest.approx(np.full(50, 1 / 50), rel=1e-5)
 
 
 def test_balanced_classes_have_the_same_expected_mass() -> None:
@@ -55,7 +55,7 @@ def test_what_cannot_be_balanced_comes_as_near_as_can_be() -> None:
 def test_a_draw_holds_each_tile_as_often_as_its_chance_says(seed: int, tiles: int) -> None:
     rng = np.random.default_rng(seed)
     chance = rng.dirichlet([0.3] * tiles)
-    drawn = draw(chance, rng)
+    drawn = draw_tiles(chance, rng)
     times = np.bincount(drawn, minlength=tiles)
     assert len(drawn) == tiles
     assert (np.abs(times - chance * tiles) < 1 + 1e-9).all()
@@ -65,13 +65,17 @@ def test_a_draw_holds_each_tile_as_often_as_its_chance_says(seed: int, tiles: in
 def test_over_many_draws_each_tile_comes_as_often_as_its_chance(times: list[float]) -> None:
     """And any two of them together now and then, neighbours too."""
     n = len(times)
-    found = np.stack([np.bincount(draw(np.array(times) / n, random(0, k, DRAW)), minlength=n) for k in range(3000)])
+    found = np.stack(
+        [np.bincount(draw_tiles(np.array(times) / n, make_generator(0, k, DRAW)), minlength=n) for k in range(3000)]
+    )
     assert found.mean(axis=0) == pytest.approx(times, abs=0.04)
     assert n == 3 or ((found.T @ found) > 0).all()
 
 
 def test_streams_of_random_numbers_are_unlike() -> None:
-    drawn = [random(seed, epoch, stream).random() for seed in range(3) for epoch in range(3) for stream in range(3)]
+    drawn = [
+        make_generator(seed, epoch, stream).random() for seed in range(3) for epoch in range(3) for stream in range(3)
+    ]
     assert len(set(drawn)) == 27
 
 
@@ -84,7 +88,7 @@ def test_streams_of_random_numbers_are_unlike() -> None:
 def test_shards_follow_one_another_within_the_buffer(seed: int, sizes: list[int], buffer: int, world: int) -> None:
     shard = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
     length = len(shard) // world
-    parts = [by_shard(shard, buffer, np.random.default_rng(seed), rank, length) for rank in range(world)]
+    parts = [shuffle_by_shard(shard, buffer, np.random.default_rng(seed), rank, length) for rank in range(world)]
     seen = np.concatenate(parts)
     assert [len(part) for part in parts] == [length] * world
     assert len(np.unique(seen)) == len(seen)
@@ -99,14 +103,14 @@ def test_shards_follow_one_another_within_the_buffer(seed: int, sizes: list[int]
 
 def test_a_large_buffer_mixes_all_shards() -> None:
     shard = np.repeat(np.arange(20), 50)
-    order = by_shard(shard, 100_000, np.random.default_rng(0), 0, 1000)
+    order = shuffle_by_shard(shard, 100_000, np.random.default_rng(0), 0, 1000)
     assert len(set(shard[order[:50]])) > 10
-    assert len(set(shard[by_shard(shard, 1, np.random.default_rng(0), 0, 1000)[:50]])) == 1
+    assert len(set(shard[shuffle_by_shard(shard, 1, np.random.default_rng(0), 0, 1000)[:50]])) == 1
 
 
 def test_any_shard_may_come_first_and_any_tile_be_left_out() -> None:
     shard = np.repeat(np.arange(3), [4, 5, 2])
-    orders = [by_shard(shard, 1, np.random.default_rng(seed), 0, 10) for seed in range(300)]
+    orders = [shuffle_by_shard(shard, 1, np.random.default_rng(seed), 0, 10) for seed in range(300)]
     assert {shard[order[0]] for order in orders} == {0, 1, 2}
     left_out = np.bincount([(set(range(11)) - set(order.tolist())).pop() for order in orders], minlength=11)
     assert left_out.min() > 0.3 * left_out.mean()
@@ -118,8 +122,8 @@ def test_any_shard_may_come_first_and_any_tile_be_left_out() -> None:
 )
 def test_a_companion_is_of_the_same_place_and_another_date(seed: int, rows: list[tuple[int, int]]) -> None:
     place, date = np.array(rows).T
-    found = companions(place, date)
-    partner = found.partner(np.random.default_rng(seed))
+    found = find_companions(place, date)
+    partner = found.draw_partners(np.random.default_rng(seed))
     for i in range(len(rows)):
         others = [j for j in range(len(rows)) if place[j] == place[i] and date[j] != date[i]]
         assert found.others[i] == len(others)
@@ -128,6 +132,6 @@ def test_a_companion_is_of_the_same_place_and_another_date(seed: int, rows: list
 
 def test_every_companion_is_drawn_some_time() -> None:
     place, date = np.zeros(5, np.int64), np.array([3, 1, 1, 2, 3])
-    found, rng = companions(place, date), np.random.default_rng(0)
-    drawn = np.stack([found.partner(rng) for _ in range(200)])
+    found, rng = find_companions(place, date), np.random.default_rng(0)
+    drawn = np.stack([found.draw_partners(rng) for _ in range(200)])
     assert [set(column.tolist()) for column in drawn.T] == [{1, 2, 3}, {0, 3, 4}, {0, 3, 4}, {0, 1, 2, 4}, {1, 2, 3}]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from geokr.loading.loader import TileLoader
-from geokr.loading.selection import Selection, choose, read_condition
+from geokr.loading.selection import Selection, read_condition, select_tiles
 
 NAN = float("nan")
 MORE = {
@@ -45,7 +45,7 @@ def described(build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_conditions_choose_tiles(described: Path, where: tuple[str, ...], expected: list[int]) -> None:
-    assert choose(described, Selection("train", where=where))[1].col.tolist() == expected
+    assert select_tiles(described, Selection("train", where=where))[1].col.tolist() == expected
     assert TileLoader(described, Selection("train", where=where), batch=1).tiles == len(expected)
 
 
@@ -63,41 +63,48 @@ def test_conditions_choose_tiles(described: Path, where: tuple[str, ...], expect
 )
 def test_what_is_no_condition_is_refused(described: Path, where: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        choose(described, Selection("train", where=(where,)))
+        select_tiles(described, Selection("train", where=(where,)))
 
 
 def test_values_are_what_they_read_as() -> None:
     condition = read_condition(" sensor =  GF1 PMS | GF2 ")
     assert (condition.column, condition.comparison, condition.values) == ("sensor", "=", ("GF1 PMS", "GF2"))
-    assert condition.met(pa.chunked_array([["GF2", None, "GF1 PMS", "GF1"]])).to_pylist() == [True, False, True, False]
+    assert condition.evaluate(pa.chunked_array([["GF2", None, "GF1 PMS", "GF1"]])).to_pylist() == [
+        True,
+        False,
+        True,
+        False,
+    ]
     coded = pa.chunked_array([pa.array(["GF2", None, "GF3"]).dictionary_encode()])
-    assert condition.met(coded).to_pylist() == [True, False, False]
+    assert condition.evaluate(coded).to_pylist() == [True, False, False]
     numbers = pa.chunked_array([pa.array([1.0, NAN, None, 2.0], from_pandas=False)])
-    assert read_condition("gsd != 1").met(numbers).to_pylist() == [False, False, False, True]
-    late = read_condition("acquired > 2020-01-01").met(pa.chunked_array([[datetime(2020, 1, 2), None]]))
+    assert read_condition("gsd != 1").evaluate(numbers).to_pylist() == [False, False, False, True]
+    late = read_condition("acquired > 2020-01-01").evaluate(pa.chunked_array([[datetime(2020, 1, 2), None]]))
     assert late.to_pylist() == [True, False]
 
 
 def test_weights_are_products_of_columns(described: Path) -> None:
-    assert (choose(described, Selection("train"))[1].weight == 1).all()
-    _, tiles = choose(described, Selection("train", where=("agreement>=0",), weight=("agreement", "known", "year_gap")))
+    assert (select_tiles(described, Selection("train"))[1].weight == 1).all()
+    _, tiles = select_tiles(
+        described, Selection("train", where=("agreement>=0",), weight=("agreement", "known", "year_gap"))
+    )
     assert tiles.weight.tolist() == [0.0, 2.0, 0.75, 0.0, 3.75]
     loader = TileLoader(described, Selection("train", where=("agreement>=0",), weight=("agreement",)), batch=2, seed=2)
     order = loader.order(0)
     for i, batch in enumerate(loader):
         assert sorted(batch.weight.tolist()) == sorted(loader.chosen.weight[order[2 * i : 2 * i + 2]].tolist())
-    _, tiles = choose(described, Selection("train", weight=lambda rows: 0.5 ** rows["year_gap"].to_numpy()))
+    _, tiles = select_tiles(described, Selection("train", weight=lambda rows: 0.5 ** rows["year_gap"].to_numpy()))
     assert tiles.weight.tolist() == [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]
 
 
 def test_a_weight_that_is_none_is_refused(described: Path) -> None:
     with pytest.raises(ValueError, match=r"1 of 6 chosen tiles have no weight, or a negative one, by agreement"):
-        choose(described, Selection("train", weight=("agreement",)))
+        select_tiles(described, Selection("train", weight=("agreement",)))
     with pytest.raises(ValueError, match="6 of 6 chosen tiles have no weight, or a negative one, by the function"):
-        choose(described, Selection("train", weight=lambda rows: np.full(rows.num_rows, -1.0)))
+        select_tiles(described, Selection("train", weight=lambda rows: np.full(rows.num_rows, -1.0)))
     with pytest.raises(ValueError, match="the weight of every chosen tile is 0"):
-        choose(described, Selection("train", where=("year_gap=0",), weight=("year_gap",)))
+        select_tiles(described, Selection("train", where=("year_gap=0",), weight=("year_gap",)))
     with pytest.raises(ValueError, match=r"gave an array of shape \(2,\), expected \(6,\)"):
-        choose(described, Selection("train", weight=lambda rows: np.ones(2)))
+        select_tiles(described, Selection("train", weight=lambda rows: np.ones(2)))
     with pytest.raises(ValueError, match="has no column cirrus"):
-        choose(described, Selection("train", weight=("cirrus",)))
+        select_tiles(described, Selection("train", weight=("cirrus",)))

@@ -7,7 +7,7 @@ import torch
 import torchvision.transforms.functional as tv
 
 from geokr.encoder import resize
-from geokr.pretraining.augment import augment, placement, recolour, seed_of
+from geokr.pretraining.augment import augment, derive_seed, jitter_colour, view_affines
 from geokr.pretraining.config import TrainConfig
 
 RGB = ("red", "green", "blue")
@@ -45,7 +45,7 @@ def some_draws(tiles: int = 4000) -> torch.Tensor:
 
 
 def test_half_the_turns_of_the_reference_do_nothing() -> None:
-    linear = placement(some_draws(), STILL.model_copy(update={"quarter_turn_probability": 0.5}))[:, :, :2]
+    linear = view_affines(some_draws(), STILL.model_copy(update={"quarter_turn_probability": 0.5}))[:, :, :2]
     aside = (linear[:, 0, 0].abs() < 0.5).double().mean()
     assert float(aside) == pytest.approx(0.25, abs=0.03)  # half of them turn, and half of those by 90 or 270
 
@@ -70,7 +70,7 @@ def test_crops_stay_inside_and_keep_their_share() -> None:
 
 def test_free_rotation_turns_by_the_angle_and_keeps_lengths() -> None:
     config = STILL.model_copy(update={"rotate": 30.0, "crop": 0.25})
-    theta = placement(some_draws(), config)
+    theta = view_affines(some_draws(), config)
     linear = theta[:, :, :2]
     lengths = linear.square().sum(1).sqrt()  # of the view's sides, as shares of the tile's
     assert torch.allclose(lengths[:, 0], lengths[:, 1], atol=1e-6)
@@ -103,13 +103,13 @@ def test_a_rotated_view_shows_the_tile_rotated() -> None:
 
 def test_stretched_views_keep_their_area_within_the_ratio() -> None:
     config = STILL.model_copy(update={"crop": 0.3, "aspect_ratio": 2.0})
-    lengths = placement(some_draws(), config)[:, :, :2].square().sum(1).sqrt()
+    lengths = view_affines(some_draws(), config)[:, :, :2].square().sum(1).sqrt()
     ratio = lengths[:, 0] / lengths[:, 1]
     assert 0.499 < float(ratio.min()) < 0.55
     assert 1.8 < float(ratio.max()) < 2.001
     assert float(lengths.max()) <= 1 + 1e-6
     assert float(lengths.prod(1).min()) == pytest.approx(0.3, abs=0.01)
-    linear = placement(some_draws(), config.model_copy(update={"quarter_turn_probability": 1.0, "rotate": 40.0}))[
+    linear = view_affines(some_draws(), config.model_copy(update={"quarter_turn_probability": 1.0, "rotate": 40.0}))[
         :, :, :2
     ]
     assert float((linear[:, :, 0] * linear[:, :, 1]).sum(1).abs().max()) < 1e-6  # turned, and stretched without leaning
@@ -130,7 +130,7 @@ def test_views_are_a_function_of_seed_and_place() -> None:
 def test_the_changes_of_colour_come_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     orders = []
     monkeypatch.setattr(
-        "geokr.pretraining.augment.recolour", lambda pixels, bands, config, draws, order: orders.append([*order])
+        "geokr.pretraining.augment.jitter_colour", lambda pixels, bands, config, draws, order: orders.append([*order])
     )
     for seed in range(60):
         augment(noise(1), RGB, STILL, seed)
@@ -140,7 +140,7 @@ def test_the_changes_of_colour_come_in_any_order(monkeypatch: pytest.MonkeyPatch
 
 
 def test_seeds_of_near_numbers_are_unlike() -> None:
-    seeds = {seed_of(seed, step, stream) for seed in range(4) for step in range(50) for stream in range(4)}
+    seeds = {derive_seed(seed, step, stream) for seed in range(4) for step in range(50) for stream in range(4)}
     assert len(seeds) == 800
     assert all(0 <= seed < 2**64 for seed in seeds)
 
@@ -151,7 +151,7 @@ def test_each_change_of_colour_is_torchvisions(change: int) -> None:
     draws = torch.full((6, 4), 0.5)
     draws[:, change] = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     config = STILL.model_copy(update={"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.3})
-    found = recolour(image, RGB, config, draws, [change])
+    found = jitter_colour(image, RGB, config, draws, [change])
     amounts = (2 * draws[:, change] - 1) * (0.3 if change == 3 else 0.5)
     oracle = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)[change]
     for tile, view, amount in zip(image, found, amounts.tolist(), strict=True):
@@ -165,11 +165,11 @@ def test_bands_without_colour_keep_their_hue_and_saturation() -> None:
     image = noise(3, bands=4).float() / 255
     bands = ("nir", "blue", "green", "red")
     config = STILL.model_copy(update={"saturation": 0.5, "hue": 0.3})
-    found = recolour(image, bands, config, torch.full((3, 4), 0.9), [2, 3])
+    found = jitter_colour(image, bands, config, torch.full((3, 4), 0.9), [2, 3])
     assert torch.equal(found[:, 0], image[:, 0])
-    alone = recolour(image[:, [3, 2, 1]], RGB, config, torch.full((3, 4), 0.9), [2, 3])
+    alone = jitter_colour(image[:, [3, 2, 1]], RGB, config, torch.full((3, 4), 0.9), [2, 3])
     assert torch.allclose(found[:, [3, 2, 1]], alone)
-    grey = recolour(image[:, :2], ("nir", "blue"), config, torch.full((3, 4), 0.9), [2, 3])
+    grey = jitter_colour(image[:, :2], ("nir", "blue"), config, torch.full((3, 4), 0.9), [2, 3])
     assert torch.equal(grey, image[:, :2])
 
 
@@ -178,13 +178,13 @@ def test_near_infrared_has_the_light_of_the_others_and_a_contrast_of_its_own() -
     image = torch.rand(5, 4, 12, 12, generator=generator) * 0.2 + torch.tensor([0.6, 0.1, 0.15, 0.2])[:, None, None]
     bands = ("nir", "blue", "green", "red")
     config = STILL.model_copy(update={"brightness": 0.3, "contrast": 0.5})
-    brighter = recolour(image, bands, config, torch.full((5, 4), 0.75), [0])
+    brighter = jitter_colour(image, bands, config, torch.full((5, 4), 0.75), [0])
     assert torch.allclose(brighter, image * 1.15)  # every ratio of bands is kept
-    sharper = recolour(image, bands, config, torch.full((5, 4), 0.75), [1])
+    sharper = jitter_colour(image, bands, config, torch.full((5, 4), 0.75), [1])
     nir, its = image[:, 0], sharper[:, 0]
     assert torch.allclose(its.mean((1, 2)), nir.mean((1, 2)), atol=1e-6)
     assert torch.allclose(its.std((1, 2)), 1.25 * nir.std((1, 2)), atol=1e-5)
-    alone = recolour(image[:, [3, 2, 1]], RGB, config, torch.full((5, 4), 0.75), [1])
+    alone = jitter_colour(image[:, [3, 2, 1]], RGB, config, torch.full((5, 4), 0.75), [1])
     assert torch.allclose(sharper[:, [3, 2, 1]], alone)  # colours as if there were no near infrared
 
 
@@ -197,7 +197,8 @@ def test_views_stay_within_range_and_size() -> None:
 def test_what_is_finer_than_a_view_is_averaged_in_it() -> None:
     """Noise of 64 px becomes that of means of 4 x 4 of them, not of the four about a sample."""
     image = noise(4, side=64)
-    for view in augment(image, RGB, STILL.model_copy(update={"image_size": 16}), seed=0)(image, 16):
+    small = STILL.model_copy(update={"image_size": 16})
+    for view in (augment(image, RGB, small, seed=0), resize(image, 16)):
         assert float(view.std()) < 0.3 * float((image.float() / 255).std())
 
 

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 
 from geokr import export, train
 from geokr.dataset.index import read_extent, write_index
-from geokr.encoder import RGB, build_encoder, fit, torchvisions
+from geokr.encoder import RGB, apply_weights, build_encoder, to_torchvision
 from geokr.landcover.legend import KNOWLEDGE, read_toml
-from geokr.pretraining.card import extent, licences, named, stac_item, to_json
+from geokr.pretraining.card import describe_extent, list_licences, published_name, stac_item, to_json
 from geokr.pretraining.checkpoint import BEST, LAST, load
 from geokr.pretraining.classifier import build
 
@@ -112,7 +112,7 @@ def test_torchvision_loads_its_own_names(model: str, tmp_path: Path) -> None:
     torch.manual_seed(3)
     encoder = timm.create_model(model, num_classes=0).eval()
     theirs = torchvision.models.get_model(model).eval()
-    left = theirs.load_state_dict(torchvisions(encoder.state_dict()), strict=False)
+    left = theirs.load_state_dict(to_torchvision(encoder.state_dict()), strict=False)
     assert left.unexpected_keys == []
     last = "fc" if model == "resnet18" else "classifier.6"
     assert left.missing_keys == [f"{last}.weight", f"{last}.bias"]
@@ -121,8 +121,8 @@ def test_torchvision_loads_its_own_names(model: str, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.allclose(theirs(image), encoder(image), atol=1e-4)
     other = build_encoder(model, 3, 224)
-    given = torchvisions(encoder.state_dict()) | {f"{last}.weight": torch.zeros(9, 9), f"{last}.bias": torch.zeros(9)}
-    fit(other, given, RGB, RGB, "theirs")
+    given = to_torchvision(encoder.state_dict()) | {f"{last}.weight": torch.zeros(9, 9), f"{last}.bias": torch.zeros(9)}
+    apply_weights(other, given, RGB, RGB, "theirs")
     assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in other.state_dict().items())
 
 
@@ -170,7 +170,7 @@ def test_what_is_published_names_the_data_set_and_no_directory(folder: Path, run
     for text in ((folder / "README.md").read_text(), (folder / "item.json").read_text()):
         assert Path(place).name in text
         assert str(Path(place).parent) not in text
-    assert named("s3://bucket/data/levir-kr") == "s3://bucket/data/levir-kr"
+    assert published_name("s3://bucket/data/levir-kr") == "s3://bucket/data/levir-kr"
 
 
 def test_the_model_card_names_the_data_the_numbers_and_the_rights(folder: Path, run: Path) -> None:
@@ -213,7 +213,7 @@ def test_an_item_says_from_when_to_when_and_holds_no_number_that_json_lacks(run:
     assert item["properties"]["end_datetime"] == "2020-05-01T03:04:05Z"
     assert item["properties"]["mlm:hyperparameters"]["geokr:val_kl"] == 0.5
     facts = {"bounds": (), "acquired": moments}
-    assert extent(facts) == " Acquired between 2019-12-31 and 2020-05-01."
+    assert describe_extent(facts) == " Acquired between 2019-12-31 and 2020-05-01."
     numbers = {"a": [1.5, float("inf"), (float("nan"), -float("inf"))], "b": 3}
     assert json.loads(to_json(numbers)) == {"a": [1.5, None, [None, None]], "b": 3}
 
@@ -230,12 +230,12 @@ def test_the_extent_is_that_of_the_index(tmp_path: Path) -> None:
 
 
 def test_licences_are_those_of_the_product() -> None:
-    assert any("CC-BY-4.0" in line for line in licences("worldcover_2021"))
-    assert any("GlobeLand30" in line and "research" in line for line in licences("globeland30_2020"))
-    assert any("not stated" in line for line in licences("made_2020"))
+    assert any("CC-BY-4.0" in line for line in list_licences("worldcover_2021"))
+    assert any("GlobeLand30" in line and "research" in line for line in list_licences("globeland30_2020"))
+    assert any("not stated" in line for line in list_licences("made_2020"))
     for path in (KNOWLEDGE / "products").glob("*.toml"):  # some have several words in their names
         product = read_toml(path)
-        assert licences(f"{path.stem}_2020")[0] == f"Land cover: {product['title']}: {product['licence']}."
+        assert list_licences(f"{path.stem}_2020")[0] == f"Land cover: {product['title']}: {product['licence']}."
 
 
 def test_exporting_again_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:

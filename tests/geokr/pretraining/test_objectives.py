@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geokr.pretraining.metrics import confusion, disagreement, divergence, neighbours, scores
-from geokr.pretraining.objectives.mean_teacher import geokr_losses, ramp_up
+from geokr.pretraining.objectives.mean_teacher import mean_teacher_losses, ramp_up
 from geokr.pretraining.objectives.reference import reference_losses
 
 
 def geokr_loss(*arguments) -> torch.Tensor:
-    return geokr_losses(*arguments)[:, 0]
+    return mean_teacher_losses(*arguments)[:, 0]
 
 
 def reference_loss(*arguments) -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_geokr_loss_is_two_divergences(seed: int, tiles: int, classes: int) -> N
         first = sum(a * math.log(a / b) for a, b in zip(target[i], p[i], strict=True) if a > 0)
         second = sum(a * math.log(a / b) for a, b in zip(p[i], q[i], strict=True))
         assert float(found[i]) == pytest.approx(first + 0.5 * second, abs=1e-9)
-        for losses in (geokr_losses, reference_losses):  # both are told beside the loss
+        for losses in (mean_teacher_losses, reference_losses):  # both are told beside the loss
             told = losses(*map(torch.tensor, (student, teacher, target)), 0.5)[i, 1:].tolist()
             assert told == pytest.approx([first, second], abs=1e-9)
 

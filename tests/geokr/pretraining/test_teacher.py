@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from geokr.pretraining.config import REFERENCE
-from geokr.pretraining.objectives.mean_teacher import average, keep_at
-from geokr.pretraining.objectives.reference import reference_updates
+from geokr.pretraining.objectives.mean_teacher import ema_decay, ema_update
+from geokr.pretraining.objectives.reference import update_steps
 
 
 def network(seed: int) -> nn.Module:
@@ -23,7 +23,7 @@ def test_weights_and_statistics_are_averaged_and_counters_copied() -> None:
     teacher, student = network(0), network(3)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     its = {name: value.clone() for name, value in student.state_dict().items()}
-    average(teacher, student, 0.75, buffers=True)
+    ema_update(teacher, student, 0.75, buffers=True)
     for name, value in teacher.state_dict().items():
         if value.is_floating_point():
             assert torch.allclose(value, 0.75 * before[name] + 0.25 * its[name], atol=1e-7), name
@@ -35,7 +35,7 @@ def test_weights_and_statistics_are_averaged_and_counters_copied() -> None:
 def test_the_reference_leaves_statistics_alone() -> None:
     teacher, student = network(0), network(3)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    average(teacher, student, 0.5, buffers=False)
+    ema_update(teacher, student, 0.5, buffers=False)
     now = teacher.state_dict()
     assert torch.equal(now["1.running_mean"], before["1.running_mean"])
     assert not torch.equal(now["0.weight"], before["0.weight"])
@@ -48,10 +48,10 @@ def test_early_on_the_teacher_is_the_even_mean_of_all_students() -> None:
     teacher.weight.data.fill_(values[0])
     for step, value in enumerate(values[1:], start=1):
         student.weight.data.fill_(value)
-        average(teacher, student, keep_at(step, 0.999), buffers=True)
+        ema_update(teacher, student, ema_decay(step, 0.999), buffers=True)
         assert teacher.weight.item() == pytest.approx(sum(values[: step + 1]) / (step + 1), rel=1e-6)
-    assert keep_at(10**6, 0.999) == 0.999
-    assert keep_at(999, 0.999) == keep_at(1000, 0.999) == 0.999
+    assert ema_decay(10**6, 0.999) == 0.999
+    assert ema_decay(999, 0.999) == ema_decay(1000, 0.999) == 0.999
 
 
 def as_published(periods: list[int], batch: int, total: int) -> set[int]:
@@ -74,9 +74,9 @@ def as_published(periods: list[int], batch: int, total: int) -> set[int]:
 )
 def test_updates_of_the_reference_are_the_published_ones(periods: list[int], batch: int, total: int) -> None:
     if int(periods[0] / batch * 16) > 1:  # a period of one step never comes: `step % 1` is not 1
-        assert reference_updates(periods, batch, total) == as_published(periods, batch, total)
+        assert update_steps(periods, batch, total) == as_published(periods, batch, total)
 
 
 def test_updates_of_the_reference_preset() -> None:
-    updates = sorted(reference_updates(REFERENCE.ema_periods, REFERENCE.batch, 200_000))
+    updates = sorted(update_steps(REFERENCE.ema_periods, REFERENCE.batch, 200_000))
     assert updates == [1, 1001, 21001, 41001, 61001, 122001, 183001]

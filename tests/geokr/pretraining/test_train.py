@@ -33,8 +33,8 @@ from geokr.loading.selection import Selection
 from geokr.pretraining import learner as learner_module
 from geokr.pretraining.checkpoint import BEST, LAST, load
 from geokr.pretraining.config import configure
-from geokr.pretraining.journal import CELL, LEFT, TOP, Journal, drawn
-from geokr.pretraining.learner import Learner, begin, facts_of, learn
+from geokr.pretraining.journal import Journal, confusion_figure
+from geokr.pretraining.learner import Learner, create_learner, gather_facts, train_step
 from geokr.pretraining.objectives.objective import FIRST_VIEW, SECOND_VIEW
 from geokr.pretraining.processes import Process
 from geokr.pretraining.validation import validate
@@ -110,7 +110,7 @@ def test_stopping_at_any_step_changes_nothing(
     at, number = next(stops)
 
     def interrupted(learner, batch) -> None:
-        learn(learner, batch)
+        train_step(learner, batch)
         if learner.step == at:
             signal.raise_signal(number)
 
@@ -137,7 +137,7 @@ def test_a_kill_between_checkpoints_loses_only_the_steps_since(
     def killed(learner, batch) -> None:
         if learner.step == 13:
             raise KeyboardInterrupt
-        learn(learner, batch)
+        train_step(learner, batch)
 
     run = tmp_path / "run"
     monkeypatch.setattr(train, "learn", killed)
@@ -234,7 +234,7 @@ def test_a_loss_that_explodes_stops_the_run_and_leaves_the_tiles(
     batch = list(TileLoader(coloured, Selection("train", min_known=0.5), batch=32).epoch(step // 6))[step % 6]
     kept = load_file(path)
     assert torch.equal(kept["image"], batch.image)
-    assert torch.equal(kept["share"], batch.share)
+    assert torch.equal(kept["fraction"], batch.fraction)
     assert not (tmp_path / LAST).exists()  # the first one would have been of weights that are no numbers
 
 
@@ -243,9 +243,9 @@ def by_a_step(dataset: Path, *settings: str, weight: torch.Tensor | None = None)
     config = configure("geokr", None, [*SMALL, "model=test_vit", "steps=4", "warm_up=0", *settings])
     training = TileLoader(dataset, Selection("train"), batch=32)
     held_out = TileLoader(dataset, Selection("val"), batch=32, shuffle=False)
-    learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+    learner = create_learner(config, ALONE, training, held_out, gather_facts(training, held_out))
     for batch in islice(training, 3):
-        learn(learner, batch if weight is None else replace(batch, weight=weight))
+        train_step(learner, batch if weight is None else replace(batch, weight=weight))
     return learner
 
 
@@ -260,7 +260,7 @@ def test_a_line_of_the_log_is_of_the_steps_since_the_last(coloured: Path, monkey
     journal: Any = SimpleNamespace(write=lambda *line: written.append(line))
     bar = SimpleNamespace(set_postfix_str=lambda *_, **__: None)
     monkeypatch.setattr(train.time, "perf_counter", lambda: 110.0)
-    train.note_losses(learner, journal, bar, train.Clock(since=100.0, waited=2.5, tiles=320))
+    train.log_losses(learner, journal, bar, train.Clock(since=100.0, waited=2.5, tiles=320))
     ((step, split, values),) = written
     assert (step, split, learner.noted) == (3, "train", 3)
     losses = {"loss": 3.0, "kl": 5.0, "disagreement": 7.0}
@@ -270,8 +270,8 @@ def test_a_line_of_the_log_is_of_the_steps_since_the_last(coloured: Path, monkey
 @pytest.mark.parametrize("step", [0, 4, 6, 11])
 def test_steps_go_through_epoch_after_epoch(coloured: Path, step: int) -> None:
     loader = TileLoader(coloured, Selection("train"), batch=32, seed=1)
-    wanted = [batch.share for epoch in range(3) for batch in loader.epoch(epoch)]
-    found = [batch.share for batch in islice(train.batches(loader, step, 18), 18 - step)]
+    wanted = [batch.fraction for epoch in range(3) for batch in loader.epoch(epoch)]
+    found = [batch.fraction for batch in islice(train.batches(loader, step, 18), 18 - step)]
     assert len(wanted) == 18
     assert all(torch.equal(*pair) for pair in zip(found, wanted[step:], strict=True))
     assert not torch.equal(wanted[0], wanted[6])
@@ -279,7 +279,7 @@ def test_steps_go_through_epoch_after_epoch(coloured: Path, step: int) -> None:
 
 def test_the_second_signal_ends_the_process_as_ever() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with train.signals() as caught:
+    with train.catch_signals() as caught:
         signal.raise_signal(signal.SIGINT)
         assert caught == [signal.SIGINT]
         with pytest.raises(KeyboardInterrupt):
@@ -316,13 +316,13 @@ def test_tiles_without_weight_are_not_learnt_from(coloured: Path) -> None:
 def test_a_batch_that_lacks_tiles_is_a_step_of_those_that_are_there(coloured: Path) -> None:
     learners = [by_a_step(coloured, "optimiser=sgd", "lr=0.05", "accumulate=2") for _ in range(2)]
     batch = next(iter(learners[0].training))
-    short = replace(batch, image=batch.image[:20], share=batch.share[:20], weight=batch.weight[:20])
-    learn(learners[0], replace(batch, weight=(torch.arange(32) < 20).float()))
-    learn(learners[1], replace(short, known=batch.known[:20]))
+    short = replace(batch, image=batch.image[:20], fraction=batch.fraction[:20], weight=batch.weight[:20])
+    train_step(learners[0], replace(batch, weight=(torch.arange(32) < 20).float()))
+    train_step(learners[1], replace(short, known=batch.known[:20]))
     assert far(*learners) < 1e-6
-    nothing = {name: getattr(batch, name)[:0] for name in ("image", "share", "known", "weight")}
+    nothing = {name: getattr(batch, name)[:0] for name in ("image", "fraction", "known", "weight")}
     before = learners[1].step
-    learn(learners[1], replace(batch, **nothing))
+    train_step(learners[1], replace(batch, **nothing))
     assert learners[1].step == before + 1
     assert all(bool(parameter.isfinite().all()) for parameter in learners[1].student.parameters())
 
@@ -352,7 +352,7 @@ def test_how_tiles_are_drawn_is_a_setting(coloured: Path) -> None:
     """Training's tiles are those of a loader with the same options; held-out tiles keep their order."""
     options: dict[str, Any] = {"balance": 0.5, "shuffle_buffer": 64, "seed": 3, "on_error": "skip"}
     config = configure("geokr", None, [*SMALL, "min_known=0.75", *(f"{n}={v}" for n, v in options.items())])
-    training, held_out = train.loaders(str(coloured), config, ALONE)
+    training, held_out = train.make_loaders(str(coloured), config, ALONE)
     alike = TileLoader(coloured, Selection("train", min_known=0.75), batch=32, **options)
     assert (training.tiles, held_out.tiles) == (alike.tiles, int((held_out.chosen.known >= 0.75).sum()))
     assert training.tiles < 192
@@ -397,26 +397,28 @@ def test_of_a_pair_the_teacher_sees_the_other_date(build, tmp_path: Path) -> Non
     dataset = build(tmp_path / "dates", image, share, more=more)
     config = configure("geokr", None, [*SMALL, "batch=16", "pairs=true", "steps=4"])
     training = TileLoader(dataset, Selection("train", pairs=True), batch=16)
-    learner = begin(config, ALONE, training, training, facts_of(training, training))
+    learner = create_learner(config, ALONE, training, training, gather_facts(training, training))
     batch = next(iter(training))
     assert batch.pair is not None
-    same_date, other_date = (losses_of(learner, batch.image, seen, batch.share) for seen in (batch.image, batch.pair))
+    same_date, other_date = (
+        losses_of(learner, batch.image, seen, batch.fraction) for seen in (batch.image, batch.pair)
+    )
     assert torch.equal(same_date[:, 1], other_date[:, 1])  # the student's
     assert not torch.allclose(same_date[:, 2], other_date[:, 2])
-    learn(learner, batch)
-    alone = begin(config, ALONE, training, training, facts_of(training, training))
-    learn(alone, replace(batch, pair=None))
+    train_step(learner, batch)
+    alone = create_learner(config, ALONE, training, training, gather_facts(training, training))
+    train_step(alone, replace(batch, pair=None))
     assert learner.window[0, 2] != alone.window[0, 2]
-    learn(
+    train_step(
         learner,
-        replace(batch, **{name: getattr(batch, name)[:5] for name in ("image", "share", "known", "weight", "pair")}),
+        replace(batch, **{name: getattr(batch, name)[:5] for name in ("image", "fraction", "known", "weight", "pair")}),
     )
 
 
 @pytest.mark.parametrize("settings", [["objective=supervised"], ["shuffle_buffer=64"]])
 def test_pairs_need_two_views_and_a_permutation(coloured: Path, settings: list[str]) -> None:
     with pytest.raises(ValueError, match=r"pairs (are for objectives with two views|cannot be read with a shuffle)"):
-        train.loaders(str(coloured), configure("geokr", None, ["pairs=true", *settings]), ALONE)
+        train.make_loaders(str(coloured), configure("geokr", None, ["pairs=true", *settings]), ALONE)
 
 
 def test_what_an_objective_remembers_survives_a_stop(
@@ -428,7 +430,7 @@ def test_what_an_objective_remembers_survives_a_stop(
     assert command(coloured, whole, "steps=9") == 0
 
     def interrupted(learner, batch) -> None:
-        learn(learner, batch)
+        train_step(learner, batch)
         if learner.step == 4:
             signal.raise_signal(signal.SIGINT)
 
@@ -452,7 +454,7 @@ def test_each_step_has_views_of_its_own(coloured: Path) -> None:
             found[seed, learner.step, stream] = learner.view(image, stream)
             assert torch.equal(learner.view(image, stream), found[seed, learner.step, stream])
     assert not any(torch.equal(*pair) for pair in itertools.combinations(found.values(), 2))
-    pixels = learner.normalised(image.float() / 255)
+    pixels = learner.normalise(image.float() / 255)
     assert float(pixels.mean((0, 2, 3)).abs().max()) < 0.3  # as much as a batch is off the data set
     assert pixels.std((0, 2, 3)).tolist() == pytest.approx([1.0] * 3, abs=0.3)
 
@@ -463,7 +465,7 @@ def test_the_consistency_rises_over_a_part_of_the_run(coloured: Path, step: int,
     learner = by_a_step(coloured, "steps=40", "ramp_up=0.5", "consistency=3")
     learner.step = step
     batch = next(iter(learner.training))
-    loss, kl, disagreement = losses_of(learner, batch.image, batch.image, batch.share).T
+    loss, kl, disagreement = losses_of(learner, batch.image, batch.image, batch.fraction).T
     assert torch.allclose(loss, kl + 3 * share * disagreement, atol=1e-6)
     assert float(disagreement.detach().max()) > 1e-3
 
@@ -476,9 +478,9 @@ def test_biases_and_normalisation_do_not_decay(coloured: Path) -> None:
         TileLoader(coloured, Selection("train"), batch=32),
         TileLoader(coloured, Selection("val"), batch=32, shuffle=False),
     )
-    learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+    learner = create_learner(config, ALONE, training, held_out, gather_facts(training, held_out))
     before = [parameter.detach().clone() for parameter in learner.student.parameters()]
-    learn(learner, replace(next(iter(training)), weight=torch.zeros(32)))
+    train_step(learner, replace(next(iter(training)), weight=torch.zeros(32)))
     for now, then in zip(learner.student.parameters(), before, strict=True):
         assert torch.allclose(now, then * (0.95 if then.ndim > 1 else 1.0), rtol=1e-5, atol=0)
 
@@ -491,7 +493,7 @@ def test_what_a_network_drops_is_a_function_of_seed_and_step(coloured: Path) -> 
                 module.p = 0.5 if number else 0.0
         torch.manual_seed(number)
         torch.rand(number)
-        learn(learner, next(iter(learner.training)))
+        train_step(learner, next(iter(learner.training)))
     assert far(learners[1], learners[2]) == 0
     assert far(learners[0], learners[1]) > 1e-4  # it does drop
 
@@ -507,9 +509,9 @@ def test_a_long_gradient_is_shortened(coloured: Path, amp: str) -> None:
         TileLoader(coloured, Selection("train"), batch=32),
         TileLoader(coloured, Selection("val"), batch=32, shuffle=False),
     )
-    learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+    learner = create_learner(config, ALONE, training, held_out, gather_facts(training, held_out))
     before = [parameter.detach().clone() for parameter in learner.student.parameters()]
-    learn(learner, next(iter(training)))
+    train_step(learner, next(iter(training)))
     moved = [now - then for now, then in zip(learner.student.parameters(), before, strict=True)]
     assert float(torch.cat([part.flatten() for part in moved]).norm()) == pytest.approx(0.01, rel=1e-3)
 
@@ -520,8 +522,8 @@ def test_activations_computed_again_change_nothing(coloured: Path) -> None:
     kept, again = by_a_step(coloured, *settings), by_a_step(coloured, *settings, "recompute=true")
     calls = []
     again.student.encoder.layer2[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    learn(again, next(iter(again.training)))
-    learn(kept, next(iter(kept.training)))
+    train_step(again, next(iter(again.training)))
+    train_step(kept, next(iter(kept.training)))
     assert len(calls) == 2
     for network in ("student", "teacher"):
         states = [getattr(learner, network).state_dict() for learner in (kept, again)]
@@ -557,7 +559,7 @@ def test_a_step_that_overflows_in_half_precision_is_left_out_and_scaled_down(col
     learner = by_a_step(coloured, "amp=fp16")
     learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**100})
     before = [parameter.detach().clone() for parameter in learner.student.parameters()]
-    learn(learner, next(iter(learner.training)))
+    train_step(learner, next(iter(learner.training)))
     assert all(torch.equal(*pair) for pair in zip(before, learner.student.parameters(), strict=True))
     assert learner.scaler.get_scale() == 2.0**99
 
@@ -570,7 +572,7 @@ def test_stopping_and_going_on_holds_for_all_of_the_state(
     assert command(coloured, tmp_path / "whole", *settings) == 0
 
     def interrupted(learner, batch) -> None:
-        learn(learner, batch)
+        train_step(learner, batch)
         if learner.step == 5:
             signal.raise_signal(signal.SIGTERM)
 
@@ -588,24 +590,24 @@ def test_validation_judges_features_and_classes_too(coloured: Path) -> None:
         TileLoader(coloured, Selection("train"), batch=32),
         TileLoader(coloured, Selection("val"), batch=32, shuffle=False),
     )
-    learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+    learner = create_learner(config, ALONE, training, held_out, gather_facts(training, held_out))
     first = validate(learner)
     for epoch in range(10):
         for batch in training.epoch(epoch):
-            learn(learner, batch)
+            train_step(learner, batch)
             learner.noted = learner.step
     last = validate(learner)
     assert last.numbers["knn_top1"] > 0.8
     assert last.numbers["knn_mae"] < first.numbers["knn_mae"]
     assert np.sum(last.confusion) == pytest.approx(1)
-    assert np.sum(last.confusion, axis=1) == pytest.approx(held_out.share.mean(0), abs=1e-6)
+    assert np.sum(last.confusion, axis=1) == pytest.approx(held_out.fraction.mean(0), abs=1e-6)
     assert np.trace(last.confusion) > np.trace(first.confusion)
     assert list(last.error) == list(training.classes)
     assert np.mean(list(last.error.values())) == pytest.approx(last.numbers["mae"])
-    mean = (training.share.sum(0) + 1 / 3) / (len(training.share) + 1)  # one tile of equal shares is added
+    mean = (training.fraction.sum(0) + 1 / 3) / (len(training.fraction) + 1)  # one tile of equal shares is added
     kl = torch.nn.functional.kl_div(torch.from_numpy(mean).log(), last.shares["label"], reduction="none").sum(1).mean()
     assert last.numbers["kl_of_mean"] == pytest.approx(float(kl), abs=1e-5)
-    assert torch.equal(last.shares["label"], torch.from_numpy(held_out.share))
+    assert torch.equal(last.shares["label"], torch.from_numpy(held_out.fraction))
 
 
 @pytest.mark.parametrize("objective", ["geokr", "reference", "supervised"])
@@ -623,9 +625,9 @@ def test_validation_is_of_the_teacher_in_evaluation_mode_and_changes_nothing(col
             network.eval()
             parts = []
             for batch in learner.held_out:
-                logits, _ = network(learner.normalised(batch.image.float() / 255))
+                logits, _ = network(learner.normalise(batch.image.float() / 255))
                 p = torch.softmax(logits.double(), dim=1)
-                parts.append((torch.special.xlogy(batch.share, batch.share) - batch.share * p.log()).sum(1))
+                parts.append((torch.special.xlogy(batch.fraction, batch.fraction) - batch.fraction * p.log()).sum(1))
             kl.append(float(torch.cat(parts).mean()))
     assert found == pytest.approx(kl[-1], rel=1e-4)  # networks ends with the teacher, where there is one
     assert len(kl) == 1 or found != pytest.approx(kl[0], rel=1e-3)
@@ -637,7 +639,7 @@ def test_the_teacher_of_each_preset(coloured: Path) -> None:
         config = configure(preset, None, [*SMALL, "classes=[]", "pretrained=false", "steps=40"])
         training = TileLoader(coloured, Selection("train"), batch=32)
         held_out = TileLoader(coloured, Selection("val"), batch=32, shuffle=False)
-        learner = begin(config, ALONE, training, held_out, facts_of(training, held_out))
+        learner = create_learner(config, ALONE, training, held_out, gather_facts(training, held_out))
         student, teacher = learner.objective.networks.values()
         assert teacher is not None
         assert teacher.training == (preset == "reference")
@@ -649,7 +651,7 @@ def test_the_teacher_of_each_preset(coloured: Path) -> None:
             seen[network] = images[0]
 
         hooks = [network.register_forward_pre_hook(note) for network in (student, teacher)]
-        learn(learner, next(iter(training)))
+        train_step(learner, next(iter(training)))
         assert torch.equal(seen[student], seen[teacher]) == (preset == "reference")
         assert (0 <= float(seen[student].min()) < float(seen[student].max()) <= 1) == (preset == "reference")
         for hook in hooks:
@@ -664,7 +666,7 @@ def test_the_teacher_of_each_preset(coloured: Path) -> None:
             # It saw the student's very view with weights like the student's: so are its statistics.
             assert torch.allclose(now[buffer], its[buffer], atol=1e-6)
             weights = teacher.state_dict()[weight].clone()
-            learn(learner, next(iter(training)))
+            train_step(learner, next(iter(training)))
             assert torch.equal(teacher.state_dict()[weight], weights)  # not one of the listed steps
         assert all(parameter.grad is None for parameter in teacher.parameters())
 
@@ -767,7 +769,7 @@ sys.exit(main(sys.argv[1:]))
 
 def test_training_needs_torch_timm_and_tensorstore_alone(coloured: Path, tmp_path: Path) -> None:
     absent = {"zarr", "typer", "geopandas", "rasterio", "shapely", "dask", "pandas", "pipeline"}
-    absent |= {"tensorboard", "dvclive", "odc", "cv2", "xarray", "pyproj", "exactextract"}
+    absent |= {"matplotlib", "tensorboard", "dvclive", "odc", "cv2", "xarray", "pyproj", "exactextract"}
     code = ONLY_TORCH.replace("{absent}", repr(absent))
     settings = ["model=test_resnet", "image_size=32", "batch=16", "steps=2", "loggers=tensorboard,dvclive"]
     line = [sys.executable, "-c", code, "--data", str(coloured), "--out", str(tmp_path), *settings]
@@ -792,7 +794,7 @@ def test_logs_for_viewers(coloured: Path, tmp_path: Path, capsys: pytest.Capture
     assert views.size == (8 * 32, 2 * 32)
     label = seen.Histograms("label/water")[0].histogram_value
     assert (label.num, label.min >= 0, label.max <= 1) == (64, True, True)
-    share = TileLoader(coloured, Selection("val"), batch=32, shuffle=False).share
+    share = TileLoader(coloured, Selection("val"), batch=32, shuffle=False).fraction
     for k, name in enumerate(("water", "forest", "bare")):
         label = seen.Histograms(f"label/{name}")[0].histogram_value
         assert label.sum == pytest.approx(float(share[:, k].sum()), rel=1e-5)
@@ -802,15 +804,22 @@ def test_logs_for_viewers(coloured: Path, tmp_path: Path, capsys: pytest.Capture
     assert [line.split("\t")[0] for line in curve] == ["step", "2", "4"]
 
 
-def test_the_picture_of_confusion_is_dark_where_shares_went() -> None:
+def test_the_picture_of_confusion_says_where_shares_went() -> None:
     """Two classes: the first half taken for the second, the second right, and a third that is nowhere."""
-    picture = drawn([[0.2, 0.2, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 0.0]], ["water", "forest", "bare"])
-    cell = [[picture.getpixel((LEFT + CELL * k + 2, TOP + CELL * row + 2)) for k in range(4)] for row in range(4)]
-    half, full, none = (128, 128, 255), (0, 0, 255), (255, 255, 255)
-    assert [row[:3] for row in cell[:3]] == [[half, half, none], [none, full, none], [none, none, none]]
-    of_all = {0.2: (204,) * 3, 0.4: (153,) * 3, 0.6: (102,) * 3, 0.8: (51,) * 3, 0.0: none}
-    assert [row[3] for row in cell[:3]] == [of_all[0.4], of_all[0.6], none]
-    assert cell[3][:3] == [of_all[0.2], of_all[0.8], none]
+    figure = confusion_figure([[0.2, 0.2, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 0.0]], ["water", "forest", "bare"])
+    (axes,) = figure.axes
+    colours = axes.images[0].get_array().filled(-1)
+    assert colours[:3, :3].tolist() == [[50, 50, 0], [0, 100, 0], [0, 0, 0]]
+    assert (colours[3] == -1).all()
+    assert (colours[:, 3] == -1).all()
+    said = {text.get_position(): text.get_text() for text in axes.texts}
+    assert {(x, y): text for (x, y), text in said.items() if 3 in (x, y)} == {
+        (3, 0): "40", (3, 1): "60", (0, 3): "20", (1, 3): "80",
+    }  # fmt: skip
+    assert {(x, y): text for (x, y), text in said.items() if 3 not in (x, y)} == {
+        (0, 0): "50", (1, 0): "50", (1, 1): "100",
+    }  # fmt: skip
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["water", "forest", "bare", "all predicted"]
 
 
 def test_views_are_shown_in_true_colour(tmp_path: Path) -> None:
@@ -818,14 +827,14 @@ def test_views_are_shown_in_true_colour(tmp_path: Path) -> None:
     views = torch.zeros(4, 4, 6, 6)  # nir, red, green, blue: all red but the teacher's second, which is blue
     views[:, 0] = 0.5
     views[:3, 1] = views[3:, 3] = 1
-    journal.show_views(1, views, ("nir", "red", "green", "blue"))
+    journal.write_views(1, views, ("nir", "red", "green", "blue"))
     journal.close()
     (event,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("views of student and teacher")
     picture = Image.open(io.BytesIO(event.encoded_image_string))
     found = [picture.getpixel(place) for place in ((3, 3), (9, 3), (3, 9), (9, 9))]
     assert found == [(255, 0, 0)] * 3 + [(0, 0, 255)]
     journal = Journal(tmp_path / "grey", ("tensorboard",), 0)  # without a blue band, the first in grey
-    journal.show_views(1, views[:, :3], ("nir", "red", "green"))
+    journal.write_views(1, views[:, :3], ("nir", "red", "green"))
     journal.close()
     (event,) = EventAccumulator(str(tmp_path / "grey/tensorboard")).Reload().Images("views of student and teacher")
     picture = Image.open(io.BytesIO(event.encoded_image_string))
@@ -852,14 +861,14 @@ def test_batch_norm_over_processes_needs_gpus(coloured: Path) -> None:
         TileLoader(coloured, Selection("train"), batch=32),
         TileLoader(coloured, Selection("val"), batch=32, shuffle=False),
     )
-    facts = facts_of(training, held_out)
+    facts = gather_facts(training, held_out)
     with pytest.raises(ValueError, match="sync_batch_norm needs GPUs"):
-        begin(config, Process(0, 2, torch.device("cpu")), training, held_out, facts)
-    begin(config, ALONE, training, held_out, facts)
+        create_learner(config, Process(0, 2, torch.device("cpu")), training, held_out, facts)
+    create_learner(config, ALONE, training, held_out, facts)
 
 
 def test_without_a_terminal_progress_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    with tqdm(total=2, file=train.Lines(), mininterval=0) as bar:
+    with tqdm(total=2, file=train.LineWriter(), mininterval=0) as bar:
         bar.update()
         bar.update()
     said = capsys.readouterr().err

@@ -14,7 +14,7 @@ from affine import Affine
 from rasterio.windows import Window
 
 from geokr.landcover.__main__ import main as landcover
-from geokr.landcover.discovery import find
+from geokr.landcover.discovery import find_landcover
 from geokr.landcover.products import LandCoverError
 from geokr.landcover.sheets import read_cells
 from geokr.storage import files, inputs, rasters
@@ -22,10 +22,10 @@ from pipeline.build_levir_kr import main
 from pipeline.geometry.terrain import Terrain
 from pipeline.scenes.archive import MAX_METADATA, member_path
 from pipeline.scenes.delivery import Refusal, read_delivery
-from pipeline.scenes.discovery import Delivery, deliveries
-from pipeline.scenes.raster import read
+from pipeline.scenes.discovery import Delivery, find_deliveries
+from pipeline.scenes.raster import read_image
 from pipeline.scenes.scene import Scene, SceneError
-from pipeline.scenes.scratch import unpacked
+from pipeline.scenes.scratch import local_copy
 from pipeline.tasks.survey import read_and_survey
 from tests.broken import BROKEN
 from tests.deliveries import (
@@ -58,7 +58,7 @@ def publish(request: pytest.FixtureRequest, tmp_path: Path) -> Publish:
 
 
 def found(path: str | Path) -> list[Scene | Refusal]:
-    return [item for one in deliveries([path]) for item in read_delivery(one)]
+    return [item for one in find_deliveries([path]) for item in read_delivery(one)]
 
 
 def only(path: str | Path) -> Scene:
@@ -68,7 +68,7 @@ def only(path: str | Path) -> Scene:
 
 
 def only_delivery(path: str) -> Delivery:
-    (one,) = deliveries([path])
+    (one,) = find_deliveries([path])
     return one
 
 
@@ -85,24 +85,24 @@ def test_a_file_has_the_same_digest_wherever_it_lies(tmp_path: Path, publish: Pu
     path.write_bytes(noise(size))
     url = publish(path)
     assert inputs.stat(url).size == size
-    assert inputs.digest(url) == inputs.digest(str(path))
+    assert inputs.sample_digest(url) == inputs.sample_digest(str(path))
 
 
 @pytest.mark.parametrize("size", [5000, 1 << 20, 30_000_000])
 def test_a_file_of_the_same_size_has_another_digest(tmp_path: Path, size: int) -> None:
     path, content = tmp_path / "a.bin", bytearray(noise(size))
     path.write_bytes(content)
-    before = inputs.digest(str(path))
-    assert before == inputs.digest(str(path))
+    before = inputs.sample_digest(str(path))
+    assert before == inputs.sample_digest(str(path))
     for place in (0, size - 1, *range(size // 15, size, size // 15)):
         # Of a larger file than a MiB, what lies in no sample is not seen: a swapped one differs in longer parts.
         part = slice(place, place + (1 if size <= 1 << 20 else size // 15))
         changed = content.copy()
         changed[part] = bytes(byte ^ 1 for byte in changed[part])
         path.write_bytes(changed)
-        assert inputs.digest(str(path)) != before
+        assert inputs.sample_digest(str(path)) != before
     path.write_bytes(content + b"x")
-    assert inputs.digest(str(path)) != before
+    assert inputs.sample_digest(str(path)) != before
 
 
 def test_a_digest_is_what_it_is_said_to_be(tmp_path: Path) -> None:
@@ -112,14 +112,14 @@ def test_a_digest_is_what_it_is_said_to_be(tmp_path: Path) -> None:
     for k in range(16):
         start = k * (size - 65_536) // 15
         said.update(content[start : start + 65_536])
-    assert inputs.digest(str(tmp_path / "a.bin")) == said.hexdigest()
+    assert inputs.sample_digest(str(tmp_path / "a.bin")) == said.hexdigest()
 
 
 def test_a_digest_takes_few_requests(tmp_path: Path, s3: Server) -> None:
     (tmp_path / "large.bin").write_bytes(noise(30_000_000))
     url = s3.upload(tmp_path / "large.bin", f"{tmp_path.name}/large.bin")
     with s3.listening() as asked:
-        inputs.digest(url)
+        inputs.sample_digest(url)
     assert len(asked) == 17
 
 
@@ -127,7 +127,7 @@ def test_a_file_is_read_from_anywhere_in_it(tmp_path: Path, publish: Publish) ->
     content = noise(300_000)
     (tmp_path / "a.bin").write_bytes(content)
     random = np.random.default_rng(1)
-    with inputs.opened(publish(tmp_path / "a.bin"), 10_000) as file:
+    with inputs.open_file(publish(tmp_path / "a.bin"), 10_000) as file:
         assert file.seek(-10, os.SEEK_END) == len(content) - 10
         assert file.read() == content[-10:]
         assert file.read(1) == b""
@@ -151,10 +151,10 @@ def test_a_listing_has_the_order_of_a_disk(tmp_path: Path, s3: Server) -> None:
     s3.put(f"{tmp_path.name}/inside.tif", b"of another place")
     here = [str(path.relative_to(tmp_path / "in")) for path in sorted((tmp_path / "in").rglob("*")) if path.is_file()]
     for place in (url, f"{url}/"):
-        assert list(inputs.listing(place)) == [f"{url}/{name}" for name in here]
-    assert [*inputs.listing(url, deep=False)] == [f"{url}/a.tif"]
-    assert {stat.size for stat in inputs.listing(url).values()} == {len(name.encode()) for name in names}
-    assert inputs.listing(url)[f"{url}/a.tif"] == inputs.stat(f"{url}/a.tif")
+        assert list(inputs.list_bucket(place)) == [f"{url}/{name}" for name in here]
+    assert [*inputs.list_bucket(url, deep=False)] == [f"{url}/a.tif"]
+    assert {stat.size for stat in inputs.list_bucket(url).values()} == {len(name.encode()) for name in names}
+    assert inputs.list_bucket(url)[f"{url}/a.tif"] == inputs.stat(f"{url}/a.tif")
 
 
 def test_what_cannot_be_read_is_a_sentence(tmp_path: Path, s3: Server, served: str) -> None:
@@ -167,14 +167,14 @@ def test_what_cannot_be_read_is_a_sentence(tmp_path: Path, s3: Server, served: s
         f"{served}/forbidden/a.tgz": "the server answers 403 Forbidden",
         f"{served}/a.tgz?key=1": "an address with a query is not read by ranges",
     }.items():
-        for reading in (inputs.stat, inputs.digest, inputs.opened):
+        for reading in (inputs.stat, inputs.sample_digest, inputs.open_file):
             with pytest.raises(OSError, match=r"^[^\n]+$") as caught:
                 reading(url)
             assert str(caught.value).startswith(f"{url}: {fault}")
     with pytest.raises(OSError, match=r"whole/a\.tgz: .*[Rr]ange request not supported[^\n]*$"):
-        inputs.digest(f"{served}/whole/a.tgz")
+        inputs.sample_digest(f"{served}/whole/a.tgz")
     with pytest.raises(OSError, match=r"^s3://nobucket/a: the server answers 404 Not Found, NoSuchBucket$"):
-        inputs.listing("s3://nobucket/a")
+        inputs.list_bucket("s3://nobucket/a")
 
 
 # --- deliveries
@@ -196,11 +196,13 @@ def test_an_archive_on_a_server_is_the_same_delivery(tmp_path: Path, publish: Pu
     assert replace(there, delivery=here.delivery, files=here.files, images=here.images) == here
     assert replace(image, path=same.path) == same
     for window in (None, Window(20, 31, 40, 17)):
-        assert np.array_equal(read(image, window)[0], read(same, window)[0])
-    with unpacked(image.path) as opened:
+        assert np.array_equal(read_image(image, window)[0], read_image(same, window)[0])
+    with local_copy(image.path) as opened:
         in_place = form in (".tar", "stored.zip")
-        assert opened.startswith(f"/vsi{kind}/{{{rasters.path(url)}}}" if in_place else os.environ["GEOKR_SCRATCH"])
-    (entry,) = (item for one in deliveries([url]) for item in read_and_survey(catalog_job(one)))
+        assert opened.startswith(
+            f"/vsi{kind}/{{{rasters.gdal_path(url)}}}" if in_place else os.environ["GEOKR_SCRATCH"]
+        )
+    (entry,) = (item for one in find_deliveries([url]) for item in read_and_survey(catalog_job(one)))
     assert not isinstance(entry, Refusal)
     assert len(entry.source_version) == 64
 
@@ -212,12 +214,12 @@ def test_another_archive_at_the_same_address_is_unpacked_anew(tmp_path: Path, pu
     packed = [file.read_bytes() for file in (path, write_archive(tmp_path / "other.tgz", other))]
     path.write_bytes(packed[0].ljust(100_000, b"\0"))  # which gzip passes over
     member = member_path(publish(path), f"{STEM}.tiff")
-    with unpacked(member) as first:
+    with local_copy(member) as first:
         pass
     path.write_bytes(packed[1].ljust(100_000, b"\0"))
     os.utime(path, (1e9, 1e9))
     publish(path)
-    with unpacked(member) as second:
+    with local_copy(member) as second:
         assert second != first
         assert Path(second).read_bytes() == other[f"{STEM}.tiff"]
 
@@ -227,7 +229,7 @@ def test_without_room_an_archive_on_a_server_is_read_in_place(
 ) -> None:
     monkeypatch.setattr("pipeline.scenes.scratch.BOUND", 10)
     path = write_archive(tmp_path / f"{NAME}.tgz", members())
-    assert np.array_equal(read(only(publish(path)).images[0])[0], read(only(path).images[0])[0])
+    assert np.array_equal(read_image(only(publish(path)).images[0])[0], read_image(only(path).images[0])[0])
 
 
 def test_a_folder_in_a_bucket_is_the_same_delivery(tmp_path: Path, s3: Server) -> None:
@@ -239,19 +241,19 @@ def test_a_folder_in_a_bucket_is_the_same_delivery(tmp_path: Path, s3: Server) -
         assert (there.delivery, there.files) == (f"{url}/{STEM}.tiff", ())
         assert there.bytes == (folder / f"{STEM}.tiff").stat().st_size
         assert replace(there, delivery=here.delivery, files=here.files, images=here.images) == here
-        assert np.array_equal(read(there.images[0])[0], read(here.images[0])[0])
+        assert np.array_equal(read_image(there.images[0])[0], read_image(here.images[0])[0])
 
 
 @pytest.mark.parametrize("suffix", [".tiff", ".rpb", ".xml"])
 def test_a_delivery_is_known_by_each_of_its_files(tmp_path: Path, s3: Server, suffix: str) -> None:
     url = s3.upload(write_folder(tmp_path / NAME, members()), f"{tmp_path.name}/{NAME}")
-    (before,) = deliveries([url])
+    (before,) = find_deliveries([url])
     assert len(before.source_version) == 64
     key = f"{tmp_path.name}/{NAME}/{STEM}{suffix}"
     s3.put(key, s3.get(key))
-    assert list(deliveries([url])) == [before]
+    assert list(find_deliveries([url])) == [before]
     s3.put(key, s3.get(key)[:-1] + b"\1")
-    (after,) = deliveries([url])
+    (after,) = find_deliveries([url])
     assert after.source_version != before.source_version
 
 
@@ -285,7 +287,7 @@ def test_every_kind_of_broken_delivery_has_its_sentence(tmp_path: Path, s3: Serv
     folder.mkdir()
     BROKEN[kind].write(folder)
     url = s3.upload(folder, f"{tmp_path.name}/in")
-    items = [item for one in deliveries([url]) for item in read_and_survey(catalog_job(one))]
+    items = [item for one in find_deliveries([url]) for item in read_and_survey(catalog_job(one))]
     refusals = [item for item in items if isinstance(item, Refusal)]
     assert refusals == items
     assert any(BROKEN[kind].words in item.detail for item in refusals), refusals
@@ -299,7 +301,7 @@ def test_an_archive_that_is_not_there_is_named(tmp_path: Path, publish: Publish)
     with pytest.raises(FileNotFoundError, match=rf"^{url}x\.tar: no such file or directory$"):
         found(f"{url}x.tar")
     with pytest.raises(SceneError, match=rf"^{url}x: cannot be unpacked: {url}x: no such file or directory$"):
-        unpacked(f"/vsitar/{{{url}x}}/a.tif").__enter__()
+        local_copy(f"/vsitar/{{{url}x}}/a.tif").__enter__()
 
 
 # --- land cover and heights
@@ -327,18 +329,18 @@ def test_land_cover_in_a_bucket_is_that_on_a_disk(
         sheet(tmp_path / "maps" / name, code)
     (tmp_path / "maps" / "lulc.tif").write_text("of another product")
     url = s3.upload(tmp_path / "maps", f"{tmp_path.name}/maps")
-    here, there = find([tmp_path / "maps"]), find([url])
+    here, there = find_landcover([tmp_path / "maps"]), find_landcover([url])
     for cover, same in zip(there, here, strict=True):
         for one, other in zip(cover.sheets, same.sheets, strict=True):
             key = other.path.removeprefix(f"{tmp_path}/maps/")
-            assert (one.path, one.source) == (f"{url}/{key}", rasters.path(f"{url}/{key}"))
+            assert (one.path, one.source) == (f"{url}/{key}", rasters.gdal_path(f"{url}/{key}"))
             assert replace(one, path=other.path, source=other.source) == other
             window = Window(3, 5, 20, 20)
             assert np.array_equal(read_cells(one, window)[0], read_cells(other, window)[0])
         layers = [{each.path: each.source for each in both.sheets} for both in (cover, same)]
         assert [*rasters.fingerprints(layers[0]).values()] == [*rasters.fingerprints(layers[1]).values()]
         assert replace(cover, sheets=same.sheets) == same
-    assert find([f"{url}/a/n48_20_2020lc030.tif"])[0].sheets == there[1].sheets[:1]
+    assert find_landcover([f"{url}/a/n48_20_2020lc030.tif"])[0].sheets == there[1].sheets[:1]
     said = []
     for place in (url, str(tmp_path / "maps")):
         assert landcover(["check", place]) == 0
@@ -349,7 +351,7 @@ def test_land_cover_in_a_bucket_is_that_on_a_disk(
 
 def test_land_cover_over_http_is_that_on_a_disk(tmp_path: Path, served: str) -> None:
     path = sheet(tmp_path / "n48_20_2020lc030.tif", 10)
-    (one,), (other,) = (find([place])[0].sheets for place in (f"{served}/{path.name}", path))
+    (one,), (other,) = (find_landcover([place])[0].sheets for place in (f"{served}/{path.name}", path))
     window = Window(3, 5, 20, 20)
     assert np.array_equal(read_cells(one, window)[0], read_cells(other, window)[0])
     assert rasters.fingerprint(one.path) == rasters.fingerprint(other.path)
@@ -358,19 +360,19 @@ def test_land_cover_over_http_is_that_on_a_disk(tmp_path: Path, served: str) -> 
 def test_land_cover_that_is_not_there_is_named(tmp_path: Path, s3: Server, served: str) -> None:
     for place in (f"s3://bucket/{tmp_path.name}/none", f"{served}/none.tif"):
         with pytest.raises(LandCoverError, match=rf"^{place}: no such file or directory$"):
-            find([place])
+            find_landcover([place])
     path = tmp_path / "n48_20_2020lc030.tif"
     path.write_bytes(sheet(path, 10).read_bytes()[:60])
     url = s3.upload(path, f"{tmp_path.name}/{path.name}")
     with pytest.raises(LandCoverError, match=rf"^{url}: not a raster that can be read[^\n]*$"):
-        find([url])
+        find_landcover([url])
 
 
 def test_a_sheet_that_is_replaced_in_the_bucket_is_read_anew(tmp_path: Path, s3: Server) -> None:
     """By one process, which has the old one open."""
     path = sheet(tmp_path / "n48_20_2020lc030.tif", 10)
     url = s3.upload(path, f"{tmp_path.name}/{path.name}")
-    (one,) = find([url])[0].sheets
+    (one,) = find_landcover([url])[0].sheets
     for code in (10, 30):
         s3.upload(sheet(path, code), f"{tmp_path.name}/{path.name}")
         assert (read_cells(one, Window(20, 20, 9, 9))[0] == code).all()
@@ -439,12 +441,12 @@ def test_a_bucket_that_is_open_to_all_is_read_without_keys(s3: Server, monkeypat
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
-    for cached in (files.s3_store, files._open):
+    for cached in (files.s3_store, files._open_kvstore):
         cached.cache_clear()
     try:
-        assert files.kvstore("s3://bucket/open")["aws_credentials"] == {"type": "anonymous"}
+        assert files.kvstore_spec("s3://bucket/open")["aws_credentials"] == {"type": "anonymous"}
         assert files.read("s3://bucket/open/to/all") == b"words"
-        assert inputs.parts("s3://bucket/open/to/all", [(1, 4)]) == [b"ord"]
+        assert inputs.read_ranges("s3://bucket/open/to/all", [(1, 4)]) == [b"ord"]
     finally:
-        for cached in (files.s3_store, files._open):
+        for cached in (files.s3_store, files._open_kvstore):
             cached.cache_clear()

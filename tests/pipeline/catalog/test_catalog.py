@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 from geokr.dataset import layout, store
 from geokr.storage import files
 from pipeline.catalog import quarantine
-from pipeline.catalog.table import CATALOG, Entry, read_catalog, unchanged, write_catalog
+from pipeline.catalog.table import CATALOG, Entry, read_catalog, reusable_entries, write_catalog
 from pipeline.config import BuildConfig, ConfigError
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.geometry.terrain import Terrain
 from pipeline.imaging.radiometry import Radiometry, Stretch
-from pipeline.plan import attributes, grid_of
+from pipeline.plan import tile_attributes, tile_grid
 from pipeline.scenes.delivery import Refusal, read_delivery
-from pipeline.scenes.discovery import deliveries
+from pipeline.scenes.discovery import find_deliveries
 from pipeline.scenes.raster import open_image
 from pipeline.scenes.scene import Image, Scene, SceneError
 from pipeline.stages import catalog, tiles
@@ -59,7 +59,7 @@ OTHER_NAME, THIRD_NAME = (stem.removesuffix("-MSS1") for stem in (OTHER, THIRD))
 
 
 def only(path: Path) -> Scene:
-    (item,) = [item for one in deliveries([path]) for item in read_delivery(one)]
+    (item,) = [item for one in find_deliveries([path]) for item in read_delivery(one)]
     assert isinstance(item, Scene)
     return item
 
@@ -160,7 +160,7 @@ def test_an_image_cut_anywhere_is_refused(tmp_path: Path, interleave: str, share
     whole = tiff(coordinates(), interleave=interleave, blockysize=8)
     files[f"{STEM}.tiff"] = whole[: int(len(whole) * share)]
     path = write_folder(tmp_path, files) / f"{STEM}.tiff"
-    (refusal,) = read_and_survey(catalog_job(next(deliveries([path]))))
+    (refusal,) = read_and_survey(catalog_job(next(find_deliveries([path]))))
     assert isinstance(refusal, Refusal)
     assert f"{STEM}.tiff: cannot be read to its end" in refusal.detail
 
@@ -252,7 +252,7 @@ def test_a_catalog_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPat
     assert read == sorted(written, key=lambda entry: entry.scene.id)
     assert {type(entry.scene.acquired) for entry in read} <= {datetime, type(None)}
     assert [file.name for file in path.parent.iterdir()] == [CATALOG]
-    assert unchanged(path, "{}") == {}  # of no file that is there
+    assert reusable_entries(path, "{}") == {}  # of no file that is there
 
 
 def test_a_catalog_is_a_map_for_others(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def known(tmp_path: Path) -> Path:
     write_folder(tmp_path / "scenes" / STEM, members())
     write_archive(tmp_path / "scenes" / f"{OTHER}.tar.gz", members(OTHER))
     found: list[Entry] = []
-    for one in deliveries([tmp_path / "scenes"]):
+    for one in find_deliveries([tmp_path / "scenes"]):
         found += [item for item in read_and_survey(catalog_job(one)) if isinstance(item, Entry)]
     write_catalog(tmp_path / CATALOG, found, "settings")
     later = (tmp_path / CATALOG).stat().st_mtime + 100
@@ -284,32 +284,32 @@ def known(tmp_path: Path) -> Path:
 
 
 def test_entries_are_kept_while_nothing_changes(known: Path) -> None:
-    kept = unchanged(known, "settings")
-    assert sorted(kept) == sorted(one.path for one in deliveries([known.parent / "scenes"]))
+    kept = reusable_entries(known, "settings")
+    assert sorted(kept) == sorted(one.path for one in find_deliveries([known.parent / "scenes"]))
     assert [entry for entries in kept.values() for entry in entries] == read_catalog(known)
 
 
 def test_no_entry_is_kept_of_other_settings_or_no_catalog(known: Path) -> None:
-    assert unchanged(known, "other settings") == {}
-    assert unchanged(known.with_name("gone"), "settings") == {}
+    assert reusable_entries(known, "other settings") == {}
+    assert reusable_entries(known.with_name("gone"), "settings") == {}
 
 
 @pytest.mark.parametrize("suffix", [".tiff", ".rpb", ".xml"])
 def test_a_newer_file_of_a_folder_drops_its_entry_alone(known: Path, suffix: str) -> None:
     newer = known.stat().st_mtime + 10
     os.utime(known.parent / "scenes" / STEM / f"{STEM}{suffix}", (newer, newer))
-    assert list(unchanged(known, "settings")) == [str(known.parent / "scenes" / f"{OTHER}.tar.gz")]
+    assert list(reusable_entries(known, "settings")) == [str(known.parent / "scenes" / f"{OTHER}.tar.gz")]
 
 
 def test_a_newer_archive_drops_its_entry_alone(known: Path) -> None:
     newer = known.stat().st_mtime + 10
     os.utime(known.parent / "scenes" / f"{OTHER}.tar.gz", (newer, newer))
-    assert list(unchanged(known, "settings")) == [str(known.parent / "scenes" / STEM / f"{STEM}.tiff")]
+    assert list(reusable_entries(known, "settings")) == [str(known.parent / "scenes" / STEM / f"{STEM}.tiff")]
 
 
 def test_a_file_that_is_gone_drops_its_entry(known: Path) -> None:
     (known.parent / "scenes" / STEM / f"{STEM}.rpb").unlink()
-    assert list(unchanged(known, "settings")) == [str(known.parent / "scenes" / f"{OTHER}.tar.gz")]
+    assert list(reusable_entries(known, "settings")) == [str(known.parent / "scenes" / f"{OTHER}.tar.gz")]
 
 
 def test_a_file_put_in_place_later_drops_its_entry_whatever_its_date(known: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_file_put_in_place_later_drops_its_entry_whatever_its_date(known: Path
     os.utime(known, (earlier, earlier))
     for file in (known.parent / "scenes").rglob("*"):
         os.utime(file, (earlier - 1000, earlier - 1000))
-    assert unchanged(known, "settings") == {}
+    assert reusable_entries(known, "settings") == {}
 
 
 # --- the stage
@@ -389,7 +389,7 @@ def other(entry: Entry, number: str | None = None, pixel_digest: str = "a", band
 def reasons(*entries: Entry) -> list[str | None]:
     """What becomes of scenes that were found under one path after the other; None for those that stay."""
     found: list[tuple[str, Entry | Refusal]] = [(f"{k}", entry) for k, entry in enumerate(entries)]
-    kept, refused = catalog.once_each(found[::-1])
+    kept, refused = catalog.remove_duplicates(found[::-1])
     said = {item["detail"].partition(":")[0]: item["reason"] for item in refused}
     assert kept == [entry for k, entry in enumerate(entries) if f"{k}" not in said]
     return [said.get(f"{k}") for k in range(len(entries))]
@@ -424,17 +424,17 @@ def test_without_a_product_number_the_same_pixels_in_the_same_place_are_one_scen
 
 def test_a_scene_built_from_other_input_is_named_before_anything_is_written(one: Entry, tmp_path: Path) -> None:
     settings = config(tmp_path, tile=8, stride=8)
-    grid = grid_of(one, settings.grid)
+    grid = tile_grid(one, settings.grid)
     assert grid is not None
     root = files.join(settings.out, layout.TILES)
-    catalog.refuse_mixture(settings, [one])
+    catalog.check_unchanged(settings, [one])
     arguments: Any = {"shape": (grid.rows, grid.cols), "bands": 4, "tile": 8, "block": grid.block, "dtype": "uint8"}
-    store.create_tiles(root, one.scene.id, **arguments, attributes=attributes(one, grid, settings.tiles))
-    catalog.refuse_mixture(settings, [one, other(one, id="another", pixel_digest="b")])
+    store.create_tiles(root, one.scene.id, **arguments, attributes=tile_attributes(one, grid, settings.tiles))
+    catalog.check_unchanged(settings, [one, other(one, id="another", pixel_digest="b")])
     with pytest.raises(layout.StoreError, match=f"{one.scene.id} was built .*source.sha256_of_every_20th_pixel was a"):
-        catalog.refuse_mixture(settings, [other(one, id="another"), other(one, pixel_digest="b")])
+        catalog.check_unchanged(settings, [other(one, id="another"), other(one, pixel_digest="b")])
     with pytest.raises(layout.StoreError, match="stride was 8, now 7"):
-        catalog.refuse_mixture(config(tmp_path, tile=8, stride=7), [one])
+        catalog.check_unchanged(config(tmp_path, tile=8, stride=7), [one])
 
 
 def test_a_scene_into_which_no_tile_fits_is_refused(one: Entry, tmp_path: Path) -> None:
@@ -649,6 +649,6 @@ def test_a_ground_sampling_distance_that_the_rpc_denies_is_refused(tmp_path: Pat
     said = files[name].replace(b"<ImageGSD>8<", b"<ImageGSD>0.5<")
     assert said != files[name]
     path = write_folder(tmp_path, files | {name: said})
-    (refusal,) = read_delivery(next(iter(deliveries([path]))))
+    (refusal,) = read_delivery(next(iter(find_deliveries([path]))))
     assert isinstance(refusal, Refusal)
     assert "ImageGSD is 0.5 m, but the image's pixels are" in refusal.detail

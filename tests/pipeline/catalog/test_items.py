@@ -17,10 +17,10 @@ from pystac.extensions.view import ViewExtension
 from stac_geoparquet.arrow import stac_table_to_items
 
 from geokr.crs import cut_at_antimeridian
-from pipeline.catalog.stac_items import box, item, write_static
+from pipeline.catalog.stac_items import bounding_box, to_item, write_static_catalog
 from pipeline.catalog.table import Entry, read_catalog, write_catalog
 from pipeline.scenes.delivery import read_delivery
-from pipeline.scenes.discovery import deliveries
+from pipeline.scenes.discovery import find_deliveries
 from pipeline.scenes.scene import Imagery, Scene
 from tests.deliveries import (
     GSD,
@@ -42,7 +42,7 @@ from tests.pipeline.scenes.test_stac import write as write_item
 
 
 def entries(place: Path, imagery: Imagery = "mss") -> list[Entry]:
-    found = [item for one in deliveries([place]) for item in read_delivery(one, imagery)]
+    found = [item for one in find_deliveries([place]) for item in read_delivery(one, imagery)]
     assert all(isinstance(scene, Scene) for scene in found), found
     return [surveyed(scene, None, 1.0, 99.0) for scene in found if isinstance(scene, Scene)]
 
@@ -84,7 +84,7 @@ def test_the_catalog_reads_back_as_valid_stac_items(tmp_path: Path, several: lis
 
 
 def test_a_static_catalog_is_valid_and_can_be_built_from(tmp_path: Path, several: list[Entry]) -> None:
-    write_static(tmp_path / "stac", [entry.scene for entry in several])
+    write_static_catalog(tmp_path / "stac", [entry.scene for entry in several])
     catalog = pystac.Catalog.from_file(str(tmp_path / "stac" / "catalog.json"))
     catalog.validate()
     found = {value.id: valid(value.to_dict()) for value in catalog.get_items(recursive=True)}
@@ -117,7 +117,7 @@ def same(found: pystac.Item, scene: Scene) -> None:
 
 
 def test_an_item_says_how_the_sun_stood_and_how_the_camera_looked(several: list[Entry]) -> None:
-    found = item(next(entry.scene for entry in several if entry.scene.id == NAME))
+    found = to_item(next(entry.scene for entry in several if entry.scene.id == NAME))
     view = ViewExtension.ext(found)
     assert (view.sun_elevation, view.sun_azimuth, view.azimuth) == (76.5, 86.7, 280.0)
     assert view.incidence_angle == pytest.approx(15.2)
@@ -130,18 +130,18 @@ def test_an_item_says_how_the_sun_stood_and_how_the_camera_looked(several: list[
 
 def test_what_cannot_be_is_not_said(several: list[Entry]) -> None:
     scene = replace(several[0].scene, metadata={"CloudPercent": "101", "SolarZenith": "x", "SatelliteZenith": "nan"})
-    assert set(item(scene).properties) == {"gsd", "platform", "instruments"}
+    assert set(to_item(scene).properties) == {"gsd", "platform", "instruments"}
 
 
 def test_a_scene_across_the_antimeridian_is_cut_there(several: list[Entry]) -> None:
     scene = replace(several[0].scene, footprint=shapely.box(179, -17, 182, -16))
-    assert box(cut_at_antimeridian(scene.footprint)) == [179, -17, -178, -16]
+    assert bounding_box(cut_at_antimeridian(scene.footprint)) == [179, -17, -178, -16]
     assert cut_at_antimeridian(scene.footprint).area == pytest.approx(3)
-    assert valid(item(scene).to_dict()).geometry["type"] == "MultiPolygon"
+    assert valid(to_item(scene).to_dict()).geometry["type"] == "MultiPolygon"
 
 
 def test_an_unknown_date_is_some_time(several: list[Entry]) -> None:
-    found = item(replace(several[0].scene, acquired=None)).to_dict()
+    found = to_item(replace(several[0].scene, acquired=None)).to_dict()
     assert found["properties"]["datetime"] is None
     assert found["properties"]["start_datetime"] < "1960" < "2090" < found["properties"]["end_datetime"]
     json.dumps(valid(found).to_dict())

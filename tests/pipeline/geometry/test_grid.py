@@ -15,11 +15,11 @@ from odc.geo.geobox import GeoBox
 from pyproj import Geod, Transformer
 
 from geokr.dataset import store
-from pipeline.geometry.grid import TileGrid, centre_of, peak_bytes, plane_of, scene_grid, utm
+from pipeline.geometry.grid import TileGrid, area_centre, choose_crs, make_scene_grid, peak_bytes, utm_zone
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.geometry.terrain import Terrain
 from pipeline.imaging.pansharpen import equal_weights
-from pipeline.imaging.radiometry import Stretch, as_they_are
+from pipeline.imaging.radiometry import Stretch, unchanged_numbers
 from pipeline.tasks.tiles import build_tiles
 from tests.deliveries import image_of, scene_of, tile_job
 
@@ -93,7 +93,7 @@ def test_a_block_outside_the_grid_is_refused(at: tuple[int, int]) -> None:
     grid = TileGrid(GeoBox((40, 60), Affine(1, 0, 0, 0, -1, 0), CRS), 10, 10, 2)
     assert grid.blocks == (2, 3)
     with pytest.raises(IndexError, match=r"outside the grid of \(2, 3\) blocks"):
-        grid.at(*at)
+        grid.block_at(*at)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_the_grid_holds_every_tile_that_fits_the_bounds_and_no_other(
     footprint: shapely.Polygon, gsd: float, tile: int, data: st.DataObject
 ) -> None:
     stride = data.draw(st.integers(8, tile))
-    grid = scene_grid(footprint, gsd, tile, stride, 4)
+    grid = make_scene_grid(footprint, gsd, tile, stride, 4)
     assert grid is not None
     crs = str(grid.geobox.crs)
     project = Transformer.from_crs(4326, crs, always_xy=True).transform
@@ -151,7 +151,7 @@ def test_scenes_of_one_place_and_gsd_share_tile_origins(
     stride, side = data.draw(st.integers(8, tile)), 200 * gsd / 111_000
     boxes, origins, named = [], [], {}
     for lon, lat in ((105.3, 24.8), (105.3 + shift[0] * side / 2, 24.8 + shift[1] * side / 2)):
-        grid = scene_grid(shapely.box(lon - side, lat - side, lon + side, lat + side), gsd, tile, stride, 4)
+        grid = make_scene_grid(shapely.box(lon - side, lat - side, lon + side, lat + side), gsd, tile, stride, 4)
         assert grid is not None
         boxes.append(np.array(grid.geobox.boundingbox.bbox))
         origins.append(grid.corners(slice(0, grid.rows), slice(0, grid.cols))[:, :, 0].reshape(-1, 2))
@@ -178,9 +178,9 @@ def test_tiles_of_another_size_zone_or_origin_are_of_another_place() -> None:
 
 def test_a_scene_without_room_for_a_tile_has_no_grid() -> None:
     footprint = shapely.box(105.3, 24.8, 105.31, 24.83)  # about 1,010 x 3,320 m
-    assert scene_grid(footprint, 8.0, 64, 64, 4) is not None
-    assert scene_grid(footprint, 8.0, 128, 128, 4) is None
-    assert scene_grid(footprint, 8.0, 500, 500, 4) is None
+    assert make_scene_grid(footprint, 8.0, 64, 64, 4) is not None
+    assert make_scene_grid(footprint, 8.0, 128, 128, 4) is None
+    assert make_scene_grid(footprint, 8.0, 500, 500, 4) is None
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_scene_without_room_for_a_tile_has_no_grid() -> None:
     ],
 )
 def test_the_zone_of_a_place(lon: float, lat: float, code: str) -> None:
-    assert utm(lon, lat) == code
+    assert utm_zone(lon, lat) == code
 
 
 @pytest.mark.parametrize(
@@ -211,9 +211,9 @@ def test_the_zone_of_a_place(lon: float, lat: float, code: str) -> None:
     ],
 )
 def test_beyond_84_degrees_the_plane_is_polar_stereographic(lon: float, lat: float, code: str) -> None:
-    assert plane_of(lon, lat) == code
+    assert choose_crs(lon, lat) == code
     footprint = shapely.box(lon - 1.0, lat - 0.05, lon + 1.0, lat + 0.05)
-    grid = scene_grid(footprint, 16.0, 64, 48, 4)
+    grid = make_scene_grid(footprint, 16.0, 64, 48, 4)
     assert grid is not None
     assert str(grid.geobox.crs) == code
     # Tiles keep their places and size: a pixel is 16 m on the ground to within what the projection says of itself.
@@ -232,20 +232,20 @@ def test_the_centre_decides_where_a_scene_belongs() -> None:
     ):
         boxes = ((108 + shift, 20.0, 0), (105.0, shift, 1), (10.0, 84 + shift, 2))
         for lon, lat, k in boxes:
-            grid = scene_grid(shapely.box(lon - 0.3, lat - 0.3, lon + 0.3, lat + 0.3), 16.0, 64, 48, 4)
+            grid = make_scene_grid(shapely.box(lon - 0.3, lat - 0.3, lon + 0.3, lat + 0.3), 16.0, 64, 48, 4)
             assert grid is not None
             assert str(grid.geobox.crs) == codes[k]
     # A sliver to the west does not outweigh the rest of the scene.
     lopsided = shapely.Polygon([(107.0, 20.0), (108.9, 20.3), (108.9, 19.7)])
-    assert centre_of(lopsided) == pytest.approx((108.267, 20.0), abs=0.01)
+    assert area_centre(lopsided) == pytest.approx((108.267, 20.0), abs=0.01)
 
 
 @pytest.mark.parametrize("lon", [179.95, 180.05, -180.05, -179.95])
 def test_a_scene_across_the_antimeridian_lies_in_one_zone(lon: float) -> None:
     footprint = shapely.box(lon - 0.1, -17.1, lon + 0.1, -17.0)
-    grid = scene_grid(footprint, 8.0, 64, 48, 4)
+    grid = make_scene_grid(footprint, 8.0, 64, 48, 4)
     assert grid is not None
-    assert str(grid.geobox.crs) == utm(lon, -17.0)
+    assert str(grid.geobox.crs) == utm_zone(lon, -17.0)
     assert grid.geobox.shape[1] * 8.0 == pytest.approx(21_300, abs=600)  # 0.2 degrees at 17 S
     assert grid.geobox.shape[0] * 8.0 == pytest.approx(11_070, abs=600)
 
@@ -278,7 +278,7 @@ def test_building_a_block_takes_no_more_memory_than_promised(
     scene = replace(
         scene_of(image), pan=image_of(tmp_path / "pan.tif", pixels[:1], model, gsd, nodata=0) if pan else None
     )
-    stored = as_they_are("uint16", bands) if dn else None
+    stored = unchanged_numbers("uint16", bands) if dn else None
     box = GeoBox((side, side), Affine(gsd, 0, 5e5 - side * gsd / 2, 0, -gsd, 2e6 + side * gsd / 2), CRS)
     root = str(tmp_path / "tiles.zarr")
     sizes: dict[str, Any] = {"bands": bands, "tile": tile, "block": block, "dtype": "uint16" if dn else "uint8"}

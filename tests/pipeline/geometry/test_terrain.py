@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 
 from pipeline.geometry.sensor import Floats
-from pipeline.geometry.terrain import Terrain, TerrainError, vertical
+from pipeline.geometry.terrain import Terrain, TerrainError, vertical_datum
 from tests.deliveries import tiff, write_dem
 
 CRS, CELL, ROWS, COLS, LEFT, TOP = "EPSG:32648", 30.0, 40, 50, 500_000.0, 2_750_000.0
@@ -169,7 +169,9 @@ def test_a_dem_much_finer_than_asked_for_is_read_in_larger_cells(tmp_path: Path)
     lon, lat = Transformer.from_crs(CRS, 4326, always_xy=True).transform(LEFT + col * CELL, TOP - row * CELL)
     relief = Terrain(dem, FLAT).relief(lon, lat, most=5000)
     assert 1000 < relief.cells.size <= 6000
-    assert relief.at(*relief.place(lon, lat)) == pytest.approx((row - 0.5) + (col - 0.5) * 2, abs=1e-2)
+    assert relief.heights_at(*relief.cell_coordinates(lon, lat)) == pytest.approx(
+        (row - 0.5) + (col - 0.5) * 2, abs=1e-2
+    )
     values[300:330, 200:260] = np.nan
     holed = Terrain(write_dem(tmp_path / "holed.tif", values, TRANSFORM, CRS), FLAT).relief(lon, lat, most=5000)
     away = np.abs(holed.cells - relief.cells)
@@ -219,7 +221,7 @@ def test_what_a_dem_says_of_its_heights_is_noticed(tmp_path: Path, crs: str, dat
     dem = write_dem(tmp_path / "dem.tif", np.full((60, 60), 700.0), placed, CRS)
     with rasterio.open(dem, "r+") as file:
         file.crs = rasterio.CRS.from_user_input(crs)
-    assert vertical(dem) == datum
+    assert vertical_datum(dem) == datum
     lon, lat = np.array([105.2]), np.array([24.7]) if "32648" not in crs else np.array([24.85])
     if "32648" in crs:
         lon = np.array([105.003])

@@ -17,13 +17,13 @@ from pyproj import Transformer
 from rasterio.warp import Resampling as Gdals
 from rasterio.warp import reproject
 
-from pipeline.geometry.grid import TileGrid, scene_grid
+from pipeline.geometry.grid import TileGrid, make_scene_grid
 from pipeline.geometry.sensor import RPC, Floats, Georeferenced, SensorModel
-from pipeline.geometry.terrain import Relief, Terrain, flat
+from pipeline.geometry.terrain import Relief, Terrain, flat_relief
 from pipeline.imaging import ortho
-from pipeline.imaging.lattice import STEPS, TOLERANCE, Lattice, lattice
-from pipeline.imaging.ortho import Resampling, groups, resample
-from pipeline.scenes.footprint import outline
+from pipeline.imaging.lattice import STEPS, TOLERANCE, Lattice, fit_lattice
+from pipeline.imaging.ortho import Resampling, band_groups, resample
+from pipeline.scenes.footprint import image_footprint
 from pipeline.scenes.raster import Pixels
 from pipeline.scenes.scene import Image, SceneError
 from tests.deliveries import GROUND, GSD, HEIGHT, LAT, LON, WIDTH, camera, coordinates, image_of, rpb, write_dem
@@ -311,7 +311,7 @@ def test_the_error_of_the_lattice_bounds_the_truth(
     height = GROUND + relief * smooth(rng.normal(size=(160, 160)), times)
     dem = write_dem(tmp_path / "dem.tif", height, Affine(30, 0, EAST - 2400, 0, -30, NORTH + 2400), CRS)
     terrain, geobox = Terrain(dem, GROUND), area(403, 310)
-    mesh = lattice(geobox, model, terrain)
+    mesh = fit_lattice(geobox, model, terrain)
     assert mesh.step == step
     x, y = np.meshgrid(np.arange(403) + 0.5, np.arange(310) + 0.5)
     worst = float(np.abs(np.subtract(mesh.dense((310, 403)), truth(geobox, x, y, model, terrain))).max())
@@ -325,7 +325,7 @@ def test_ground_that_the_dem_ends_on_costs_no_accuracy(tmp_path: Path) -> None:
     height = GROUND + 300 * smooth(np.random.default_rng(2).normal(size=(20, 25)), 2)
     dem = write_dem(tmp_path / "dem.tif", height, Affine(30, 0, EAST - 100, 0, -30, NORTH + 150), CRS)
     model, terrain, geobox = camera(400, 300, lean=(0.05, 0.02)), Terrain(dem, GROUND - 200), area(300, 200)
-    mesh = lattice(geobox, model, terrain)
+    mesh = fit_lattice(geobox, model, terrain)
     x, y = np.meshgrid(np.arange(300) + 0.5, np.arange(200) + 0.5)
     worst = np.abs(np.subtract(mesh.dense((200, 300)), truth(geobox, x, y, model, terrain))).max(axis=0)
     assert mesh.step == STEPS[0]
@@ -340,7 +340,7 @@ def test_the_widest_lattice_within_the_tolerance_is_taken(tmp_path: Path) -> Non
     height = GROUND + 600 * smooth(rng.normal(size=(160, 160)), 6)
     dem = write_dem(tmp_path / "dem.tif", height, Affine(30, 0, EAST - 2400, 0, -30, NORTH + 2400), CRS)
     model, terrain, geobox = bent(), Terrain(dem, GROUND), area(300, 200)
-    found = {tolerance: lattice(geobox, model, terrain, tolerance) for tolerance in (10.0, 0.1, 0.05, 0.001, 0.0)}
+    found = {tolerance: fit_lattice(geobox, model, terrain, tolerance) for tolerance in (10.0, 0.1, 0.05, 0.001, 0.0)}
     steps = [mesh.step for mesh in found.values()]
     assert steps == sorted(steps, reverse=True)
     assert steps[0] == STEPS[0]
@@ -392,7 +392,7 @@ def test_no_pixel_lies_beyond_the_reach_of_its_cell(tmp_path_factory: pytest.Tem
     height = GROUND + 400 * smooth(rng.normal(size=(60, 60)), 1 + seed % 4)
     folder = tmp_path_factory.mktemp("reach")
     dem = write_dem(folder / "dem.tif", height, Affine(30, 0, EAST - 900, 0, -30, NORTH + 900), CRS)
-    mesh = lattice(area(233, 171), bent(seed, 0.05), Terrain(dem, GROUND))
+    mesh = fit_lattice(area(233, 171), bent(seed, 0.05), Terrain(dem, GROUND))
     col, row = mesh.dense((171, 233))
     reach = mesh.reach()
     i = ((np.arange(171) + 0.5) / mesh.step + 0.5).astype(int)[:, None]
@@ -518,7 +518,7 @@ def test_a_place_without_coordinates_is_void() -> None:
     x, y = np.meshgrid((np.arange(6) - 0.5) * 16, (np.arange(5) - 0.5) * 16)
     fields = np.stack([x * 0, y * 0, x, x * 0, x * 0, y, x * 0, x * 0])
     fields[2:, :, 4:] = np.nan
-    mesh = Lattice(16, fields, flat(0.0), 0.0, 1.0, 0.0)
+    mesh = Lattice(16, fields, flat_relief(0.0), 0.0, 1.0, 0.0)
     col, row = mesh.dense((60, 70))
     assert np.isnan(col[:, 56:]).all()
     assert not np.isnan(row[:, :40]).any()
@@ -530,7 +530,7 @@ def test_a_place_without_coordinates_is_void() -> None:
     [(1, [1]), (2, [1, 1]), (3, [3]), (4, [4]), (5, [4, 1]), (6, [4, 1, 1]), (8, [4, 4]), (13, [4, 4, 4, 1])],
 )
 def test_bands_are_resampled_in_groups_without_a_pair(bands: int, sizes: list[int]) -> None:
-    found = groups(bands)
+    found = band_groups(bands)
     assert [part.stop - part.start for part in found] == sizes
     assert [k for part in found for k in range(part.start, part.stop)] == [*range(bands)]
 
@@ -558,8 +558,8 @@ def test_a_scene_lands_where_its_camera_puts_it_anywhere(tmp_path: Path, lon: fl
     """On a zone's edge, the equator, the antimeridian and near the poles, on the grid that it gets there."""
     model = camera(lon=lon, lat=lat, heading=33, lean=(0.02, 0.01))
     image = image_of(tmp_path / "image.tif", coordinates(scale=SCALE), model)
-    footprint = outline(image, FLAT)
-    grid = scene_grid(footprint, 7.3, 16, 12, 8)
+    footprint = image_footprint(image, FLAT)
+    grid = make_scene_grid(footprint, 7.3, 16, 12, 8)
     assert grid is not None
     drawn = 0
     for block in grid:

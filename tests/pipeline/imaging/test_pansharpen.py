@@ -21,7 +21,7 @@ from pipeline.imaging.ortho import orthorectify
 from pipeline.imaging.pansharpen import brovey, equal_weights
 from pipeline.imaging.quality import Rules
 from pipeline.imaging.radiometry import Stretch
-from pipeline.tasks.tiles import whole
+from pipeline.tasks.tiles import orthorectify_scene
 from tests.deliveries import GROUND, GSD, HEIGHT, LAT, LON, WIDTH, camera, image_of, scene_of, tiff, tile_job
 
 PLACED = {"crs": "EPSG:32648", "transform": Affine(1, 0, 5e5, 0, -1, 2e6)}
@@ -125,7 +125,7 @@ def test_a_scenes_pixels_are_as_good_as_the_worst_of_its_images(tmp_path: Path) 
     scene = replace(scene_of(*images[:2]), pan=images[2])
     weights = (0.2, 0.3, 0.5)
     rules, flat, grid = Rules(), Terrain(None, GROUND), TileGrid(box, 200, 50, 2)
-    found = whole(box, tile_job("", scene, flat, Stretch(0, 255), grid, weights=weights))
+    found = orthorectify_scene(box, tile_job("", scene, flat, Stretch(0, 255), grid, weights=weights))
     each = [orthorectify(box, image, flat, missing_level=rules.missing_level) for image in images]
     assert len({part.valid.tobytes() for part in each}) == 3
     assert np.array_equal(found.valid, each[0].valid & each[1].valid & each[2].valid)

@@ -18,11 +18,11 @@ from pipeline.imaging.quality import (
     MISSING_LINES,
     VOID,
     Rules,
+    find_missing_lines,
+    histogram_percentile,
     judge,
-    missing_lines,
-    percentile,
 )
-from pipeline.tasks.tiles import cut, mean_of_bands
+from pipeline.tasks.tiles import cut_tiles, mean_of_bands
 
 RULES = Rules()
 Grey = npt.NDArray[np.uint8]
@@ -114,7 +114,7 @@ def test_verdicts_are_the_published_rules_in_their_order(grey: Grey, rules: Rule
 @settings(max_examples=200)
 def test_percentiles_of_a_histogram_are_numpys(grey: Grey, percent: float) -> None:
     below = np.cumsum(np.bincount(grey.ravel(), minlength=256))
-    assert percentile(below, percent) == pytest.approx(np.percentile(grey, percent), abs=1e-9)
+    assert histogram_percentile(below, percent) == pytest.approx(np.percentile(grey, percent), abs=1e-9)
 
 
 # --- cutting
@@ -151,7 +151,7 @@ def test_a_block_is_cut_into_its_tiles(data: st.DataObject) -> None:
         missing[lost] = True
     grey = mean_of_bands(pixels)
     stored = pixels if data.draw(st.booleans()) else pixels.astype(np.uint16) * 40
-    images, status, cloud = cut(stored, grey, valid, missing, grid.at(0, 0), grid, RULES)
+    images, status, cloud = cut_tiles(stored, grey, valid, missing, grid.block_at(0, 0), grid, RULES)
     assert images.shape == (rows, cols, bands, side, side)
     assert status.shape == cloud.shape == (rows, cols)
     assert images.dtype == stored.dtype
@@ -183,8 +183,8 @@ def test_how_much_void_a_tile_may_hold_is_a_setting(share: float, verdict: int) 
     pixels[:5] = 255
     valid = np.ones((side, side), np.bool_)
     valid[:5] = False
-    images, status, cloud = cut(
-        pixels, mean_of_bands(pixels), valid, None, grid.at(0, 0), grid, Rules(void_share=share)
+    images, status, cloud = cut_tiles(
+        pixels, mean_of_bands(pixels), valid, None, grid.block_at(0, 0), grid, Rules(void_share=share)
     )
     assert status[0, 0] == verdict
     if verdict == ACCEPTED:
@@ -197,7 +197,7 @@ def test_a_tile_without_a_pixel_is_void_whatever_is_allowed() -> None:
     grid = TileGrid(GeoBox((8, 8), Affine(1, 0, 0, 0, -1, 0), "EPSG:32648"), 8, 8, 1)
     nothing = np.zeros((8, 8), np.bool_)
     pixels = np.full((8, 8, 3), 90, np.uint8)
-    found = cut(pixels, pixels[..., 0], nothing, None, grid.at(0, 0), grid, Rules(void_share=1.0))
+    found = cut_tiles(pixels, pixels[..., 0], nothing, None, grid.block_at(0, 0), grid, Rules(void_share=1.0))
     assert found[1][0, 0] == VOID
 
 
@@ -220,14 +220,14 @@ def test_missing_lines_are_found_wherever_they_are(seed: int, first: int, lines:
     pixels[first:last] = rng.integers(0, left + 1, pixels[first:last].shape)
     wanted = np.zeros(80, np.bool_)
     wanted[first:last] = True
-    assert np.array_equal(missing_lines(pixels, 0.2), wanted)
+    assert np.array_equal(find_missing_lines(pixels, 0.2), wanted)
 
 
 def test_two_runs_of_missing_lines_are_told_apart() -> None:
     pixels = np.full((60, 64, 2), 500, np.uint16)
     pixels[10:14], pixels[30:31] = 0, 3
-    assert np.flatnonzero(missing_lines(pixels, 0.2)).tolist() == [10, 11, 12, 13, 30]
-    assert not missing_lines(pixels, 0.0).any()
+    assert np.flatnonzero(find_missing_lines(pixels, 0.2)).tolist() == [10, 11, 12, 13, 30]
+    assert not find_missing_lines(pixels, 0.0).any()
 
 
 def test_dark_ground_is_not_missing() -> None:
@@ -238,7 +238,7 @@ def test_dark_ground_is_not_missing() -> None:
     sea[120:180] = 60 + 100 * np.sin((row[120:180] - 120) / 60 * np.pi)
     for level in (shore, sea, np.zeros(300), np.full(300, 2.0)):
         pixels = np.repeat(np.repeat(level[:, None, None], 64, 1), 3, 2).astype(np.uint16)
-        assert not missing_lines(pixels, 0.2).any()
+        assert not find_missing_lines(pixels, 0.2).any()
     left_half = np.full((50, 64, 1), 300, np.uint16)
     left_half[20:30, :40] = 0
-    assert not missing_lines(left_half, 0.2).any()
+    assert not find_missing_lines(left_half, 0.2).any()

@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.imaging.calibration import Coefficients, read_coefficients, reflectance, solar_zenith, sun
+from pipeline.imaging.calibration import Coefficients, read_coefficients, solar_zenith, sun_position, toa_radiometry
 from pipeline.imaging.radiometry import (
     REFLECTANCE,
     Radiometry,
     RadiometryError,
     Stretch,
-    as_they_are,
+    from_scales,
+    from_stretch,
     percentile_stretch,
     radiometry_from_json,
-    scaled,
-    stretched,
-    stretched_per_band,
+    stretch_per_band,
+    unchanged_numbers,
 )
 
 LEVELS = st.floats(-70_000, 70_000)
@@ -38,7 +38,7 @@ def test_the_table_equals_arithmetic_on_every_digital_number(
 ) -> None:
     low, high = levels
     every = np.arange(np.iinfo(dtype).max + 1).astype(dtype).reshape(2, -1, 1)
-    found = stretched(Stretch(low, high), 1).apply(every)
+    found = from_stretch(Stretch(low, high), 1).apply(every)
     wanted = np.clip((every.astype(np.float64) - low) / (high - low) * 255, 0, 255)
     assert found.shape == every.shape
     assert found.dtype == np.uint8
@@ -47,7 +47,7 @@ def test_the_table_equals_arithmetic_on_every_digital_number(
 
 
 def test_the_ends_become_0_and_255_and_what_lies_beyond_is_cut() -> None:
-    stretch = stretched(Stretch(200.0, 1220.0), 5)
+    stretch = from_stretch(Stretch(200.0, 1220.0), 5)
     pixels = np.array([[0, 199, 200, 202, 203], [710, 1217, 1220, 1221, 65535]], np.uint16)
     assert stretch.apply(pixels).tolist() == [[0, 0, 0, 0, 1], [128, 254, 255, 255, 255]]
 
@@ -111,7 +111,7 @@ def test_each_band_has_its_own_percentiles() -> None:
     values = sample()
     values[2] //= 7
     values[:, :3] = 0  # padding
-    found = stretched_per_band(values, EVERY, 2.0, 98.0, BANDS)
+    found = stretch_per_band(values, EVERY, 2.0, 98.0, BANDS)
     for k in range(4):
         low, high = np.percentile(values[k, 3:], [2, 98])
         assert (found.low[k], found.high[k]) == (low, high)
@@ -121,7 +121,7 @@ def test_each_band_has_its_own_percentiles() -> None:
     assert found.attributes()["percentiles"] == [2.0, 98.0]
     part = EVERY.copy()
     part[20:] = False
-    assert stretched_per_band(values, part, 2.0, 98.0, BANDS) == stretched_per_band(
+    assert stretch_per_band(values, part, 2.0, 98.0, BANDS) == stretch_per_band(
         values[:, :20], part[:20], 2.0, 98.0, BANDS
     )
 
@@ -130,15 +130,15 @@ def test_a_band_of_one_value_is_refused_by_name() -> None:
     values = sample()
     values[1] = 77
     with pytest.raises(ValueError, match="band green has one value, 77"):
-        stretched_per_band(values, EVERY, 1.0, 99.0, BANDS)
+        stretch_per_band(values, EVERY, 1.0, 99.0, BANDS)
     with pytest.raises(ValueError, match="the image holds no data"):
-        stretched_per_band(values * 0, EVERY, 1.0, 99.0, BANDS)
+        stretch_per_band(values * 0, EVERY, 1.0, 99.0, BANDS)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_digital_numbers_are_stored_as_they_are(dtype: str) -> None:
     every = np.arange(np.iinfo(dtype).max + 1).astype(dtype)[:, None]
-    found = as_they_are(dtype, 1)
+    found = unchanged_numbers(dtype, 1)
     assert np.array_equal(found.apply(every), every)
     assert found.apply(every).dtype == dtype
     assert np.array_equal(found.digital_numbers(every), every)
@@ -151,10 +151,10 @@ GF2 = {band: TABLE["GF2", "PMS1", 2016, band] for band in BANDS}
 def kinds() -> list[Radiometry]:
     values = sample()
     return [
-        stretched(percentile_stretch(values, EVERY), 4),
-        stretched_per_band(values, EVERY, 1.0, 99.0, BANDS),
-        reflectance(GF2, 13.57, 1.0098),
-        as_they_are("uint16", 4),
+        from_stretch(percentile_stretch(values, EVERY), 4),
+        stretch_per_band(values, EVERY, 1.0, 99.0, BANDS),
+        toa_radiometry(GF2, 13.57, 1.0098),
+        unchanged_numbers("uint16", 4),
     ]
 
 
@@ -180,7 +180,7 @@ def test_stored_pixels_turn_back_into_digital_numbers(radiometry: Radiometry) ->
 
 def test_radiometry_refuses_bands_it_has_no_numbers_for() -> None:
     with pytest.raises(ValueError, match="3 bands, but numbers for 4"):
-        as_they_are("uint16", 4).apply(np.zeros((2, 2, 3), np.uint16))
+        unchanged_numbers("uint16", 4).apply(np.zeros((2, 2, 3), np.uint16))
 
 
 # --- reflectance
@@ -190,7 +190,7 @@ def test_reflectance_is_that_of_the_formula_written_out() -> None:
     """Pixel by pixel, from radiance in watts, by another way: the share of the Sun's light that comes back."""
     zenith, distance = 41.3, 0.9871
     bands = {"blue": Coefficients(0.1585, -0.8765, 1945), "nir": Coefficients(0.1897, -0.7233, 1081)}
-    radiometry = reflectance(bands, zenith, distance)
+    radiometry = toa_radiometry(bands, zenith, distance)
     numbers = np.random.default_rng(0).integers(20, 1024, (6, 5, 2)).astype(np.uint16)
     stored = radiometry.apply(numbers)
     said = radiometry.attributes()
@@ -205,13 +205,13 @@ def test_reflectance_is_that_of_the_formula_written_out() -> None:
 
 def test_reflectance_without_a_sun_is_refused() -> None:
     with pytest.raises(RadiometryError, match=r"the Sun stands 88\.0 degrees from the zenith"):
-        reflectance(GF2, 88.0, 1.0)
+        toa_radiometry(GF2, 88.0, 1.0)
 
 
 def test_reflectance_of_a_catalogs_scales() -> None:
     """Sentinel-2 and Landsat, whose files say how it follows from their numbers."""
     numbers = np.array([[[1000, 1000], [11_000, 65_535], [900, 7273]]], np.uint16)
-    stored = scaled((1e-4, 2.75e-5), (-0.1, -0.2)).apply(numbers)
+    stored = from_scales((1e-4, 2.75e-5), (-0.1, -0.2)).apply(numbers)
     wanted = np.clip(numbers * np.array([1e-4, 2.75e-5]) + [-0.1, -0.2], 0, None)
     assert np.abs(stored * REFLECTANCE - wanted).max() <= 0.5e-4 + 1e-9
 
@@ -263,7 +263,7 @@ def test_a_table_without_a_column_or_a_file_is_refused(tmp_path: Path) -> None:
 def test_the_sun_is_as_far_as_the_almanac_says(when: str, distance: float) -> None:
     """At its nearest and its farthest."""
     moment = datetime.strptime(when, "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
-    assert sun(moment, 0.0, 0.0)[1] == pytest.approx(distance, abs=2e-4)
+    assert sun_position(moment, 0.0, 0.0)[1] == pytest.approx(distance, abs=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_the_sun_is_as_far_as_the_almanac_says(when: str, distance: float) -> No
 )
 def test_the_sun_stands_where_real_metadata_say(when: str, lon: float, lat: float, zenith: float) -> None:
     moment = datetime.strptime(when, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
-    assert sun(moment, lon, lat)[0] == pytest.approx(zenith, abs=0.2)
+    assert sun_position(moment, lon, lat)[0] == pytest.approx(zenith, abs=0.2)
 
 
 def test_an_elevation_in_place_of_a_zenith_is_refused() -> None:
@@ -296,7 +296,7 @@ def test_an_elevation_in_place_of_a_zenith_is_refused() -> None:
 def test_each_name_of_the_suns_place_means_what_it_says(name: str) -> None:
     """To within three degrees, which no clock or corner of a scene is off."""
     moment, place = datetime(2020, 5, 10, 17, 3, 20, tzinfo=UTC), (-90.99, 17.60)
-    there, _ = sun(moment, *place)
+    there, _ = sun_position(moment, *place)
     for off in (-2.9, 2.9, -3.1, 3.1):
         said = {name: repr(there + off if "Zenith" in name else 90 - there - off)}
         if abs(off) < 3:

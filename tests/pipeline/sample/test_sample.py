@@ -17,7 +17,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from geokr.crs import transformer
 from pipeline.sample.__main__ import main
 from pipeline.sample.camera import Camera, fit_rpc, render
-from pipeline.sample.files import SHOTS, seen, surroundings, write_dem, write_world
+from pipeline.sample.files import SHOTS, seen, surrounding_box, write_dem, write_world
 from pipeline.sample.level1a import relief, rpb_text, tiff_bytes, write_delivery, xml_text
 from pipeline.sample.world import CENTRE, CODES, CRS, LAKE, SPECTRA, World
 from pipeline.scenes.gaofen import parse_name, parse_rpb, parse_xml
@@ -382,7 +382,7 @@ def test_any_pixels_can_be_delivered(tmp_path):
 
 
 def test_surroundings_hold_every_scene_and_reach_beyond():
-    left, bottom, right, top = surroundings(SHOTS)
+    left, bottom, right, top = surrounding_box(SHOTS)
     for shot in SHOTS:
         c = shot.camera
         e, n, _ = c.meet(

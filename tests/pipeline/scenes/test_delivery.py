@@ -22,7 +22,7 @@ from pipeline.catalog.table import Entry
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.scenes import archive
 from pipeline.scenes.delivery import Refusal, read_delivery
-from pipeline.scenes.discovery import Delivery, deliveries
+from pipeline.scenes.discovery import Delivery, find_deliveries
 from pipeline.scenes.raster import open_image
 from pipeline.scenes.scene import Scene
 from pipeline.tasks.survey import read_and_survey
@@ -53,7 +53,7 @@ Files = dict[str, bytes]
 
 
 def found(path: Path) -> list[Scene | Refusal]:
-    return [item for one in deliveries([path]) for item in read_delivery(one)]
+    return [item for one in find_deliveries([path]) for item in read_delivery(one)]
 
 
 def only(path: Path) -> Scene:
@@ -437,7 +437,7 @@ def test_every_kind_of_broken_delivery_has_its_sentence(tmp_path: Path, kind: st
     BROKEN[kind].write(tmp_path)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     places = [tmp_path] if "JSON" not in kind else [*tmp_path.iterdir()]  # of a folder's JSON not all is STAC
-    items = [item for one in deliveries(places) for item in read_and_survey(catalog_job(one))]
+    items = [item for one in find_deliveries(places) for item in read_and_survey(catalog_job(one))]
     refusals = [item for item in items if isinstance(item, Refusal)]
     assert refusals == items
     assert any(BROKEN[kind].words in item.detail for item in refusals), refusals
@@ -459,15 +459,15 @@ def test_images_and_archives_are_found_once_and_in_order(tmp_path: Path) -> None
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "directory.tif").mkdir()
-    one = [(str(Path(item.path).relative_to(tmp_path)), item.archive) for item in deliveries([tmp_path])]
+    one = [(str(Path(item.path).relative_to(tmp_path)), item.archive) for item in find_deliveries([tmp_path])]
     assert one == sorted((name, not name.lower().endswith((".tiff", ".tif"))) for name in names)
     paths: list[str | Path] = [tmp_path / "b", tmp_path, tmp_path / "b" / "x.tiff", str(tmp_path / "a")]
-    assert sorted(item.path for item in deliveries(paths)) == sorted(str(tmp_path / name) for name in names)
+    assert sorted(item.path for item in find_deliveries(paths)) == sorted(str(tmp_path / name) for name in names)
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gone: no such file or directory"):
-        list(deliveries([tmp_path, tmp_path / "gone"]))
+        list(find_deliveries([tmp_path, tmp_path / "gone"]))
 
 
 # --- whatever comes
@@ -495,7 +495,7 @@ def test_only_scenes_and_refusals_come_of_spoiled_deliveries(
     else:
         which = data.draw(st.sampled_from([*members()]))
         write_folder(folder, {name: spoil(c) if name == which else c for name, c in members().items()})
-    for one in deliveries([folder]):
+    for one in find_deliveries([folder]):
         items = read_and_survey(catalog_job(one))
         assert items
         for item in items:

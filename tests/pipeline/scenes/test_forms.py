@@ -12,8 +12,8 @@ from rasterio.windows import Window
 
 from pipeline.scenes import raster
 from pipeline.scenes.delivery import Refusal, read_delivery
-from pipeline.scenes.discovery import deliveries
-from pipeline.scenes.raster import read
+from pipeline.scenes.discovery import find_deliveries
+from pipeline.scenes.raster import read_image
 from pipeline.scenes.scene import Imagery, Scene
 from tests.deliveries import (
     GSD,
@@ -37,7 +37,7 @@ from tests.deliveries import (
 
 
 def found(path: Path, imagery: Imagery = "mss") -> list[Scene | Refusal]:
-    return [item for one in deliveries([path]) for item in read_delivery(one, imagery)]
+    return [item for one in find_deliveries([path]) for item in read_delivery(one, imagery)]
 
 
 def only(path: Path, imagery: Imagery = "mss") -> Scene:
@@ -79,8 +79,8 @@ def test_two_images_of_a_delivery_are_one_scene(tmp_path: Path, satellite: str, 
     assert (mss.pan, pan.pan) == (None, None)
     assert sharp.images == mss.images
     assert (sharp.pan,) == pan.images
-    assert np.array_equal(read(mss.images[0])[0], coordinates())
-    assert np.array_equal(read(pan.images[0])[0], coordinates(4 * WIDTH, 4 * HEIGHT, 1))
+    assert np.array_equal(read_image(mss.images[0])[0], coordinates())
+    assert np.array_equal(read_image(pan.images[0])[0], coordinates(4 * WIDTH, 4 * HEIGHT, 1))
     # The stretch is that of sharpened pixels, whose mean is that of the panchromatic image.
     stretches = [surveyed(scene).stretch for scene in (mss, pan, sharp)]
     assert stretches[2] != stretches[0]
@@ -187,7 +187,7 @@ def test_pixels_without_data_are_told_by_the_file(
     (image,) = scene.images
     assert len(scene.bands) == 3
     assert (image.masked, image.indexes) == (form != "nodata", (1, 2, 3) if form == "alpha" else ())
-    found, valid = read(image, Window(20, 10, 50, 40))
+    found, valid = read_image(image, Window(20, 10, 50, 40))
     assert np.array_equal(found[:, known[10:50, 20:70]], pixels[:, 10:50, 20:70][:, known[10:50, 20:70]])
     assert valid is not None
     assert np.array_equal(valid, known[10:50, 20:70])
@@ -203,7 +203,7 @@ def test_a_mask_and_a_value_for_no_data_both_count(tmp_path: Path) -> None:
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
         file.write_mask(np.broadcast_to(np.arange(WIDTH) >= WIDTH // 3, pixels.shape[1:]))
     (image,) = only(tmp_path).images
-    _, valid = read(replace(image, nodata=7.0), Window(20, 10, 50, 40))
+    _, valid = read_image(replace(image, nodata=7.0), Window(20, 10, 50, 40))
     row, col = np.mgrid[10:50, 20:70]
     assert np.array_equal(valid, (col >= WIDTH // 3) & (row >= 15))
 

@@ -17,10 +17,10 @@ from moto.server import ThreadedMotoServer
 from geokr.dataset.index import read_summary
 from pipeline.build_levir_kr import main
 from pipeline.scenes.delivery import Refusal, read_delivery
-from pipeline.scenes.discovery import deliveries
-from pipeline.scenes.raster import read
+from pipeline.scenes.discovery import find_deliveries
+from pipeline.scenes.raster import read_image
 from pipeline.scenes.scene import Imagery, Scene
-from pipeline.scenes.stac import absolute, found, items
+from pipeline.scenes.stac import resolve_href, to_source, walk_items
 from tests.deliveries import coordinates, surveyed, tiff
 
 SIDE = 120
@@ -103,7 +103,7 @@ def write(folder: Path, value: dict[str, Any], files: dict[str, bytes], name: st
 def read_all(
     *paths: str | Path, imagery: Imagery = "mss", bands: tuple[str, ...] = ("red", "green", "blue", "nir")
 ) -> Any:
-    return [got for one in deliveries(paths) for got in read_delivery(one, imagery, bands)]
+    return [got for one in find_deliveries(paths) for got in read_delivery(one, imagery, bands)]
 
 
 def only(path: str | Path, **choice: Any) -> Scene:
@@ -125,7 +125,7 @@ def test_a_sentinel_2_item_is_a_scene_of_its_10_m_bands(tmp_path: Path, version:
     assert scene.gsd == 10.0
     assert {(image.scales, image.offsets, image.nodata) for image in scene.images} == {((0.0001,), (-0.1,), 0.0)}
     assert scene.metadata["eo:cloud_cover"] == "3.2"
-    assert [read(image)[0][0, 7, 9] for image in scene.images] == [111, 108, 109, 110]  # 100 + row or column + k
+    assert [read_image(image)[0][0, 7, 9] for image in scene.images] == [111, 108, 109, 110]  # 100 + row or column + k
     assert surveyed(scene, None, 1.0, 99.0).scene.bands == scene.bands
     assert len(scene.files) == 5
 
@@ -152,8 +152,8 @@ def test_of_an_image_of_several_bands_those_wanted_are_read(tmp_path: Path) -> N
     scene = only(write(tmp_path, value, {"naip.tif": tiff(pixels, **PLACE)}), bands=("nir", "green"))
     (image,) = scene.images
     assert (image.bands, image.indexes, image.scales) == (("nir", "green"), (4, 2), ())
-    assert np.array_equal(read(image)[0], pixels[[3, 1]])
-    assert np.array_equal(read(image, shape=(4, 5))[0].shape, (2, 4, 5))
+    assert np.array_equal(read_image(image)[0], pixels[[3, 1]])
+    assert np.array_equal(read_image(image, shape=(4, 5))[0].shape, (2, 4, 5))
     assert scene.acquired == datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -218,7 +218,9 @@ def test_items_and_images_over_http(tmp_path: Path, served: str) -> None:
     assert got[0].images[0].path == f"/vsicurl/{served}/s2/B04.tif"
     assert got[0].files == ()
     local = only(tmp_path / "s2" / "item.json")
-    assert all(np.array_equal(read(a)[0], read(b)[0]) for a, b in zip(got[0].images, local.images, strict=True))
+    assert all(
+        np.array_equal(read_image(a)[0], read_image(b)[0]) for a, b in zip(got[0].images, local.images, strict=True)
+    )
     image = only(f"{served}/s2/B04.tif")
     assert (image.id, image.gsd) == ("B04", 10.0)
     (refusal,) = read_all(f"{served}/gone.json")
@@ -246,7 +248,9 @@ def test_items_and_images_from_a_bucket(tmp_path: Path, monkeypatch: pytest.Monk
         assert [scene.id for scene in got] == ["S2B_48RYN_20230704_0_L2A", "LC09_L2SP_128043_20230704_02_T1"]
         assert got[0].images[0].path == "/vsis3/scenes/in/s2/B04.tif"
         local = only(tmp_path / "s2" / "item.json")
-        assert all(np.array_equal(read(a)[0], read(b)[0]) for a, b in zip(got[0].images, local.images, strict=True))
+        assert all(
+            np.array_equal(read_image(a)[0], read_image(b)[0]) for a, b in zip(got[0].images, local.images, strict=True)
+        )
         assert only("s3://scenes/in/s2/B04.tif").gsd == 10.0
         assert {scene.id for scene in read_all("s3://scenes/in") if isinstance(scene, Scene)} == {
             scene.id for scene in got
@@ -353,7 +357,7 @@ def test_a_document_that_is_none_is_named(tmp_path: Path, text: str, sentence: s
 
 def test_what_a_remote_document_says_never_leads_to_this_machines_files() -> None:
     for href in ("file:///etc/hostname", "/etc/hostname", "../../../etc/hostname"):
-        meant = absolute(href, "https://host/a/b.json")
+        meant = resolve_href(href, "https://host/a/b.json")
         assert not meant.startswith("/")
 
 
@@ -372,7 +376,7 @@ def test_only_scenes_and_refusals_come_of_spoiled_items(
     value, _ = sentinel()
     red = value["assets"]["red"]
     (red if key in red else value["assets"] if key == "red" else value)[key] = put
-    got = found(value, str(tmp_path_factory.getbasetemp() / "item.json"), inside=False)
+    got = to_source(value, str(tmp_path_factory.getbasetemp() / "item.json"), inside=False)
     if got.fault:
         assert "\n" not in got.fault
         return
@@ -385,6 +389,6 @@ def test_only_scenes_and_refusals_come_of_spoiled_items(
 
 def test_the_same_item_is_the_same_delivery(tmp_path: Path) -> None:
     path = write(tmp_path, *sentinel())
-    first, second = (list(items(str(path))) for _ in range(2))
+    first, second = (list(walk_items(str(path))) for _ in range(2))
     assert first == second
     assert replace(first[0], fault="x") != first[0]

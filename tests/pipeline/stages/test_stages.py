@@ -17,9 +17,9 @@ from pipeline.catalog import quarantine
 from pipeline.config import BuildConfig
 from pipeline.geometry.grid import TileGrid
 from pipeline.runtime import progress
-from pipeline.runtime.progress import Progress, span
+from pipeline.runtime.progress import Progress, format_duration
 from pipeline.scenes.scene import SceneError
-from pipeline.stages.blocks import Failures, Tally, Unbuilt, finish, gather, tile_count
+from pipeline.stages.blocks import Failures, MissingBlocks, Tally, consolidate_if_changed, record_refusals, tile_count
 from tests.settings import build_config
 
 PLACES = st.tuples(st.integers(0, 4), st.integers(0, 4))
@@ -30,8 +30,8 @@ def grid(rows: int, cols: int, block: int) -> TileGrid:
     return TileGrid(GeoBox(shape, Affine(2, 0, 0, 0, -2, 0), "EPSG:32648"), 64, 48, block)
 
 
-def there(*blocks: tuple[int, int], **attributes: Any) -> contents.Built:
-    return contents.Built(attributes, (5, 7), frozenset(blocks))
+def there(*blocks: tuple[int, int], **attributes: Any) -> contents.SceneContents:
+    return contents.SceneContents(attributes, (5, 7), frozenset(blocks))
 
 
 def config(out: Path) -> BuildConfig:
@@ -54,7 +54,7 @@ def test_what_is_left_is_what_is_not_there_row_by_row(
 ) -> None:
     """Blocks that the grid does not have are no blocks of it."""
     whole = grid(rows, cols, block)
-    left = Unbuilt(whole, None if done is None else there(*done))
+    left = MissingBlocks(whole, None if done is None else there(*done))
     wanted = [(b.rows.start // block, b.cols.start // block) for b in whole]
     assert [*left] == [place for place in wanted if place not in (done or ())]
     assert left.tiles == sum(tile_count(whole, i, j) for i, j in left)
@@ -62,11 +62,11 @@ def test_what_is_left_is_what_is_not_there_row_by_row(
 
 
 def test_a_scene_of_other_settings_is_refused(tmp_path: Path) -> None:
-    Unbuilt(grid(2, 2, 1), None).check("root", "scene", {"gsd": 2})
-    Unbuilt(grid(2, 2, 1), there(gsd=2)).check("root", "scene", {"gsd": 2})
+    MissingBlocks(grid(2, 2, 1), None).check("root", "scene", {"gsd": 2})
+    MissingBlocks(grid(2, 2, 1), there(gsd=2)).check("root", "scene", {"gsd": 2})
     for wanted in ({"gsd": 3}, {}, {"gsd": 2, "dem": "dem.tif"}):
         with pytest.raises(layout.StoreError, match="root/scene was built with other settings"):
-            Unbuilt(grid(2, 2, 1), there(gsd=2)).check("root", "scene", wanted)
+            MissingBlocks(grid(2, 2, 1), there(gsd=2)).check("root", "scene", wanted)
 
 
 def test_failures_are_told_once_a_scene_and_reason_by_their_first_block() -> None:
@@ -98,19 +98,19 @@ def test_a_scene_goes_to_the_log_when_it_is_done(tmp_path: Path) -> None:
 def test_metadata_are_gathered_where_they_changed_or_were_not(tmp_path: Path) -> None:
     root = str(tmp_path / layout.TILES)
     arguments: Any = {"shape": (1, 1), "bands": 1, "tile": 16, "block": 1, "dtype": "uint8", "attributes": {}}
-    gather(root, {}, False)  # no store yet
+    consolidate_if_changed(root, {}, False)  # no store yet
     for scene, changed in (("a", True), ("b", False)):
         store.create_tiles(root, scene, **arguments)
-        gather(root, contents.built(root, contents.scenes(root)), changed)
-        assert {"a", scene} <= contents.consolidated(root).keys()
+        consolidate_if_changed(root, contents.scene_contents(root, contents.list_scenes(root)), changed)
+        assert {"a", scene} <= contents.read_consolidated(root).keys()
     before = (tmp_path / layout.TILES / "zarr.json").stat().st_mtime_ns
-    gather(root, contents.built(root, ["a", "b"]), False)
+    consolidate_if_changed(root, contents.scene_contents(root, ["a", "b"]), False)
     assert (tmp_path / layout.TILES / "zarr.json").stat().st_mtime_ns == before
 
 
 def test_what_a_stage_refused_is_said_logged_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     refusal = {"scene": "a", "reason": "SceneError", "detail": "a.tif: cut"}
-    finish("tiles", config(tmp_path), [refusal])
+    record_refusals("tiles", config(tmp_path), [refusal])
     assert [record.getMessage() for record in caplog.records] == ["refused: a.tif: cut"]
     assert logged(tmp_path) == [{"event": "refused", "stage": "tiles", **refusal}]
     assert quarantine.read(tmp_path) == [{"stage": "tiles", **refusal}]
@@ -155,7 +155,7 @@ def test_a_stage_without_work_or_judgement_says_no_more_than_that(tmp_path: Path
      (11_100, "3 h 05 min"), (360_000, "100 h 00 min")],
 )  # fmt: skip
 def test_a_time_for_a_person(seconds: float, said: str) -> None:
-    assert span(seconds) == said
+    assert format_duration(seconds) == said
 
 
 @pytest.mark.parametrize("error", [None, SceneError("x")])

@@ -17,7 +17,7 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
 from geokr.dataset import contents, layout, store
-from geokr.landcover.discovery import find
+from geokr.landcover.discovery import find_landcover
 from geokr.landcover.products import LandCoverError
 from geokr.landcover.shares import class_shares
 from geokr.landcover.sheets import LandCover
@@ -27,7 +27,7 @@ from pipeline.geometry.grid import TileGrid
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.scenes.scene import Image, Scene
 from pipeline.tasks.labels import LabelJob, LabelReport, build_labels
-from pipeline.tasks.rows import RowJob, SceneRows, footprints, scene_rows
+from pipeline.tasks.rows import RowJob, SceneRows, footprint_polygons, scene_rows
 
 CRS = "EPSG:32648"
 LEFT, TOP = 440_000.0, 2_765_000.0
@@ -65,7 +65,7 @@ def write_map(path: Path, cells: npt.NDArray[np.uint8], left: float = LEFT) -> L
     profile = {"driver": "GTiff", "height": height, "width": width, "count": 1, "dtype": "uint8", "crs": CRS}
     with rasterio.open(path, "w", **profile, transform=Affine(1, 0, left, 0, -10, TOP + 50)) as file:
         file.write(cells, 1)
-    (cover,) = find([path])
+    (cover,) = find_landcover([path])
     return cover
 
 
@@ -96,7 +96,7 @@ def build(root: str, cover: LandCover, tiles: TileGrid) -> list[LabelReport]:
 
 def labels(root: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     group = store.open_scene(root, "scene")
-    return group["fraction"][:], group["known"][:], contents.status(group)
+    return group["fraction"][:], group["known"][:], contents.read_status(group)
 
 
 # --- labels
@@ -298,7 +298,7 @@ def test_a_scene_without_accepted_tiles_has_no_rows(tmp_path: Path, shore: LandC
     assert listed.corners.shape == (0, 4, 2)
     assert {len(values) for values in listed.columns.values()} == {0}
     assert listed.statuses["cloud"] == ROWS * COLS
-    assert footprints(listed.corners).shape == (0,)
+    assert footprint_polygons(listed.corners).shape == (0,)
 
 
 @pytest.mark.parametrize("kind", ["tiles", "labels"])
@@ -392,7 +392,7 @@ def test_the_index_keeps_tiles_whose_label_is_of_about_their_year(dataset: Path)
 
 def test_a_footprint_is_the_polygon_of_its_corners() -> None:
     corners = np.array([[(104.0, 25.0), (104.1, 25.0), (104.1, 24.9), (104.0, 24.9)]])
-    (polygon,) = footprints(corners)
+    (polygon,) = footprint_polygons(corners)
     assert polygon.geom_type == "Polygon"
     assert np.array_equal(shapely.get_coordinates(polygon)[:4], corners[0])
 
@@ -404,7 +404,7 @@ def test_a_footprint_across_the_antimeridian_is_cut_in_two(zone: int, first: int
     x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(180.0, 66.0)
     corners = np.array([(-3000, 1000), (1000, 1000), (1000, -3000), (-3000, -3000)]) + np.array([x, y])
     lonlat = np.stack(Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*corners.T), axis=-1)
-    (footprint,) = footprints(np.roll(lonlat, first, axis=0)[None])
+    (footprint,) = footprint_polygons(np.roll(lonlat, first, axis=0)[None])
     assert footprint.geom_type == "MultiPolygon"
     assert footprint.bounds[::2] == (-180.0, 180.0)
     eastern, western = sorted(footprint.geoms, key=lambda part: part.bounds[0], reverse=True)
