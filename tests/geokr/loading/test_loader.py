@@ -262,7 +262,7 @@ def test_ranks_share_out_the_shards(addressed: Path, seed: int, batch: int, worl
         assert len(whole) == len(loader) == 57 // (batch * world)
         rows = {tuple(row): share for row, share in zip(places(loader), loader.fraction.tolist(), strict=True)}
         for part in whole:
-            assert [rows[address] for address in addresses(part)] == part.share.tolist()
+            assert [rows[address] for address in addresses(part)] == part.fraction.tolist()
             seen += addresses(part)
         start = len(loader) // 2
         rest = list(loader.epoch(3, start=start))
@@ -328,8 +328,8 @@ def test_balanced_classes_come_with_equal_mass(build, tmp_path: Path, buffer: in
     for balance in (0.0, 1.0):
         loader = TileLoader(dataset, Selection("train"), batch=4, balance=balance, shuffle_buffer=buffer, seed=5)
         parts = [list(loader.epoch(epoch)) for epoch in range(2)]
-        mass[balance] = torch.cat([part.share for part in parts[0]]).sum(dim=0).tolist()
-        assert [part.share.tolist() for part in loader.epoch(1, start=6)] == [p.share.tolist() for p in parts[1][6:]]
+        mass[balance] = torch.cat([part.fraction for part in parts[0]]).sum(dim=0).tolist()
+        assert [part.fraction.tolist() for part in loader.epoch(1, start=6)] == [p.fraction.tolist() for p in parts[1][6:]]
     assert mass[0.0] == [51, 6, 3]
     assert mass[1.0] == pytest.approx([20, 20, 20], abs=2)  # a tile comes n or n + 1 times
 
@@ -448,7 +448,7 @@ def test_a_plain_data_loader_reads_the_same(addressed: Path) -> None:
         assert set(sample) == {"image", "fraction", "known", "weight"}
         for image, share in zip(sample["image"], sample["fraction"], strict=True):
             (at,) = [i for i in range(57) if torch.equal(whole.image[i], image)]
-            assert torch.equal(whole.share[at], share)
+            assert torch.equal(whole.fraction[at], share)
             seen.append(at)
     assert sorted(seen) == list(range(57))
     assert torch.equal(dataset[5]["image"], whole.image[5])

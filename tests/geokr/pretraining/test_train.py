@@ -362,7 +362,7 @@ def test_how_tiles_are_drawn_is_a_setting(coloured: Path) -> None:
             for one, other in zip(training.epoch(number), alike.epoch(number), strict=True)
         )
     without = TileLoader(coloured, Selection("train", min_known=0.5), batch=32, seed=3)
-    assert not torch.equal(next(iter(training)).share, next(iter(without)).share)
+    assert not torch.equal(next(iter(training)).fraction, next(iter(without)).fraction)
     assert (held_out.shuffle, held_out.shuffle_buffer) == (False, 0)
     assert held_out.on_error == training.on_error == "skip"
 
