@@ -9,11 +9,10 @@ exploded diverged/, the tiles of that step.
 import argparse
 import dataclasses
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save as to_safetensors
-from tqdm import tqdm
 
 from geokr.encoder import ENCODER
 from geokr.export import export
@@ -29,6 +27,7 @@ from geokr.loading.loader import Batch, TileLoader
 from geokr.loading.selection import Selection
 from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load, save
 from geokr.pretraining.config import PRESETS, WITHOUT_EFFECT, TrainConfig, configure
+from geokr.pretraining.console import catch_signals, print_once, progress_bar
 from geokr.pretraining.journal import CONFUSION, CURVES, HAS_MATPLOTLIB, Journal
 from geokr.pretraining.learner import (
     LOG_EVERY,
@@ -47,7 +46,11 @@ from geokr.settings import differences
 from geokr.storage.files import replacing
 
 METRICS = "metrics.json"
+
+
 DIVERGED = "diverged"
+
+
 RESULTS = (METRICS, ENCODER, *CURVES.values(), *((CONFUSION,) if HAS_MATPLOTLIB else ()))
 """What a finished run holds. One that lacks some of it repeats the end alone."""
 
@@ -276,56 +279,6 @@ def write_results(learner: Learner, ending: Checkpoint, run: Path, result: Valid
     }
     with replacing(run / METRICS) as file:
         file.write((json.dumps(metrics, indent=2) + "\n").encode())
-
-
-class LineWriter:
-    """A file for a progress bar that nobody watches: what the bar would draw over itself, a line each."""
-
-    def write(self, text: str) -> None:
-        if line := text.strip():
-            print(line, file=sys.stderr, flush=True)
-
-    def flush(self) -> None:
-        """Each line is out already."""
-
-
-def progress_bar(learner: Learner) -> Any:
-    """A progress bar in steps; a line every half minute where nobody watches."""
-    terminal = sys.stderr.isatty()
-    interval = 0.1 if terminal else 30.0  # s
-    return tqdm(
-        file=sys.stderr if terminal else LineWriter(),
-        total=learner.total,
-        initial=learner.step,
-        unit="step",
-        mininterval=interval,
-        maxinterval=max(10.0, interval),
-        disable=learner.process.rank > 0,
-    )
-
-
-@contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """A list to which Ctrl-C and SIGTERM add themselves; the second one ends the process as ever."""
-    caught: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, _: object) -> None:
-        caught.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def print_once(process: Process, line: str) -> None:
-    if process.rank == 0:
-        print(line, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

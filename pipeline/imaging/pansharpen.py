@@ -1,13 +1,12 @@
 """Pansharpening: the colours of one image in the detail of another. Pure functions."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-Pixels = npt.NDArray[Any]
+from pipeline.scenes.raster import Pixels
 
 
 def equal_weights(bands: int) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from geokr.dataset.layout import DATASET
 from geokr.storage import files, rasters
-from pipeline.verify import checks
+from pipeline.verify import checks, index_checks
 from pipeline.verify.dataset import DataSet, shorten
 
 SHOWN = 20
@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             ("provenance", lambda: checks.check_provenance(data)),
             ("statuses", lambda: checks.check_statuses(data)),
             ("shards", lambda: checks.check_shards(data, 0 if options.fast else None if options.full else 1)),
-            ("index", lambda: checks.check_index(data, not options.fast)),
-            ("splits", lambda: checks.check_splits(data)),
+            ("index", lambda: index_checks.check_index(data, not options.fast)),
+            ("splits", lambda: index_checks.check_splits(data)),
         ]
         if not options.fast:
             todo.insert(5, ("labels", lambda: checks.check_labels(data)))

@@ -329,7 +329,9 @@ def test_balanced_classes_come_with_equal_mass(build, tmp_path: Path, buffer: in
         loader = TileLoader(dataset, Selection("train"), batch=4, balance=balance, shuffle_buffer=buffer, seed=5)
         parts = [list(loader.epoch(epoch)) for epoch in range(2)]
         mass[balance] = torch.cat([part.fraction for part in parts[0]]).sum(dim=0).tolist()
-        assert [part.fraction.tolist() for part in loader.epoch(1, start=6)] == [p.fraction.tolist() for p in parts[1][6:]]
+        assert [part.fraction.tolist() for part in loader.epoch(1, start=6)] == [
+            p.fraction.tolist() for p in parts[1][6:]
+        ]
     assert mass[0.0] == [51, 6, 3]
     assert mass[1.0] == pytest.approx([20, 20, 20], abs=2)  # a tile comes n or n + 1 times
 

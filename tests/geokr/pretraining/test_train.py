@@ -30,6 +30,7 @@ from tqdm import tqdm
 from geokr import train
 from geokr.loading.loader import TileLoader
 from geokr.loading.selection import Selection
+from geokr.pretraining import console
 from geokr.pretraining import learner as learner_module
 from geokr.pretraining.checkpoint import BEST, LAST, load
 from geokr.pretraining.config import configure
@@ -279,7 +280,7 @@ def test_steps_go_through_epoch_after_epoch(coloured: Path, step: int) -> None:
 
 def test_the_second_signal_ends_the_process_as_ever() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with train.catch_signals() as caught:
+    with console.catch_signals() as caught:
         signal.raise_signal(signal.SIGINT)
         assert caught == [signal.SIGINT]
         with pytest.raises(KeyboardInterrupt):
@@ -868,7 +869,7 @@ def test_batch_norm_over_processes_needs_gpus(coloured: Path) -> None:
 
 
 def test_without_a_terminal_progress_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    with tqdm(total=2, file=train.LineWriter(), mininterval=0) as bar:
+    with tqdm(total=2, file=console.LineWriter(), mininterval=0) as bar:
         bar.update()
         bar.update()
     said = capsys.readouterr().err
