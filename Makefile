@@ -1,14 +1,14 @@
-# A fresh clone needs Python 3.11 or newer with venv, and the network once; each target sets up what it needs.
+# A fresh clone needs Python 3.11 or newer with venv, and network access once; each target sets up what it needs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
-# Where torch's wheel brings CUDA.
+# The platform on which torch's wheel depends on CUDA packages.
 CUDA := platform_system == "Linux" and platform_machine == "x86_64"
 
-# The stages of dvc.yaml run `python`: this one.
+# The stages of dvc.yaml run `python`; it must be the one in .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# On a busy machine, threads that wait by spinning cost more than they save.
+# On a busy machine, threads that spin while they wait cost more time than they save.
 export OMP_WAIT_POLICY := passive
 
 .PHONY: help env demo test check bench lock clean
@@ -34,7 +34,7 @@ check: env  ## lint, format and type check
 bench: env  ## compare the speed with peers
 	$(VENV)/bin/python -m benchmarks
 
-lock:  ## write requirements.lock anew from the ranges in pyproject.toml
+lock:  ## rewrite requirements.lock from the ranges in pyproject.toml
 	$(PYTHON) -m venv --clear build/lock
 	build/lock/bin/pip install --quiet --progress-bar off '.[train,dev,bench,s3]' 'setuptools>=77'
 	build/lock/bin/pip freeze --all --exclude pip --exclude geokr > build/freeze
@@ -43,7 +43,7 @@ lock:  ## write requirements.lock anew from the ranges in pyproject.toml
 	mv build/requirements.lock requirements.lock
 	rm -rf build/lock
 
-clean:  ## remove the sample's outputs and the tools' caches; .venv stays
+clean:  ## remove the sample's outputs and the tools' caches, but not .venv
 	rm -rf data/sample runs/sample runs/sample.* dvc_plots build .dvc/tmp .mypy_cache .pytest_cache .ruff_cache
 
 $(STAMP): requirements.lock pyproject.toml

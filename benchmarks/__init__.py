@@ -1,1 +1,1 @@
-"""Each claim as a command, beside the peer that it is made against: `python -m benchmarks [NAME]`."""
+"""One command for each performance claim, measured against its peer: `python -m benchmarks [NAME]`."""

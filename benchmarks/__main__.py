@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks import build, chaos, label_noise, labels, loader, ortho, step, storage, zion
+from benchmarks.real_data import MISSING
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "build": build.main,
@@ -19,13 +20,17 @@ BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
 
 
 def main(argv: list[str]) -> int:
-    """Returns the worst exit status of those run; 2 for a name that is none."""
+    """Return the highest exit status of the benchmarks that ran, or 2 if there is no benchmark of that name.
+
+    If all run, one whose real data are missing does not count; if it is run by name, the status is MISSING.
+    """
     if argv and argv[0] in BENCHMARKS:
         return BENCHMARKS[argv[0]](argv[1:])
     if argv:
         print(f"error: there is no benchmark {argv[0]!r}, only {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
-    return max(benchmark([]) for benchmark in BENCHMARKS.values())
+    statuses = [benchmark([]) for benchmark in BENCHMARKS.values()]
+    return max((status for status in statuses if status != MISSING), default=0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Archives for benchmarks: scenes of 7300 x 6908 px of 16 bits in four bands, over rough ground; or many small ones."""
+"""Made archives for benchmarks: scenes of 7300 x 6908 px with four 16-bit bands over rough ground; many small ones."""
 
 import warnings
 from dataclasses import replace
@@ -11,21 +11,25 @@ import rasterio
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 
-from pipeline.sample.camera import fit_rpc
+from pipeline.sample.camera import Camera, fit_rpc
 from pipeline.sample.files import SHOTS, place_camera, surrounding_box, write_dem, write_sheets
 from pipeline.sample.level1a import Shot, relief, rpb_text, xml_text
 from pipeline.sample.world import World
 
 WIDTH, HEIGHT = 7300, 6908
-"""Size of a multispectral image of GF-2, px."""
+"""Size of a GF-2 multispectral image, px."""
 GSD = 3.24
-"""Its ground sampling distance, m."""
+"""Ground sampling distance of a GF-2 multispectral image, m."""
+
+
+def gf2_camera(width: int = WIDTH, height: int = HEIGHT, gsd: float = GSD) -> Camera:
+    """A camera at GF-2's altitude, rolled by 14 degrees, that looks at the centre of the sample world."""
+    return place_camera(0, 0, 631_000, 193, 14, 1, gsd, f"{width}x{height}")
 
 
 def shots(count: int, width: int = WIDTH, height: int = HEIGHT) -> list[Shot]:
-    """Deliveries of one place, a day apart each."""
-    view = place_camera(0, 0, 631_000, 193, 14, 1, GSD, f"{width}x{height}")
-    first = replace(SHOTS[0], camera=view)
+    """Deliveries of one place, one day apart."""
+    first = replace(SHOTS[0], camera=gf2_camera(width, height))
     return [
         replace(first, acquired=first.acquired + timedelta(days=k), product=first.product + k) for k in range(count)
     ]
@@ -34,24 +38,24 @@ def shots(count: int, width: int = WIDTH, height: int = HEIGHT) -> list[Shot]:
 def write_archive(directory: Path, count: int, width: int = WIDTH, height: int = HEIGHT) -> None:
     """Write `scenes/`, `dem.tif` and `landcover/`.
 
-    The pixels are smooth noise of several sizes with a sensor's noise over it, in 10 bits: as hard to compress as
-    real ones, and made in seconds. Scenes after the first are links to its image.
+    The pixels are 10-bit smooth noise of several sizes plus sensor noise: as hard to compress as real pixels, and
+    made in seconds. All scenes share the first one's image by hard links.
     """
-    world, every = World.from_seed(0), shots(count, width, height)
-    box = surrounding_box(every)
+    world, deliveries = World.from_seed(0), shots(count, width, height)
+    box = surrounding_box(deliveries)
     write_dem(directory / "dem.tif", world, box)
     write_sheets(directory / "landcover", world, box)
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     pixels = np.empty((height, width, 4), np.uint16)
     for band in range(4):
         ground = np.full((height, width), 400 + 60 * band, np.float32)
-        for cell, swing in ((700, 90), (120, 60), (24, 40), (6, 20)):
-            noise = draw.normal(0, swing, (height // cell + 3, width // cell + 3)).astype(np.float32)
+        for cell, sigma in ((700, 90), (120, 60), (24, 40), (6, 20)):
+            noise = rng.normal(0, sigma, (height // cell + 3, width // cell + 3)).astype(np.float32)
             ground += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-        ground += draw.normal(0, 4, ground.shape).astype(np.float32)
+        ground += rng.normal(0, 4, ground.shape).astype(np.float32)
         pixels[..., band] = np.clip(ground, 1, 1023)
     first: Path | None = None
-    for shot in every:
+    for shot in deliveries:
         folder = directory / "scenes" / shot.name
         folder.mkdir(parents=True, exist_ok=True)
         low, high = relief(shot.camera, world.height)
@@ -63,23 +67,24 @@ def write_archive(directory: Path, count: int, width: int = WIDTH, height: int =
             image.hardlink_to(first)
             continue
         first = image
-        with warnings.catch_warnings(), rasterio.open(
-            image, "w", driver="GTiff", width=width, height=height, count=4, dtype="uint16", interleave="pixel",
-        ) as target:  # fmt: skip
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            target.write(np.moveaxis(pixels, -1, 0))
+            with rasterio.open(
+                image, "w", driver="GTiff", width=width, height=height, count=4, dtype="uint16", interleave="pixel"
+            ) as target:
+                target.write(np.moveaxis(pixels, -1, 0))
 
 
 def write_many(directory: Path, count: int) -> None:
-    """Write `scenes/`, small GeoTIFFs of noise that nine tiles of 32 px fit into, and `landcover/`."""
+    """Write `scenes/`, small GeoTIFFs of noise with room for nine tiles of 32 px each, and `landcover/`."""
     write_sheets(directory / "landcover", World.from_seed(0), surrounding_box(SHOTS[:1]))
-    ground = SHOTS[0].camera
-    draw = np.random.default_rng(0)
+    camera = SHOTS[0].camera
+    rng = np.random.default_rng(0)
     (directory / "scenes").mkdir(parents=True)
     for k in range(count):
-        corner = Affine(8, 0, ground.east // 8 * 8 + 8 * (k % 30), 0, -8, ground.north // 8 * 8 - 8 * (k // 30))
+        transform = Affine(8, 0, camera.east // 8 * 8 + 8 * (k % 30), 0, -8, camera.north // 8 * 8 - 8 * (k // 30))
         with rasterio.open(
             directory / "scenes" / f"scene{k:04d}.tif", "w", driver="GTiff", width=100, height=100, count=3,
-            dtype="uint8", crs=ground.crs, transform=corner,
+            dtype="uint8", crs=camera.crs, transform=transform,
         ) as target:  # fmt: skip
-            target.write(draw.integers(20, 220, (3, 100, 100), dtype=np.uint8))
+            target.write(rng.integers(20, 220, (3, 100, 100), dtype=np.uint8))

@@ -1,15 +1,15 @@
-"""How fast a build is, against GDAL's warp with a file a tile, and how it grows: a line a case.
+"""How fast a build is, against GDAL's warp with one file per tile, and how it scales: one line per case.
 
-plain      the whole build on one core, and the same scene the plain way: GDAL's warp with RPC and DEM to a GeoTIFF,
-           from that a GeoTIFF chip and a JSON label for each accepted tile, its classes counted by pixel centres.
+plain      a full build on one core, against the plain way on the same scene: GDAL's warp with RPC and DEM to a GeoTIFF,
+           then a GeoTIFF chip and a JSON label for each accepted tile, with classes counted by pixel centres.
 workers    two worker processes on two cores against one on one, client and scheduler included, on one archive.
-scenes     time and the peak memory of a worker for 1, 4 and 16 scenes; the peer is one scene, times their number.
-size       peak memory of a worker for scenes of a quarter of the pixels, and for whole ones.
-resume     the stages of a finished build of 1,000 scenes of nine blocks, of which nothing is left to do: seconds of a
-           plain loop until that is known, and those of writing the index anew; the peer is the 2 s that are allowed.
-scheduler  as many blocks as 1,430,000 tiles make, which do nothing: seconds and peak memory of the scheduler's process.
+scenes     time and a worker's peak memory for 1, 4 and 16 scenes; the peer is the time of one scene times their number.
+size       a worker's peak memory for a full-size scene; the peer is a scene of a quarter of the pixels.
+resume     the stages on a finished build of 1,000 scenes of nine blocks: seconds in a plain loop until it is clear that
+           nothing is left to do, and seconds to write the index again; the peer is the 2 s that are allowed.
+scheduler  empty blocks, as many as 1,430,000 tiles make: seconds, and peak memory of the scheduler's process.
 
-Scenes have 7300 x 6908 px in four bands of 16 bits. Each measurement runs in processes of its own.
+Scenes have 7300 x 6908 px in four bands of 16 bits. Each measurement runs in separate processes.
 """
 
 import argparse
@@ -48,32 +48,32 @@ from pipeline.runtime.worker import configure_libraries
 from pipeline.stages import catalog, index, labels, tiles
 
 TILES = 1_430_000
-"""Of Levir-KR."""
+"""Number of tiles in Levir-KR."""
 CASES = ("plain", "workers", "scenes", "size", "resume", "scheduler")
 ALLOWED = 2.0
-"""What finding out that nothing is left of 1,000 scenes may take, s."""
+"""Allowed time to find that nothing is left to do for 1,000 scenes, s."""
 NEAR = 2
-"""Grey levels by which a pixel may differ and count as equal: GDAL widens its kernel a little."""
+"""Largest difference of a pixel that counts as equal, grey levels: GDAL widens its kernel a little."""
 ALIKE = 0.02
-"""Largest mean difference of a class's share that counts as equal: pixel centres against exact areas."""
+"""Largest mean difference of a class share that counts as equal: pixel centres against exact areas."""
 
 
 def config_of(archive: Path, out: Path, **settings: Any) -> BuildConfig:
-    """settings: of the survey, and the group `grid`."""
+    """The configuration for an archive. settings: the group `grid`, and further values of the group `survey`."""
     survey = {"scenes": [str(archive / "scenes")], "dem": str(archive / "dem.tif")} | settings.get("survey", {})
     labels = {"landcover": [str(archive / "landcover")]}
     return BuildConfig.model_validate({"out": str(out), **settings, "survey": survey, "labels": labels})
 
 
 def small_tiles(archive: Path, out: Path) -> BuildConfig:
-    """For `write_many`: a block is one tile, so that a scene has nine."""
+    """The configuration for the scenes of `write_many`: a block is one tile, so that a scene has nine blocks."""
     return config_of(archive, out, survey={"dem": None}, grid={"tile": 32, "stride": 24, "block": 1})
 
 
 def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
-    """Build on as many cores as workers; 0 workers: in a plain loop, on one core.
+    """Build with one core per worker; with 0 workers in a plain loop, on one core.
 
-    Seconds, tiles built, and the workers' peak memory, bytes.
+    Returns seconds, the number of tiles, and the highest peak memory of a worker, bytes.
     """
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: max(workers, 1)])
     config = config_of(archive, out)
@@ -99,7 +99,7 @@ def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
 
 
 def many(archive: Path, out: Path) -> dict[str, Any]:
-    """Build the scenes of `write_many` on all cores: how many blocks were built."""
+    """Build the scenes of `write_many` on all cores. Returns the number of blocks built."""
     config, covers = small_tiles(archive, out), find_landcover([archive / "landcover"])
     out.mkdir(parents=True)
     with cluster(dashboard="127.0.0.1:0") as client:
@@ -111,19 +111,19 @@ def many(archive: Path, out: Path) -> dict[str, Any]:
 
 
 def again(archive: Path, out: Path) -> dict[str, Any]:
-    """The stages on what `many` built: seconds until nothing is found to be left, and of the index."""
+    """Run the stages on the output of `many`. Returns seconds until nothing is left to do, and seconds of the index."""
     config, covers = small_tiles(archive, out), find_landcover([archive / "landcover"])
     began = time.perf_counter()
     entries = catalog.run(config, None)
     tiles.run(config, entries, None)
     labels.run(config, covers, entries, None)
-    found = time.perf_counter()
+    checked = time.perf_counter()
     index.run(config, covers, entries, None)
-    return {"seconds": found - began, "index": time.perf_counter() - found}
+    return {"seconds": checked - began, "index": time.perf_counter() - checked}
 
 
 def plain(archive: Path, out: Path) -> dict[str, Any]:
-    """The same tiles the plain way, on one core. Its grid and stretch are read from the data set beside `out`."""
+    """Make the same tiles the plain way, on one core. Grid and stretch come from the data set `ours` next to `out`."""
     one_core()
     entries = read_catalog(out.parent / "ours" / "scenes.parquet")
     config = config_of(archive, out)
@@ -171,7 +171,7 @@ def plain(archive: Path, out: Path) -> dict[str, Any]:
 
 
 def counted(sheets: list[Path], bounds: tuple[float, ...], crs: str) -> dict[str, float]:
-    """Shares of the codes of the first sheet that holds a tile's centre, by pixel centres."""
+    """Shares of codes, by pixel centres, in the first sheet that contains a tile's centre."""
     for path in sheets:
         with rasterio.open(path) as sheet:
             left, bottom, right, top = transform_bounds(crs, sheet.crs, *bounds)
@@ -185,27 +185,31 @@ def counted(sheets: list[Path], bounds: tuple[float, ...], crs: str) -> dict[str
 
 
 def compare(built: Path, plain_way: Path, legend: Legend) -> dict[str, float]:
-    """How far the two agree: share of tiles that both accept, of pixels within NEAR, mean difference of shares."""
+    """Agreement of the two: share of tiles that both accept, share of pixels within NEAR, mean difference of shares."""
     both = either = 0
-    near: list[float] = []
-    apart: list[npt.NDArray[np.float64]] = []
+    equal_pixels: list[float] = []
+    differences: list[npt.NDArray[np.float64]] = []
     for folder in sorted(path for path in plain_way.iterdir() if path.is_dir()):
         tiles = store.open_scene(str(built / layout.TILES), folder.name)
         labels = store.open_scene(str(built / layout.label_store("globeland30_2020")), folder.name)
         accepted = contents.read_status(tiles) == layout.ACCEPTED
         chips = {tuple(map(int, path.stem.split("_"))) for path in folder.glob("*_*.tif")}
-        mine = set(zip(*(place.tolist() for place in np.nonzero(accepted)), strict=True))
-        both, either = both + len(chips & mine), either + len(chips | mine)
+        positions = set(zip(*(index.tolist() for index in np.nonzero(accepted)), strict=True))
+        both, either = both + len(chips & positions), either + len(chips | positions)
         fraction = np.asarray(labels["fraction"][:])  # type: ignore[index]
-        for r, c in sorted(chips & mine)[:: max(1, len(chips) // 100)]:
+        for r, c in sorted(chips & positions)[:: max(1, len(chips) // 100)]:
             with rasterio.open(folder / f"{r}_{c}.tif") as chip:
-                theirs = chip.read().astype(int)
+                plain_pixels = chip.read().astype(int)
             pixels = np.asarray(tiles["image"][r, c]).astype(int)  # type: ignore[index]
-            near.append(float((np.abs(pixels - theirs) <= NEAR).mean()))
-            said = json.loads((folder / f"{r}_{c}.json").read_text())
-            shares = np.array(list(said.values())) @ legend.shares([int(code) for code in said])
-            apart.append(np.abs(fraction[r, c] - shares))
-    return {"tiles": both / either, "pixels": statistics.mean(near), "labels": float(np.mean(apart))}
+            equal_pixels.append(float((np.abs(pixels - plain_pixels) <= NEAR).mean()))
+            code_shares = json.loads((folder / f"{r}_{c}.json").read_text())
+            shares = np.array(list(code_shares.values())) @ legend.shares([int(code) for code in code_shares])
+            differences.append(np.abs(fraction[r, c] - shares))
+    return {
+        "tiles": both / either,
+        "pixels": statistics.mean(equal_pixels),
+        "labels": float(np.mean(differences)),
+    }
 
 
 def nothing(_: object) -> None:
@@ -213,7 +217,7 @@ def nothing(_: object) -> None:
 
 
 def blocks(side: int = 16) -> dict[str, Any]:
-    """A stream of empty blocks over two workers: seconds, blocks, and the peak memory of this process, bytes."""
+    """Stream empty blocks over two workers. Returns seconds, blocks, and the peak memory of this process, bytes."""
     per_scene = 16  # a scene of 4 x 4 blocks, 4,096 tiles
     scenes = math.ceil(TILES / side**2 / per_scene)
     with cluster(2, dashboard="127.0.0.1:0") as client:
@@ -225,17 +229,17 @@ def blocks(side: int = 16) -> dict[str, Any]:
 
 
 def measured(function: str, *arguments: object) -> dict[str, Any]:
-    """What a function of this module returns, in a process of its own."""
-    line = (
+    """Call a function of this module in a separate process. Returns its result; raises RuntimeError if it fails."""
+    code = (
         f"import json, benchmarks.build as b; from pathlib import Path; print(json.dumps(b.{function}(*{arguments!r})))"
     )
-    line = line.replace("PosixPath", "Path")
+    code = code.replace("PosixPath", "Path")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GDAL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def remove(path: Path) -> None:
@@ -249,21 +253,21 @@ def case_plain(scratch: Path, size: tuple[int, int], rounds: int) -> bool:
     for _ in range(rounds):
         for name in times:
             remove(scratch / name)
-        found = measured("ours", archive, scratch / "ours", 0)
-        times["ours"].append(found["seconds"])
-        theirs = measured("plain", archive, scratch / "plain")
-        times["plain"].append(theirs["seconds"])
+        built = measured("ours", archive, scratch / "ours", 0)
+        times["ours"].append(built["seconds"])
+        times["plain"].append(measured("plain", archive, scratch / "plain")["seconds"])
     (cover,) = find_landcover([archive / "landcover"])
     agreement = compare(scratch / "ours", scratch / "plain", cover.legend)
     remove(scratch / "ours")
     remove(scratch / "plain")
     equal = agreement["tiles"] > 0.98 and agreement["pixels"] > 0.98 and agreement["labels"] < ALIKE
-    mine, peers = (found["tiles"] / statistics.median(times[name]) for name in ("ours", "plain"))
+    our_rate, peer_rate = (built["tiles"] / statistics.median(times[name]) for name in ("ours", "plain"))
     print(
-        f"case=build-plain ours={mine:.1f} peer={peers:.1f} unit=tiles/s/core ratio={mine / peers:.2f} "
-        f"equal={'yes' if equal else 'no'} tiles={found['tiles']} rounds={rounds} same_tiles={agreement['tiles']:.4f} "
+        f"case=build-plain ours={our_rate:.1f} peer={peer_rate:.1f} unit=tiles/s/core "
+        f"ratio={our_rate / peer_rate:.2f} equal={'yes' if equal else 'no'} tiles={built['tiles']} rounds={rounds} "
+        f"same_tiles={agreement['tiles']:.4f} "
         f"pixels_within_{NEAR}={agreement['pixels']:.4f} share_difference={agreement['labels']:.4f} "
-        f"memory={found['memory'] / 2**20:.0f}MiB",
+        f"memory={built['memory'] / 2**20:.0f}MiB",
         flush=True,
     )
     return equal
@@ -271,59 +275,59 @@ def case_plain(scratch: Path, size: tuple[int, int], rounds: int) -> bool:
 
 def case_workers(scratch: Path, size: tuple[int, int], rounds: int) -> bool:
     archive = scratch / "archive"
-    write_archive(archive, 16, *size)  # to start costs half a second, whatever the number
+    write_archive(archive, 16, *size)  # many, since starting a worker costs half a second
     times: dict[int, list[float]] = {1: [], 2: []}
     equal = True
     for _ in range(rounds):
         for workers in times:
-            found = measured("ours", archive, scratch / f"by{workers}", workers)
-            times[workers].append(found["seconds"])
+            built = measured("ours", archive, scratch / f"by{workers}", workers)
+            times[workers].append(built["seconds"])
             if workers == 1:
                 first = digests(scratch / "by1")
             equal = equal and digests(scratch / f"by{workers}") == first
             remove(scratch / f"by{workers}")
-    two, one = (found["tiles"] / statistics.median(times[workers]) for workers in (2, 1))
+    two, one = (built["tiles"] / statistics.median(times[workers]) for workers in (2, 1))
     print(
         f"case=build-workers ours={two:.1f} peer={one:.1f} unit=tiles/s ratio={two / one:.2f} "
-        f"equal={'yes' if equal else 'no'} tiles={found['tiles']} rounds={rounds}",
+        f"equal={'yes' if equal else 'no'} tiles={built['tiles']} rounds={rounds}",
         flush=True,
     )
     return equal
 
 
 def case_scenes(scratch: Path, size: tuple[int, int], _: int) -> bool:
-    """Equal: the first scene's files are those of the build of it alone."""
-    first, good = f"{layout.TILES}/{shots(1, *size)[0].name}", True
+    """Results are equal if the first scene's files are those of its build alone."""
+    first, all_equal = f"{layout.TILES}/{shots(1, *size)[0].name}", True
     alone: tuple[float, dict[str, str]] | None = None
     for count in (1, 4, 16):
         remove(scratch / "archive")
         write_archive(scratch / "archive", count, *size)
-        found = measured("ours", scratch / "archive", scratch / "grown", 2)
-        built = {name: digest for name, digest in digests(scratch / "grown").items() if name.startswith(first)}
+        built = measured("ours", scratch / "archive", scratch / "grown", 2)
+        files = {name: digest for name, digest in digests(scratch / "grown").items() if name.startswith(first)}
         remove(scratch / "grown")
-        alone = alone or (found["seconds"], built)
-        equal = bool(built) and built == alone[1]
-        good = good and equal
+        alone = alone or (built["seconds"], files)
+        equal = bool(files) and files == alone[1]
+        all_equal = all_equal and equal
         print(
-            f"case=build-scenes-{count} ours={found['seconds']:.1f} peer={alone[0] * count:.1f} unit=s "
-            f"ratio={alone[0] * count / found['seconds']:.2f} equal={'yes' if equal else 'no'} "
-            f"tiles={found['tiles']} worker={found['memory'] / 2**20:.0f}MiB",
+            f"case=build-scenes-{count} ours={built['seconds']:.1f} peer={alone[0] * count:.1f} unit=s "
+            f"ratio={alone[0] * count / built['seconds']:.2f} equal={'yes' if equal else 'no'} "
+            f"tiles={built['tiles']} worker={built['memory'] / 2**20:.0f}MiB",
             flush=True,
         )
-    return good
+    return all_equal
 
 
 def case_size(scratch: Path, size: tuple[int, int], _: int) -> bool:
     memory = []
-    for part in (2, 1):
+    for divisor in (2, 1):
         remove(scratch / "archive")
-        write_archive(scratch / "archive", 1, size[0] // part, size[1] // part)
-        found = measured("ours", scratch / "archive", scratch / "sized", 1)
+        write_archive(scratch / "archive", 1, size[0] // divisor, size[1] // divisor)
+        built = measured("ours", scratch / "archive", scratch / "sized", 1)
         remove(scratch / "sized")
-        memory.append(found["memory"] / 2**20)
-    quarter, whole = memory
+        memory.append(built["memory"] / 2**20)
+    quarter, full = memory
     print(
-        f"case=build-size ours={whole:.0f} peer={quarter:.0f} unit=MiB ratio={whole / quarter:.2f} "
+        f"case=build-size ours={full:.0f} peer={quarter:.0f} unit=MiB ratio={full / quarter:.2f} "
         f"size={size[0]}x{size[1]}",
         flush=True,
     )
@@ -335,9 +339,9 @@ def case_resume(scratch: Path, _: tuple[int, int], rounds: int) -> bool:
     write_many(archive, 1000)
     built = measured("many", archive, out)
     before = digests(out)
-    found = [measured("again", archive, out) for _ in range(rounds)]
+    runs = [measured("again", archive, out) for _ in range(rounds)]
     equal = digests(out) == before
-    seconds, indexed = (statistics.median(run[key] for run in found) for key in ("seconds", "index"))
+    seconds, indexed = (statistics.median(run[key] for run in runs) for key in ("seconds", "index"))
     print(
         f"case=build-resume ours={seconds:.2f} peer={ALLOWED:.0f} unit=s ratio={ALLOWED / seconds:.2f} "
         f"equal={'yes' if equal else 'no'} scenes=1000 blocks={built['blocks']} index={indexed:.1f}s rounds={rounds}",
@@ -347,33 +351,35 @@ def case_resume(scratch: Path, _: tuple[int, int], rounds: int) -> bool:
 
 
 def case_scheduler(_: Path, __: tuple[int, int], ___: int) -> bool:
-    found = measured("blocks")
+    streamed = measured("blocks")
     print(
-        f"case=build-scheduler ours={found['seconds']:.1f} peer=120 unit=s ratio={120 / found['seconds']:.1f} "
-        f"blocks={found['blocks']} memory={found['memory'] / 2**20:.0f}MiB",
+        f"case=build-scheduler ours={streamed['seconds']:.1f} peer=120 unit=s ratio={120 / streamed['seconds']:.1f} "
+        f"blocks={streamed['blocks']} memory={streamed['memory'] / 2**20:.0f}MiB",
         flush=True,
     )
-    return bool(found["blocks"] * 256 >= TILES)
+    return bool(streamed["blocks"] * 256 >= TILES)
 
 
 def main(argv: list[str]) -> int:
-    """The command. Exit status 1 where results that should be equal are not."""
+    """Run the command. The exit status is 1 if results that should be equal are not."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--case", choices=CASES, help="one case alone")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements of a case (%(default)s)")
-    parser.add_argument("--size", type=int, nargs=2, default=(WIDTH, HEIGHT), metavar="PX", help="of a scene")
+    parser.add_argument("--case", choices=CASES, help="run only this case")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements per case (%(default)s)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(WIDTH, HEIGHT), metavar="PX", help="width and height of a scene"
+    )
     options = parser.parse_args(argv)
     run: dict[str, Callable[[Path, tuple[int, int], int], bool]] = {
         "plain": case_plain, "workers": case_workers, "scenes": case_scenes, "size": case_size,
         "resume": case_resume, "scheduler": case_scheduler,
     }  # fmt: skip
-    good = True
+    passed = True
     for name in [options.case] if options.case else CASES:
         with tempfile.TemporaryDirectory(prefix="geokr-build-") as scratch:
-            good &= run[name](Path(scratch), tuple(options.size), options.rounds)
-    return 0 if good else 1
+            passed &= run[name](Path(scratch), tuple(options.size), options.rounds)
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Kill a worker, the scheduler or the client of a build at a random moment, go on until it is done, and compare.
+"""Kill a worker, the scheduler or the client of a build at a random moment, resume it to the end, and compare.
 
-Each round builds the sample world anew on a scheduler and two workers of its own, kills one of the processes with
-SIGKILL, once or twice, gives the same command again until it ends well, and compares every file of the data set with
-that of a build that nobody disturbed; only the log `build.jsonl` may differ.
+Each round builds the sample world into an empty folder, on a cluster of a scheduler and two workers. It kills one of
+the processes with SIGKILL, once or twice, and repeats the same command until it succeeds. Then it compares every file
+of the data set with that of an undisturbed build; only the log `build.jsonl` may differ.
 """
 
 import argparse
@@ -29,11 +29,11 @@ build:
 """
 VICTIMS = ("worker", "scheduler", "client")
 PATIENCE = 300.0
-"""A run that has not ended by then hangs, s."""
+"""A run that takes longer than this hangs, s."""
 
 
 def digests(dataset: Path) -> dict[str, str]:
-    """SHA-256 of every file of a data set but its log, by its path in there."""
+    """SHA-256 of every file of a data set except its log, by the path within the data set."""
     return {
         path.relative_to(dataset).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(dataset.rglob("*"))
@@ -42,12 +42,12 @@ def digests(dataset: Path) -> dict[str, str]:
 
 
 def is_block(path: str) -> bool:
-    """Whether a file marks a block as done."""
+    """Whether a file marks a block as finished."""
     return "/status/c/" in path
 
 
 def blocks(dataset: Path) -> int:
-    """Blocks of tiles and labels that are done."""
+    """Count the finished blocks of tiles and labels."""
     return sum(1 for _ in dataset.glob("*.zarr/*/status/c/*/*")) + sum(
         1 for _ in dataset.glob("labels/*/*/status/c/*/*")
     )
@@ -62,19 +62,20 @@ class Cluster:
     scheduler: "subprocess.Popen[bytes] | None" = None
     workers: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
     gone: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+    """Workers that have lost their scheduler."""
 
     @property
     def address(self) -> str:
         return f"tcp://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start whatever is not running."""
+        """Start the processes that are not running."""
         if self.scheduler is None or self.scheduler.poll() is not None:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                self.port = free.getsockname()[1]
+            with socket.socket() as unused:
+                unused.bind(("127.0.0.1", 0))
+                self.port = unused.getsockname()[1]
             self.scheduler = self.process("dask_scheduler", "--host", "127.0.0.1", "--port", str(self.port))
-            # Workers without a scheduler end by themselves, maybe not before they have finished a block.
+            # Workers without a scheduler exit by themselves, but may finish a block first.
             self.gone, self.workers = self.gone + self.workers, []
         self.workers = [worker for worker in self.workers if worker.poll() is None]
         while len(self.workers) < 2:
@@ -97,19 +98,19 @@ class Cluster:
 
 @dataclass
 class Chaos:
-    """A world, the undisturbed data set made of it, and what was done so far."""
+    """A world, the digests of the undisturbed data set, and counts of the runs and kills so far."""
 
     directory: Path
     draw: random.Random
     command: list[str] = field(default_factory=list)
     calm: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
-    """Of an undisturbed run on a cluster that is up."""
+    """Duration of an undisturbed run on a running cluster."""
     kills: Counter[str] = field(default_factory=Counter)
     runs: int = 0
 
     def prepare(self, scenes: int) -> None:
-        """Write a world of so many scenes, and build it undisturbed."""
+        """Write a world of that many scenes and build it undisturbed. Raises RuntimeError if the build fails."""
         world = self.directory / "world"
         write_world(world, shots=SHOTS[:scenes])
         (self.directory / "params.yaml").write_text(PARAMS, encoding="utf-8")
@@ -123,34 +124,34 @@ class Chaos:
             status = self.start(self.directory / "calm", cluster).wait(PATIENCE)
             self.seconds = time.monotonic() - began
         if status:
-            raise RuntimeError(f"the undisturbed build ended with {status}: {self.said()}")
+            raise RuntimeError(f"the undisturbed build ended with status {status}: {self.said()}")
         self.calm = digests(self.directory / "calm")
 
     def start(self, out: Path, cluster: Cluster) -> "subprocess.Popen[bytes]":
         command = [*self.command, "--out", str(out), "--scheduler", cluster.address]
-        with (self.directory / "said").open("wb") as said:
-            return subprocess.Popen(command, stdout=said, stderr=said)
+        with (self.directory / "said").open("wb") as output:
+            return subprocess.Popen(command, stdout=output, stderr=output)
 
     def comes_to(self, client: "subprocess.Popen[bytes]", out: Path, first: bool) -> bool:
-        """Wait for a random moment of a run, of its time or of its blocks; whether it has not ended by then.
+        """Wait for a random moment of a run, in time or in finished blocks. Returns whether it is still running then.
 
-        first: whether the whole is to be built. What goes on has less to do, but begins as slowly.
+        first: whether the run starts from an empty folder. A resumed run has less to do, but starts as slowly.
         """
-        enough = self.draw.randint(blocks(out), sum(map(is_block, self.calm)))
-        late = self.draw.uniform(0.15, 0.85) if first else self.draw.uniform(0.1, 0.5)
-        until, by_time = time.monotonic() + late * self.seconds, self.draw.random() < 0.5
+        block_target = self.draw.randint(blocks(out), sum(map(is_block, self.calm)))
+        delay = self.draw.uniform(0.15, 0.85) if first else self.draw.uniform(0.1, 0.5)
+        deadline, by_time = time.monotonic() + delay * self.seconds, self.draw.random() < 0.5
         while client.poll() is None:
-            if time.monotonic() > until if by_time else blocks(out) >= enough:
+            if time.monotonic() > deadline if by_time else blocks(out) >= block_target:
                 return True
             time.sleep(0.01)
         return False
 
     def said(self) -> str:
-        """What the last run printed."""
+        """Output of the last run."""
         return (self.directory / "said").read_text(encoding="utf-8", errors="replace")
 
     def round(self, name: str, victims: Sequence[str], cluster: Cluster) -> list[str]:
-        """Build once, with a kill in each of the first runs; what is wrong with the result, a line each."""
+        """Build once, with one kill in each run but the last. Returns the faults of the result, one line each."""
         out = self.directory / name
         for victim in [*victims, None]:
             cluster.start()
@@ -167,43 +168,44 @@ class Chaos:
                 status = client.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 client.kill()
-                return [f"{name}: the run hangs after the kill of {victim}: {self.said()}"]
+                return [f"{name}: the run hangs after {victim} was killed: {self.said()}"]
             expected = {"client": (-9, 0), "scheduler": (2, 0)}.get(victim or "", (0,))
             if status not in expected or "Traceback" in self.said():
-                return [f"{name}: exit status {status} after the kill of {victim}: {self.said()}"]
-        found = digests(out)
-        paths = sorted(path for path in found.keys() | self.calm.keys() if found.get(path) != self.calm.get(path))
-        return [f"{name}: {path} differs after the kill of {', '.join(victims)}" for path in paths]
+                return [f"{name}: exit status {status} after {victim} was killed: {self.said()}"]
+        built = digests(out)
+        paths = sorted(path for path in built.keys() | self.calm.keys() if built.get(path) != self.calm.get(path))
+        return [f"{name}: {path} differs after {', '.join(victims)} was killed" for path in paths]
 
 
 def main(argv: list[str]) -> int:
-    """The command. Exit status 1 where a data set differs or a run ended badly."""
+    """Run the command. The exit status is 1 if a data set differs or a run failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks chaos", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="builds to disturb (%(default)s)")
-    parser.add_argument("--scenes", type=int, default=3, metavar="N", help="scenes of the world (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims (%(default)s)")
+    parser.add_argument("--scenes", type=int, default=3, metavar="N", help="scenes in the world (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments and the victims (%(default)s)")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="geokr-chaos-") as temporary:
         chaos = Chaos(Path(temporary), random.Random(options.seed))
         chaos.prepare(options.scenes)
-        began, good = time.monotonic(), 0
+        began, clean_rounds = time.monotonic(), 0
         with Cluster(Path(temporary)) as cluster:
             for n in range(options.rounds):
-                # Each is the first victim of every third round; half of the rounds have a second one.
+                # Each kind of process is the first victim in every third round; half of the rounds have a second one.
                 victims = [VICTIMS[n % 3], *chaos.draw.sample(VICTIMS, chaos.draw.randint(0, 1))]
                 faults = chaos.round(f"round{n}", victims, cluster)
-                good += not faults
+                clean_rounds += not faults
                 for fault in faults:
                     print(fault, file=sys.stderr)
                 subprocess.run(["rm", "-rf", str(Path(temporary) / f"round{n}")], check=True)
         seconds = time.monotonic() - began
     kills = " ".join(f"{victim}={chaos.kills[victim]}" for victim in VICTIMS)
-    equal = "yes" if good == options.rounds else "no"
+    equal = "yes" if clean_rounds == options.rounds else "no"
     print(
-        f"case=chaos ours={good} peer={options.rounds} unit=rounds ratio={good / options.rounds:.3f} equal={equal} "
+        f"case=chaos ours={clean_rounds} peer={options.rounds} unit=rounds "
+        f"ratio={clean_rounds / options.rounds:.3f} equal={equal} "
         f"files={len(chaos.calm)} kills={chaos.kills.total()} {kills} runs={chaos.runs} seconds={seconds:.0f}"
     )
-    return 0 if good == options.rounds else 1
+    return 0 if clean_rounds == options.rounds else 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""The figure of docs/landcover.md: `python -m benchmarks.figure [FILE.png]`.
+"""Draw the figure of docs/landcover.md: `python -m benchmarks.figure [FILE.png]`.
 
-Footprints over the real WorldCover tile of Sao Tome, whose folder GEOKR_REAL_DATA/landcover is, and their labels.
+It shows footprints over the real WorldCover tile of Sao Tome, in GEOKR_REAL_DATA/landcover, and their labels.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -17,40 +16,44 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Polygon
 from rasterio.windows import from_bounds
 
+from benchmarks.real_data import MISSING, WORLDCOVER, has_files, real_folder
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.outlines import LONLAT, project_rings
 from geokr.landcover.shares import class_shares
 
-SHEET = "ESA_WorldCover_10m_2020_v100_N00E006_Map.tif"
 UTM = "EPSG:32632"
-PLACE = 6.655, 0.225, 6.775, 0.345
-"""West, south, east, north: the north-east of the island, with town, airport and coast."""
-SIDE, STEP, TURN = 2_000.0, 3_200.0, np.deg2rad(20)
+VIEW = 6.655, 0.225, 6.775, 0.345
+"""West, south, east, north, degrees: the north-east of the island, with town, airport and coast."""
+SIDE, STEP, ROTATION = 2_000.0, 3_200.0, np.deg2rad(20)
+"""Side of a footprint and distance of neighbouring footprints, m, and their rotation, rad."""
 
 
 def main(argv: list[str]) -> int:
-    """Write the figure. Returns the exit status."""
+    """Write the figure. Returns the exit status, which is MISSING without the WorldCover tile."""
     out = Path(argv[0] if argv else "docs/images/labels.png")
-    path = Path(os.environ.get("GEOKR_REAL_DATA", "data")) / "landcover" / SHEET
+    folder = real_folder("landcover")
+    if not has_files("figure", folder, [WORLDCOVER]):
+        return MISSING
+    path = folder / WORLDCOVER
     (cover,) = find_landcover([path])
     classes, colours = cover.legend.classes, cover.legend.colours
     with rasterio.open(path) as file:
-        cells = file.read(1, window=from_bounds(*PLACE, file.transform))
+        cells = file.read(1, window=from_bounds(*VIEW, file.transform))
     shares = cover.legend.shares(np.arange(256))
-    kind = np.where(shares.any(axis=1), shares.argmax(axis=1), len(classes))[cells]
+    classified = np.where(shares.any(axis=1), shares.argmax(axis=1), len(classes))[cells]
 
     centre = np.array([245_600.0, 32_200.0])
     grid = np.stack(np.meshgrid(np.arange(-1, 2), np.arange(1, -2, -1)), axis=-1).reshape(-1, 1, 2) * STEP
-    spin = np.array([[np.cos(TURN), np.sin(TURN)], [-np.sin(TURN), np.cos(TURN)]])
-    unit = np.array([(-1, 1), (1, 1), (1, -1), (-1, -1)]) * SIDE / 2
-    corners = (grid + unit) @ spin + centre
+    rotation = np.array([[np.cos(ROTATION), np.sin(ROTATION)], [-np.sin(ROTATION), np.cos(ROTATION)]])
+    square = np.array([(-1, 1), (1, 1), (1, -1), (-1, -1)]) * SIDE / 2
+    corners = (grid + square) @ rotation + centre
     labels = class_shares(corners, UTM, cover)
     outlines = project_rings(corners, UTM, LONLAT)
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), width_ratios=(1, 1.15), layout="constrained")
-    west, south, east, north = PLACE
+    west, south, east, north = VIEW
     left.imshow(
-        kind, ListedColormap([*colours, "#ffffff"]), vmin=0, vmax=len(classes), extent=(west, east, south, north)
+        classified, ListedColormap([*colours, "#ffffff"]), vmin=0, vmax=len(classes), extent=(west, east, south, north)
     )
     for k, outline in enumerate(outlines):
         left.add_patch(Polygon(outline, fill=False, linewidth=1.4))

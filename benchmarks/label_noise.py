@@ -1,11 +1,11 @@
-"""How much does the teacher gain where the map is out of date? Encoders trained on old labels, judged on true ones.
+"""How much does the teacher gain if the map is out of date? Encoders trained on old labels, judged on true ones.
 
-Writes sample worlds of which 40 % of the parcels have changed since they were first mapped, and labels their images
-by maps of three ages: of today, and of the times since which 20 % and 40 % of the parcels have changed. Trains a small
-encoder on each with the mean teacher (`geokr`) and without (`supervised`), and judges both, and random weights, on
-held-out places by the true shares of today's land cover: KL divergence and top-1 of the network that is exported, and
-top-1 of a linear classifier on its frozen features, fitted to true shares of the training places. A seed draws the
-world as well as the weights.
+The benchmark writes sample worlds in which 40 % of the parcels have changed since they were first mapped. It labels
+their images with maps of three ages: today's map, and the maps since which 20 % and 40 % of the parcels have changed.
+On each it trains a small encoder with the mean teacher (`geokr`) and without it (`supervised`). It judges both, and
+random weights, on held-out places by the true shares of today's land cover: KL divergence and top-1 accuracy of the
+exported network, and top-1 accuracy of a linear classifier on its frozen features, fitted to the true shares of the
+training places. A seed sets the world as well as the weights.
 """
 
 import argparse
@@ -42,9 +42,9 @@ from pipeline.sample.files import write_world
 from pipeline.sample.world import World
 
 CHANGED = 40
-"""Per cent of the parcels that have changed since the oldest map."""
+"""Percentage of the parcels that have changed since the oldest map."""
 OUTDATED = (0, 20, 40)
-"""Per cent of the parcels that have changed since each map."""
+"""Percentage of the parcels that have changed since each map."""
 OBJECTIVES = ("supervised", "geokr")
 PARAMS = """
 build:
@@ -67,22 +67,22 @@ train:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """On the held-out places, against the truth."""
+    """Scores of one encoder on the held-out places, against the true shares."""
 
     kl: float
-    """KL(truth || prediction), nats; not a number for an encoder whose head was not trained."""
+    """KL(truth || prediction), nats; NaN for an encoder whose head was not trained."""
     top1: float
-    """Share of tiles whose largest class is right; not a number for an encoder whose head was not trained."""
+    """Share of tiles whose largest class is right; NaN for an encoder whose head was not trained."""
     probe: float
-    """The same of a linear classifier on the features."""
+    """The same share for a linear classifier on the features."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run."""
+    """One training run."""
 
     folder: Path
-    """Of the seed's data sets."""
+    """Folder of the seed's data sets."""
     seed: int
     outdated: int
     """One of OUTDATED."""
@@ -91,42 +91,42 @@ class Job:
 
 
 def main(argv: list[str]) -> int:
-    """The command. Exit status 1 where the teacher's features are worse than those without it on the oldest map."""
+    """Run the command. The exit status is 1 if the teacher makes the features worse on the oldest map."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks label-noise", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="worlds, and weights (0 1 2)")
-    parser.add_argument("--keep", type=Path, help="folder for data sets and runs, otherwise temporary")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of worlds and weights (0 1 2)")
+    parser.add_argument("--keep", type=Path, help="folder for data sets and runs (a temporary one)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="training settings to try")
     options = parser.parse_args(argv)
-    found: dict[tuple[str, int], list[Score]] = {}
+    results: dict[tuple[str, int], list[Score]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         jobs = []
         for seed in options.seeds:
             folder = (options.keep or Path(temporary)) / f"seed{seed}"
             prepare(folder, seed)
             jobs += [Job(folder, seed, *case, tuple(options.settings)) for case in product(OUTDATED, OBJECTIVES)]
-        # A network this small has no use for a second thread.
+        # A network this small gains nothing from a second thread.
         with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
             for job, scores in zip(jobs, pool.map(trained_and_judged, jobs), strict=True):
                 for name, score in scores.items():
-                    found.setdefault((name, job.outdated if name == job.objective else 0), []).append(score)
-    print(table(found))
-    worst = max(OUTDATED)
-    ours, peer = ([score.probe for score in found[name, worst]] for name in ("geokr", "supervised"))
+                    results.setdefault((name, job.outdated if name == job.objective else 0), []).append(score)
+    print(table(results))
+    oldest = max(OUTDATED)
+    ours, peer = ([score.probe for score in results[name, oldest]] for name in ("geokr", "supervised"))
     gains = [a - b for a, b in zip(ours, peer, strict=True)]
     print(
-        f"case=label-noise-{worst}-probe ours={mean(ours):.4f} peer={mean(peer):.4f} unit=top1 "
+        f"case=label-noise-{oldest}-probe ours={mean(ours):.4f} peer={mean(peer):.4f} unit=top1 "
         f"ratio={mean(ours) / mean(peer):.3f} gain={mean(gains):+.4f} spread={spread(gains):.4f} seeds={len(gains)}"
     )
     return 0 if mean(gains) >= 0 else 1
 
 
 def trained_and_judged(job: Job) -> dict[str, Score]:
-    """Scores of one run, and once a seed of random weights. Raises RuntimeError where training fails."""
+    """Train and judge one run, and random weights once per seed. Raises RuntimeError if training fails."""
     torch.set_num_threads(1)
     folder, run = job.folder, job.folder / f"{job.objective}-{job.outdated}"
-    given = ["--data", str(folder / f"map-{job.outdated}"), "--out", str(run), f"seed={job.seed}"]
-    given += ["--params", str(folder / "params.yaml"), f"objective={job.objective}", *job.settings]
-    if train.main(given):
+    arguments = ["--data", str(folder / f"map-{job.outdated}"), "--out", str(run), f"seed={job.seed}"]
+    arguments += ["--params", str(folder / "params.yaml"), f"objective={job.objective}", *job.settings]
+    if train.main(arguments):
         raise RuntimeError(f"{run} could not be trained")
     checkpoint = load(run / LAST)
     scores = {job.objective: judge(run, checkpoint, folder)}
@@ -136,14 +136,14 @@ def trained_and_judged(job: Job) -> dict[str, Score]:
 
 
 def prepare(folder: Path, seed: int) -> None:
-    """A sample world's data set under `folder`, labelled by the maps of each age; that of today is the truth."""
+    """Build a sample world's data set under `folder` and label it with the map of each age; today's is the truth."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(PARAMS, encoding="utf-8")
     if (folder / f"map-{OUTDATED[-1]}" / INDEX).exists():  # written last
         return
     write_world(folder / "world", seed, CHANGED / 100)
     world, dataset = folder / "world", folder / "dataset"
-    given = [
+    arguments = [
         "--scenes",
         str(world / "scenes"),
         "--landcover",
@@ -151,12 +151,12 @@ def prepare(folder: Path, seed: int) -> None:
         "--dem",
         str(world / "dem.tif"),
     ]
-    given += ["--params", str(folder / "params.yaml"), "--out", str(dataset), "--strict"]
-    if build_levir_kr.main(given):
+    arguments += ["--params", str(folder / "params.yaml"), "--out", str(dataset), "--strict"]
+    if build_levir_kr.main(arguments):
         raise RuntimeError(f"{dataset} could not be built")
     index = pq.read_table(dataset / INDEX)
     for outdated in OUTDATED:
-        # The world as it was when the last `outdated` per cent of the parcels had not changed yet.
+        # The world before the last `outdated` per cent of the parcels changed.
         label = shares(dataset, World.from_seed(seed, (CHANGED - outdated) / 100))
         labelled = index
         for k, name in enumerate(read_summary(dataset)["classes"]):
@@ -170,34 +170,34 @@ def prepare(folder: Path, seed: int) -> None:
 
 
 def shares(dataset: Path, world: World) -> npt.NDArray[np.float32]:
-    """Class shares of the tiles of the index by a world's land cover: (tile, class), from every second pixel."""
+    """Class shares (tile, class) of the index's tiles by a world's land cover, sampled at every second pixel."""
     legend = read_legend(KNOWLEDGE / "products" / "globeland30.toml")
-    of_code = legend.shares(np.arange(256))
+    code_shares = legend.shares(np.arange(256))
     rows = read_index(dataset, ["scene", "row", "col"])
     scene, row, col = (rows[name].to_numpy() for name in ("scene", "row", "col"))
-    found = np.zeros((len(scene), len(legend.classes)), np.float32)
+    result = np.zeros((len(scene), len(legend.classes)), np.float32)
     for name in np.unique(scene):
-        about = store.open_scene(str(dataset / TILES), str(name)).attrs
-        transform: Sequence[float] = np.array(about["spatial:transform"], float).tolist()
-        tile, stride = int(str(about["tile"])), int(str(about["stride"]))
-        pixel = np.arange(1, tile, 2)  # corners between four pixels
-        for some in np.array_split(np.flatnonzero(scene == name), 1 + (scene == name).sum() // 64):
-            x = transform[2] + transform[0] * (stride * col[some, None, None] + pixel[None, None, :])
-            y = transform[5] + transform[4] * (stride * row[some, None, None] + pixel[None, :, None])
+        attributes = store.open_scene(str(dataset / TILES), str(name)).attrs
+        transform: Sequence[float] = np.array(attributes["spatial:transform"], float).tolist()
+        tile, stride = int(str(attributes["tile"])), int(str(attributes["stride"]))
+        pixel = np.arange(1, tile, 2)  # the common corner of four pixels
+        for batch in np.array_split(np.flatnonzero(scene == name), 1 + (scene == name).sum() // 64):
+            x = transform[2] + transform[0] * (stride * col[batch, None, None] + pixel[None, None, :])
+            y = transform[5] + transform[4] * (stride * row[batch, None, None] + pixel[None, :, None])
             code = world.cover(*np.broadcast_arrays(x, y))
-            found[some] = of_code[code].reshape(len(some), -1, len(legend.classes)).mean(axis=1)
-    return found
+            result[batch] = code_shares[code].reshape(len(batch), -1, len(legend.classes)).mean(axis=1)
+    return result
 
 
 def judge(run: Path, checkpoint: Checkpoint, folder: Path, trained: bool = True) -> Score:
-    """The exported encoder of a run with its head, or an encoder of its kind with random weights, against the truth."""
+    """Score a run's exported encoder with its head, or if not trained, a network of its kind with random weights."""
     encoder = load_encoder(run)
     if not trained:
         torch.manual_seed(checkpoint.config["seed"])
         encoder.network = build_encoder(checkpoint.config["model"], len(encoder.bands), encoder.size).eval()
-    known, known_truth = outputs(encoder, folder, "train")
+    train_features, train_truth = outputs(encoder, folder, "train")
     features, truth = outputs(encoder, folder, "val")
-    probe = right(fitted(known, known_truth, features), truth)
+    probe = right(fitted(train_features, train_truth, features), truth)
     if not trained:
         return Score(math.nan, math.nan, probe)
     head = checkpoint.networks[checkpoint.exported]
@@ -207,22 +207,22 @@ def judge(run: Path, checkpoint: Checkpoint, folder: Path, trained: bool = True)
 
 @torch.no_grad()
 def outputs(encoder: Encoder, folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features and true shares of a split's tiles."""
+    """Features (tile, feature) and true shares (tile, class) of a split's tiles."""
     loader = TileLoader(folder / f"map-{OUTDATED[0]}", Selection(split), bands=encoder.bands, batch=128, shuffle=False)
     return torch.cat([encoder(batch.image) for batch in loader]), torch.from_numpy(loader.fraction)
 
 
-def fitted(known: torch.Tensor, shares: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Logits for `features` of a linear classifier fitted to `known` features with `shares`, all standardised."""
-    centre, scale = known.mean(dim=0), known.std(dim=0) + 1e-6
-    known, features = (known - centre) / scale, (features - centre) / scale
-    linear = torch.nn.Linear(known.shape[1], shares.shape[1])
+def fitted(train_features: torch.Tensor, shares: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Logits for `features` from a linear classifier fitted to the training features' shares, all standardised."""
+    centre, scale = train_features.mean(dim=0), train_features.std(dim=0) + 1e-6
+    train_features, features = (train_features - centre) / scale, (features - centre) / scale
+    linear = torch.nn.Linear(train_features.shape[1], shares.shape[1])
     torch.nn.init.zeros_(linear.weight)
     optimiser = torch.optim.LBFGS(linear.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
-        loss = F.cross_entropy(linear(known), shares) + 0.005 * linear.weight.square().sum()
+        loss = F.cross_entropy(linear(train_features), shares) + 0.005 * linear.weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
@@ -240,14 +240,14 @@ def spread(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def table(found: dict[tuple[str, int], list[Score]]) -> str:
-    """Means and standard deviations over the seeds, in Markdown."""
+def table(results: dict[tuple[str, int], list[Score]]) -> str:
+    """A Markdown table of means and standard deviations over the seeds."""
 
     def cell(values: list[float]) -> str:
         return "" if math.isnan(values[0]) else f"{mean(values):.3f} ± {spread(values):.3f}"
 
     lines = ["| changed since the map | | KL, nats | top-1 | linear probe, top-1 |", "|---|---|---|---|---|"]
-    for (name, outdated), scores in sorted(found.items(), key=lambda item: (item[0][0] in OBJECTIVES, item[0][1])):
+    for (name, outdated), scores in sorted(results.items(), key=lambda item: (item[0][0] in OBJECTIVES, item[0][1])):
         columns = zip(*((score.kl, score.top1, score.probe) for score in scores), strict=True)
         age = "" if name == "random weights" else f"{outdated} %"
         lines.append(f"| {age} | {name} | {' | '.join(cell(list(values)) for values in columns)} |")

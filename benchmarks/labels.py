@@ -1,13 +1,14 @@
-"""How fast are exact labels? Class shares of tiles, beside exactextract and rasterstats, on one core.
+"""How fast are exact labels? Class shares of tiles, against exactextract and rasterstats, on one core.
 
-Tiles of 256 px every 200 px in UTM, a block of 16 x 16 at a time, over maps of 30 m and 10 m in the same UTM zone and
-in longitude and latitude. Ours is the whole way from corners to shares, the reading and the change of CRS included.
-exactextract gets the window once a block as an array and the outlines already in the map's CRS, neither of them
-timed; that is its fastest way. Results are compared before the times. rasterstats counts pixel centres: its error is
-the largest difference of a share from ours.
+Tiles of 256 px every 200 px in UTM are labelled in blocks of 16 x 16, over maps of 30 m and 10 m in the same UTM zone
+and in longitude and latitude. Our time covers everything from corners to shares, including reading and reprojection.
+exactextract gets the window of the block as an array and the outlines in the map's CRS; neither is timed, which is its
+fastest way. Results are compared before times. rasterstats counts pixel centres: its error is the largest difference
+of a share from ours.
 
-With GEOKR_REAL_DATA, a synthetic scene of 3,000 tiles over the real WorldCover tile of Sao Tome is labelled too, as a
-stage of a build does it, in a process of its own: time and peak memory.
+Then a scene of 3,000 tiles over a WorldCover sheet of 36000 x 36000 px is labelled in a separate process, as a stage of
+a build does it: time and peak memory. The sheet is the real one of Sao Tome if GEOKR_REAL_DATA/landcover contains it
+(source=real), otherwise a made one of the same size and place (source=made).
 """
 
 import argparse
@@ -34,6 +35,7 @@ from rasterio.windows import Window
 from rasterstats import zonal_stats
 
 from benchmarks.process import most_memory
+from benchmarks.real_data import WORLDCOVER, real_folder
 from geokr.dataset import store
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.outlines import Floats, project, project_rings
@@ -48,22 +50,22 @@ LEFT, TOP = 400_000.0, 2_700_000.0
 CASES = (("2m-over-30m", 2.0, 30.0), ("2m-over-10m", 2.0, 10.0), ("16m-over-10m", 16.0, 10.0))
 CODES = (10, 20, 30, 40, 50, 60, 80, 90)
 EQUAL = 2e-7
-"""How far apart shares may be: exactextract holds the covered part of a cell in single precision."""
+"""Largest accepted difference of a share: exactextract stores the covered part of a cell in single precision."""
 
 
 def patches(side: int, seed: int) -> npt.NDArray[np.uint8]:
-    """A square map of patches some ten cells wide, a twentieth of its cells of another class than their patch."""
+    """A square map of patches some ten cells wide. A twentieth of the cells differ in class from their patch."""
     rng = np.random.default_rng(seed)
     cuts = [np.sort(rng.integers(0, side // 10 + 1, side)) for _ in range(2)]
     coarse = rng.choice(np.array(CODES, np.uint8), (side // 10 + 1, side // 10 + 1))
     cells = coarse[np.ix_(*cuts)]
-    odd = rng.random(cells.shape, np.float32) < 0.05
-    cells[odd] = rng.choice(np.array(CODES, np.uint8), int(odd.sum()))
+    stray = rng.random(cells.shape, np.float32) < 0.05
+    cells[stray] = rng.choice(np.array(CODES, np.uint8), int(stray.sum()))
     return cells
 
 
 def write_map(folder: Path, corners: Floats, size: float, crs: str) -> LandCover:
-    """A map of cells of a size (m) that covers corners (UTM), in a CRS."""
+    """Write a map in a CRS that covers corners (UTM). size: of a cell, m."""
     x, y = (project(corners, UTM, crs).reshape(-1, 2)[:, k] for k in range(2))
     unit = size if crs == UTM else size / 111_320.0
     side = int(max(np.ptp(x), np.ptp(y)) / unit) + 40
@@ -80,7 +82,7 @@ def write_map(folder: Path, corners: Floats, size: float, crs: str) -> LandCover
 
 
 def by_exactextract(polygons: npt.NDArray[np.object_], cover: LandCover) -> Callable[[], Floats]:
-    """The same shares from exactextract, the window and the polygons at hand."""
+    """A function that computes the same shares with exactextract, from a window and polygons in memory."""
     (sheet,) = cover.sheets
     left, lower, right, upper = shapely.total_bounds(polygons)
     a, _, x, _, e, y = sheet.transform
@@ -104,7 +106,7 @@ def by_exactextract(polygons: npt.NDArray[np.object_], cover: LandCover) -> Call
 
 
 def by_rasterstats(polygons: npt.NDArray[np.object_], cover: LandCover) -> Floats:
-    """Shares by pixel centres."""
+    """Shares from rasterstats, which counts pixel centres."""
     shares = np.zeros((len(polygons), len(cover.legend.classes)))
     for k, counts in enumerate(zonal_stats(list(polygons), cover.sheets[0].path, categorical=True, nodata=255)):
         codes = np.array(list(counts), np.int64)
@@ -115,7 +117,7 @@ def by_rasterstats(polygons: npt.NDArray[np.object_], cover: LandCover) -> Float
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Of one call, the mean of as many as half a second holds: a busy machine interrupts long and short ones alike."""
+    """Mean seconds of one call over half a second: a busy machine then disturbs short calls as much as long ones."""
     began, calls = time.perf_counter(), 0
     while not calls or time.perf_counter() - began < 0.5:
         function()
@@ -124,7 +126,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def compare(name: str, gsd: float, size: float, crs: str, folder: Path, rounds: int) -> bool:
-    """One case: prints its lines, and returns whether the results are equal."""
+    """Run one case and print its lines. Returns whether the results are equal."""
     side = 15 * 200 + 256
     grid = TileGrid(GeoBox((side, side), Affine(gsd, 0, LEFT, 0, -gsd, TOP), UTM), 256, 200, 16)
     corners = grid.corners(slice(0, 16), slice(0, 16)).reshape(-1, 4, 2)
@@ -132,36 +134,39 @@ def compare(name: str, gsd: float, size: float, crs: str, folder: Path, rounds: 
     polygons = np.asarray(shapely.polygons(project_rings(corners, UTM, crs)))
     peer = by_exactextract(polygons, cover)
     shares = class_shares(corners, UTM, cover)
-    ours, theirs = shares.fraction * shares.known[:, None], peer()
-    apart = float(np.abs(ours - theirs).max())
-    equal = "yes" if apart <= EQUAL else "NO"
+    area = shares.fraction * shares.known[:, None]
+    difference = float(np.abs(area - peer()).max())
+    equal = "yes" if difference <= EQUAL else "NO"
     times: list[tuple[float, float]] = []
     while len(times) < rounds:
         times.append((seconds(lambda: class_shares(corners, UTM, cover)), seconds(peer)))
-    mine, other = (len(corners) / statistics.median(column) for column in zip(*times, strict=True))
-    where = "utm" if crs == UTM else "lonlat"
+    our_rate, peer_rate = (len(corners) / statistics.median(column) for column in zip(*times, strict=True))
+    system = "utm" if crs == UTM else "lonlat"
     print(
-        f"case=labels-{name}-{where} ours={mine:.0f} peer={other:.0f} unit=tiles/s ratio={mine / other:.1f} "
-        f"equal={equal} apart={apart:.1e} against=exactextract",
+        f"case=labels-{name}-{system} ours={our_rate:.0f} peer={peer_rate:.0f} unit=tiles/s "
+        f"ratio={our_rate / peer_rate:.1f} equal={equal} apart={difference:.1e} against=exactextract",
         flush=True,
     )
-    few = slice(0, 16)
+    sample = slice(0, 16)
     counted: list[Floats] = []
-    slow = 16 / seconds(lambda: counted.append(by_rasterstats(polygons[few], cover)))
-    error = float(np.abs(counted[0] - ours[few]).max())
+    peer_rate = 16 / seconds(lambda: counted.append(by_rasterstats(polygons[sample], cover)))
+    error = float(np.abs(counted[0] - area[sample]).max())
     print(
-        f"case=labels-{name}-{where} ours={mine:.0f} peer={slow:.0f} unit=tiles/s ratio={mine / slow:.0f} "
-        f"peer_error={error:.1e} against=rasterstats",
+        f"case=labels-{name}-{system} ours={our_rate:.0f} peer={peer_rate:.0f} unit=tiles/s "
+        f"ratio={our_rate / peer_rate:.0f} peer_error={error:.1e} against=rasterstats",
         flush=True,
     )
     return equal == "yes"
 
 
 def whole_sheet(path: str, out: str, answer: "multiprocessing.Queue[tuple[int, int, float, float, float]]") -> None:
-    """Label 50 x 60 tiles of 256 px, 1 m, around Sao Tome by blocks; puts tiles, labelled, seconds, MB."""
+    """Label 50 x 60 tiles of 256 px, 1 m, around Sao Tome, block by block.
+
+    Puts the numbers of tiles and of labelled tiles, seconds, and the peak memory after and before the work, MB.
+    """
     (cover,) = find_landcover([path])
-    warm = np.array([[(6.6, 0.2), (6.601, 0.2), (6.601, 0.201), (6.6, 0.201)]])
-    class_shares(warm, LONLAT, cover)
+    warm_up = np.array([[(6.6, 0.2), (6.601, 0.2), (6.601, 0.201), (6.6, 0.201)]])
+    class_shares(warm_up, LONLAT, cover)
     shape = (49 * 200 + 256, 59 * 200 + 256)
     grid = TileGrid(GeoBox(shape, Affine(1, 0, 228_000, 0, -1, 33_000), "EPSG:32632"), 256, 200, 16)
     store.create_labels(
@@ -174,44 +179,59 @@ def whole_sheet(path: str, out: str, answer: "multiprocessing.Queue[tuple[int, i
         for i in range(grid.blocks[0])
         for j in range(grid.blocks[1])
     ]
-    took = time.perf_counter() - began
+    duration = time.perf_counter() - began
     peak = most_memory() / 2**20
-    answer.put((sum(r.tiles for r in reports), sum(r.labelled for r in reports), took, peak, before))
+    answer.put((sum(r.tiles for r in reports), sum(r.labelled for r in reports), duration, peak, before))
 
 
-def sao_tome(path: Path, folder: Path) -> bool:
-    """Prints the line of the real sheet; returns whether every tile was labelled."""
+def write_sheet(path: Path) -> Path:
+    """Write a sheet with the size, place, cells and internal tiles of the WorldCover sheet of Sao Tome.
+
+    Only the internal tiles that `whole_sheet` reads are stored, so that writing takes no time; the rest is nodata.
+    """
+    path.parent.mkdir(parents=True)
+    profile = {"driver": "GTiff", "width": 36_000, "height": 36_000, "count": 1, "dtype": "uint8", "nodata": 0}
+    with rasterio.open(
+        path, "w", **profile, crs=LONLAT, transform=Affine(1 / 12_000, 0, 6, 0, -1 / 12_000, 3), tiled=True,
+        blockxsize=1024, blockysize=1024, compress="deflate", SPARSE_OK=True,
+    ) as file:  # fmt: skip
+        file.write(patches(4 * 1024, 1), 1, window=Window(6 * 1024, 31 * 1024, 4 * 1024, 4 * 1024))
+    return path
+
+
+def sao_tome(sheet: Path, folder: Path) -> bool:
+    """Print the line of the WorldCover sheet, a made one if it is missing. Returns whether all tiles have labels."""
+    source = "real" if sheet.is_file() else "made"
+    path = sheet if source == "real" else write_sheet(folder / "worldcover" / WORLDCOVER)
     context = multiprocessing.get_context("spawn")
     answer: multiprocessing.Queue[tuple[int, int, float, float, float]] = context.Queue()
     process = context.Process(target=whole_sheet, args=(str(path), str(folder / "labels.zarr"), answer))
     process.start()
-    tiles, labelled, took, peak, before = answer.get()
+    tiles, labelled, duration, peak, before = answer.get()
     process.join()
     print(
-        f"case=labels-worldcover-36000x36000 tiles={tiles} labelled={labelled} seconds={took:.2f} "
-        f"unit=tiles/s ours={tiles / took:.0f} peak_MB={peak:.0f} of_which_before_MB={before:.0f}"
+        f"case=labels-worldcover-36000x36000 tiles={tiles} labelled={labelled} seconds={duration:.2f} "
+        f"unit=tiles/s ours={tiles / duration:.0f} peak_MB={peak:.0f} of_which_before_MB={before:.0f} source={source}"
     )
     return labelled == tiles
 
 
 def main(argv: list[str]) -> int:
-    """The command. Exit status 1 where results differ or a tile stays without a label."""
+    """Run the command. The exit status is 1 if results differ or a tile gets no label."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks labels", description=__doc__)
-    default = Path(os.environ.get("GEOKR_REAL_DATA", "data")) / "landcover"
+    default = real_folder("landcover")
     parser.add_argument("--data", type=Path, default=default, help="folder of the WorldCover tile")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of a case (%(default)s)")
     options = parser.parse_args(argv)
-    sheet = options.data / "ESA_WorldCover_10m_2020_v100_N00E006_Map.tif"
     cores = os.sched_getaffinity(0)
     with tempfile.TemporaryDirectory() as temporary:
         os.sched_setaffinity(0, {min(cores)})
         try:
-            good = [compare(*case, crs, Path(temporary), options.rounds) for case in CASES for crs in (UTM, LONLAT)]
-            if sheet.is_file():
-                good.append(sao_tome(sheet, Path(temporary)))
+            passed = [compare(*case, crs, Path(temporary), options.rounds) for case in CASES for crs in (UTM, LONLAT)]
+            passed.append(sao_tome(options.data / WORLDCOVER, Path(temporary)))
         finally:
             os.sched_setaffinity(0, cores)
-    return 0 if all(good) else 1
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Batches of tiles from shards, beside other ways to keep the same tiles on a disk.
+"""Batches of tiles from shards, against other ways to store the same tiles on a disk.
 
-Every reader gives batches of 64 tiles, 3 of 4 bands, 256 px, uint8, with their labels, as tensors, in a random
-order; WebDataset's is its shuffle buffer's. First each gives one epoch, and the tiles are compared; then come rounds
-in which all take turns, from the page cache (warm), and after their files were dropped from it (cold:
-posix_fadvise with DONTNEED on each file; a host's cache behind a virtual disk may still hold them).
+Every reader yields batches of 64 tiles with their labels as tensors: 3 of 4 bands, 256 px, uint8, in a random order
+(WebDataset: in the order of its shuffle buffer). First each reader yields one epoch, and the tiles are compared. Then
+the readers take turns in rounds, once from the page cache (warm) and once after their files were dropped from it (cold:
+posix_fadvise with DONTNEED on each file; a host's cache behind a virtual disk may still have them).
 
-Peers: a Dataset of a GeoTIFF and a JSON file a tile (deflate, and uncompressed) in a DataLoader with the number of
-workers that is the fastest here; zarr-python on the same shards, tile by tile in a pool of threads; WebDataset and
-LitData with uncompressed arrays, in as many workers as cores; numpy.memmap of one uncompressed file. `goal` is the
-least ratio that is hoped for; a ratio below it is printed as it is.
+Peers: a Dataset with one GeoTIFF and one JSON file per tile (deflate, and uncompressed) in a DataLoader with the
+fastest number of workers on this machine; zarr-python on the same shards, tile by tile in a thread pool; WebDataset and
+LitData with uncompressed arrays, in one worker per core; numpy.memmap of one uncompressed file. `goal` is the lowest
+ratio aimed for; a lower ratio is still printed and does not fail the benchmark.
 """
 
 import argparse
@@ -41,21 +41,21 @@ BATCH = 64
 BANDS = ("red", "green", "blue")
 CORES = os.cpu_count() or 1
 LEAST = 1.5
-"""Seconds of a turn from the page cache, in whole epochs; a cold one is one epoch."""
+"""Shortest duration of a warm measurement, s; it runs full epochs. A cold measurement is one epoch."""
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.float32]
 Sample = tuple[torch.Tensor, torch.Tensor]
 Epoch = Callable[[int], Iterator[Sample]]
-"""Of a number, batches of images (n, band, y, x) and labels (n, class)."""
+"""Epoch number -> batches of images (n, band, y, x) and labels (n, class)."""
 
 
 def main(argv: list[str]) -> int:
-    """The command. Exit status 1 where the readers do not give the same tiles."""
+    """Run the command. The exit status is 1 if the readers do not yield the same tiles."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks loader", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dir", type=Path, help="where to write, otherwise the system's temporary folder")
-    parser.add_argument("--keep", type=Path, help="folder for the data set, otherwise temporary")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each reader (%(default)s)")
+    parser.add_argument("--dir", type=Path, help="where to write (the system's temporary folder)")
+    parser.add_argument("--keep", type=Path, help="folder for the data set (a temporary one)")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.dir) as temporary:
@@ -64,7 +64,8 @@ def main(argv: list[str]) -> int:
         return compare(source, pixels, folder, options.rounds)
 
 
-def compare(source: Path, what: str, folder: Path, rounds: int) -> int:
+def compare(source: Path, pixels: str, folder: Path, rounds: int) -> int:
+    """Write the tiles in every form, compare the readers' tiles, measure, and print. pixels: name of the scene."""
     images, shares = everything(source)
     files: dict[str, Path] = {name: folder / name for name in ("deflate", "geotiff", "tar", "litdata", "raw")}
     for compress in ("deflate", "geotiff"):
@@ -75,7 +76,7 @@ def compare(source: Path, what: str, folder: Path, rounds: int) -> int:
     images.tofile(files["raw"] / "tiles")
     files["ours"] = source
     print(
-        f"tiles={len(images)} pixels={what} cores={CORES} "
+        f"tiles={len(images)} pixels={pixels} cores={CORES} "
         + " ".join(f"{name}={size(path) / images.nbytes:.2f}" for name, path in files.items()),
         flush=True,
     )
@@ -101,7 +102,7 @@ def compare(source: Path, what: str, folder: Path, rounds: int) -> int:
     opened = {name: opening() for name, (opening, _) in readers.items()}
     expected = marks(ours(TileLoader(source, Selection("train"), bands=BANDS, batch=len(images)))(0))
     assert len(set(expected)) == len(images)
-    # In the last batch of a shuffled epoch of ours some tiles are missing: a different few each time.
+    # Our shuffled epochs drop the tiles that do not fill the last batch, different ones in each epoch.
     equal = {name: set(marks(epoch(0))) <= set(expected) for name, epoch in opened.items()}
     full = {name: len(set(marks(epoch(1)))) >= len(images) - BATCH for name, epoch in opened.items()}
     same = {name: equal[name] and full[name] for name in readers}
@@ -111,17 +112,17 @@ def compare(source: Path, what: str, folder: Path, rounds: int) -> int:
         for state in ("warm", "cold"):
             for name, (opening, path) in readers.items():
                 if (name, state) in (("ours-cold", "warm"), ("ours", "cold")):
-                    continue  # cold, ours has no shard index in memory either
+                    continue  # a cold measurement of ours also starts without shard indexes in memory
                 epoch = opened[name]
                 if state == "cold":
                     drop(path)
                     if name.startswith("ours"):
                         epoch = opening()
-                began, tiles, took, passes = time.perf_counter(), 0, 0.0, 0
-                while took < (LEAST if state == "warm" else 1e-9):
-                    tiles += sum(len(image) for image, _ in epoch(2 + number + passes * rounds))
-                    took, passes = time.perf_counter() - began, passes + 1
-                times.setdefault((name, state), []).append(tiles / took)
+                began, tiles, duration, epochs = time.perf_counter(), 0, 0.0, 0
+                while duration < (LEAST if state == "warm" else 1e-9):
+                    tiles += sum(len(image) for image, _ in epoch(2 + number + epochs * rounds))
+                    duration, epochs = time.perf_counter() - began, epochs + 1
+                times.setdefault((name, state), []).append(tiles / duration)
     return report(times, same)
 
 
@@ -129,22 +130,23 @@ GOALS = {"geotiff-deflate": 10, "geotiff-uncompressed": 10, "webdataset": 2, "li
 
 
 def report(times: dict[tuple[str, str], list[float]], same: dict[str, bool]) -> int:
+    """Print one line per reader of ours, peer and state. Returns the exit status."""
     for state in ("warm", "cold"):
         for own in ("ours" if state == "warm" else "ours-cold", "ours-buffer"):
             for name in ("geotiff-deflate", "geotiff-uncompressed", "zarr-python", "webdataset", "litdata", "memmap"):
-                mine, peer = times[own, state], times[name, state]
-                ratio = statistics.median(a / b for a, b in zip(mine, peer, strict=True))
+                our_rates, peer_rates = times[own, state], times[name, state]
+                ratio = statistics.median(a / b for a, b in zip(our_rates, peer_rates, strict=True))
                 goal = f" goal={GOALS[name]}" if name in GOALS else ""
                 print(
-                    f"case={own.removesuffix('-cold')}-{name}-{state} ours={statistics.median(mine):.0f} "
-                    f"peer={statistics.median(peer):.0f} unit=tiles/s ratio={ratio:.2f} "
+                    f"case={own.removesuffix('-cold')}-{name}-{state} ours={statistics.median(our_rates):.0f} "
+                    f"peer={statistics.median(peer_rates):.0f} unit=tiles/s ratio={ratio:.2f} "
                     f"equal={'yes' if same[name] and same[own] else 'NO'}{goal}"
                 )
     return 0 if all(same.values()) else 1
 
 
 def marks(epoch: Iterator[Sample]) -> list[int]:
-    """A checksum of each tile with its label."""
+    """A checksum of each tile together with its label."""
     return [
         zlib.crc32(label.tobytes(), zlib.crc32(tile.tobytes()))
         for image, share in epoch
@@ -153,7 +155,7 @@ def marks(epoch: Iterator[Sample]) -> list[int]:
 
 
 def everything(source: Path) -> tuple[Pixels, Labels]:
-    """All tiles with all bands, (tile, band, y, x), and their labels, in the order of the index."""
+    """All tiles with all bands (tile, band, y, x), and their labels (tile, class), in the order of the index."""
     loader = TileLoader(source, Selection("train"), bands=("blue", "green", "red", "nir"), batch=BATCH, shuffle=False)
     return np.concatenate([batch.image.numpy() for batch in loader]), loader.fraction
 
@@ -163,7 +165,7 @@ def size(path: Path) -> int:
 
 
 def drop(path: Path) -> None:
-    """Have the kernel forget what it keeps of a folder's files."""
+    """Drop a folder's files from the kernel's page cache."""
     for file in path.rglob("*"):
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)
@@ -173,7 +175,7 @@ def drop(path: Path) -> None:
 
 
 def parts(tiles: int, number: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Batches of an epoch in random order, as ours: full ones, sorted."""
+    """Positions of an epoch's batches in random order, as in our loader: full batches, each sorted."""
     order = np.random.default_rng([0, number]).permutation(tiles)
     yield from (np.sort(order[i : i + BATCH]) for i in range(0, tiles - BATCH + 1, BATCH))
 
@@ -196,8 +198,8 @@ def write_geotiffs(folder: Path, images: Pixels, shares: Labels, compress: str) 
     shape = {"count": images.shape[1], "height": images.shape[2], "width": images.shape[3], "dtype": "uint8"}
     transform = rasterio.transform.from_origin(500_000, 4_000_000, 30, 30)
     for number, (image, share) in enumerate(zip(images, shares, strict=True)):
-        place: Any = {"crs": "EPSG:32612", "transform": transform}
-        with rasterio.open(folder / f"{number}.tif", "w", driver="GTiff", **shape, **options, **place) as file:
+        georeference: Any = {"crs": "EPSG:32612", "transform": transform}
+        with rasterio.open(folder / f"{number}.tif", "w", driver="GTiff", **shape, **options, **georeference) as file:
             file.write(image)
         (folder / f"{number}.json").write_text(json.dumps({"share": share.tolist()}), encoding="utf-8")
 
@@ -219,7 +221,7 @@ class GeoTiffs(Dataset[Sample]):
 
 
 def tuned(folder: Path) -> Callable[[], Epoch]:
-    """The DataLoader over a folder of GeoTIFFs with the number of workers that is the fastest in two epochs of each."""
+    """The DataLoader over a folder of GeoTIFFs with the number of workers whose second epoch is the fastest."""
 
     def opening() -> Epoch:
         best: tuple[float, Epoch] | None = None
@@ -228,9 +230,9 @@ def tuned(folder: Path) -> Callable[[], Epoch]:
             list(epoch(0))
             began = time.perf_counter()
             list(epoch(1))
-            took = time.perf_counter() - began
-            if best is None or took < best[0]:
-                best = (took, epoch)
+            duration = time.perf_counter() - began
+            if best is None or duration < best[0]:
+                best = (duration, epoch)
         assert best is not None
         return best[1]
 
@@ -239,13 +241,13 @@ def tuned(folder: Path) -> Callable[[], Epoch]:
 
 def from_files(folder: Path, workers: int) -> Epoch:
     options: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": 4} if workers else {}
-    draws = torch.Generator()
+    generator = torch.Generator()
     loader = DataLoader(
-        GeoTiffs(folder), BATCH, shuffle=True, drop_last=True, num_workers=workers, generator=draws, **options
+        GeoTiffs(folder), BATCH, shuffle=True, drop_last=True, num_workers=workers, generator=generator, **options
     )
 
     def epoch(number: int) -> Iterator[Sample]:
-        draws.manual_seed(number)
+        generator.manual_seed(number)
         return ((image, share) for image, share in loader)
 
     return epoch
@@ -270,7 +272,7 @@ def zarr_python(source: Path, shares: Labels) -> Epoch:
 
 
 def write_tar(folder: Path, images: Pixels, shares: Labels) -> None:
-    """Shards of 128 samples: an array of pixels and one of shares."""
+    """Write tar shards of 128 samples, each an array of pixels and one of shares."""
     folder.mkdir()
     for first in range(0, len(images), 128):
         with tarfile.open(folder / f"{first:06d}.tar", "w") as tar:
@@ -332,10 +334,10 @@ def litdata(folder: Path) -> Epoch:
 
 def memmap(path: Path, shape: tuple[int, ...], shares: Labels) -> Epoch:
     def epoch(number: int) -> Iterator[Sample]:
-        tiles = np.memmap(path, np.uint8, "r", shape=shape)  # opened anew: mapped pages cannot be dropped
+        tiles = np.memmap(path, np.uint8, "r", shape=shape)  # opened in each epoch: mapped pages cannot be dropped
         for part in parts(len(tiles), number):
             image = np.empty((len(part), 3, *shape[2:]), np.uint8)
-            for row, position in enumerate(part):  # without a copy of the bands that are not wanted
+            for row, position in enumerate(part):  # without copying the fourth band
                 image[row] = tiles[position, 2::-1]
             yield torch.from_numpy(image), torch.from_numpy(shares[part])
 

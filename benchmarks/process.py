@@ -1,4 +1,4 @@
-"""The process that a measurement runs in: what it may use, and what it has used."""
+"""The process of a measurement: limit the resources that it may use, and read its peak memory."""
 
 import os
 from pathlib import Path
@@ -7,15 +7,16 @@ from pipeline.runtime.worker import configure_libraries
 
 
 def one_core() -> None:
-    """Hold this process to one core, and the libraries to one thread."""
+    """Pin this process to one core, and limit the libraries to one thread."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     configure_libraries()
 
 
 def most_memory() -> int:
-    """The most memory that this process has held, bytes; of Linux, since `ru_maxrss` counts what forked it, too.
+    """Peak resident memory of this process, bytes.
 
-    Pages of files that it has mapped count: of a scene that is read in place, those of the block at work.
+    It comes from Linux's /proc, because `ru_maxrss` also counts the process that forked this one. Mapped pages of
+    files count: for a scene that is read in place, those of the block being processed.
     """
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) << 10

@@ -1,8 +1,8 @@
-"""Does training wait for tiles? Steps with batches from shards, beside steps with one batch that stays on the device.
+"""Does training wait for tiles? Steps on batches from shards, against steps on one batch that stays on the device.
 
-The same learner takes both kinds in turn. On a GPU: ResNet-50 at 256 px in bf16, and what share of the GPU's dense
-bf16 peak its multiplications are (counted by torch for a forward pass; a step is three of them for the student and
-one for the teacher). On a processor: a small network.
+The same learner takes both kinds of steps in turn. On a GPU it is a ResNet-50 at 256 px in bf16, and the benchmark also
+prints its multiplications as a share of the GPU's dense bf16 peak. Torch counts them for a forward pass; a step is
+three such passes for the student and one for the teacher. On a CPU it is a small network.
 """
 
 import argparse
@@ -36,36 +36,37 @@ PEAK = {
     "RTX 4090": 165,
     "RTX 3090": 71,
 }
-"""Part of a GPU's name -> dense bf16 peak, TFLOP/s, of its maker's data sheet; the first that fits."""
+"""Part of a GPU's name -> dense bf16 peak from its data sheet, TFLOP/s. The first entry that matches counts."""
 
 GPU = ["model=resnet50", "image_size=256", "batch=256", "prefetch=8", "steps=1000000"]
 PROCESSOR = ["model=resnet10t", "image_size=64", "batch=32", "steps=1000000"]
 
 
 def main(argv: list[str]) -> int:
-    """The command. Exit status 1 on a GPU where more than 3 % of the time is spent waiting for tiles."""
+    """Run the command. The exit status is 1 on a GPU if more than 3 % of the time is spent waiting for tiles."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks step", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=0, help="steps a round (30 on a GPU, otherwise 4)")
-    parser.add_argument("--keep", type=Path, help="folder for the data set, otherwise temporary")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each kind of step (%(default)s)")
+    parser.add_argument("--steps", type=int, default=0, help="steps per round (30 on a GPU, otherwise 4)")
+    parser.add_argument("--keep", type=Path, help="folder for the data set (a temporary one)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="training settings to try")
     options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as temporary, process_group() as place:
+    with tempfile.TemporaryDirectory() as temporary, process_group() as process:
         source, pixels = dataset(options.keep or Path(temporary))
-        gpu = place.device.type == "cuda"
+        gpu = process.device.type == "cuda"
         config = configure(pairs=[*(GPU if gpu else PROCESSOR), *options.settings])
-        learner = learner_of(source, config, place)
+        learner = learner_of(source, config, process)
         shards = endless(learner.training)
-        host = next(shards)
-        held = Batch(*(getattr(host, name).to(place.device) for name in ("image", "share", "known", "weight")))
+        batch = next(shards)
+        tensors = (batch.image, batch.fraction, batch.known, batch.weight)
+        resident = Batch(*(tensor.to(process.device) for tensor in tensors))
         steps = options.steps or (30 if gpu else 4)
-        rate(learner, iter([held] * 10), steps=10 if gpu else 1)  # cudnn's choice of kernels, compilation
+        rate(learner, iter([resident] * 10), steps=10 if gpu else 1)  # cudnn chooses kernels, code is compiled
         real, constant = [], []
         for _ in range(options.rounds):
             real.append(rate(learner, shards, steps))
-            constant.append(rate(learner, iter([held] * steps), steps))
+            constant.append(rate(learner, iter([resident] * steps), steps))
         ratio = statistics.median(a / b for a, b in zip(real, constant, strict=True))
-        name = torch.cuda.get_device_name(place.device) if gpu else "processor"
+        name = torch.cuda.get_device_name(process.device) if gpu else "processor"
         print(
             f"case=step-{config.model}-{config.image_size} ours={statistics.median(real):.1f} "
             f"peer={statistics.median(constant):.1f} unit=tiles/s ratio={ratio:.3f} "
@@ -76,10 +77,10 @@ def main(argv: list[str]) -> int:
         return 1 if gpu and ratio < 0.97 else 0
 
 
-def learner_of(source: Path, config: TrainConfig, place: Process) -> Learner:
-    """A learner before its first step; the training tiles serve as held-out ones, which nothing here looks at."""
+def learner_of(source: Path, config: TrainConfig, process: Process) -> Learner:
+    """Create a learner before its first step. The training tiles also serve as held-out tiles, which are not used."""
     training = TileLoader(source, Selection("train"), bands=config.bands, batch=config.batch, prefetch=config.prefetch)
-    return create_learner(config, place, training, training, gather_facts(training, training))
+    return create_learner(config, process, training, training, gather_facts(training, training))
 
 
 def endless(training: TileLoader) -> Iterator[Batch]:
@@ -88,10 +89,10 @@ def endless(training: TileLoader) -> Iterator[Batch]:
 
 
 def rate(learner: Learner, batches: Iterator[Batch], steps: int) -> float:
-    """Tiles a second over some steps."""
+    """Tiles per second over some steps."""
     began = time.perf_counter()
     for _ in range(steps):
-        learner.step = 0  # the same point of every schedule, and no window of losses that fills up
+        learner.step = 0  # the same point of every schedule, and the window of losses never fills up
         train_step(learner, next(batches))
     if learner.process.device.type == "cuda":
         torch.cuda.synchronize()
@@ -99,7 +100,7 @@ def rate(learner: Learner, batches: Iterator[Batch], steps: int) -> float:
 
 
 def share_of_peak(learner: Learner, name: str, tiles: float) -> str:
-    """A line on what part of the GPU's dense bf16 peak the multiplications of that many tiles a second are."""
+    """A line with the multiplications at that many tiles per second, as a share of the GPU's dense bf16 peak."""
     config, device = learner.config, learner.process.device
     image = torch.zeros(1, len(config.bands), config.image_size, config.image_size, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

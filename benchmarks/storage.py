@@ -1,7 +1,8 @@
-"""What it costs that a data set is checked and durable: chunks with a checksum, files that outlive a power cut.
+"""The cost of a checked and durable data set: chunks with a checksum, files that survive a power cut.
 
-Shards of 256 tiles of 4 x 256 x 256 px that compress as imagery does, written with zarr-python and read at random
-with tensorstore, with and without; a file of a shard's size, with and without fsync.
+Shards of 256 tiles of 4 x 256 x 256 px, which compress as imagery does, are written with zarr-python and read in
+random order with tensorstore, with and without a checksum. Then a file of a shard's size is written with and without
+fsync.
 """
 
 import argparse
@@ -27,10 +28,10 @@ BLOCK, TILE, BANDS, SHARDS = 16, 256, 4, 2
 
 
 def main(argv: list[str]) -> int:
-    """The command. Exit status 1 where the two ways do not give the same pixels."""
+    """Run the command. The exit status is 1 if the two variants do not give the same pixels."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks storage", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--dir", type=Path, help="where to write, otherwise the system's temporary folder")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each variant (%(default)s)")
+    parser.add_argument("--dir", type=Path, help="where to write (the system's temporary folder)")
     options = parser.parse_args(argv)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
@@ -38,17 +39,17 @@ def main(argv: list[str]) -> int:
 
 
 def imagery() -> npt.NDArray[np.uint8]:
-    """One block (row, col, band, y, x): smooth ground with noise, windows of it that overlap."""
+    """Make one block (row, col, band, y, x): overlapping windows of smooth ground with noise."""
     rng = np.random.default_rng(0)
     ground = rng.normal(0, 1, (BANDS, 1024, 1024)).astype(np.float32)
     bands = [cv2.GaussianBlur(b, (0, 0), 3) * 300 + 128 + rng.normal(0, 3, b.shape) for b in ground]
-    whole = np.clip(np.stack(bands), 0, 255).astype(np.uint8)
-    places = range(0, BLOCK * 48, 48)
-    return np.array([[whole[:, y : y + TILE, x : x + TILE] for x in places] for y in places])
+    scene = np.clip(np.stack(bands), 0, 255).astype(np.uint8)
+    starts = range(0, BLOCK * 48, 48)
+    return np.array([[scene[:, y : y + TILE, x : x + TILE] for x in starts] for y in starts])
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> float:
-    """Seconds that a call takes."""
+    """Seconds that one call takes."""
     began = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - began
@@ -70,7 +71,7 @@ def line(case: str, ours: list[float], peer: list[float], unit: str, equal: bool
 
 
 def checksum(folder: str, rounds: int) -> int:
-    """A block written, and tiles of it read at random: with a checksum behind each chunk, and without."""
+    """Write a block and read random tiles of it, with and without a checksum behind each chunk."""
     pixels = imagery()
     blosc = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
     arrays, readers = [], []
@@ -98,27 +99,27 @@ def checksum(folder: str, rounds: int) -> int:
     rng = np.random.default_rng(1)
     for k in range(rounds):
         rows, cols = rng.integers(0, SHARDS * BLOCK, 256), rng.integers(0, BLOCK, 256)
-        for which in (k % 2, 1 - k % 2):
-            written[which].append(BLOCK * BLOCK / timed(write, arrays[which], pixels))
-            read[which].append(len(rows) / timed(pick, readers[which], rows, cols))
+        for variant in (k % 2, 1 - k % 2):
+            written[variant].append(BLOCK * BLOCK / timed(write, arrays[variant], pixels))
+            read[variant].append(len(rows) / timed(pick, readers[variant], rows, cols))
     return max(
         line("write-with-checksum", *written, "tiles/s", equal), line("read-with-checksum", *read, "tiles/s", equal)
     )
 
 
 def durable(folder: str, rounds: int) -> int:
-    """A block written through a data set's store, and through zarr-python's own, which does not wait for the disk."""
+    """Write a block through the data set's store, and through zarr-python's own, which does not wait for the disk."""
     pixels = imagery()
     times: tuple[list[float], list[float]] = ([], [])
-    roots = [Path(folder) / name for name in ("ours", "theirs")]
+    roots = [Path(folder) / name for name in ("durable", "plain-store")]
     for root in roots:
         root.mkdir()
     for k in range(rounds):
-        for which in (k % 2, 1 - k % 2):
-            place: LocalStore = (store.DurableStore, LocalStore)[which](roots[which])
+        for variant in (k % 2, 1 - k % 2):
+            target: LocalStore = (store.DurableStore, LocalStore)[variant](roots[variant])
             blosc = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
             array = zarr.create_array(
-                place,
+                target,
                 name=str(k),
                 shape=pixels.shape,
                 chunks=(1, 1, *pixels.shape[2:]),
@@ -126,6 +127,6 @@ def durable(folder: str, rounds: int) -> int:
                 dtype="uint8",
                 compressors=[blosc, Crc32cCodec()],
             )
-            times[which].append(timed(write, array, pixels))
+            times[variant].append(timed(write, array, pixels))
     shards = [(root / "0/c/0/0/0/0/0").read_bytes() for root in roots]
     return line("write-durable", *times, "s/block", shards[0] == shards[1])

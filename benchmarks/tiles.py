@@ -1,8 +1,8 @@
-"""A data set of real pixels for benchmarks: overlapping tiles of 256 px, four bands."""
+"""A data set for benchmarks: overlapping tiles of 256 px with four bands, from a real scene if there is one."""
 
-import os
 from pathlib import Path
 
+from benchmarks.real_data import LANDSAT, NLCD, real_folder
 from geokr.dataset.index import read_index
 from pipeline import build_levir_kr
 from pipeline.sample.__main__ import main as make_world
@@ -16,19 +16,18 @@ build:
 
 
 def dataset(folder: Path) -> tuple[Path, str]:
-    """The data set in a folder, built if it is not there, and the name of its scene, or how many it has.
+    """Build the data set in a folder unless it exists. Returns its path, and the name of its scene or their number.
 
-    Landsat 8 of Zion where GEOKR_REAL_DATA names a folder that has it, otherwise the sample world.
+    The scene is Landsat 8 of Zion if the real data contain it; otherwise the scenes are those of the sample world.
     """
-    real = Path(os.environ.get("GEOKR_REAL_DATA", "")) / "zion"
-    zion = "GEOKR_REAL_DATA" in os.environ and real.is_dir()
+    landsat, nlcd = (real_folder("zion") / name for name in (LANDSAT, NLCD))
     out, params = folder / "dataset", folder / "tiles.yaml"
     if not (out / "dataset.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        # Windows of one image overlap, and are compressed each for itself.
+        # Tiles overlap to make more of them from one image; each is compressed by itself.
         params.write_text(PARAMS, encoding="utf-8")
-        if zion:
-            inputs = ["--scenes", f"{real}/zion_landsat8.tif", "--landcover", f"{real}/zion_nlcd2011.tif"]
+        if landsat.is_file() and nlcd.is_file():
+            inputs = ["--scenes", str(landsat), "--landcover", str(nlcd)]
         else:
             make_world([str(folder / "world")])
             world = folder / "world"

@@ -1,17 +1,17 @@
-"""Does the land cover teach? A small encoder on one Landsat scene, judged on places that it has not seen.
+"""Does an encoder learn from land cover? A small one trains on a Landsat scene and is judged on held-out places.
 
-Builds a data set from `zion_landsat8.tif` and `zion_nlcd2011.tif` (Landsat 8 and NLCD 2011 of Zion, Utah, as in
-the R package spDataLarge), trains for a few minutes on a processor, and prints the KL divergence of the held-out
-tiles' land-cover shares from the prediction, beside that from the training tiles' mean.
+The benchmark builds a data set from `zion_landsat8.tif` and `zion_nlcd2011.tif` (Landsat 8 and NLCD 2011 of Zion, Utah,
+as in the R package spDataLarge) and trains for a few minutes on a CPU. It prints the KL divergence of the held-out
+tiles' land-cover shares from the prediction, next to their divergence from the mean of the training tiles.
 """
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.real_data import LANDSAT, MISSING, NLCD, has_files, real_folder
 from geokr import train
 from pipeline import build_levir_kr
 
@@ -33,21 +33,23 @@ train:
 
 
 def main(argv: list[str]) -> int:
-    """The command. Exit status 1 where the encoder is not better than the mean by a fifth."""
+    """Run the command. The exit status is 1 if the encoder is not better than the mean by a fifth."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks zion", description=__doc__)
-    default = Path(os.environ.get("GEOKR_REAL_DATA", "data")) / "zion"
+    default = real_folder("zion")
     parser.add_argument("--data", type=Path, default=default, help="folder of the two files (GEOKR_REAL_DATA/zion)")
-    parser.add_argument("--keep", type=Path, help="folder for the data set and the run, otherwise temporary")
+    parser.add_argument("--keep", type=Path, help="folder for the data set and the run (a temporary one)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="training settings to try")
     options = parser.parse_args(argv)
+    if not has_files("zion", options.data, (LANDSAT, NLCD)):
+        return MISSING
     with tempfile.TemporaryDirectory() as temporary:
         out = options.keep or Path(temporary)
         out.mkdir(parents=True, exist_ok=True)
         (out / "params.yaml").write_text(PARAMS, encoding="utf-8")
-        scenes, cover = options.data / "zion_landsat8.tif", options.data / "zion_nlcd2011.tif"
+        scene, cover = options.data / LANDSAT, options.data / NLCD
         common = ["--params", str(out / "params.yaml"), "--out"]
         status = build_levir_kr.main(
-            ["--scenes", str(scenes), "--landcover", str(cover), *common, str(out / "dataset"), "--strict"]
+            ["--scenes", str(scene), "--landcover", str(cover), *common, str(out / "dataset"), "--strict"]
         )
         if status == 0:
             status = train.main(["--data", str(out / "dataset"), *common, str(out / "run"), *options.settings])

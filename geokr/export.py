@@ -1,12 +1,11 @@
-"""The encoder of a run in the forms that others load: `python -m geokr.export RUN --out FOLDER`.
+"""Export the encoder of a run for use in other software: `python -m geokr.export RUN --out FOLDER`.
 
     encoder = timm.create_model(model, num_classes=0, in_chans=bands)
     encoder.load_state_dict(safetensors.torch.load_file("FOLDER/encoder.safetensors"))
 
-Its input is (pixels / 255 - mean) / std; model, bands, mean, std and more are in the file's header, in the model
-card README.md and in item.json, a STAC item. Other forms, if asked for: encoder.onnx and encoder.pt2
-(torch.export) take any number of images of the size of training, and torchvision.safetensors has the names of
-torchvision's ResNet and VGG.
+The input is (pixels / 255 - mean) / std. Model, bands, mean, std and more are in the file's header, in the model card
+README.md and in the STAC item item.json. Optional forms are encoder.onnx and encoder.pt2 (torch.export), which take
+any number of images of the training size, and torchvision.safetensors, with the names of torchvision's ResNet and VGG.
 """
 
 import argparse
@@ -26,21 +25,21 @@ from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load
 from geokr.storage.files import replacing
 
 FORMS = ("onnx", "pt2", "torchvision")
-"""Forms beside the safetensors file with timm's names."""
+"""Forms in addition to the safetensors file with timm's names."""
 
 
 def export(checkpoint: Checkpoint, out: Path) -> None:
-    """Write the teacher's encoder, or the student's where there is no teacher, with timm's own names.
+    """Write the encoder of the teacher, or of the student if there is no teacher, with timm's names.
 
-    The header maps text to text; lists are JSON: model, image_size, bands, mean, std, classes, dataset,
-    objective, start (where the encoder started from) and step.
+    The header maps strings to strings, with lists as JSON: model, image_size, bands, mean, std, classes, dataset,
+    objective, start (the weights that the encoder started from) and step.
     """
     with replacing(out) as file:
         file.write(_sort_header(to_safetensors(encoder_weights(checkpoint), encoder_header(checkpoint))))
 
 
 def encoder_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """The encoder's weights with timm's names."""
+    """Extract the encoder's weights, with timm's names."""
     weights = checkpoint.networks[checkpoint.exported]
     prefix = "encoder."
     return {
@@ -64,18 +63,19 @@ def encoder_header(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _sort_header(content: bytes) -> bytes:
-    """The same safetensors file with its header sorted: the library writes the metadata in a random order.
+    """Sort the header of a safetensors file, since the library writes the metadata in random order.
 
-    The header is JSON behind its length, 8 bytes, little-endian; places of tensors are counted from its end.
+    The file starts with the length of the header, 8 bytes, little-endian, followed by the header as JSON. Offsets of
+    tensors are relative to the end of the header.
     """
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # tensors stay aligned
+    header += b" " * (-len(header) % 8)  # keeps tensors aligned
     return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def rebuild_encoder(checkpoint: Checkpoint) -> nn.Module:
-    """The encoder, in evaluation mode."""
+    """Build the encoder of a checkpoint, in evaluation mode."""
     encoder = build_encoder(
         checkpoint.config["model"], len(checkpoint.config["bands"]), checkpoint.config["image_size"]
     )
@@ -84,52 +84,52 @@ def rebuild_encoder(checkpoint: Checkpoint) -> nn.Module:
 
 
 def export_all(checkpoint: Checkpoint, out: Path, forms: tuple[str, ...], metrics: dict[str, Any]) -> list[str]:
-    """Write the encoder, its card and its STAC item into a folder. metrics: as in metrics.json, or empty.
+    """Write the encoder, its model card and its STAC item to a folder. metrics: as in metrics.json, or empty.
 
-    Returns the names of the files with weights. Raises ValueError where a form needs a package that is not there.
+    Returns the names of the files with weights. Raises ValueError if a form needs a package that is not installed.
     """
     config = checkpoint.config
     encoder = rebuild_encoder(checkpoint)
     example = torch.zeros(2, len(config["bands"]), config["image_size"], config["image_size"])
     with torch.no_grad():
         features = encoder(example).shape[1]
-    written = [ENCODER]
+    filenames = [ENCODER]
     export(checkpoint, out / ENCODER)
     for form in forms:
         match form:
             case "onnx":
-                written.append("encoder.onnx")
-                _export_onnx(encoder, example, out / written[-1])
+                filenames.append("encoder.onnx")
+                _export_onnx(encoder, example, out / filenames[-1])
             case "pt2":
-                written.append("encoder.pt2")
-                with replacing(out / written[-1]) as file:
+                filenames.append("encoder.pt2")
+                with replacing(out / filenames[-1]) as file:
                     torch.export.save(_trace(encoder, example), file)
             case _:
-                written.append("torchvision.safetensors")
-                with replacing(out / written[-1]) as file:
+                filenames.append("torchvision.safetensors")
+                with replacing(out / filenames[-1]) as file:
                     file.write(
                         _sort_header(
                             to_safetensors(to_torchvision(encoder_weights(checkpoint)), encoder_header(checkpoint))
                         )
                     )
-    sizes = {name: (out / name).stat().st_size for name in written}
+    sizes = {name: (out / name).stat().st_size for name in filenames}
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     with replacing(out / "README.md") as file:
         file.write(model_card(checkpoint, features, metrics).encode())
     with replacing(out / "item.json") as file:
         file.write(to_json(stac_item(checkpoint, features, parameters, sizes, metrics)).encode())
-    return written
+    return filenames
 
 
 def _trace(encoder: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
-    """The encoder as a graph for any number of images."""
+    """Trace the encoder as a graph for any number of images."""
     with torch.no_grad():
         return torch.export.export(encoder, (example,), dynamic_shapes=({0: torch.export.Dim("images")},))
 
 
 def _export_onnx(encoder: nn.Module, example: torch.Tensor, out: Path) -> None:
     try:
-        import onnxscript  # noqa: F401  # torch's exporter needs it
+        import onnxscript  # noqa: F401  # needed by torch's exporter
     except ImportError as error:
         raise ValueError("the form onnx needs the packages onnx and onnxscript") from error
     program: Any = torch.onnx.export(
@@ -143,27 +143,27 @@ def _export_onnx(encoder: nn.Module, example: torch.Tensor, out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m geokr.export", description="Write the encoder of a run for others."
+        prog="python -m geokr.export", description="Export the encoder of a run for use in other software."
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write to")
-    parser.add_argument("--forms", nargs="*", default=[], choices=FORMS, help="further forms of the encoder")
+    parser.add_argument("--forms", nargs="*", default=[], choices=FORMS, help="additional forms of the encoder")
     parser.add_argument(
-        "--best", action="store_true", help="take the step with the best validation instead of the last one"
+        "--best", action="store_true", help="export the step with the best validation instead of the last step"
     )
-    chosen = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        checkpoint = load(chosen.run / (BEST if chosen.best else LAST))
-        judged = chosen.run / "metrics.json"
-        metrics = json.loads(judged.read_text(encoding="utf-8")) if judged.exists() else {}
-        if metrics.get("steps") != checkpoint.step:  # they are of the last step
+        checkpoint = load(options.run / (BEST if options.best else LAST))
+        metrics_path = options.run / "metrics.json"
+        metrics = json.loads(metrics_path.read_text(encoding="utf-8")) if metrics_path.exists() else {}
+        if metrics.get("steps") != checkpoint.step:  # metrics.json is about the last step
             metrics = {}
-        written = export_all(checkpoint, chosen.out, tuple(chosen.forms), metrics)
+        filenames = export_all(checkpoint, options.out, tuple(options.forms), metrics)
     except (ValueError, OSError) as error:
         print(f"geokr.export: {error}", file=sys.stderr)
         return 2
-    what = f"encoder of {checkpoint.config['model']} after {checkpoint.step} steps"
-    print(f"{chosen.out}: {what}: {', '.join([*written, 'README.md', 'item.json'])}")
+    summary = f"encoder of {checkpoint.config['model']} after {checkpoint.step} steps"
+    print(f"{options.out}: {summary}: {', '.join([*filenames, 'README.md', 'item.json'])}")
     return 0
 
 

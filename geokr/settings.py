@@ -1,4 +1,4 @@
-"""Settings from YAML files and command lines: strict models, and one sentence for whatever is wrong with a value."""
+"""Settings from YAML files and command lines: strict models, and one-sentence messages for invalid values."""
 
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
@@ -12,24 +12,24 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Strict(BaseModel):
-    """A model that refuses keys it does not know, and never changes."""
+    """An immutable model that rejects unknown keys, and booleans as numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_value_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _reject_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
             raise ValueError("Input should be a number")
         return value
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used: one sentence."""
+    """A setting that cannot be used. The message is one sentence."""
 
 
 def split_names(value: Any) -> Any:
-    """The parts of `a, b`, as a command line writes a list; any other value as it is."""
+    """Split `a, b`, the form of a list on a command line, into its parts. Other values are returned unchanged."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
@@ -38,7 +38,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]
 
 
 def read_section(path: str | Path, section: str) -> dict[str, Any]:
-    """One section of a YAML parameter file. Raises ConfigError naming the file and the fault."""
+    """Read one section of a YAML parameter file. Raises ConfigError naming the file and the fault."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -52,24 +52,27 @@ def read_section(path: str | Path, section: str) -> dict[str, Any]:
 
 
 def explain(error: ValidationError) -> tuple[tuple[str, ...], str]:
-    """Where the first fault that a model found lies, and what it is, in a phrase.
+    """Describe the first fault that a model reports: the path of keys to the setting, and a phrase.
 
-    A fault of the whole has no place.
+    The path is empty if the fault concerns the model as a whole.
     """
-    first = error.errors()[0]
-    place = tuple(str(part) for part in first["loc"])
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return place, "no such setting"
-    return place, first["msg"].removeprefix("Value error, ")
+    fault = error.errors()[0]
+    key_path = tuple(str(part) for part in fault["loc"])
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return key_path, "no such setting"
+    return key_path, fault["msg"].removeprefix("Value error, ")
 
 
 def suggest(name: str, known: Collection[str]) -> str:
-    """`; batch?` for a name that is nearly a known one, otherwise nothing."""
-    near = get_close_matches(name, known, n=1)
-    return f"; {near[0]}?" if near else ""
+    """Suggest the known name closest to a misspelt one, as `; batch?`. Empty if no known name is similar."""
+    matches = get_close_matches(name, known, n=1)
+    return f"; {matches[0]}?" if matches else ""
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
-    """What differs between two sets of settings, one phrase a setting: `lr 0.1, now 0.2`. free: keys not looked at."""
-    keys = sorted((then.keys() | now.keys()) - set(free))
-    return [f"{key} {then.get(key)}, now {now.get(key)}" for key in keys if then.get(key) != now.get(key)]
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], ignored: Collection[str] = ()) -> list[str]:
+    """List what differs between two sets of settings, one phrase per setting: `lr 0.1, now 0.2`.
+
+    ignored: keys that are not compared.
+    """
+    keys = sorted((before.keys() | after.keys()) - set(ignored))
+    return [f"{key} {before.get(key)}, now {after.get(key)}" for key in keys if before.get(key) != after.get(key)]

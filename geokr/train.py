@@ -1,9 +1,8 @@
 """Pre-train an encoder on a data set: `python -m geokr.train --data DATASET --out RUN [key=value ...]`.
 
-The same command again goes on from where RUN stopped. `torchrun --nproc-per-node N -m geokr.train ...`
-shares the work between N processes. RUN then holds last.pt and best.pt (checkpoints), log.jsonl,
-tensorboard/, plots/, encoder.safetensors (for timm) and, written last, metrics.json; of a run whose loss
-exploded diverged/, the tiles of that step.
+The same command resumes a run that was stopped. `torchrun --nproc-per-node N -m geokr.train ...` distributes the work
+over N processes. RUN contains last.pt and best.pt (checkpoints), log.jsonl, tensorboard/, plots/, encoder.safetensors
+(for timm) and, written last, metrics.json. If the loss diverged, diverged/ contains the tiles of that step.
 """
 
 import argparse
@@ -46,29 +45,26 @@ from geokr.settings import differences
 from geokr.storage.files import replacing
 
 METRICS = "metrics.json"
-
-
 DIVERGED = "diverged"
 
-
 RESULTS = (METRICS, ENCODER, *CURVES.values(), *((CONFUSION,) if HAS_MATPLOTLIB else ()))
-"""What a finished run holds. One that lacks some of it repeats the end alone."""
+"""Files of a finished run. If one is missing after the last step, only the end of the run is repeated."""
 
 
 def train(dataset: str, run: Path, config: TrainConfig, process: Process, restart: bool = False) -> int:
-    """Pre-train until the end, or until a signal. Returns the exit status: 0, or 128 plus the signal.
+    """Pre-train until the end of the run or until a signal. Returns the exit status: 0, or 128 plus the signal.
 
-    restart: where `run` holds a run of other settings or tiles, move it aside and begin.
-    Raises ValueError with one sentence where the data set, or without `restart` an earlier run, does not fit.
+    restart: if `run` contains a run with other settings or tiles, move it aside and start a new run. Raises ValueError
+    with one sentence if the data set does not fit or, without `restart`, if an earlier run does not fit.
     """
     training, held_out = make_loaders(dataset, config, process)
     facts, epoch = gather_facts(training, held_out), len(training)
     last = find_checkpoint(run, config, facts, process, restart)
     if last is not None and last.step == last.total and all((run / name).exists() for name in RESULTS):
-        print_once(process, f"{run}: finished after {last.total} steps; delete it to begin again")
+        print_once(process, f"{run}: finished after {last.total} steps; delete it to start again")
         return 0
     learner = create_learner(config, process, training, held_out, facts, last)
-    origin = f"from {learner.start}" if last is None else f"going on after step {learner.step}"
+    origin = f"from {learner.start}" if last is None else f"resuming after step {learner.step}"
     print_once(
         process,
         f"{training.tiles} training tiles, {held_out.tiles} held out; {config.model} on {process.device}, {origin}",
@@ -79,60 +75,62 @@ def train(dataset: str, run: Path, config: TrainConfig, process: Process, restar
         if journal is not None:
             stack.callback(journal.close)
         bar = stack.enter_context(progress_bar(learner))
-        stop = stack.enter_context(catch_signals())
+        signals = stack.enter_context(catch_signals())
         stream = batches(training, learner.step, learner.total)
         clock = Clock()
         result = None
         while learner.step < learner.total:
-            asked = time.perf_counter()
+            start = time.perf_counter()
             batch = next(stream)
-            clock.waited += time.perf_counter() - asked
+            clock.waited += time.perf_counter() - start
             clock.tiles += config.batch
             train_step(learner, batch)
             bar.update()
 
-            ends, logs = learner.step == learner.total, learner.step % LOG_EVERY == 0
-            validates = ends or learner.step % (config.validate_every or epoch) == 0
-            # Processes stop together, and agree on it only now and then, since that makes them wait.
-            stopping = max_over_ranks(stop[0] if stop else 0, process) if logs or process.world == 1 else 0
-            saves = validates or stopping or learner.step % config.checkpoint_every == 0
-            if logs or saves:  # no state is kept whose losses nobody has looked at
+            is_last, should_log = learner.step == learner.total, learner.step % LOG_EVERY == 0
+            should_validate = is_last or learner.step % (config.validate_every or epoch) == 0
+            # All processes must stop at the same step. They agree on it only at some steps, since that makes them wait.
+            stop_signal = (
+                max_over_ranks(signals[0] if signals else 0, process) if should_log or process.world == 1 else 0
+            )
+            should_save = should_validate or stop_signal or learner.step % config.checkpoint_every == 0
+            if should_log or should_save:  # checks the losses before the state is saved
                 raise_if_diverged(learner, run)
-            if logs or validates:
+            if should_log or should_validate:
                 log_losses(learner, journal, bar, clock)
-            result = validate_and_log(learner, run, journal, batch) if validates else None
-            if saves:
+            result = validate_and_log(learner, run, journal, batch) if should_validate else None
+            if should_save:
                 save_state(learner, run / LAST)
-            if stopping and not ends:
+            if stop_signal and not is_last:
                 bar.close()
-                barrier(process)  # none leaves before the state is saved: torchrun would end the others
-                print_once(process, f"{run}: stopped after step {learner.step}; the same command goes on from there")
-                return 128 + stopping
-            if logs or validates:
+                barrier(process)  # wait until the state is saved: torchrun ends all processes as soon as one exits
+                print_once(process, f"{run}: stopped after step {learner.step}; run the same command again to resume")
+                return 128 + stop_signal
+            if should_log or should_validate:
                 clock = Clock()
-        # Without a result, an earlier process ended between its last step and here.
+        # There is no result if an earlier process ended after the last step but before this point.
         result = result or validate_and_log(learner, run, journal)
 
-    ending = snapshot(learner)
+    final = snapshot(learner)
     if process.rank == 0:
-        write_results(learner, ending, run, result)
+        write_results(learner, final, run, result)
     barrier(process)
-    kl, than = result.numbers["kl"], f"{result.numbers['kl_of_mean']:.4f} for the mean label of the training tiles"
-    print_once(process, f"{run}: {learner.total} steps; held-out KL {kl:.4f} nats, {than}; see {run / ENCODER}")
+    kl, baseline = result.numbers["kl"], f"{result.numbers['kl_of_mean']:.4f} for the mean label of the training tiles"
+    print_once(process, f"{run}: {learner.total} steps; held-out KL {kl:.4f} nats, {baseline}; see {run / ENCODER}")
     return 0
 
 
 def find_checkpoint(
     run: Path, config: TrainConfig, facts: DataFacts, process: Process, restart: bool
 ) -> Checkpoint | None:
-    """The last checkpoint in `run`, if there is one of these settings and tiles.
+    """Load the last checkpoint in `run`, if there is one with the same settings and tiles.
 
-    One of others is moved aside with its whole run, or refused with a ValueError that says what differs.
+    With `restart`, a run with other settings or tiles is moved aside. Otherwise, raises ValueError naming what differs.
     """
     if not (run / LAST).exists():
         return None
     last = load(run / LAST)
-    barrier(process)  # all processes have read it before one of them moves it
+    barrier(process)  # all processes must have read it before one of them moves it
     changed = differences(last.config, config.model_dump(), WITHOUT_EFFECT)
     changed += [
         f"other {name.replace('_', ' ')}"
@@ -141,24 +139,26 @@ def find_checkpoint(
     ]
     if not changed:
         return last
-    what = f"{run / LAST} is of a run with other settings or tiles ({'; '.join(changed)})"
+    difference = f"{run / LAST} belongs to a run with other settings or tiles ({'; '.join(changed)})"
     if not restart:
-        raise ValueError(f"{what}: go back to those, give another --out, delete {run}, or add --restart-if-changed")
+        raise ValueError(
+            f"{difference}: restore these, choose another --out, delete {run}, or add --restart-if-changed"
+        )
     if process.rank == 0:
-        aside = next(path for n in count(1) if not (path := run.with_name(f"{run.name}.{n}")).exists())
-        run.rename(aside)
-        print_once(process, f"{what}: moved to {aside}, beginning again")
+        backup = next(path for n in count(1) if not (path := run.with_name(f"{run.name}.{n}")).exists())
+        run.rename(backup)
+        print_once(process, f"{difference}: moved to {backup}, starting again")
     barrier(process)
     return None
 
 
 def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[TileLoader, TileLoader]:
-    """Training tiles, shuffled, and held-out tiles in order."""
+    """Create the loaders of the shuffled training tiles and of the held-out tiles in index order."""
     if config.batch % (process.world * config.accumulate):
         parts = f"the {process.world} processes" + (f" x {config.accumulate} parts" if config.accumulate > 1 else "")
         raise ValueError(f"batch must be a multiple of {parts}, got {config.batch}")
     if config.pairs and not choose(config.objective).takes_pairs:
-        raise ValueError(f"pairs are for objectives with two views of a tile, which {config.objective} has not")
+        raise ValueError(f"pairs need an objective with two views of a tile; {config.objective} has one view")
     common: dict[str, Any] = {
         "bands": config.bands,
         "batch": config.batch // process.world,
@@ -169,15 +169,15 @@ def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[T
     }
     held_out = Selection("val", config.classes, config.min_known, config.where)
     training = replace(held_out, split="train", weight=config.weight, pairs=config.pairs)
-    drawn = {name: getattr(config, name) for name in ("balance", "shuffle_buffer", "seed")}
+    sampling = {name: getattr(config, name) for name in ("balance", "shuffle_buffer", "seed")}
     return (
-        TileLoader(dataset, training, **drawn, **common),
+        TileLoader(dataset, training, **sampling, **common),
         TileLoader(dataset, held_out, shuffle=False, **common),
     )
 
 
 def batches(training: TileLoader, step: int, total: int) -> Iterator[Batch]:
-    """The batches of steps `step` to `total`, epoch after epoch."""
+    """Iterate over the batches of the steps from `step` to `total`, epoch after epoch."""
     while step < total:
         epoch, start = divmod(step, len(training))
         for batch in training.epoch(epoch, start):
@@ -187,22 +187,23 @@ def batches(training: TileLoader, step: int, total: int) -> Iterator[Batch]:
 
 @dataclass(slots=True)
 class Clock:
-    """Time since the last line of the log."""
+    """Time measurements since the last log line."""
 
     since: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
-    """Of it, spent waiting for tiles, s."""
+    """Time spent waiting for tiles, s."""
     tiles: int = 0
 
 
 def log_losses(learner: Learner, journal: Journal | None, bar: Any, clock: Clock) -> None:
-    """Log the means since the last line, with tiles a second and the share of the time spent waiting for tiles."""
+    """Log mean losses since the last log line, tiles per second, and the share of time spent waiting for tiles."""
     rows = sum_over_ranks(learner.window, learner.process)[: learner.step - learner.noted] / learner.process.world
     names = ("loss", *learner.objective.measures)
     losses = dict(zip(names, rows.mean(dim=0).tolist(), strict=True))
     learner.noted = learner.step
-    took = time.perf_counter() - clock.since  # read after the sums, for which the host waited until all was computed
-    speed, waiting = clock.tiles / took, clock.waited / took
+    # Read after the sums, for which the host has waited until all steps were computed.
+    elapsed = time.perf_counter() - clock.since
+    speed, waiting = clock.tiles / elapsed, clock.waited / elapsed
     bar.set_postfix_str(
         f"loss {losses['loss']:.4f}, {speed:.0f} tiles/s, {waiting:.0%} waiting for data", refresh=False
     )
@@ -217,16 +218,16 @@ def log_losses(learner: Learner, journal: Journal | None, bar: Any, clock: Clock
 
 
 def raise_if_diverged(learner: Learner, run: Path) -> None:
-    """Raise ValueError where the loss of a step since the last line was too high or no number.
+    """Raise ValueError if the loss of a step since the last log line was too high or not a number.
 
-    The step's tiles are kept beside the last checkpoint, each process's in a file: image, fraction and weight.
+    The tiles of the step are saved next to the last checkpoint, in one file per process: image, fraction and weight.
     """
     rows = sum_over_ranks(learner.window, learner.process)[: learner.step - learner.noted, 0] / learner.process.world
-    wrong = [(i, loss) for i, loss in enumerate(rows.tolist()) if not loss <= learner.config.highest_loss]
-    if not wrong:
+    diverged = [(i, loss) for i, loss in enumerate(rows.tolist()) if not loss <= learner.config.highest_loss]
+    if not diverged:
         return
-    step, loss = learner.noted + wrong[0][0], wrong[0][1]
-    batch = next(batches(learner.training, step, learner.total))  # which they were is a function of the step
+    step, loss = learner.noted + diverged[0][0], diverged[0][1]
+    batch = next(batches(learner.training, step, learner.total))  # the tiles are a function of the step
     path = run / DIVERGED / f"step{step + 1}-rank{learner.process.rank}.safetensors"
     tensors = {"image": batch.image, "fraction": batch.fraction, "weight": batch.weight}
     with replacing(path) as file:
@@ -235,10 +236,10 @@ def raise_if_diverged(learner: Learner, run: Path) -> None:
 
 
 def validate_and_log(learner: Learner, run: Path, journal: Journal | None, batch: Batch | None = None) -> Validation:
-    """Validate, log it, and keep the state if it is the best so far. batch: the last one, to show views of."""
+    """Validate, log the result, and save the state if it is the best so far. batch: tiles whose views are logged."""
     result = validate(learner)
-    better = learner.best is None or result.numbers["kl"] < learner.best["kl"]
-    if better:
+    improved = learner.best is None or result.numbers["kl"] < learner.best["kl"]
+    if improved:
         learner.best = {"step": learner.step, "kl": result.numbers["kl"]}
     if journal is not None:
         classes = learner.facts.classes
@@ -249,21 +250,21 @@ def validate_and_log(learner: Learner, run: Path, journal: Journal | None, batch
             views = torch.cat([learner.view(image, stream) for stream in (FIRST_VIEW, SECOND_VIEW)])
             journal.write_views(learner.step, views.cpu(), learner.config.bands)
         journal.write_curves()
-    if better:
+    if improved:
         save_state(learner, run / BEST)
     return result
 
 
 def save_state(learner: Learner, path: Path) -> None:
-    """Save the state, once for all processes."""
+    """Save the state on rank 0. All processes must call this function."""
     state = snapshot(learner)
     if learner.process.rank == 0:
         save(path, state)
 
 
-def write_results(learner: Learner, ending: Checkpoint, run: Path, result: Validation) -> None:
-    """Write the encoder, and last of all the metrics: they mark the run as finished."""
-    export(ending, run / ENCODER)
+def write_results(learner: Learner, final: Checkpoint, run: Path, result: Validation) -> None:
+    """Write the encoder and then the metrics, which mark the run as finished."""
+    export(final, run / ENCODER)
     best = learner.best or {}
     metrics = {
         **{
@@ -284,21 +285,25 @@ def write_results(learner: Learner, ending: Checkpoint, run: Path, result: Valid
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m geokr.train",
-        description="Pre-train an encoder on a data set. The same command again goes on from where it stopped.",
+        description="Pre-train an encoder on a data set. Run the same command again to resume a stopped run.",
     )
     parser.add_argument("--data", required=True, metavar="DATASET", help="data set with index.parquet and tiles.zarr")
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="directory of the run")
     parser.add_argument("--preset", default="geokr", help=f"{' or '.join(PRESETS)} (default: geokr)")
-    parser.add_argument("--params", type=Path, metavar="FILE.yaml", help="settings, in its section `train:`")
     parser.add_argument(
-        "--restart-if-changed", action="store_true", help="move a run of other settings or tiles aside, and begin again"
+        "--params", type=Path, metavar="FILE.yaml", help="parameter file with settings in its section `train:`"
     )
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that win over those of the file")
-    chosen = parser.parse_intermixed_args(arguments)
+    parser.add_argument(
+        "--restart-if-changed",
+        action="store_true",
+        help="move a run with other settings or tiles aside and start again",
+    )
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that override those of the file")
+    options = parser.parse_intermixed_args(arguments)
     try:
-        config = configure(chosen.preset, chosen.params, chosen.settings)
+        config = configure(options.preset, options.params, options.settings)
         with process_group(config.device) as process:
-            return train(chosen.data, chosen.out, config, process, chosen.restart_if_changed)
+            return train(options.data, options.out, config, process, options.restart_if_changed)
     except (ValueError, OSError) as error:
         print(f"geokr.train: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

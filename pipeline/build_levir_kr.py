@@ -2,7 +2,7 @@
 
     python -m pipeline.build_levir_kr --scenes DIR... --landcover DIR... --out DATASET
 
-A run that was stopped, by Ctrl-C or worse, goes on where it was when the same command is given again.
+A run that was stopped, by Ctrl-C or otherwise, resumes where it was when the same command is run again.
 """
 
 import argparse
@@ -41,78 +41,85 @@ STAGES = ("catalog", "tiles", "labels", "index")
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.build_levir_kr",
         description="Turn satellite scenes and land-cover maps into tiles with label distributions, in sharded Zarr.",
-        epilog="Settings come from --params and, over it, from the command line. A stopped run is resumed by the "
-        "same command. Exit status: 0 done; 2 a setting or path is at fault; 3 with --strict, something was "
-        "refused; 130 stopped by Ctrl-C, 143 by SIGTERM.",
+        epilog="Settings come from --params; options of the command line override them. The same command resumes a "
+        "stopped run. Exit status: 0 done; 2 a setting or path is invalid; 3 with --strict, something was refused; "
+        "130 stopped by Ctrl-C, 143 by SIGTERM.",
     )
     add = parser.add_argument
-    add("--scenes", nargs="+", metavar="PLACE", help="folders, archives, GeoTIFFs and STAC documents, or URLs of such")
-    add("--landcover", nargs="+", metavar="DIR", help="directories (or files, or URLs) with land-cover sheets")
-    add("--legend", nargs="+", dest="legends", metavar="FILE", help="your own descriptions of land-cover products")
+    add("--scenes", nargs="+", metavar="PLACE", help="folders, archives, GeoTIFFs and STAC documents, or their URLs")
+    add("--landcover", nargs="+", metavar="DIR", help="directories, files or URLs with land-cover sheets")
+    add("--legend", nargs="+", dest="legends", metavar="FILE", help="descriptions of your own land-cover products")
     add("--taxonomy", metavar="NAME", help="classes of the labels: globeland30, paper, own or a file (globeland30)")
     add("--imagery", choices=get_args(Imagery), help="which images of a delivery are tiled (mss)")
     add(
         "--dem",
         metavar="FILE",
-        help="heights above the ellipsoid, or a URL of such; without, the ground is taken as flat",
+        help="file or URL of heights above the ellipsoid; without it, the ground is assumed flat",
     )
-    add("--geoid", metavar="FILE", help="heights of the geoid above the ellipsoid, where the DEM's are above the geoid")
-    add("--resampling", choices=get_args(Resampling), help="of the images' pixels (bilinear)")
+    add(
+        "--geoid",
+        metavar="FILE",
+        help="heights of the geoid above the ellipsoid, for a DEM with heights above the geoid",
+    )
+    add("--resampling", choices=get_args(Resampling), help="how images are resampled (bilinear)")
     add(
         "--radiometry",
         choices=get_args(Kind),
-        help="what is stored: 8 bits stretched, reflectance, or the numbers (percentile)",
+        help="how pixels are stored: stretched to 8 bits, as reflectance, or as digital numbers (percentile)",
     )
-    add("--coefficients", metavar="FILE.csv", help="calibration for --radiometry toa, instead of the built-in table")
+    add(
+        "--coefficients", metavar="FILE.csv", help="calibration table for --radiometry toa, instead of the built-in one"
+    )
     add("--out", metavar="DATASET", help="directory of the data set, or s3://bucket/prefix")
-    add("--stac", metavar="DIR", help="write the scenes as a static STAC catalog too")
-    add("--params", metavar="FILE.yaml", help="settings, in a section `build`")
-    add("--tile", type=int, metavar="PX", help="side of a tile (256)")
-    add("--stride", type=int, metavar="PX", help="distance of neighbouring tiles (200)")
-    add("--label-set", metavar="NAME", help="label set of the index, <product>_<year>, where there are several")
-    add("--only", choices=STAGES, help="run this stage alone")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, metavar="N", help="processes on this machine (one a core)")
-    where.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786")
+    add("--stac", metavar="DIR", help="also write the scenes as a static STAC catalog")
+    add("--params", metavar="FILE.yaml", help="parameter file with the settings, in its section `build`")
+    add("--tile", type=int, metavar="PX", help="side length of a tile (256)")
+    add("--stride", type=int, metavar="PX", help="distance between neighbouring tiles (200)")
+    add("--label-set", metavar="NAME", help="label set of the index, <product>_<year>, needed if there are several")
+    add("--only", choices=STAGES, help="run only this stage")
+    execution = parser.add_mutually_exclusive_group()
+    execution.add_argument("--workers", type=int, metavar="N", help="processes on this machine (one per core)")
+    execution.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786")
     add(
         "--memory",
         type=parse_size,
         metavar="SIZE",
-        help="of a worker on this machine, such as 2GiB (the machine's, shared out)",
+        help="memory of each worker on this machine, such as 2GiB (an equal share of the machine's)",
     )
     add(
         "--dashboard", default="127.0.0.1:8787", metavar="ADDRESS", help="where to serve Dask's dashboard (%(default)s)"
     )
     add("--performance-report", metavar="FILE.html", help="write Dask's report of the run")
-    add("--dry-run", action="store_true", help="print scenes, grids, blocks, bytes and memory; touch nothing")
-    add("--strict", action="store_true", help="exit with 3 if anything was refused")
+    add("--dry-run", action="store_true", help="print scenes, grids, blocks, bytes and memory; write nothing")
+    add("--strict", action="store_true", help="exit with status 3 if anything was refused")
     return parser
 
 
 def parse_size(text: str) -> int:
-    """Bytes from `512MiB`, `2GiB`, `2GB` or a plain number."""
+    """Bytes from text such as `512MiB`, `2GiB`, `2GB` or a plain number."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?)?", text, re.IGNORECASE)
     if match is None or not float(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 2GiB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 2GiB")
     power = " KMGT".index((match[2] or " ").upper())
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit status."""
+    """Run the command. Returns its exit status."""
     options = make_parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("rasterio").setLevel(logging.WARNING)  # what GDAL signals comes as an error that names its file
-    given = {name: value for name, value in vars(options).items() if name in OPTIONS and value is not None}
+    logging.getLogger("rasterio").setLevel(logging.WARNING)  # GDAL's failures are raised as errors that name the file
+    overrides = {name: value for name, value in vars(options).items() if name in OPTIONS and value is not None}
     try:
-        config = read_config(options.params, given)
+        config = read_config(options.params, overrides)
         if options.workers is not None and options.workers < 1:
             raise ConfigError(f"--workers must be at least 1, got {options.workers}")
         if (report := options.performance_report) and not Path(report).absolute().parent.is_dir():
-            raise ConfigError(f"--performance-report {report}: there is no such directory to write to")
+            raise ConfigError(f"--performance-report {report}: its directory does not exist")
         covers = check_inputs(config)
         if options.dry_run:
             print("\n".join(dry_run(config, covers)))
@@ -126,13 +133,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report_stop(interrupt)
     refused = quarantine.read(config.out)
     if refused:
-        print(f"{len(refused)} refused: see {files.join(config.out, quarantine.FILE)}", file=sys.stderr)
+        print(f"{len(refused)} refused; see {files.join(config.out, quarantine.FILE)}", file=sys.stderr)
     return 3 if refused and options.strict else 0
 
 
 def check_inputs(config: BuildConfig) -> list[LandCover]:
-    """The land cover; raises a sentence about any path or label set that is not there, before any work."""
-    rasters.fingerprint.cache_clear()  # of an earlier run in this process
+    """Check all paths and the label set before any work starts. Returns the land cover.
+
+    Raises ConfigError, LandCoverError or OSError with one sentence about the path or setting.
+    """
+    rasters.fingerprint.cache_clear()  # entries of an earlier run in this process
     survey, heights = config.survey, [*filter(None, (config.survey.dem, config.survey.geoid))]
     for path in (*survey.scenes, *config.labels.landcover, *heights, *filter(None, [survey.coefficients])):
         if not inputs.is_remote(path) and not Path(path).exists():
@@ -150,7 +160,7 @@ def check_inputs(config: BuildConfig) -> list[LandCover]:
 
 
 def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namespace) -> None:
-    """Run the stages on one cluster, or the one that was asked for, and note each in the data set's log."""
+    """Run all stages, or only the one in --only, on one cluster. Each stage is recorded in the log of the data set."""
     out = config.out
     entries: list[Entry] | None = None
     with cluster(
@@ -166,7 +176,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
                 entries = catalog.run(config, client)
                 if options.stac:
                     write_static_catalog(Path(options.stac), [entry.scene for entry in entries])
-                check_coverage(config, covers, entries)  # before the pixels, which take longest
+                check_coverage(config, covers, entries)  # before the stage tiles, which takes longest
             elif entries is None:
                 entries = load_catalog(out)
             match stage:
@@ -187,7 +197,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
 
 
 def load_catalog(out: str) -> list[Entry]:
-    """The entries that an earlier run of the first stage wrote."""
+    """The entries that an earlier run of the stage catalog wrote. Raises ConfigError if there are none."""
     path = files.join(out, CATALOG)
     if not files.exists(path):
         raise ConfigError(f"{path}: no such file; run the stage catalog first")

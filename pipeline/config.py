@@ -1,4 +1,4 @@
-"""The settings of a build, grouped by the stage that they belong to, from a parameter file and the command line."""
+"""The settings of a build, grouped by stage, from a parameter file and the command line."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,57 +13,57 @@ from pipeline.imaging.radiometry import Kind
 from pipeline.scenes.scene import Imagery
 
 SECTION = "build"
-"""The section of a parameter file that holds these settings."""
+"""The section of a parameter file with these settings."""
 LARGEST_BLOCK = 16_384
-"""Longest side of a block, px: what it draws on, up to twice as long, must be less than OpenCV's 32,767 px."""
+"""Largest side of a block, px. Its source window, up to twice as long, must stay below OpenCV's 32,767 px."""
 Percent = Annotated[float, Field(ge=0, le=100)]
 Weight = Annotated[float, Field(ge=0)]
 
 
 class SurveyConfig(Strict):
-    """Which scenes there are, and what becomes of their pixels."""
+    """Which scenes are used, and how their pixels are stored."""
 
     scenes: Annotated[list[str], Field(min_length=1)]
     """Directories, files or URLs with scenes."""
     imagery: Imagery = "mss"
     """Which images of a delivery are tiled: mss, pan, or pansharpened."""
     bands: Annotated[Names, Field(min_length=1)] = ("red", "green", "blue", "nir")
-    """Common names of the bands that are taken of a STAC item, as far as it has them; other images keep all."""
+    """Common names of the bands to use from a STAC item, as far as it has them; other images keep all bands."""
     dem: str | None = None
     """Heights above the ellipsoid: any raster that GDAL opens."""
     geoid: str | None = None
-    """Heights of the geoid above the ellipsoid, where the DEM's are above the geoid: a raster that GDAL opens."""
+    """Heights of the geoid above the ellipsoid, for a DEM with heights above the geoid: any raster that GDAL opens."""
     stretch: tuple[Percent, Percent] = (1.0, 99.0)
-    """Percentiles of a scene that become 0 and 255."""
+    """Percentiles of a scene that are mapped to 0 and 255."""
     radiometry: Kind = "percentile"
-    """What is stored: percentile or percentile-per-band (8 bits), toa (reflectance) or dn (16 bits)."""
+    """How pixels are stored: percentile or percentile-per-band (8 bits), toa (reflectance) or dn (16 bits)."""
     coefficients: str | None = None
-    """For toa: a table in place of the one that is built in, CSV as pipeline/imaging/calibration.csv."""
+    """For toa: a table to use instead of the built-in one, CSV in the form of pipeline/imaging/calibration.csv."""
     pansharpen_weights: Annotated[tuple[Weight, ...], Field(min_length=1)] | None = None
-    """Weight of each band in the panchromatic one; equal unless given."""
+    """Weight of each band in the panchromatic band; equal weights by default."""
 
     @model_validator(mode="after")
     def _sensible(self) -> "SurveyConfig":
         if self.geoid is not None and self.dem is None:
-            raise ValueError("a geoid is of use to a DEM alone")
+            raise ValueError("a geoid can only be used together with a DEM")
         if self.coefficients is not None and self.radiometry != "toa":
-            raise ValueError(f"coefficients are of use to radiometry toa alone, not to {self.radiometry}")
+            raise ValueError(f"coefficients can only be used with radiometry toa, not with {self.radiometry}")
         if self.radiometry == "toa" and self.imagery == "pansharpened":
-            raise ValueError("the reflectance of pansharpened pixels is not known; choose another radiometry")
+            raise ValueError("pansharpened pixels have no known reflectance; choose another radiometry")
         if self.stretch[0] >= self.stretch[1]:
             raise ValueError(f"the stretch must run from a lower to a higher percentile, got {self.stretch}")
         return self
 
 
 class GridConfig(Strict):
-    """How a scene is divided into tiles, and these into blocks."""
+    """How a scene is divided into tiles, and how tiles are grouped into blocks."""
 
     tile: Annotated[int, Field(ge=8, le=4096)] = 256
-    """Side of a tile, px."""
+    """Side length of a tile, px."""
     stride: Annotated[int, Field(ge=1)] = 200
-    """Distance of neighbouring tiles, px."""
+    """Distance between neighbouring tiles, px."""
     block: Annotated[int, Field(ge=1, le=256)] = 16
-    """Side of a block, tiles: the unit of work, of memory and of a shard."""
+    """Side length of a block, tiles. A block is the unit of work and of memory, and one shard."""
 
     @model_validator(mode="after")
     def _sensible(self) -> "GridConfig":
@@ -83,23 +83,23 @@ class TilesConfig(Strict):
 
 
 class LabelsConfig(Strict):
-    """Which land cover the tiles are intersected with."""
+    """The land cover with which tiles are intersected."""
 
     landcover: Annotated[list[str], Field(min_length=1)]
     """Directories, files or URLs with land-cover sheets."""
     legends: list[str] = Field(default_factory=list)
     """The user's own descriptions of land-cover products: files, or directories of them."""
     taxonomy: str = "globeland30"
-    """Classes of the labels: globeland30, paper, own (each product's own), or a file of the user's."""
+    """Classes of the labels: globeland30, paper, own (those of each product), or a file written by the user."""
 
 
 class SplitConfig(Strict):
-    """How places are divided."""
+    """How locations are divided into splits."""
 
     shares: dict[str, Share] = Field(default_factory=lambda: {"train": 0.9, "val": 0.1})
     """Split -> share of the cells; sums to 1."""
     cell: Annotated[float, Field(gt=0)] = 25_000.0
-    """Side of a cell, m. Must be several times a tile, or few tiles lie in one cell only."""
+    """Side length of a cell, m. Must be several times that of a tile, otherwise few tiles lie inside a single cell."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
@@ -113,18 +113,18 @@ class IndexConfig(Strict):
     """Which tiles are listed, with which labels, and how they are divided."""
 
     label_set: str | None = None
-    """Label set of the index, `<product>_<year>`; may be left out where the land cover holds only one."""
+    """Label set of the index, `<product>_<year>`; can be left out if the land cover has only one."""
     min_known: Share = 0.5
-    """A tile of which the land cover knows less than this share is left out."""
+    """A tile is left out if the share of its area with a known class is smaller than this."""
     min_agreement: Share | None = None
-    """A tile on which the label sets agree less than this is left out, and one with no second set."""
+    """A tile is left out if the label sets agree less than this, or if it has no second label set."""
     max_year_gap: Annotated[float, Field(ge=0)] | None = None
-    """A tile whose image and label lie more years apart than this is left out, and one without a date."""
+    """A tile is left out if its image and label are more years apart than this, or if its image has no date."""
     split: SplitConfig = SplitConfig()
 
 
 class BuildConfig(Strict):
-    """Everything that decides what a data set holds."""
+    """Everything that determines the content of a data set."""
 
     out: str
     """The data set: a directory, or `s3://...`."""
@@ -143,53 +143,54 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     **{name: ("labels", name) for name in ("landcover", "legends", "taxonomy")},
     "label_set": ("index", "label_set"),
 }
-"""Option of the command line -> the setting that it is."""
+"""Command-line option -> the setting that it sets."""
 
 
-def read_config(params: str | Path | None, given: Mapping[str, Any]) -> BuildConfig:
-    """The settings in the section `build` of a YAML file, with options of the command line over them.
+def read_config(params: str | Path | None, options: Mapping[str, Any]) -> BuildConfig:
+    """The settings in section `build` of a YAML file; command-line options override them.
 
-    given: option -> value, as in OPTIONS. Raises ConfigError with one sentence that names the file and the setting.
+    options: option -> value, with the names in OPTIONS. Raises ConfigError with one sentence that names the file and
+    the setting.
     """
     values: dict[str, Any] = {} if params is None else read_section(params, SECTION)
-    for chosen, value in given.items():
-        *groups, name = OPTIONS[chosen]
+    for option, value in options.items():
+        *groups, name = OPTIONS[option]
         target = values
         for group in groups:
             if target.setdefault(group, {}) is None:
                 target[group] = {}
-            target = target[group] if isinstance(target[group], dict) else {}  # which the model refuses, below
+            target = target[group] if isinstance(target[group], dict) else {}  # the model refuses the group, below
         target[name] = value
-    for group in ("survey", "labels"):  # so that what is missing in them is named
+    for group in ("survey", "labels"):  # so that errors name the settings missing in them
         if values.get(group) is None:
             values[group] = {}
     try:
         return BuildConfig.model_validate(values)
     except ValidationError as error:
-        place, what = explain(error)
-        where = ".".join(place)
-        option = next((name for name, at in OPTIONS.items() if at == place), None)
-        # The command line goes over the file: what was given there is not the file's fault.
-        blamed = params is not None and (option is None or option not in given)
-        source = f"{params}: " if blamed else ""
-        if what == "Field required" and option is not None:
-            raise ConfigError(f"{source}{where} is missing; give it as --{option} or in a parameter file") from error
-        if what == "no such setting":
-            raise ConfigError(f"{source}{where} is not a setting of a build{suggest_setting(place)}") from error
-        raise ConfigError(f"{source}{where}: {what}" if where else f"{source}{what}") from error
+        path, fault = explain(error)
+        setting = ".".join(path)
+        flag = next((name for name, target_path in OPTIONS.items() if target_path == path), None)
+        # An option of the command line overrides the file, so the file is not to blame for it.
+        file_at_fault = params is not None and (flag is None or flag not in options)
+        source = f"{params}: " if file_at_fault else ""
+        if fault == "Field required" and flag is not None:
+            raise ConfigError(f"{source}{setting} is missing; give it as --{flag} or in a parameter file") from error
+        if fault == "no such setting":
+            raise ConfigError(f"{source}{setting} is not a setting of a build{suggest_setting(path)}") from error
+        raise ConfigError(f"{source}{setting}: {fault}" if setting else f"{source}{fault}") from error
 
 
-def suggest_setting(place: tuple[str, ...]) -> str:
-    """`; grid.tile?` for a setting in another group, or one that is nearly spelt so; otherwise nothing."""
-    every = {
+def suggest_setting(path: tuple[str, ...]) -> str:
+    """`; grid.tile?` for a setting of another group, or for one with a similar spelling; otherwise an empty string."""
+    paths = {
         name: f"{group}.{name}" for group, field in BuildConfig.model_fields.items() for name in setting_names(field)
     }
-    if place[-1] in every:
-        return f"; {every[place[-1]]}?"
-    return suggest(place[-1], [*every, *BuildConfig.model_fields])
+    if path[-1] in paths:
+        return f"; {paths[path[-1]]}?"
+    return suggest(path[-1], [*paths, *BuildConfig.model_fields])
 
 
 def setting_names(field: Any) -> list[str]:
-    """The settings of a group, by the field that holds it; none where it is no group."""
+    """Names of the settings in a group, from the model field of the group; empty if the field is not a group."""
     kind = field.annotation
     return [*kind.model_fields] if isinstance(kind, type) and issubclass(kind, Strict) else []

@@ -1,4 +1,4 @@
-"""What is decided about scenes before a pixel is read for them: their grids, what their groups say, memory."""
+"""What is decided about scenes before their pixels are read: grids, attributes of their groups, memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +20,12 @@ from pipeline.scenes.scene import Scene
 
 
 def tile_grid(entry: Entry, config: GridConfig) -> TileGrid | None:
-    """A scene's tile grid, None where no tile fits into it."""
+    """The tile grid of a scene; None if no tile fits into it."""
     return make_scene_grid(entry.scene.footprint, entry.scene.gsd, config.tile, config.stride, config.block)
 
 
 def placement_attributes(grid: TileGrid) -> dict[str, Any]:
-    """What places the tiles of a scene's group, by the names of the disk contract."""
+    """The attributes of a scene's group that locate its tiles, under the names of the on-disk format."""
     return {
         "proj:code": str(grid.geobox.crs),
         "spatial:transform": list(grid.geobox.transform)[:6],
@@ -35,7 +35,7 @@ def placement_attributes(grid: TileGrid) -> dict[str, Any]:
 
 
 def tile_attributes(entry: Entry, grid: TileGrid, config: TilesConfig) -> dict[str, Any]:
-    """What a scene's group says of itself: all that places its tiles, and all that their pixels depend on."""
+    """The attributes of a scene's group: all that locates its tiles, and all that their pixels depend on."""
     scene = entry.scene
     return {
         **placement_attributes(grid),
@@ -62,12 +62,12 @@ def tile_attributes(entry: Entry, grid: TileGrid, config: TilesConfig) -> dict[s
 
 
 def stored_radiometry(entry: Entry) -> Radiometry:
-    """What is stored of a scene's pixels."""
+    """How the pixels of a scene are stored."""
     return entry.radiometry or from_stretch(entry.stretch, len(entry.scene.bands))
 
 
 def terrain_attributes(entry: Entry) -> dict[str, Any]:
-    """Where a scene's heights come from."""
+    """The attributes that record where the heights of a scene come from."""
     terrain = entry.terrain
     return {
         "dem": None if terrain.dem is None else Path(terrain.dem).name,
@@ -81,15 +81,15 @@ def terrain_attributes(entry: Entry) -> dict[str, Any]:
 
 
 def projected_bytes(scene: Scene, grid: TileGrid, kind: Kind) -> int:
-    """Peak memory of building one block of a scene, bytes, beside the libraries. kind: what is stored of its pixels."""
+    """Peak memory for building one block, bytes, in addition to the libraries. kind: how the pixels are stored."""
     itemsize = 1 if scene.dtype == "uint8" else 2
-    deep = 2 if kind == "toa" else itemsize if kind == "dn" else 1
+    stored_itemsize = 2 if kind == "toa" else itemsize if kind == "dn" else 1
     sizes = (grid.block, grid.tile, grid.stride, len(scene.bands), itemsize)
-    return peak_bytes(*sizes, pan=scene.pan is not None, stored=deep)
+    return peak_bytes(*sizes, pan=scene.pan is not None, stored=stored_itemsize)
 
 
 def check_coverage(config: BuildConfig, covers: list[LandCover], entries: list[Entry]) -> None:
-    """Raise ConfigError where none of a product's sheets touches any of the scenes."""
+    """Raise ConfigError if no sheet of a product touches any of the scenes."""
 
     def grids() -> Iterator[TileGrid]:
         return (grid for entry in entries if (grid := tile_grid(entry, config.grid)) is not None)
@@ -98,26 +98,26 @@ def check_coverage(config: BuildConfig, covers: list[LandCover], entries: list[E
         if not any(select_sheets(grid.outline, str(grid.geobox.crs), cover).sheets for grid in grids()) and any(
             grids()
         ):
-            more = f" and {len(cover.sheets) - 1} more" if len(cover.sheets) > 1 else ""
-            sheets = f"{cover.sheets[0].path}{more}"
+            further = f" and {len(cover.sheets) - 1} more" if len(cover.sheets) > 1 else ""
+            sheets = f"{cover.sheets[0].path}{further}"
             raise ConfigError(f"{cover.name}: none of its sheets, {sheets}, covers any of the scenes; leave it out")
 
 
 def dry_run(config: BuildConfig, covers: list[LandCover]) -> list[str]:
-    """What a build would do, from headers alone: scenes, grids, blocks, bytes and peak memory, a line each.
+    """Describe what a build would do, from headers alone: scenes, grids, blocks, bytes and peak memory, as lines.
 
-    Raises ConfigError where a product covers none of the scenes.
+    Raises ConfigError if a product covers none of the scenes.
     """
-    lines, total, memory, most = [], 0, 0, 0
-    found: dict[str, Entry] = {}
+    lines, total_tiles, memory, total_pixels = [], 0, 0, 0
+    entries: dict[str, Entry] = {}
     for delivery in find_deliveries(config.survey.scenes):
         for scene in read_delivery(delivery, config.survey.imagery, config.survey.bands):
             if isinstance(scene, Refusal):
                 lines.append(f"refused   {scene.detail}")
-            elif scene.id not in found:
-                found[scene.id] = Entry(scene, flat_terrain(scene.images[0].model), Stretch(0, 1), 0.0)
-    check_coverage(config, covers, [*found.values()])
-    for name, entry in sorted(found.items()):
+            elif scene.id not in entries:
+                entries[scene.id] = Entry(scene, flat_terrain(scene.images[0].model), Stretch(0, 1), 0.0)
+    check_coverage(config, covers, [*entries.values()])
+    for name, entry in sorted(entries.items()):
         grid = tile_grid(entry, config.grid)
         if grid is None:
             lines.append(f"too small {name}: no tile of {config.grid.tile} px at {entry.scene.gsd:g} m fits into it")
@@ -125,7 +125,7 @@ def dry_run(config: BuildConfig, covers: list[LandCover]) -> list[str]:
         rows, cols = grid.blocks
         tiles = grid.rows * grid.cols
         pixels = tiles * len(entry.scene.bands) * grid.tile**2
-        total, most = total + tiles, most + pixels
+        total_tiles, total_pixels = total_tiles + tiles, total_pixels + pixels
         first = entry.scene.images[0]
         memory = max(memory, projected_bytes(entry.scene, grid, config.survey.radiometry))
         lines.append(
@@ -135,7 +135,8 @@ def dry_run(config: BuildConfig, covers: list[LandCover]) -> list[str]:
     for cover in covers:
         lines.append(f"landcover {cover.name}: {len(cover.sheets)} sheets, classes {', '.join(cover.legend.classes)}")
     lines.append(
-        f"in all    {len(found)} scenes, {total} tiles, at most {most / 1e6:.0f} MB of pixels before compression, "
-        f"peak memory of a worker {memory / 1e6:.0f} MB beside the {LIBRARIES / 1e6:.0f} MB of its libraries"
+        f"in total  {len(entries)} scenes, {total_tiles} tiles, at most {total_pixels / 1e6:.0f} MB of pixels "
+        f"before compression, peak memory of a worker {memory / 1e6:.0f} MB plus {LIBRARIES / 1e6:.0f} MB for its "
+        "libraries"
     )
     return lines

@@ -1,4 +1,4 @@
-"""Label a data set that is built already with another product or year, and write its index anew. No pixel is read.
+"""Label an existing data set with another product or year, and write its index again. No pixel is read.
 
 python -m pipeline.relabel --data DATASET --landcover DIR...
 """
@@ -25,18 +25,24 @@ from pipeline.stages import index, labels
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit status."""
+    """Run the command. Returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.relabel",
-        description="Label a data set that is built with another land-cover product or year. No pixel is touched.",
-        epilog="Exit status: 0 done; 2 a setting or path is at fault; 130 stopped by Ctrl-C, 143 by SIGTERM.",
+        description="Label an existing data set with another land-cover product or year. No pixel is read.",
+        epilog="Exit status: 0 done; 2 a setting or path is invalid; 130 stopped by Ctrl-C, 143 by SIGTERM.",
     )
     add = parser.add_argument
-    add("--data", required=True, metavar="DATASET", help="a data set that was built to the end")
-    add("--landcover", required=True, nargs="+", metavar="DIR", help="directories (or files, or URLs) with its sheets")
-    add("--legend", nargs="+", default=[], metavar="FILE", help="descriptions of your own products")
-    add("--label-set", metavar="NAME", help="label set of the index from now on: the new one, or the one it has")
-    add("--workers", type=int, metavar="N", help="processes on this machine (one a core)")
+    add("--data", required=True, metavar="DATASET", help="a completely built data set")
+    add(
+        "--landcover",
+        required=True,
+        nargs="+",
+        metavar="DIR",
+        help="directories, files or URLs with the sheets of the product",
+    )
+    add("--legend", nargs="+", default=[], metavar="FILE", help="descriptions of your own land-cover products")
+    add("--label-set", metavar="NAME", help="label set that the index uses: a new one, or its current one (default)")
+    add("--workers", type=int, metavar="N", help="processes on this machine (default: one per core)")
     options = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("rasterio").setLevel(logging.WARNING)
@@ -51,30 +57,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def relabel(options: argparse.Namespace) -> list[str]:
-    """Add label sets to a built data set, and write its index anew. Returns lines that say what it holds now."""
+    """Add label sets to a built data set, and write its index again. Returns the lines of its new summary."""
     summary = read_summary(options.data)
     settings = {**summary["settings"], "out": options.data}
-    before = LabelsConfig.model_validate(settings["labels"])
+    old_labels = LabelsConfig.model_validate(settings["labels"])
     settings["labels"] = {
-        "landcover": [*dict.fromkeys([*before.landcover, *options.landcover])],
-        "legends": [*dict.fromkeys([*before.legends, *options.legend])],
-        "taxonomy": before.taxonomy,
+        "landcover": [*dict.fromkeys([*old_labels.landcover, *options.landcover])],
+        "legends": [*dict.fromkeys([*old_labels.legends, *options.legend])],
+        "taxonomy": old_labels.taxonomy,
     }
     settings["index"] = settings["index"] | {"label_set": options.label_set or summary["label_set"]}
     config = BuildConfig.model_validate(settings)
-    rasters.fingerprint.cache_clear()  # of an earlier run in this process
+    rasters.fingerprint.cache_clear()  # entries of an earlier run in this process
     covers = find_landcover(options.landcover, config.labels.legends, config.labels.taxonomy)
-    if config.index.label_set not in (known := [summary["label_set"], *(cover.name for cover in covers)]):
-        raise ConfigError(f"label_set is {config.index.label_set}, expected one of {', '.join(known)}")
-    # Of the sets that are there, only their names and the classes of the index's own one are asked for.
+    label_sets = dict.fromkeys([summary["label_set"], *(cover.name for cover in covers)])
+    if config.index.label_set not in label_sets:
+        raise ConfigError(f"label_set is {config.index.label_set}, expected one of {', '.join(label_sets)}")
+    # Of the existing label sets, only their names and the classes of the one in the index are needed.
     legend = Legend("", summary["taxonomy"], tuple(summary["classes"]), tuple(summary["colours"]), {}, frozenset())
-    there = [LandCover(name, 0, legend, ()) for name in summary["label_sets"]]
-    every = sorted({cover.name: cover for cover in [*there, *covers]}.values(), key=lambda cover: cover.name)
-    index.choose_label_set(config.index, every)
+    existing = [LandCover(name, 0, legend, ()) for name in summary["label_sets"]]
+    all_covers = sorted({cover.name: cover for cover in [*existing, *covers]}.values(), key=lambda cover: cover.name)
+    index.choose_label_set(config.index, all_covers)
     entries = read_catalog(files.join(options.data, CATALOG))
     with files.lock_directory(options.data, "builds"), stop_on_signals(), cluster(options.workers) as client:
         labels.run(config, covers, entries, client)
-        return summary_table(index.run(config, every, entries, client))
+        return summary_table(index.run(config, all_covers, entries, client))
 
 
 if __name__ == "__main__":

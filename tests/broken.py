@@ -1,6 +1,6 @@
-"""Deliveries that cannot be used, by name: what writes each into a folder, and words of the sentence it ends in.
+"""Unusable deliveries, by name: a function that writes each into a folder, and words of its quarantine message.
 
-None of them holds a scene. Written side by side into one directory they spoil nothing beside them.
+None of them contains a scene. Written into one directory, they do not affect other deliveries in it.
 """
 
 import gzip
@@ -43,9 +43,9 @@ class Broken:
     """One kind of broken delivery."""
 
     write: Callable[[Path], object]
-    """Writes it into a folder that is there."""
+    """Writes the delivery into an existing folder."""
     words: str
-    """In its sentence in the quarantine."""
+    """Part of its message in the quarantine."""
 
 
 def without(suffix: str) -> Files:
@@ -62,7 +62,7 @@ CORNERS_OF_THE_NEXT = {
     for end, east in (("Left", -1), ("Right", 1))
     for what, place, sign in (("Longitude", LON, east), ("Latitude", LAT + 0.004, north))
 }
-"""The image is some 0.007 x 0.005 degrees."""
+"""Corner fields of a neighbouring scene; the image is some 0.007 x 0.005 degrees."""
 
 
 def folder(files: Files, words: str) -> Broken:
@@ -70,12 +70,12 @@ def folder(files: Files, words: str) -> Broken:
 
 
 def said(**change: object) -> Files:
-    """The delivery with other values in its XML."""
+    """The files of the delivery, with other values in its XML."""
     return changed(".xml", lambda _: xml(fields() | change).encode())
 
 
 def model(**change: Any) -> Files:
-    """The delivery with another camera in its RPB."""
+    """The files of the delivery, with another camera in its RPB."""
     return changed(".rpb", lambda _: rpb(replace(camera(), **change)).encode())
 
 
@@ -84,7 +84,7 @@ def replaced(suffix: str, old: bytes, new: bytes) -> Files:
 
 
 def tar(words: str, *members: tuple[tarfile.TarInfo, bytes], suffix: str = ".tar") -> Broken:
-    """An archive of members that a delivery has no business with."""
+    """A tar archive of members that a delivery must not have."""
 
     def write(path: Path) -> None:
         with tarfile.open(path / f"{NAME}{suffix}", "w:gz" if suffix.endswith("gz") else "w") as archive:
@@ -103,7 +103,7 @@ def member(name: str, **change: Any) -> tarfile.TarInfo:
 
 
 def packed(suffix: str, content: bytes, words: str) -> Broken:
-    """A file of an archive's name."""
+    """A file with an archive's name and any content."""
     return Broken(lambda path: (path / f"{NAME}{suffix}").write_bytes(content), words)
 
 
@@ -129,7 +129,7 @@ def zipped(change: Callable[[zipfile.ZipInfo], object], words: str) -> Broken:
 
 
 def encrypted(path: Path) -> None:
-    """A zip that says of its member that it is encrypted."""
+    """Write a zip whose member is marked as encrypted."""
     content = bytearray(write_zip(path / f"{NAME}.zip", members()).read_bytes())
     place = content.find(b"PK\x01\x02")
     while place >= 0:
@@ -139,7 +139,7 @@ def encrypted(path: Path) -> None:
 
 
 def foreign(path: Path) -> None:
-    """A zip with a name in GB2312, as old programs write them."""
+    """Write a zip with a member name in GB2312, as old programs write them."""
     name = f"{STEM}.tiff"
     content = write_zip(path / f"{NAME}.zip", {name: members()[name]}).read_bytes()
     other = "影像".encode("gb2312") + name.encode()[4:]
@@ -147,7 +147,7 @@ def foreign(path: Path) -> None:
 
 
 def item(path: Path, **change: Any) -> None:
-    """A STAC item of one asset."""
+    """Write a STAC item with one asset. change: other values of its fields; with any, the asset's image exists."""
     asset = {"href": "B04.tif", "type": "image/tiff", "eo:bands": [{"common_name": "red"}], "roles": ["data"]}
     value = {"type": "Feature", "stac_version": "1.0.0", "id": "S2", "properties": {}, "assets": {"red": asset}}
     (path / "item.json").write_text(json.dumps(value | change))
@@ -156,22 +156,22 @@ def item(path: Path, **change: Any) -> None:
 
 
 def million(count: int = 100_001) -> bytes:
-    """A gzipped tar of very many members, in little space."""
+    """A small gzipped tar of very many members."""
     return gzip.compress(member("a").tobuf() * count + bytes(1024), 1)
 
 
 def bomb() -> bytes:
-    """A gzipped tar whose one member is said to be of a TiB, after a header that fits."""
+    """A gzipped tar whose only member has a header that declares 1 TiB."""
     return gzip.compress(member(f"{STEM}.tiff", size=1 << 40).tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20))
 
 
 def long_header() -> bytes:
-    """A tar whose first header has an extension of 4 GiB."""
+    """A gzipped tar whose first header has an extension of 4 GiB."""
     return gzip.compress(member("x", size=4 << 30, type=tarfile.XHDTYPE).tobuf(tarfile.GNU_FORMAT) + bytes(1 << 16))
 
 
 def lying() -> bytes:
-    """A zip whose list says that its one member has 3 GiB."""
+    """A zip whose directory declares 3 GiB for its only member."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr(f"{STEM}.tiff", b"II*")
@@ -209,10 +209,10 @@ BROKEN: dict[str, Broken] = {
     "no georeference": folder({"photo.tif": tiff(coordinates())}, "no georeference"),
     "nowhere on Earth": folder(
         {"far.tif": tiff(coordinates(), crs="EPSG:4326", transform=Affine(0.01, 0, 0, 0, -0.01, 120))},
-        "leads to no place on Earth",
+        "leads to coordinates that are not on Earth",
     ),
     # sensor models
-    "no RPB": folder(without(".rpb"), "there is no RPB beside it"),
+    "no RPB": folder(without(".rpb"), "there is no RPB next to it"),
     "empty RPB": folder(changed(".rpb", lambda _: b""), "the file is empty"),
     "RPB cut": folder(changed(".rpb", lambda content: content[: len(content) // 2]), "is missing"),
     "RPB of zeros": folder(changed(".rpb", lambda content: bytes(len(content))), "lineOffset is missing"),
@@ -225,14 +225,14 @@ BROKEN: dict[str, Broken] = {
         replaced(".rpb", b"heightScale = 1000.0", b"heightScale = 0"), "height_scale must be a positive number"
     ),
     "RPB of another place": folder(
-        changed(".rpb", lambda _: rpb(camera(lon=LON - 10)).encode()), "10 degrees from where its name says"
+        changed(".rpb", lambda _: rpb(camera(lon=LON - 10)).encode()), "10 degrees from the centre in its name"
     ),
     "RPB that sees no ground": folder(model(line_num=camera().samp_num), "the RPC has no ground point"),
     "RPC text cut": folder(
         without(".rpb") | {f"{STEM}_rpc.txt": b"LINE_OFF: 35.0\nSAMP_OFF: 45.0\n"}, "LAT_OFF is missing"
     ),
     # product XML
-    "no XML": folder(without(".xml"), "there is no product XML beside it"),
+    "no XML": folder(without(".xml"), "there is no product XML next to it"),
     "empty XML": folder(changed(".xml", lambda _: b""), "the file is empty"),
     "XML cut": folder(changed(".xml", lambda content: content[:-9]), "not a product XML"),
     "XML of entities": folder(changed(".xml", lambda _: BOMB), "not a product XML"),
@@ -244,7 +244,7 @@ BROKEN: dict[str, Broken] = {
         replaced(".xml", b"<SatelliteID>GF1", b"<SatelliteID>\xc9\xcf"), "not a product XML"
     ),
     "XML of megabytes": folder(
-        changed(".xml", lambda content: content + b" " * (5 << 20)), "there is no product XML beside it"
+        changed(".xml", lambda content: content + b" " * (5 << 20)), "there is no product XML next to it"
     ),
     "XML of another satellite": folder(said(SatelliteID="GF2"), "SatelliteID is GF2, but the image is of GF1"),
     "XML of another sensor": folder(said(SensorID="PMS2"), "SensorID is PMS2, but the image is of PMS1"),
@@ -262,28 +262,30 @@ BROKEN: dict[str, Broken] = {
         "cannot be unpacked",
     ),
     "zip cut": packed(".zip", b"PK\x03\x04" + bytes(999), "cannot be unpacked"),
-    "archive without image": packed(".tar.gz", archived(without(".tiff")), "the archive holds no TIFF"),
-    "archive of an archive": packed(".tar.gz", archived({"in.tar.gz": archived(members())}), "holds no TIFF"),
+    "archive without image": packed(".tar.gz", archived(without(".tiff")), "the archive contains no TIFF"),
+    "archive of an archive": packed(".tar.gz", archived({"in.tar.gz": archived(members())}), "contains no TIFF"),
     "absolute path": tar("leads outside the archive", (member("/tmp/geokr-above.tif"), IMAGE)),
     "path upwards": tar("leads outside the archive", (member("a/../../above.tif"), IMAGE), suffix=".tar.gz"),
     "drive of Windows": tar("leads outside the archive", (member("C:/above.tif"), IMAGE)),
     "symbolic link": tar("is a link", (member("map.tif", type=LINK, linkname="/etc/hostname"), b"")),
     "hard link": tar("is a link", (member("map.tif", type=HARD, linkname="/etc/hostname"), b"")),
-    "pipe": tar("is no file but a device or pipe", (member("map.tif", type=PIPE), b"")),
-    "device": tar("is no file but a device or pipe", (member("map.tif", type=DEVICE, devmajor=1, devminor=5), b"")),
+    "pipe": tar("is a device or pipe, not a file", (member("map.tif", type=PIPE), b"")),
+    "device": tar("is a device or pipe, not a file", (member("map.tif", type=DEVICE, devmajor=1, devminor=5), b"")),
     "name in GBK": tar("a name that is not UTF-8 text", (member(IN_GBK), IMAGE)),
     "name with a line break": tar("a name that is not UTF-8 text", (member("a\nb.tif"), IMAGE)),
-    "two of one name": tar("holds 2 members of the name", (member("a.tif"), IMAGE), (member("./a.tif"), IMAGE)),
+    "two of one name": tar("has 2 members named", (member("a.tif"), IMAGE), (member("./a.tif"), IMAGE)),
     "very many members": packed(".tar.gz", million(), "more than 10000 members"),
     "bomb": packed(".tar.gz", bomb(), "bytes unpack to 1099511627776 or more"),
-    "header of gigabytes": packed(".tar.gz", long_header(), "cannot be unpacked: a header of 4294967296 bytes"),
+    "header of gigabytes": packed(
+        ".tar.gz", long_header(), "cannot be unpacked: a header of 4294967296 bytes is too large"
+    ),
     "zip with a link": zipped(lambda entry: setattr(entry, "external_attr", 0o120777 << 16), "is a link"),
     "zip upwards": zipped(lambda entry: setattr(entry, "filename", "../a.tif"), "leads outside the archive"),
     "zip by an unusual method": zipped(
-        lambda entry: setattr(entry, "compress_type", zipfile.ZIP_LZMA), "by method 14, which is not read"
+        lambda entry: setattr(entry, "compress_type", zipfile.ZIP_LZMA), "by method 14, which is not supported"
     ),
     "zip with a password": Broken(encrypted, "is encrypted"),
-    "zip with names in GB2312": Broken(foreign, "has a name that does not say its encoding"),
+    "zip with names in GB2312": Broken(foreign, "has a name that is not ASCII and does not declare UTF-8"),
     "zip that lies of its size": packed(".zip", lying(), "bytes unpack to"),
     # STAC
     "STAC that is no JSON": Broken(lambda path: (path / "items.json").write_text('{"type": "Feature"'), "as STAC"),

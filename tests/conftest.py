@@ -10,17 +10,17 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from tests.s3 import Server
 
-# Tests of real deliveries are collected only where the variable names a folder of them.
+# Tests of real deliveries are collected only if the variable names a folder of them.
 REAL_DATA = os.environ.get("GEOKR_REAL_DATA")
 collect_ignore_glob = [] if REAL_DATA else ["real/*"]
 
-# The same examples in every run; no deadline, since a busy machine is not a wrong answer.
+# The same examples in every run, and no deadline, because a slow machine is not a failure.
 settings.register_profile("geokr", derandomize=True, deadline=None)
 settings.load_profile("geokr")
 
 
 def pytest_configure() -> None:
-    # What starts tests in the background may have them ignore signals, and all that they start with them.
+    # Tests started in the background may inherit ignored signals, and so would all processes that they start.
     heard = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
     for number, handler in heard.items():
         if signal.getsignal(number) == signal.SIG_IGN:
@@ -31,7 +31,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Copies of images in archives do not outlive the tests."""
+    """Unpack images from archives into a folder that is removed with the tests' other files."""
     os.environ["GEOKR_SCRATCH"] = str(tmp_path_factory.mktemp("unpacked"))
 
 
@@ -45,7 +45,7 @@ def s3_process() -> Iterator["Server"]:
 
 @pytest.fixture
 def s3(s3_process: "Server", monkeypatch: pytest.MonkeyPatch) -> "Server":
-    """An S3 server that the environment names; all tests share its bucket."""
+    """An S3 server, named by the environment. All tests share its bucket."""
     for name, value in s3_process.environment.items():
         monkeypatch.setenv(name, value)
     return s3_process
@@ -61,5 +61,5 @@ def web_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def served(web_process: str, tmp_path: Path) -> str:
-    """The address at which the test's directory is served over HTTP."""
+    """The URL at which the test's directory is served over HTTP."""
     return f"{web_process}/{tmp_path.name}"

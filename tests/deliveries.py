@@ -1,6 +1,6 @@
-"""Small scenes for tests, whose pixels hold their own coordinates, and deliveries of them in the Gaofen form.
+"""Small scenes for tests whose pixel values are their own coordinates, and Gaofen deliveries of them.
 
-The camera is linear in longitude, latitude and height, so where a pixel lies follows from a line of arithmetic.
+The camera is linear in longitude, latitude and height, so the place of a pixel follows from one line of arithmetic.
 """
 
 import io
@@ -32,7 +32,7 @@ from pipeline.tasks.survey import CatalogJob, survey
 from pipeline.tasks.tiles import TileJob
 
 LON, LAT, GROUND = 105.3, 24.8, 500.0
-"""Centre of the images, degrees, and the height there, m."""
+"""Centre of the images, degrees, and its height, m."""
 WIDTH, HEIGHT, GSD = 90, 70, 8.0
 NAME = "GF1_PMS1_E105.3_N24.8_20200523_L1A0001234567"
 STEM = f"{NAME}-MSS1"
@@ -48,9 +48,9 @@ def camera(
     heading: float = 20.0,
     lean: tuple[float, float] = (0.0, 0.0),
 ) -> RPC:
-    """A linear camera, rotated by `heading` degrees; lean: columns and rows a metre of height moves a point."""
+    """A linear camera, rotated by `heading` degrees. lean: shift of a point per metre of height, columns and rows."""
     sin, cos = np.sin(np.radians(heading)), np.cos(np.radians(heading))
-    east, north = 111_320.0 * np.cos(np.radians(lat)) / gsd, 111_000.0 / gsd  # px a degree
+    east, north = 111_320.0 * np.cos(np.radians(lat)) / gsd, 111_000.0 / gsd  # px per degree
     lon_scale, lat_scale, height_scale = float(width / east), height / north, 1000.0
     samp_scale, line_scale = width / 2, height / 2
     samp = np.array([0, cos * east * lon_scale, sin * north * lat_scale, lean[0] * height_scale]) / samp_scale
@@ -75,13 +75,13 @@ def camera(
 
 
 def coordinates(width: int = WIDTH, height: int = HEIGHT, bands: int = 4, scale: int = 1) -> npt.NDArray[np.uint16]:
-    """(band, row, col): odd bands hold 100 + scale x column, even ones 100 + scale x row."""
+    """Pixels (band, row, col): 100 + scale x column in the first and third band, 100 + scale x row in the others."""
     row, col = np.mgrid[:height, :width]
     return np.stack([100 + scale * (row if k % 2 else col) for k in range(bands)]).astype(np.uint16)
 
 
 def tiff(pixels: npt.NDArray[Any], **profile: Any) -> bytes:
-    """A TIFF of (band, row, col) pixels."""
+    """The bytes of a TIFF of (band, row, col) pixels."""
     bands, height, width = pixels.shape
     with warnings.catch_warnings(), MemoryFile() as memory:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -92,7 +92,7 @@ def tiff(pixels: npt.NDArray[Any], **profile: Any) -> bytes:
 
 
 def rpb(rpc: RPC, semicolon: str = ";") -> str:
-    """An RPB file."""
+    """The text of an RPB file."""
     numbers = {
         "lineOffset": rpc.line_off, "sampOffset": rpc.samp_off, "latOffset": rpc.lat_off, "longOffset": rpc.lon_off,
         "heightOffset": rpc.height_off, "lineScale": rpc.line_scale, "sampScale": rpc.samp_scale,
@@ -110,13 +110,13 @@ def rpb(rpc: RPC, semicolon: str = ";") -> str:
 
 
 def xml(fields: Mapping[str, object]) -> str:
-    """A product XML; a field that is None becomes an empty element."""
+    """The text of a product XML. A field that is None becomes an empty element."""
     lines = [f"  <{tag} />" if value is None else f"  <{tag}>{value}</{tag}>" for tag, value in fields.items()]
     return "\n".join(['<?xml version="1.0" encoding="UTF-8" ?>', "<ProductMetaData>", *lines, "</ProductMetaData>"])
 
 
 def fields(width: int = WIDTH, height: int = HEIGHT) -> dict[str, object]:
-    """What the XML says of an image."""
+    """Fields of the XML of an image."""
     return {
         "SatelliteID": "GF1", "SensorID": "PMS1", "ReceiveTime": "2020-05-22 21:02:53", "ProductID": 12889847001,
         "ProductQuality": None, "Bands": "1,2,3,4", "CenterTime": "2020-05-23 05:03:08", "ImageGSD": f"{GSD:g}",
@@ -125,7 +125,7 @@ def fields(width: int = WIDTH, height: int = HEIGHT) -> dict[str, object]:
 
 
 def members(stem: str = STEM, rpc: RPC | None = None) -> dict[str, bytes]:
-    """The files of a good delivery, by name. Its product number is that of the name."""
+    """The files of a valid delivery, by name. Its product number is the one in the name."""
     product = {"ProductID": f"1288{stem.partition('L1A')[2][:10]}"} if "L1A" in stem else {}
     return {
         f"{stem}.tiff": tiff(coordinates()),
@@ -135,7 +135,7 @@ def members(stem: str = STEM, rpc: RPC | None = None) -> dict[str, bytes]:
 
 
 def rpc_text(rpc: RPC) -> str:
-    """The same as an RPC text file, with units behind some of its numbers."""
+    """The text of an RPC text file, with units after some of its numbers."""
     numbers = {
         "LINE_OFF": rpc.line_off, "SAMP_OFF": rpc.samp_off, "LAT_OFF": rpc.lat_off, "LONG_OFF": rpc.lon_off,
         "HEIGHT_OFF": rpc.height_off, "LINE_SCALE": rpc.line_scale, "SAMP_SCALE": rpc.samp_scale,
@@ -151,7 +151,7 @@ def rpc_text(rpc: RPC) -> str:
 
 
 def pair(name: str, mss: str, pan: str) -> dict[str, bytes]:
-    """The files of a delivery with a multispectral image, and a panchromatic one of a quarter of its pixel size."""
+    """The files of a delivery with a multispectral image and a panchromatic one with a quarter of its pixel size."""
     satellite, sensor = name.split("_")[:2]
     said = fields() | {"SatelliteID": satellite, "SensorID": sensor}
     sharp = fields(4 * WIDTH, 4 * HEIGHT) | {"Bands": "5", "ImageGSD": f"{GSD / 4:g}"}
@@ -173,7 +173,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def write_archive(path: Path, files: Mapping[str, bytes]) -> Path:
-    """A tar, gzipped where its name ends so."""
+    """Write a tar, gzipped if its name ends in `gz`."""
     with tarfile.open(path, "w:gz" if path.name.lower().endswith("gz") else "w") as archive:
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
@@ -192,7 +192,7 @@ def write_zip(path: Path, files: Mapping[str, bytes], method: int = zipfile.ZIP_
 def image_of(
     path: Path, pixels: npt.NDArray[Any], model: SensorModel, gsd: float = GSD, nodata: float | None = None
 ) -> Image:
-    """An image of (band, row, col) pixels, written as a TIFF."""
+    """Write (band, row, col) pixels as a TIFF, and describe it as an image."""
     bands, height, width = pixels.shape
     profile: dict[str, Any] = {"nodata": nodata}
     if isinstance(model, Georeferenced):
@@ -203,7 +203,7 @@ def image_of(
 
 
 def scene_of(*images: Image) -> Scene:
-    """A scene of images, past any catalog."""
+    """A scene of these images, made without a catalog."""
     first = images[0]
     return Scene(
         id=Path(first.path).stem,
@@ -224,7 +224,7 @@ def scene_of(*images: Image) -> Scene:
 
 
 def write_dem(path: Path, heights: npt.NDArray[Any], transform: Affine, crs: str, nodata: float | None = None) -> str:
-    """A DEM of (row, col) heights; its path."""
+    """Write a DEM of (row, col) heights. Returns its path."""
     path.write_bytes(tiff(heights[None], transform=transform, crs=crs, nodata=nodata))
     return str(path)
 
@@ -234,7 +234,7 @@ def survey_config(**settings: Any) -> SurveyConfig:
 
 
 def surveyed(scene: Scene, dem: str | None = None, low: float = 1.0, high: float = 99.0, **settings: Any) -> Entry:
-    """What a survey decides of a scene."""
+    """The catalog entry of a scene after a survey."""
     return survey(scene, survey_config(dem=dem, stretch=(low, high), **settings))
 
 
@@ -253,6 +253,6 @@ def tile_job(
     radiometry: Radiometry | None = None,
     weights: tuple[float, ...] = (),
 ) -> TileJob:
-    """The first block of a scene that nobody surveyed."""
+    """The job of the first block of a scene, without a survey."""
     entry = Entry(scene, terrain, stretch, 0.0, 0, radiometry, weights)
     return TileJob(root, entry, TilesConfig(rules=rules or Rules()), grid, 0, 0)

@@ -1,4 +1,4 @@
-"""An objective with a memory: a queue of features, as contrastive ones have, that the loss depends on."""
+"""An objective with a memory: its loss depends on a queue of features, as in contrastive learning."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -16,7 +16,7 @@ LENGTH = 6
 
 
 class Queue(Supervised):
-    """KL(A || p) and the distance from the queue's mean; a step puts each process's mean logits into the queue."""
+    """KL(A || p) plus the distance from the queue's mean. Each step queues the mean logits of every process."""
 
     measures: ClassVar[tuple[str, ...]] = ("kl", "distance")
 

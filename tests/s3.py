@@ -1,6 +1,6 @@
-"""An S3 server on 127.0.0.1 that may turn requests away, as a busy one does.
+"""An S3 server on 127.0.0.1 that can reject requests, as a busy one does.
 
-It is a process of its own: GDAL keeps Python's lock while it looks for files beside a raster.
+It runs in a separate process, because GDAL keeps Python's global lock while it looks for files next to a raster.
 """
 
 import itertools
@@ -27,9 +27,9 @@ class Server:
 
     address: str
     counts: Any
-    """Shared with its process: requests, those turned away, of how many one is, and whether to say which they are."""
+    """Shared with its process: requests, rejected requests, `one_in`, and whether requests are recorded."""
     asked: Any
-    """Method and path of each request, where that was asked for."""
+    """Queue of the method and path of each recorded request."""
 
     @property
     def requests(self) -> int:
@@ -41,7 +41,7 @@ class Server:
 
     @property
     def one_in(self) -> int:
-        """Of so many requests one is turned away, by turns with 500 and 503; none for 0."""
+        """One request in this many is rejected, with 500 and 503 by turns; 0: none."""
         return int(self.counts[2])
 
     @one_in.setter
@@ -50,7 +50,7 @@ class Server:
 
     @contextmanager
     def listening(self) -> Iterator[list[str]]:
-        """A list that holds method and path of each request made meanwhile, once it is over."""
+        """Record requests. The list receives method and path of each request when the context ends."""
         found: list[str] = []
         self.counts[3] = 1
         try:
@@ -62,7 +62,7 @@ class Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client's environment must hold."""
+        """Environment variables that a client needs."""
         return {
             "AWS_ENDPOINT_URL": self.address,
             "AWS_ACCESS_KEY_ID": "key",
@@ -81,7 +81,7 @@ class Server:
         )
 
     def keys(self, prefix: str) -> list[str]:
-        """Keys of the objects below a prefix, from there on."""
+        """Keys of the objects below a prefix, relative to it."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=f"{prefix}/")
         return [item["Key"].removeprefix(f"{prefix}/") for page in pages for item in page.get("Contents", [])]
 
@@ -93,13 +93,13 @@ class Server:
         self.client().put_object(Bucket="bucket", Key=key, Body=data)
 
     def copy(self, prefix: str, other: str) -> None:
-        """Copy all objects below a prefix to below another one."""
+        """Copy all objects below a prefix to another prefix."""
         client = self.client()
         for key in self.keys(prefix):
             client.copy_object(Bucket="bucket", Key=f"{other}/{key}", CopySource=f"bucket/{prefix}/{key}")
 
     def upload(self, path: Path, key: str) -> str:
-        """Put a file, or all files of a directory below a key; its URL."""
+        """Upload a file to a key, or all files of a directory below it. Returns the URL."""
         client = self.client()
         for file in path.rglob("*") if path.is_dir() else [path]:
             if file.is_file():
@@ -109,18 +109,20 @@ class Server:
 
 
 def end_with_parent() -> None:
-    """End the process when the one that started it is gone, be it killed."""
+    """Exit when the parent process ends, even if it is killed."""
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
     os._exit(0)
 
 
 def serve(port: Any, counts: Any, asked: Any) -> None:
-    """The server's process."""
+    """Run the server; its process."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
-    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # a line a request, and one for each client that is killed
+    logging.getLogger("werkzeug").setLevel(
+        logging.CRITICAL
+    )  # it logs a line per request, and one for each killed client
     app = DomainDispatcherApplication(create_backend_app)
     turned, lock = itertools.cycle(ANSWERS), threading.Lock()
 
@@ -147,7 +149,7 @@ def serve(port: Any, counts: Any, asked: Any) -> None:
 
 @contextmanager
 def s3_server() -> Iterator[Server]:
-    """A server in a process of its own."""
+    """A server in a separate process."""
     port, asked, counts = PROCESSES.SimpleQueue(), PROCESSES.SimpleQueue(), PROCESSES.Array("l", 4)
     process = PROCESSES.Process(target=serve, args=(port, counts, asked), daemon=True)
     process.start()

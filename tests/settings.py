@@ -1,4 +1,4 @@
-"""Settings of builds for tests, by the names of single ones, whatever group they are in."""
+"""Build settings for tests, given by the name of each setting without its group."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ NEEDED: dict[str, Any] = {"scenes": ["none"], "landcover": ["none"], "out": "non
 
 
 def grouped(**values: Any) -> dict[str, Any]:
-    """Values of single settings in their groups. Raises ValueError for a name that is in none or in two."""
+    """Sort single settings into their groups. Raises ValueError for a name that is in no group or in two."""
     groups = {
         name: [g for g, field in BuildConfig.model_fields.items() if name in setting_names(field)] for name in values
     }
@@ -23,5 +23,5 @@ def grouped(**values: Any) -> dict[str, Any]:
 
 
 def build_config(**values: Any) -> BuildConfig:
-    """The settings of a build, with some values of its own."""
+    """The settings of a build: defaults for tests, changed by `values`."""
     return BuildConfig(**grouped(**NEEDED | values))

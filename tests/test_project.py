@@ -1,4 +1,4 @@
-"""The project's own rules: the same versions everywhere, and who may import whom."""
+"""The project's rules: the same versions everywhere, and which module may import which."""
 
 import ast
 import re
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 # Rules for geokr and pipeline. Benchmarks measure peers, and may import any of them.
 STAIRS = (
-    # Each folder or file imports from its own step and from those before it, but for folders beside it on one step.
+    # Each folder or file imports only from itself and from the steps before its own, not from others on its step.
     ("geokr/settings", "geokr/crs", "geokr/storage"),
     ("geokr/dataset", "geokr/landcover"),
     ("geokr/loading", "geokr/encoder"),
@@ -41,13 +41,13 @@ STAIRS = (
 )
 """From the lowest step to the highest."""
 ALONE = {"pipeline/runtime"}
-"""Folders that import no other one of their package."""
+"""Folders that import no other folder of their package."""
 WITH_DASK = ("pipeline/runtime/",)
 WITH_TORCH = ("geokr/loading/", "geokr/pretraining/", "geokr/evaluation/", "geokr/encoder.py")
 WITH_TORCH += ("geokr/train.py", "geokr/evaluate.py", "geokr/export.py")
 WITH_ARRAYS = ("geokr/dataset/store.py",)
 WITH_IMPORTS = ("geokr/pretraining/objectives/__init__.py",)
-"""The only `__init__.py` that is more than a docstring."""
+"""The only `__init__.py` that contains more than a docstring."""
 TRAINING_ALSO = (
     "geokr/dataset/index.py",
     "geokr/dataset/layout.py",
@@ -63,7 +63,7 @@ TRAINING = (
     "geokr/export.py",
     *TRAINING_ALSO,
 )
-"""What a machine that only trains imports."""
+"""Modules that a machine imports which only trains."""
 TRAINING_NEEDS = {
     "geokr",
     "torch",
@@ -91,7 +91,7 @@ CREATE_IN_ZARR = re.compile(
 
 
 def locked(text: str) -> dict[str, str]:
-    """Distribution -> version. Raises ValueError for a line that is not `name==version`, with or without a marker."""
+    """Distribution -> version. Raises ValueError for a line that is not `name==version` with an optional marker."""
     versions: dict[str, str] = {}
     for line in text.splitlines():
         if line.startswith("#"):
@@ -108,7 +108,7 @@ def lock() -> dict[str, str]:
 
 
 def direct() -> list[Requirement]:
-    """What pyproject.toml names and the lock must hold."""
+    """The requirements that pyproject.toml names; the lock must contain them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     return [Requirement(line) for line in [*project["dependencies"], *chain(*extras.values())]]
@@ -140,7 +140,7 @@ def test_the_lock_installs_without_cuda_elsewhere_than_on_linux() -> None:
 def test_conda_users_get_the_locked_versions() -> None:
     entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     (pip,) = [entry["pip"] for entry in entries if isinstance(entry, dict)]
-    assert "-c requirements.lock" in pip  # holds what the direct dependencies need in turn
+    assert "-c requirements.lock" in pip  # it also fixes indirect dependencies
     versions = lock()
     assert locked("\n".join(line for line in pip if not line.startswith("-"))) == {
         canonicalize_name(need.name): versions[canonicalize_name(need.name)] for need in direct()
@@ -151,7 +151,7 @@ def test_conda_users_get_the_locked_versions() -> None:
 
 
 def test_pytest_looks_into_every_directory_of_tests(pytestconfig: pytest.Config) -> None:
-    """By default it passes over some by their names, and says nothing of it."""
+    """By default it skips some directories by name, without a message."""
     passed_over = pytestconfig.getini("norecursedirs")
     directories = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
     assert len(directories) >= 4
@@ -162,13 +162,13 @@ def test_pytest_looks_into_every_directory_of_tests(pytestconfig: pytest.Config)
 
 
 def sources(root: Path) -> dict[str, ast.Module]:
-    """Path from the root -> syntax tree, of every module of the two packages."""
+    """Path from the root -> syntax tree, for every module of the two packages."""
     paths = sorted(path for package in ("geokr", "pipeline") for path in (root / package).rglob("*.py"))
     return {path.relative_to(root).as_posix(): ast.parse(path.read_text(), path) for path in paths}
 
 
 def imported(node: ast.AST) -> list[str]:
-    """Dotted names that a node imports, if it is one that imports. A relative import is of the own package: []."""
+    """Dotted names that a node imports. A relative import stays within the package and gives []."""
     match node:
         case ast.Import():
             return [alias.name for alias in node.names]
@@ -183,7 +183,7 @@ def imported(node: ast.AST) -> list[str]:
 
 
 def at_import(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes that run when a module is imported: none in functions, none for the type checker alone."""
+    """The nodes that run when a module is imported: none in functions, and none only for the type checker."""
     for child in ast.iter_child_nodes(node):
         match child:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
@@ -195,7 +195,7 @@ def at_import(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def creates_array(call: ast.Call, names: dict[str, str]) -> bool:
-    """Whether a call makes an array on disk. names: what the module's names stand for, as dotted names."""
+    """Whether a call creates an array on disk. names: imported name -> dotted name in the module."""
     parts: list[str] = []
     target = call.func
     while isinstance(target, ast.Attribute):
@@ -207,7 +207,7 @@ def creates_array(call: ast.Call, names: dict[str, str]) -> bool:
         return True
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     match name:
-        case "zarr.open" | "zarr.open_array":  # without a mode they create
+        case "zarr.open" | "zarr.open_array":  # they create unless a mode forbids it
             mode = given.get("mode")
             return not (isinstance(mode, ast.Constant) and mode.value in ("r", "r+"))
         case "tensorstore.open":
@@ -216,12 +216,12 @@ def creates_array(call: ast.Call, names: dict[str, str]) -> bool:
 
 
 def place(path: str) -> str:
-    """The folder or file of a package that a module belongs to: `geokr/dataset`, `pipeline/plan`."""
+    """The top-level folder or file of a package that a module belongs to: `geokr/dataset`, `pipeline/plan`."""
     return "/".join(path.removesuffix(".py").split("/")[:2])
 
 
 def step(path: str) -> int | None:
-    """On which step of the stairs a module stands; None for the packages' own `__init__.py`."""
+    """The step of the stairs on which a module stands; None if there is none, as for the packages' `__init__.py`."""
     return next((number for number, places in enumerate(STAIRS) if place(path) in places), None)
 
 
@@ -239,7 +239,7 @@ def targets(node: ast.AST, modules: Collection[str]) -> list[str]:
 
 
 def violations(root: Path) -> list[str]:
-    """What breaks the layers, as `path:line: sentence`."""
+    """Violations of the layers, as `path:line: sentence`."""
     found = []
     trees = sources(root)
     for path, tree in trees.items():
@@ -287,7 +287,7 @@ def violations(root: Path) -> list[str]:
 
 
 def circles(trees: Mapping[str, ast.Module]) -> list[tuple[str, ...]]:
-    """Modules that import each other by way of others, imports in functions included."""
+    """Modules that import each other directly or through others; imports in functions count too."""
     imports = {
         path: {other for node in ast.walk(tree) for other in targets(node, trees.keys()) if other != path}
         for path, tree in trees.items()
@@ -300,7 +300,7 @@ def circles(trees: Mapping[str, ast.Module]) -> list[tuple[str, ...]]:
 
 
 def namesakes(paths: Iterable[str]) -> list[list[str]]:
-    """Modules of one package with one name, but for a stage and the task that it runs."""
+    """Modules of a package that share a name, except a stage and the task that it runs."""
     named: dict[tuple[str, str], list[str]] = {}
     for path in sorted(paths):
         package, *_, name = path.split("/")
@@ -311,7 +311,7 @@ def namesakes(paths: Iterable[str]) -> list[list[str]]:
 
 
 def import_without(root: Path, modules: list[str], missing: tuple[str, ...]) -> str:
-    """Errors of a process that imports modules of a source tree while some packages cannot be imported."""
+    """Import modules of a source tree in a process without some packages. Returns the errors."""
     code = f"import sys\nsys.modules |= dict.fromkeys({missing!r})\nimport {', '.join(modules)}"
     run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     return run.stderr if run.returncode else ""
@@ -385,7 +385,7 @@ def test_a_circle_of_files_is_found(tmp_path: Path) -> None:
 def test_two_modules_of_one_name_are_found(tmp_path: Path) -> None:
     for folder in ("geometry", "scenes", "stages", "tasks"):
         (tmp_path / "pipeline" / folder).mkdir(parents=True)
-    for folder in ("stages", "tasks"):  # these two belong together
+    for folder in ("stages", "tasks"):  # a stage and its task may share a name
         (tmp_path / "pipeline" / folder / "labels.py").touch()
     assert violations(tmp_path) == []
     for folder in ("geometry", "scenes"):
@@ -426,7 +426,7 @@ def test_a_package_that_training_gets_at_second_hand_is_found(tmp_path: Path) ->
 
 
 def private(text: str) -> list[str]:
-    """Paths of one machine and addresses of package indexes, which are the reader's own business."""
+    """Paths on a particular machine and URLs of package indexes, which a user chooses."""
     return re.findall(
         r"(?<![\w./$}-])/(?:home|Users|root|work)/\w+"
         r"|[A-Z]:\\Users"
@@ -449,7 +449,7 @@ def test_no_text_names_a_machine_or_a_package_index() -> None:
 
 @pytest.mark.parametrize("text", ["in /ho~me/me/data", "--index~-url", "https://host/sim~ple/", "C:\\Us~ers\\me"])
 def test_a_machine_or_a_package_index_is_found(text: str) -> None:
-    assert private(text.replace("~", ""))  # whole, it would be found in this file
+    assert private(text.replace("~", ""))  # in one piece it would be found in this file
     assert not private(text)
 
 

@@ -1,4 +1,4 @@
-"""The parameter files are sound, and DVC runs the stages that a change concerns and no others."""
+"""The parameter files are valid, and DVC runs exactly the stages that a change affects."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from workflows import stages
 ROOT = Path(__file__).parents[1]
 STAGES = ("sample", "catalog", "tiles", "labels", "index", "pretrain")
 FIRST = {"survey": "catalog", "grid": "tiles", "tiles": "tiles", "labels": "labels", "index": "index", "out": "catalog"}
-"""Group of settings -> the first stage that it concerns."""
+"""Group of settings -> the first stage that it affects."""
 
 
 @pytest.mark.parametrize("params", [ROOT / "workflows" / f"{name}.yaml" for name in ("sample", "levir_kr")])
@@ -39,7 +39,7 @@ def test_the_stages_are_those_of_the_sample_world(monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout of the stages alone, reproduced once, with a training run of three steps."""
+    """A checkout with the files of the stages only, reproduced once, with a training run of three steps."""
     project = tmp_path_factory.mktemp("checkout")
     for name in ("dvc.yaml", ".dvcignore", ".dvc/config", "workflows/sample.yaml", "workflows/stages.py"):
         (project / name).parent.mkdir(exist_ok=True)
@@ -54,7 +54,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def params(project: Path) -> Iterator[Path]:
-    """The parameter file, which is put back afterwards."""
+    """The parameter file, restored after the test."""
     path = project / "workflows" / "sample.yaml"
     before = path.read_text()
     yield path
@@ -62,7 +62,7 @@ def params(project: Path) -> Iterator[Path]:
 
 
 def edit(project: Path, *place: str, **values: object) -> None:
-    """Change parameters in a section."""
+    """Change parameters in a section. place: its keys from the top."""
     path = project / "workflows" / "sample.yaml"
     params = yaml.safe_load(path.read_text())
     section = params
@@ -73,7 +73,7 @@ def edit(project: Path, *place: str, **values: object) -> None:
 
 
 def dvc(project: Path, *arguments: str) -> str:
-    """What DVC prints. Stages run this interpreter."""
+    """Run DVC, whose stages use this interpreter. Returns its output."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [sys.executable, "-m", "dvc", *arguments]
     done = subprocess.run(command, cwd=project, env=os.environ | {"PATH": path}, capture_output=True, text=True)
@@ -82,13 +82,13 @@ def dvc(project: Path, *arguments: str) -> str:
 
 
 def stale(project: Path) -> list[str]:
-    """The stages that a change concerns directly; those after them follow when they have run."""
+    """The stages that a change affects directly; later stages become stale after these have run."""
     with Repo(str(project)) as repo:
         return sorted((name.rpartition(":")[2] for name in repo.status()), key=STAGES.index)
 
 
 def ran(said: str) -> list[str]:
-    """The stages that DVC says it ran."""
+    """The stages that DVC reports to have run."""
     return [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")]
 
 
@@ -114,7 +114,7 @@ def test_a_change_runs_its_stage_and_those_after_it(project: Path, params: Path)
 
 
 def others(value: Any) -> Any:
-    """Another value of a setting than this one; whether it is a sensible one does not matter to DVC."""
+    """A different value for a setting. DVC does not care whether the value is valid."""
     match value:
         case bool():
             return not value
@@ -194,7 +194,7 @@ def test_every_input_is_a_dependency_of_the_stages_that_read_it(tmp_path: Path) 
 def test_an_input_that_changed_concerns_the_stages_that_read_it(project: Path) -> None:
     extra = project / "data/sample/world/landcover/notes.txt"
     extra.write_text("another file")
-    assert stale(project) == ["sample", "labels", "index"]  # the first made it
+    assert stale(project) == ["sample", "labels", "index"]  # `sample` wrote the folder
     extra.unlink()
     assert stale(project) == []
 
@@ -217,7 +217,7 @@ def test_stages_that_do_not_follow_from_their_parameters_are_refused(
 
 
 def test_stages_that_can_be_resumed_keep_their_outputs(project: Path) -> None:
-    """DVC deletes what is not `persist` before it runs a stage."""
+    """DVC deletes outputs that are not `persist` before it runs a stage."""
     stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
     for stage in ("catalog", "tiles", "labels"):
         assert all(options["persist"] for out in stages[stage]["outs"] for options in out.values())

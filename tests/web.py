@@ -1,4 +1,4 @@
-"""An HTTP server on 127.0.0.1 that gives ranges of files, as object stores do; a process of its own, as that of S3."""
+"""An HTTP server on 127.0.0.1 that serves ranges of files, as object stores do, in a separate process like `s3`."""
 
 import multiprocessing
 import re
@@ -16,7 +16,7 @@ PROCESSES = multiprocessing.get_context("spawn")
 
 
 class Ranges(SimpleHTTPRequestHandler):
-    """Files with ranges. What lies under `forbidden` is refused, what lies under `whole` given as a whole alone."""
+    """Serves files with ranges. Paths under `forbidden` are refused; files under `whole` are served without ranges."""
 
     def do_GET(self) -> None:
         if "/forbidden/" in self.path:
@@ -45,7 +45,7 @@ class Ranges(SimpleHTTPRequestHandler):
 
 
 def serve(port: Any, directory: str) -> None:
-    """The server's process."""
+    """Run the server; its process."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=directory)) as server:
         port.put(server.server_address[1])
@@ -54,7 +54,7 @@ def serve(port: Any, directory: str) -> None:
 
 @contextmanager
 def web_server(directory: Path) -> Iterator[str]:
-    """The address at which a directory is served."""
+    """Serve a directory. Yields its URL."""
     port = PROCESSES.SimpleQueue()
     process = PROCESSES.Process(target=serve, args=(port, str(directory)), daemon=True)
     process.start()

@@ -1,8 +1,8 @@
-"""The stages of DVC for a parameter file: `python -m workflows.stages workflows/NAME.yaml` writes dvc.yaml.
+"""The DVC stages of a parameter file: `python -m workflows.stages workflows/NAME.yaml` writes dvc.yaml.
 
-DVC cannot make a list of a parameter into a list of dependencies. So the stages are written out, each with the
-groups of settings that it reads, and with every file and directory that these name. `--check` writes nothing, and
-fails where dvc.yaml is not what would be written: the stages that read inputs do that first.
+DVC cannot turn a list in a parameter file into a list of dependencies. Therefore the stages are written out, each with
+the groups of settings that it reads and with every file and directory that these settings name. `--check` writes
+nothing, and fails if dvc.yaml differs from what would be written. The stages of a build run this check first.
 """
 
 import argparse
@@ -22,28 +22,30 @@ DVC = Path("dvc.yaml")
 WORLD = "data/sample/world"
 """Where the stage `sample` writes the sample world."""
 HEAD = """\
-# `dvc repro` runs what has changed. Written by
+# `dvc repro` runs the stages that have changed. This file was written by
 #   python -m workflows.stages {params}
-# which is also how the stages of another parameter file are written. Outputs that a stage can go on with are
-# `persist: true`, or DVC would delete them first; the large ones are `cache: false`, so that they lie on the disk once.
-# DVC notes what it ran in dvc.lock: commit it with your results.
+# and is written the same way for another parameter file. Outputs from which a stage can resume are `persist: true`,
+# otherwise DVC would delete them first. Outputs are `cache: false`, so that large files are on the disk only once.
+# DVC records what it ran in dvc.lock; commit that file with your results.
 """
 KEPT = {"cache": False, "persist": True}
 PLOT = {"cache": False, "x": "step", "y": "loss"}
 
 
 def local(paths: Iterable[str | None]) -> list[str]:
-    """Those of some paths that lie on this machine: DVC does not follow the others. Each once."""
+    """The local ones of some paths, without duplicates. DVC does not track paths on servers."""
     return [*dict.fromkeys(path for path in paths if path is not None and not inputs.is_remote(path))]
 
 
 def stages(params: Path) -> dict[str, Any]:
-    """The stages of a parameter file, as dvc.yaml has them. Raises ConfigError where it is not sound."""
+    """The content of dvc.yaml for a parameter file. Raises ConfigError if the parameter file is invalid."""
     config, content = read_config(params, {}), yaml.safe_load(params.read_text(encoding="utf-8"))
     missing = [key for key in ("name", "preset", SECTION) if key not in content]
     missing += [f"build.{group}" for group in BuildConfig.model_fields if group not in content["build"]]
     if missing:
-        raise ConfigError(f"{params}: DVC cannot follow what is not there: add {', '.join(missing)}, empty at least")
+        raise ConfigError(
+            f"{params}: DVC cannot track missing sections; add {', '.join(missing)}, if only as empty sections"
+        )
     name, preset = content["name"], content["preset"]
     start = configure(preset, params).pretrained
     out, run = config.out, f"runs/{name}"
@@ -61,28 +63,28 @@ def stages(params: Path) -> dict[str, Any]:
             "outs": [{path: KEPT if stage != "index" else {"cache": False}} for path in outs],
         }
 
-    found: dict[str, Any] = {}
+    stage_definitions: dict[str, Any] = {}
     if any(path.startswith(f"{WORLD}/") for path in local([*survey.scenes, *landcover])):
-        found["sample"] = {
+        stage_definitions["sample"] = {
             "desc": "Write the sample world.",
             "cmd": f"python -m pipeline.sample {WORLD}",
             "deps": ["pipeline/sample"],
             "outs": [{WORLD: {"cache": False}}],
         }
-    found["catalog"] = {
-        "desc": "Find the scenes and read what is known about them.",
+    stage_definitions["catalog"] = {
+        "desc": "Find the scenes; read their metadata and sample their pixels.",
         **build("catalog", [*survey.scenes, *terrain, survey.coefficients], ["survey"], [catalog]),
     }
-    found["tiles"] = {
-        "desc": "Orthorectify, tile and judge; store the pixels.",
+    stage_definitions["tiles"] = {
+        "desc": "Orthorectify the scenes; cut, judge and store their tiles.",
         **build("tiles", [catalog, *survey.scenes, *terrain], ["grid", "tiles"], [tiles]),
     }
-    found["labels"] = {
+    stage_definitions["labels"] = {
         "desc": "Intersect each tile with the land cover.",
         **build("labels", [catalog, *landcover], ["grid", "labels"], [f"{out}/labels"]),
     }
-    found["index"] = {
-        "desc": "List the accepted, labelled tiles, and split them by place.",
+    stage_definitions["index"] = {
+        "desc": "List the accepted, labelled tiles, and assign splits by location.",
         **build(
             "index",
             [catalog, tiles, f"{out}/labels", *landcover],
@@ -90,7 +92,7 @@ def stages(params: Path) -> dict[str, Any]:
             [f"{out}/index.parquet", f"{out}/dataset.json"],
         ),
     }
-    found["pretrain"] = {
+    stage_definitions["pretrain"] = {
         "desc": "Pre-train the encoder.",
         "cmd": f"python -m geokr.train --data {out} --out {run} --preset {preset} --params {params} "
         "--restart-if-changed",
@@ -106,21 +108,21 @@ def stages(params: Path) -> dict[str, Any]:
     }
     curves = {f"{run}/plots/{split}.csv": "loss" for split in ("train", "val")}
     title = "KL divergence of the land-cover shares from the prediction, nats"
-    return {"stages": found, "plots": [{"loss": {"title": title, "x": "step", "y": curves}}]}
+    return {"stages": stage_definitions, "plots": [{"loss": {"title": title, "x": "step", "y": curves}}]}
 
 
 def taxonomy(config: BuildConfig) -> str | None:
-    """The file of the taxonomy, where it is one of the user's."""
+    """The file of the taxonomy, if the user wrote one; otherwise None."""
     return config.labels.taxonomy if "/" in config.labels.taxonomy or config.labels.taxonomy.endswith(".toml") else None
 
 
 def weights(start: bool | str) -> str | None:
-    """The file that an encoder starts from, if it is one."""
+    """The weights file from which the encoder starts, if the setting names a file; otherwise None."""
     return start if isinstance(start, str) and start != "auto" else None
 
 
 class Plain(yaml.SafeDumper):
-    """Writes equal values out, instead of naming the first of them."""
+    """Writes equal values out in full, instead of as YAML aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -132,10 +134,10 @@ def written(params: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit status: 1 where dvc.yaml is not what it should be."""
+    """Run the command. Returns its exit status: 1 if dvc.yaml is out of date, 2 if the parameter file is invalid."""
     parser = argparse.ArgumentParser(prog="python -m workflows.stages", description=__doc__)
     parser.add_argument("params", type=Path, metavar="FILE.yaml", help="parameter file")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where dvc.yaml differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if dvc.yaml is out of date")
     options = parser.parse_args(argv)
     try:
         text = written(options.params)
@@ -146,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         DVC.write_text(text, encoding="utf-8")
     elif not DVC.is_file() or DVC.read_text(encoding="utf-8") != text:
         command = f"python -m workflows.stages {options.params}"
-        print(f"error: {DVC} does not follow from {options.params} any more; write it with {command}", file=sys.stderr)
+        print(f"error: {DVC} does not match {options.params}; write it with {command}", file=sys.stderr)
         return 1
     return 0
 

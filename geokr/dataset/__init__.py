@@ -1,1 +1,1 @@
-"""The data set on disk: its layout, its stores of tiles and labels, its index and splits."""
+"""The data set on disk: layout, stores of tiles and labels, index and splits."""

@@ -1,4 +1,4 @@
-"""What is there in a store: scenes, finished blocks, whole arrays, metadata."""
+"""Reading what a store contains: scenes, finished blocks, full arrays, metadata."""
 
 import json
 import re
@@ -19,25 +19,25 @@ from geokr.dataset.store import open_store
 from geokr.storage import files
 
 CHUNK = re.compile(r"/c/(\d+)/(\d+)$")
-"""A chunk of `read_status` by its key."""
+"""Matches the key of a chunk of `status`: its block row and column."""
 
 
 @dataclass(frozen=True, slots=True)
 class SceneContents:
-    """What is there of a scene in a store."""
+    """What a store contains of a scene."""
 
     attributes: dict[str, Any]
     shape: tuple[int, ...]
-    """Rows and columns of tiles."""
+    """Number of rows and columns of tiles."""
     blocks: frozenset[tuple[int, int]]
-    """Row and column of the blocks that are done: their part of `read_status` exists, and is non-zero, since it is only
-    ever written whole."""
+    """Row and column of the blocks that are done. Their chunk of `status` exists; it is non-zero everywhere, since a
+    block's statuses are only ever written together."""
 
 
 def scene_contents(root: str, names: Iterable[str]) -> dict[str, SceneContents]:
-    """What is there of the named scenes, by name; scenes whose groups are not whole are left out.
+    """Read what a store contains of the named scenes, by name. Scenes with incomplete groups are left out.
 
-    Reads no chunk, and of each scene two small files and one listing: a store of a thousand scenes takes a second.
+    Reads no chunk, only two small files and one listing per scene: a store of a thousand scenes takes a second.
     """
     try:
         return sync(_scene_contents(root, list(names)))
@@ -46,42 +46,42 @@ def scene_contents(root: str, names: Iterable[str]) -> dict[str, SceneContents]:
 
 
 async def _scene_contents(root: str, names: list[str]) -> dict[str, SceneContents]:
-    there = open_store(root)
+    store = open_store(root)
     prototype = default_buffer_prototype()
 
-    async def one(name: str) -> tuple[str, SceneContents] | None:
-        documents = [await there.get(f"{name}/{part}", prototype) for part in ("zarr.json", "status/zarr.json")]
+    async def read_scene(name: str) -> tuple[str, SceneContents] | None:
+        documents = [await store.get(f"{name}/{part}", prototype) for part in ("zarr.json", "status/zarr.json")]
         if None in documents:
             return None
         group, array = (json.loads(document.to_bytes()) for document in documents if document is not None)
-        done = set()
-        async for key in there.list_prefix(f"{name}/status/c/"):
+        blocks = set()
+        async for key in store.list_prefix(f"{name}/status/c/"):
             if match := CHUNK.search(key):
-                done.add((int(match[1]), int(match[2])))
-        return name, SceneContents(group["attributes"], tuple(array["shape"]), frozenset(done))
+                blocks.add((int(match[1]), int(match[2])))
+        return name, SceneContents(group["attributes"], tuple(array["shape"]), frozenset(blocks))
 
-    return dict(filter(None, await concurrent_map([(name,) for name in names], one, 64)))
+    return dict(filter(None, await concurrent_map([(name,) for name in names], read_scene, 64)))
 
 
 def list_scenes(root: str) -> list[str]:
-    """Names of the scenes in a store, sorted, by listing alone. Empty where the store does not exist."""
+    """List the names of the scenes in a store, sorted, without reading files. Empty if the store does not exist."""
 
-    async def listed() -> list[str]:
+    async def list_names() -> list[str]:
         return [name async for name in open_store(root).list_dir("")]
 
     try:
-        return sorted(name.rstrip("/") for name in sync(listed()) if not name.startswith("zarr.json"))
+        return sorted(name.rstrip("/") for name in sync(list_names()) if not name.startswith("zarr.json"))
     except FileNotFoundError:
         return []
 
 
 def read_status(group: zarr.Group) -> npt.NDArray[np.uint8]:
-    """(row, col) uint8: see TILE_STATUS and LABEL_STATUS."""
+    """Read the statuses of a scene's tiles: (row, col) uint8, codes of TILE_STATUS or LABEL_STATUS."""
     return np.asarray(group["status"][:])  # type: ignore[index]
 
 
 def open_array(root: str, array: str) -> Any:
-    """An array of a store, opened by tensorstore: with its own threads, and without caching."""
+    """Open an array of a store with tensorstore, which reads in its own threads; nothing is cached."""
     spec = {"driver": "zarr3", "kvstore": files.kvstore_spec(files.join(root, array)), "recheck_cached_data": False}
     return ts.open(spec, read=True, context=_UNCACHED)
 
@@ -90,50 +90,50 @@ _UNCACHED = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
 
 
 def read_arrays(root: str, scene: str, *names: str) -> list[npt.NDArray[Any]]:
-    """Whole arrays of a scene, read at once. Raises StoreError naming the scene where one is not there or damaged."""
+    """Read arrays of a scene in full, concurrently. Raises StoreError naming the scene if one is missing or damaged."""
     try:
-        opening = [open_array(root, f"{scene}/{name}") for name in names]
-        reading = [array.result().read() for array in opening]
-        return [np.asarray(values.result()) for values in reading]
-    except ValueError as error:  # what tensorstore raises, whatever happened
-        said = str(error).split(" [")[0]
-        why = "no such scene in the store" if said.startswith("NOT_FOUND") else f"cannot be read: {said}"
-        raise StoreError(f"{root}/{scene}: {why}") from error
+        arrays = [open_array(root, f"{scene}/{name}") for name in names]
+        reads = [array.result().read() for array in arrays]
+        return [np.asarray(values.result()) for values in reads]
+    except ValueError as error:  # tensorstore raises it for every fault
+        message = str(error).split(" [")[0]
+        fault = "no such scene in the store" if message.startswith("NOT_FOUND") else f"cannot be read: {message}"
+        raise StoreError(f"{root}/{scene}: {fault}") from error
 
 
 def read_consolidated(root: str) -> dict[str, Any]:
-    """What a store's root says of the groups and arrays in it: path -> metadata; nothing where it says none."""
+    """Read the consolidated metadata in a store's root: path of a group or array -> metadata. Empty if it has none."""
     document = json.loads(files.read(files.join(root, "zarr.json")))
-    found: dict[str, Any] = (document.get("consolidated_metadata") or {}).get("metadata", {})
-    return found
+    metadata: dict[str, Any] = (document.get("consolidated_metadata") or {}).get("metadata", {})
+    return metadata
 
 
 def read_attributes(root: str, scene: str) -> dict[str, Any]:
-    """What a scene's group says of itself. Raises StoreError naming the path where there is none."""
+    """Read the attributes of a scene's group. Raises StoreError naming the path if the scene does not exist."""
     try:
-        found: dict[str, Any] = read_metadata(root, scene)["attributes"]
+        attributes: dict[str, Any] = read_metadata(root, scene)["attributes"]
     except FileNotFoundError as error:
         raise StoreError(f"{root}/{scene}: no such scene in the store") from error
-    return found
+    return attributes
 
 
 def read_metadata(root: str, path: str) -> dict[str, Any]:
-    """What a group or array says of itself."""
-    found: dict[str, Any] = json.loads(files.read(files.join(root, path, "zarr.json")))
-    return found
+    """Read the metadata document of a group or array. Raises FileNotFoundError if it does not exist."""
+    metadata: dict[str, Any] = json.loads(files.read(files.join(root, path, "zarr.json")))
+    return metadata
 
 
 def list_chunks(group: zarr.Group, name: str) -> set[tuple[int, int]]:
-    """Row and column of the blocks of which an array has a file, by listing alone."""
+    """List row and column of the blocks for which an array has a file, without reading the files."""
 
-    async def listed() -> list[str]:
-        place = group.store_path / name / "c"
-        return [key async for key in place.store.list_prefix(f"{place.path}/")]
+    async def list_keys() -> list[str]:
+        chunks = group.store_path / name / "c"
+        return [key async for key in chunks.store.list_prefix(f"{chunks.path}/")]
 
-    parts = [key.split("/c/")[-1].split("/") for key in sync(listed())]
-    return {(int(i), int(j)) for i, j, *rest in parts if all(part.isdecimal() for part in rest)}
+    indices = [key.split("/c/")[-1].split("/") for key in sync(list_keys())]
+    return {(int(i), int(j)) for i, j, *inner in indices if all(part.isdecimal() for part in inner)}
 
 
 def count_statuses(statuses: npt.NDArray[np.uint8], names: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """How many tiles have each status, in the order of the codes."""
+    """Yield each status and how many tiles have it, in the order of the codes."""
     yield from zip(names, np.bincount(statuses.ravel(), minlength=len(names)).tolist(), strict=True)

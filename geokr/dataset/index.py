@@ -1,4 +1,4 @@
-"""The tile index (GeoParquet), and splits by place."""
+"""Writing and reading the tile index (GeoParquet) and the summary of a data set."""
 
 import io
 import json
@@ -16,16 +16,16 @@ from geokr.storage import files
 
 
 def write_index(dataset: str | Path, columns: Mapping[str, npt.NDArray[Any]], footprints: Any) -> None:
-    """Write `index.parquet`: one row a tile, footprints as the geometry column, EPSG:4326.
+    """Write `index.parquet`: one row per tile, footprints as the geometry column, EPSG:4326.
 
-    columns: name -> (n,) values; object stands for text, or None. footprints: (n,) shapely polygons in longitude
-    and latitude.
+    columns: name -> (n,) values; dtype object means text or None. footprints: (n,) shapely polygons in longitude and
+    latitude, degrees.
     """
-    import geopandas  # training reads the index without them
+    import geopandas  # not at the top, because training reads the index without them
     import pandas
 
     texts = {name: pandas.array(values, dtype="string") for name, values in columns.items() if values.dtype == object}
-    # Without a dtype, a column of no rows, or of None alone, would have no type.
+    # Without a dtype, a column without rows, or with None only, would have no type.
     frame = geopandas.GeoDataFrame({**columns, **texts}, geometry=footprints, crs="EPSG:4326")
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False, compression="zstd", schema_version="1.1.0")
@@ -33,22 +33,22 @@ def write_index(dataset: str | Path, columns: Mapping[str, npt.NDArray[Any]], fo
 
 
 def read_index(dataset: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The index as an Arrow table, without geometry unless asked for by name.
+    """Read the index as an Arrow table, by default all columns except geometry.
 
-    Raises ValueError naming the columns that it does not have.
+    Raises ValueError naming the requested columns that do not exist.
     """
     path = files.join(dataset, INDEX)
     source = pa.BufferReader(files.read(path)) if files.in_bucket(path) else path
-    there = [name for name in pq.read_schema(source).names if name != "geometry"]
-    if missing := [name for name in columns or () if name not in (*there, "geometry")]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}, only {', '.join(there)}")
-    return pq.read_table(source, columns=there if columns is None else list(columns))
+    available = [name for name in pq.read_schema(source).names if name != "geometry"]
+    if missing := [name for name in columns or () if name not in (*available, "geometry")]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}, only {', '.join(available)}")
+    return pq.read_table(source, columns=available if columns is None else list(columns))
 
 
 def read_extent(dataset: str | Path) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """Where and when the tiles were taken: (west, south, east, north), degrees, and first and last moment, ISO 8601.
+    """Read the extent of the tiles: (west, south, east, north), degrees, and first and last acquisition, ISO 8601.
 
-    Either is empty where the index does not say.
+    Either is empty if the index does not contain it.
     """
     schema = pq.read_schema(f"{dataset}/{INDEX}")
     geometry = json.loads((schema.metadata or {}).get(b"geo", b"{}")).get("columns", {}).get("geometry", {})
@@ -60,12 +60,12 @@ def read_extent(dataset: str | Path) -> tuple[tuple[float, ...], tuple[str, ...]
 
 
 def read_summary(dataset: str | Path) -> dict[str, Any]:
-    """`dataset.json`: schema version, classes, counts and settings.
+    """Read `dataset.json`: schema version, classes, counts and settings.
 
-    Raises ValueError where `dataset` is not a finished data set.
+    Raises ValueError if `dataset` is not a finished data set.
     """
     path = files.join(dataset, DATASET)
     if not files.exists(path):
-        raise ValueError(f"{path}: no such file; is {dataset} a data set that was built to the end?")
+        raise ValueError(f"{path}: no such file; is {dataset} a finished data set?")
     summary: dict[str, Any] = json.loads(files.read(path))
     return summary

@@ -1,4 +1,4 @@
-"""A shard's bytes, as the codecs `sharding_indexed`, `blosc` and `crc32c` of Zarr v3 have them."""
+"""Encoding of a shard in the format of the codecs `sharding_indexed`, `blosc` and `crc32c` of Zarr v3."""
 
 from typing import Any
 
@@ -8,32 +8,33 @@ import numpy.typing as npt
 from numcodecs import Blosc
 
 BLOSC = Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)
-"""The fastest of those measured, and the smallest: see docs/decisions.md."""
+"""The fastest of the measured codecs, with the smallest output: see docs/decisions.md."""
 OVERHEAD = 16
-"""Bytes by which a chunk that cannot be compressed grows in Blosc's format: its header."""
+"""Size of Blosc's header, bytes: how much an incompressible chunk grows."""
 
 
 def encode_shard(values: npt.NDArray[Any], keep: npt.NDArray[np.bool_], side: int) -> npt.NDArray[np.uint8] | None:
-    """A shard of the tiles to keep, row by row, as the codec `sharding_indexed` of Zarr v3 has it; None without any.
+    """Encode a shard with the tiles to keep, row by row, in the format of the Zarr v3 codec `sharding_indexed`.
 
-    zarr-python's own codec takes three times as long, in comparisons with the fill value and in passing chunks around.
+    values: (row, col, band, y, x), at most `side` rows and columns. keep: (row, col). Returns None if no tile is kept.
+    zarr-python's own codec takes three times as long: it compares with the fill value and passes chunks around.
     """
     if not keep.any():
         return None
-    index = np.full((side, side, 2), 2**64 - 1, "<u8")  # which stands for a tile at the fill value
-    most = values[0, 0].nbytes + OVERHEAD + 4
-    shard = np.empty(int(keep.sum()) * most + index.nbytes + 4, np.uint8)
+    index = np.full((side, side, 2), 2**64 - 1, "<u8")  # this value marks a tile at the fill value
+    max_chunk_bytes = values[0, 0].nbytes + OVERHEAD + 4
+    shard = np.empty(int(keep.sum()) * max_chunk_bytes + index.nbytes + 4, np.uint8)
     end = 0
     for r, c in np.argwhere(keep):
-        coded = with_checksum(BLOSC.encode(np.ascontiguousarray(values[r, c])))
-        shard[end : end + len(coded)] = np.frombuffer(coded, np.uint8)
-        index[r, c] = end, len(coded)
-        end += len(coded)
-    coded = with_checksum(index.tobytes())
-    shard[end : end + len(coded)] = np.frombuffer(coded, np.uint8)
-    return shard[: end + len(coded)]
+        encoded = with_checksum(BLOSC.encode(np.ascontiguousarray(values[r, c])))
+        shard[end : end + len(encoded)] = np.frombuffer(encoded, np.uint8)
+        index[r, c] = end, len(encoded)
+        end += len(encoded)
+    encoded = with_checksum(index.tobytes())
+    shard[end : end + len(encoded)] = np.frombuffer(encoded, np.uint8)
+    return shard[: end + len(encoded)]
 
 
 def with_checksum(data: bytes) -> bytes:
-    """Data with their checksum behind them, as the codec `crc32c` has it."""
+    """Append the checksum to the data, in the format of the codec `crc32c`."""
     return data + int(google_crc32c.value(data)).to_bytes(4, "little")

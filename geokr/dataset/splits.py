@@ -1,4 +1,7 @@
-"""Splits by place: cells of equal area, each drawn by itself, and the footprints that lie whole in one."""
+"""Spatial splits: the globe is divided into equal-area cells, each assigned at random to a split.
+
+A footprint belongs to a split if all cells that it touches do.
+"""
 
 import math
 from collections.abc import Mapping
@@ -9,27 +12,27 @@ import numpy.typing as npt
 EARTH_RADIUS = 6371007.181
 """Radius of the sphere with the area of WGS84, m."""
 TRUE_SCALE = math.cos(math.radians(30.0))
-"""Standard parallel of the cells' projection, as in EASE-Grid 2.0: cells are square at 30 degrees."""
+"""Cosine of the standard parallel of the cells' projection, as in EASE-Grid 2.0: cells are square at 30 degrees."""
 
 
 def count_columns(cell: float) -> int:
-    """How many cells go round the globe. A whole number, so that the cells meet at the antimeridian."""
+    """Count the cells around the globe. The number is an integer, so that the cells meet at the antimeridian."""
     return max(1, round(2 * math.pi * EARTH_RADIUS * TRUE_SCALE / cell))
 
 
 def cell_ranges(lonlat: npt.NDArray[np.float64], cell: float) -> npt.NDArray[np.int64]:
-    """Equal-area cells that each footprint touches: (n, 4) int64 first column, last column, first row, last row.
+    """Find the equal-area cells that each footprint touches: (n, 4) int64 first and last column, first and last row.
 
-    lonlat: (n, corner, 2) float64, degrees. cell: side of a cell, m. Cells lie on Lambert's cylindrical
-    equal-area projection (Snyder 1987, p. 76). A footprint counts as its bounding box there, widened by
-    one part in 200, since its edges bend a little between the corners; across the antimeridian, columns go on
-    past 180 degrees.
+    lonlat: (n, corner, 2) float64, degrees. cell: side of a cell, m. The cells form a grid in Lambert's cylindrical
+    equal-area projection (Snyder 1987, p. 76). A footprint is represented by its bounding box in that projection,
+    widened by 1/200 of its size on each side, because its edges bend slightly between the corners. For a footprint
+    that crosses the antimeridian, the columns continue past 180 degrees.
     """
     lon = np.unwrap(lonlat[..., 0], period=360.0, axis=1)
-    across = lon * (count_columns(cell) / 360.0)
-    up = np.sin(np.deg2rad(lonlat[..., 1])) * (EARTH_RADIUS / TRUE_SCALE / cell)
+    grid_x = lon * (count_columns(cell) / 360.0)
+    grid_y = np.sin(np.deg2rad(lonlat[..., 1])) * (EARTH_RADIUS / TRUE_SCALE / cell)
     ranges = []
-    for values in (across, up):
+    for values in (grid_x, grid_y):
         low, high = values.min(axis=1), values.max(axis=1)
         margin = (high - low) * 5e-3
         ranges += [np.floor(low - margin), np.floor(high + margin)]
@@ -37,9 +40,10 @@ def cell_ranges(lonlat: npt.NDArray[np.float64], cell: float) -> npt.NDArray[np.
 
 
 def draw_cells(column: npt.NDArray[np.int64], row: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) for each cell, from the cell and the seed alone.
+    """Draw a number in [0, 1) for each cell. It depends only on the cell and the seed.
 
-    The mixing is the finaliser of SplitMix64 (Steele et al. 2014), applied to column, row and seed in turn.
+    The mixing is the finaliser of SplitMix64 (Steele et al. 2014). It starts from the seed, and is applied to the
+    column, then to the row.
     """
     state = np.full(np.shape(column), seed, dtype=np.uint64)
     for part in (column, row):
@@ -53,27 +57,28 @@ def draw_cells(column: npt.NDArray[np.int64], row: npt.NDArray[np.int64], seed: 
 def split_by_place(
     lonlat: npt.NDArray[np.float64], shares: Mapping[str, float], cell: float, seed: int
 ) -> npt.NDArray[np.object_]:
-    """The split of each footprint: (n,) str, or None for a footprint that touches cells of two splits.
+    """Choose the split of each footprint: (n,) str, or None for a footprint that touches cells of two splits.
 
     lonlat: (n, corner, 2) float64, degrees. shares: split -> share of the cells, summing to 1.
-    cell: side of a cell, m. Two footprints of different splits share no ground.
+    cell: side of a cell, m. Footprints of different splits do not overlap.
+    Raises ValueError if an argument is invalid.
     """
     if abs(sum(shares.values()) - 1) > 1e-9 or min(shares.values(), default=0) < 0:
         raise ValueError(f"the shares of the splits must sum to 1, got {dict(shares)}")
     if cell <= 0:
         raise ValueError(f"the side of a cell must be positive, got {cell} m")
     if not np.isfinite(lonlat).all():
-        raise ValueError("a corner of a footprint is not a finite number")
+        raise ValueError("a corner of a footprint has a coordinate that is not finite")
     names = np.array([*shares, None], dtype=object)
     edges = np.cumsum(list(shares.values()))[:-1]
     ranges = cell_ranges(lonlat, cell)
-    choice = np.full(len(ranges), -2)  # -2: no cell seen yet, -1: cells of two splits
+    choice = np.full(len(ranges), -2)  # index of the split; -2: no cell visited yet, -1: cells of two splits
     columns = int((ranges[:, 1] - ranges[:, 0]).max(initial=0)) + 1
     rows = int((ranges[:, 3] - ranges[:, 2]).max(initial=0)) + 1
     for i in range(columns):
         for j in range(rows):
             column, row = ranges[:, 0] + i, ranges[:, 2] + j
             inside = (column <= ranges[:, 1]) & (row <= ranges[:, 3])
-            here = np.searchsorted(edges, draw_cells(column % count_columns(cell), row, seed), side="right")
-            choice = np.where(inside, np.where((choice == -2) | (choice == here), here, -1), choice)
+            cell_split = np.searchsorted(edges, draw_cells(column % count_columns(cell), row, seed), side="right")
+            choice = np.where(inside, np.where((choice == -2) | (choice == cell_split), cell_split, -1), choice)
     return np.asarray(names[choice])

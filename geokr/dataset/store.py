@@ -1,8 +1,8 @@
-"""The disk contract of a block store: one Zarr group a scene, one chunk a tile, one shard a block.
+"""The disk format of a store, and writing it: one Zarr group per scene, one chunk per tile, one shard per block.
 
-The only module that creates Zarr arrays. A block is a run of tile rows and columns; its pixels are
-one shard, its statuses one chunk, so a block is written once, by one task, without coordination.
-`status` is written last: a block whose status is not 0 is done. Every chunk carries a checksum.
+This is the only module that creates Zarr arrays. A block is a rectangle of consecutive tile rows and columns. Its
+pixels are one shard and its statuses one chunk, so a block is written once, by one task, without coordination.
+`status` is written last: a block with a non-zero status is done. Every chunk has a checksum.
 """
 
 import asyncio
@@ -28,18 +28,18 @@ from geokr.dataset.layout import ACCEPTED, LABEL_STATUS, TILE_STATUS, StoreError
 from geokr.dataset.shards import encode_shard
 from geokr.storage import files
 
-SMALL = (ZstdCodec(level=0), Crc32cCodec())
-"""How arrays are stored that hold a number or a few a tile."""
-GO_ON = "build into another data set, undo the change, or delete the scene there to have it built anew"
-"""What to do where a scene was built with other settings."""
+SMALL_ARRAY_CODECS = (ZstdCodec(level=0), Crc32cCodec())
+"""Codecs of the arrays that store one or a few numbers per tile."""
+MISMATCH_ADVICE = "build into another data set, undo the change, or delete the scene from the store to rebuild it"
+"""What to do if a scene was built with other settings."""
 
 
 class DurableStore(LocalStore):
-    """A store on a disk whose files outlive a power cut once they are written; zarr-python renames without fsync."""
+    """A store on a disk. Once written, its files survive a power cut, while zarr-python renames files without fsync."""
 
     async def set(self, key: str, value: Buffer) -> None:
         self._check_writable()
-        if not self.root.is_dir():  # else the files would go where a lost file system used to be
+        if not self.root.is_dir():  # otherwise files would go to the mount point of a lost file system
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.root))
         await asyncio.to_thread(files.write, self.root / key, value.as_buffer_like())  # type: ignore[arg-type]
 
@@ -52,9 +52,9 @@ class DurableStore(LocalStore):
 
 
 def open_store(root: str, *, writable: bool = False) -> Store:
-    """The store at a directory or URL, for zarr-python and xarray.
+    """Open the store at a directory or URL, for zarr-python and xarray.
 
-    Raises FileNotFoundError for a directory that is not there.
+    Raises FileNotFoundError if the directory does not exist.
     """
     if files.in_bucket(root):
         return ObjectStore(files.s3_store(root, files.s3_endpoint()), read_only=not writable)
@@ -64,24 +64,24 @@ def open_store(root: str, *, writable: bool = False) -> Store:
 
 
 @contextmanager
-def translate_errors(where: str) -> Iterator[None]:
-    """Raises StoreWriteError naming `where` for any error that a disk or a server causes meanwhile."""
+def translate_errors(target: str) -> Iterator[None]:
+    """Raise StoreWriteError naming `target` for any error of a disk or server while the context is active."""
     try:
         yield
     except OSError as error:
-        raise StoreWriteError(_cannot(where, error.strerror or str(error))) from error
+        raise StoreWriteError(_describe_write_error(target, error.strerror or str(error))) from error
     except Exception as error:
         if not type(error).__module__.startswith("obstore"):
             raise
-        raise StoreWriteError(_cannot(where, str(error).split("\n")[0])) from error
+        raise StoreWriteError(_describe_write_error(target, str(error).split("\n")[0])) from error
 
 
-def _cannot(where: str, why: str) -> str:
-    return f"{where}: cannot be written: {why}; put that right, and the same command goes on from here"
+def _describe_write_error(target: str, reason: str) -> str:
+    return f"{target}: cannot be written: {reason}; fix the cause, then run the same command again to resume"
 
 
-def _flags(names: tuple[str, ...]) -> dict[str, Any]:
-    # The CF conventions' way to name the codes of an array.
+def _flag_attributes(names: tuple[str, ...]) -> dict[str, Any]:
+    """Attributes that name the codes of an array, following the CF conventions."""
     return {"flag_values": list(range(len(names))), "flag_meanings": " ".join(names)}
 
 
@@ -96,14 +96,14 @@ def create_tiles(
     dtype: str,
     attributes: Mapping[str, Any],
 ) -> None:
-    """Make a scene's group with `image` (row, col, band, y, x) and `status` (row, col), or check it.
+    """Create a scene's group with `image` (row, col, band, y, x) and `status` (row, col), or check the existing one.
 
-    Beside them `cloud` (row, col) float32, the share of bright pixels, NaN where a tile was not looked at, and
-    `lattice_error` (row, col) float32, the error of its block's orthorectification, px of the image.
+    The group also has `cloud` (row, col) float32, the share of bright pixels, NaN where a tile was not examined, and
+    `lattice_error` (row, col) float32, the error of the orthorectification of the tile's block, px of the image.
 
-    A group that is there already is left as it is if its attributes and its arrays' layout are the wanted ones.
-    A rejected tile stays at the fill value 0, which a shard stores for free.
-    Raises StoreError where the scene was built with other settings, naming what differs.
+    An existing group is left as it is if its attributes and the layout of its arrays match the arguments.
+    A rejected tile stays at the fill value 0, which takes no space in a shard.
+    Raises StoreError, naming what differs, if the scene was built with other settings.
     """
     pixels = (bands, tile, tile)
     layout: dict[str, Any] = {
@@ -121,12 +121,12 @@ def create_tiles(
             **layout,
             fill_value=0,
             dimension_names=["row", "col", "band", "y", "x"],
-            # Read at random it is decoded several times as fast as zstd: see docs/decisions.md. As `_shard` has it.
+            # Decodes several times as fast as zstd in random reads: see docs/decisions.md. Must match `encode_shard`.
             compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
         )
-        figures: dict[str, Any] = {"shape": shape, "chunks": (block, block), "dtype": "float32"}
+        options: dict[str, Any] = {"shape": shape, "chunks": (block, block), "dtype": "float32"}
         for name in ("cloud", "lattice_error"):
-            group.create_array(name, **figures, fill_value=float("nan"), dimension_names=["row", "col"])
+            group.create_array(name, **options, fill_value=float("nan"), dimension_names=["row", "col"])
         _create_status(group, shape, block, TILE_STATUS)
 
 
@@ -139,11 +139,11 @@ def create_labels(
     block: int,
     attributes: Mapping[str, Any],
 ) -> None:
-    """Make a scene's group with `fraction` (row, col, class), `known` and `status` (row, col), or check it.
+    """Create a scene's group with `fraction` (row, col, class), `known` and `status` (row, col), or check it.
 
-    fraction: float32, sums to 1 over classes, or all 0 where nothing is known. known: float32, the
+    fraction: float32, sums to 1 over the classes, or is 0 for all of them where nothing is known. known: float32, the
     share of the tile's area that the product covers with a class of the legend.
-    Raises StoreError as `create_tiles` does.
+    Raises StoreError in the same cases as `create_tiles`.
     """
     k = len(classes)
     layout: dict[str, Any] = {"shape": (*shape, k), "chunks": (block, block, k), "dtype": "float32"}
@@ -156,7 +156,7 @@ def create_labels(
             **layout,
             fill_value=0.0,
             dimension_names=["row", "col", "class"],
-            compressors=SMALL,
+            compressors=SMALL_ARRAY_CODECS,
         )
         group.create_array(
             "known",
@@ -165,7 +165,7 @@ def create_labels(
             dtype="float32",
             fill_value=0.0,
             dimension_names=["row", "col"],
-            compressors=SMALL,
+            compressors=SMALL_ARRAY_CODECS,
         )
         _create_status(group, shape, block, LABEL_STATUS)
 
@@ -178,67 +178,75 @@ def _create_status(group: zarr.Group, shape: tuple[int, int], block: int, names:
         dtype="uint8",
         fill_value=0,
         dimension_names=["row", "col"],
-        compressors=SMALL,
-        attributes=_flags(names),
+        compressors=SMALL_ARRAY_CODECS,
+        attributes=_flag_attributes(names),
     )
 
 
 def _new_group(
     root: str, scene: str, attributes: Mapping[str, Any], array: str, layout: Mapping[str, Any]
 ) -> zarr.Group | None:
-    """A scene's group, for its arrays to be created in; None where they exist. Raises StoreError where they differ.
+    """Create a scene's group, ready for its arrays. Returns None if the scene and its arrays exist already.
 
-    layout: what `array`, the scene's main one, is created with.
+    layout: the arguments for creating `array`, the main array of the scene. Raises StoreError if the attributes or
+    the layout of an existing scene differ.
     """
-    wanted: dict[str, Any] = json.loads(json.dumps(dict(attributes)))  # as they will be read
+    expected: dict[str, Any] = json.loads(json.dumps(dict(attributes)))  # the values as read back from JSON
     if not files.in_bucket(root):
         files.make_directory(Path(root))
-    whole = open_store(root, writable=True)
-    zarr.open_group(whole, mode="a")
-    group = zarr.open_group(whole, path=scene, mode="a")
-    if "status" not in group:  # the last one made: without it, an earlier run was killed at this point
+    opened = open_store(root, writable=True)
+    zarr.open_group(opened, mode="a")
+    group = zarr.open_group(opened, path=scene, mode="a")
+    if "status" not in group:  # it is created last: if it is missing, an earlier run was killed at this point
         for name in list(group.array_keys()):
             del group[name]
-        group.attrs.put(wanted)
+        group.attrs.put(expected)
         return group
-    there = {f"{key} of {array}": str(getattr(group[array], key)) for key in layout}
-    asked = {f"{key} of {array}": str(value) for key, value in layout.items()}
-    require_same(root, scene, dict(group.attrs) | there, wanted | asked)
+    stored_layout = {f"{key} of {array}": str(getattr(group[array], key)) for key in layout}
+    expected_layout = {f"{key} of {array}": str(value) for key, value in layout.items()}
+    require_same(root, scene, dict(group.attrs) | stored_layout, expected | expected_layout)
     return None
 
 
-def require_same(root: str, scene: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise StoreError where a scene's attributes are not the wanted ones: it was built from other input or settings.
+def require_same(root: str, scene: str, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise StoreError if a scene's stored attributes differ from the expected ones: its input or settings changed.
 
-    The sentence says what changed, and how to go on.
+    The message lists what changed, and what to do.
     """
-    was, now = flatten(json.loads(json.dumps(found))), flatten(json.loads(json.dumps(wanted)))  # as they will be read
-    changed = [
-        f"{key} was {was.get(key, 'not there')}, now {now.get(key, 'not there')}"
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key)
+    # Through JSON, so that both have the types that are read back from a store.
+    before, after = flatten(json.loads(json.dumps(stored))), flatten(json.loads(json.dumps(expected)))
+    changes = [
+        f"{key} was {before.get(key, 'missing')}, now {after.get(key, 'missing')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
     ]
-    if changed:
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        what = f"{', '.join(changed[:5])}{more}"
-        raise StoreError(f"{root}/{scene} was built with other settings or from other input ({what}); {GO_ON}")
+    if changes:
+        more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
+        summary = f"{', '.join(changes[:5])}{more}"
+        raise StoreError(
+            f"{root}/{scene} was built with other settings or from other input ({summary}); {MISMATCH_ADVICE}"
+        )
 
 
-def flatten(values: Mapping[str, Any], head: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names."""
-    found: dict[str, Any] = {}
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings: dotted name -> value."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flatten(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": value}
-    return found
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def open_scene(root: str, scene: str, mode: str = "r") -> zarr.Group:
-    """One scene's group. Raises StoreError naming the path where there is none; to write, StoreWriteError."""
+    """Open the group of a scene.
+
+    Raises an error naming the path if it does not exist: StoreError if opened to read, otherwise StoreWriteError.
+    """
     try:
-        whole = open_store(root, writable=mode != "r")
-        return zarr.open_group(whole, path=scene, mode=mode, use_consolidated=False)  # type: ignore[arg-type]
+        opened = open_store(root, writable=mode != "r")
+        return zarr.open_group(opened, path=scene, mode=mode, use_consolidated=False)  # type: ignore[arg-type]
     except FileNotFoundError as error:
-        kind = StoreError if mode == "r" else StoreWriteError  # it was made before: a file system was lost
+        # A scene that is opened to write was created earlier: if it is missing, its file system was lost.
+        kind = StoreError if mode == "r" else StoreWriteError
         raise kind(f"{root}/{scene}: no such scene in the store") from error
 
 
@@ -249,34 +257,35 @@ def write_block(
     arrays: Mapping[str, npt.NDArray[Any]],
     status: npt.NDArray[np.uint8],
 ) -> None:
-    """Write a whole block: its arrays first, `status` (row, col) last, which marks the block as done.
+    """Write a complete block: its arrays first, and last `status` (row, col), which marks the block as done.
 
-    Of an array in shards only those tiles are kept whose status is ACCEPTED; the others stay at the fill value 0.
-    On a disk each is there to stay before the next is begun. Raises StoreError where a status is 0, a shape is not
-    the block's, or the place is not a block, and nothing is written then; StoreWriteError where the store fails.
+    In a sharded array, only tiles with the status ACCEPTED are stored; the others stay at the fill value 0. On a disk,
+    each array is flushed before the next one is written. Raises StoreError, without writing anything, if a status is
+    0, an array does not have the block's shape, or the rows and columns are not those of a block. Raises
+    StoreWriteError if the store fails.
     """
     if not status.all():
         raise StoreError("a block's status must be non-zero everywhere: 0 means not built")
     targets = []
     for name, values in [*arrays.items(), ("status", status)]:
         if name not in group:
-            raise StoreWriteError(_cannot(str(group.store_path), f"the array {name} is gone"))
+            raise StoreWriteError(_describe_write_error(str(group.store_path), f"the array {name} is gone"))
         array = group[name]
         assert isinstance(array, zarr.Array)
         side = (array.shards or array.chunks)[0]
         i, j = rows.start // side, cols.start // side
-        whole = [slice(k * side, min((k + 1) * side, n)) for k, n in zip((i, j), array.shape[:2], strict=True)]
-        if [rows, cols] != whole:
+        block = [slice(k * side, min((k + 1) * side, n)) for k, n in zip((i, j), array.shape[:2], strict=True)]
+        if [rows, cols] != block:
             raise StoreError(
                 f"rows {rows.start}-{rows.stop}, columns {cols.start}-{cols.stop} are not a block of {name}"
             )
-        wanted = (rows.stop - rows.start, cols.stop - cols.start, *array.shape[2:])
-        if values.shape != wanted:  # zarr-python would cut it to size
-            raise StoreError(f"{name} of a block has shape {values.shape}, expected {wanted}")
+        shape = (rows.stop - rows.start, cols.stop - cols.start, *array.shape[2:])
+        if values.shape != shape:  # zarr-python would crop it
+            raise StoreError(f"{name} of a block has shape {values.shape}, expected {shape}")
         targets.append((array, values, i, j, side))
     with translate_errors(f"{group.store_path}, rows {rows.start}-{rows.stop}, columns {cols.start}-{cols.stop}"):
-        # The status goes first, so that a block is whole or not built. What else is there is replaced, not deleted:
-        # a worker that has lost its client may be writing the same block to its end.
+        # Delete the status first, so that the block is always either complete or not built. Other existing files are
+        # replaced, not deleted: a worker that has lost its client may still be writing the same block.
         sync((array.store_path / f"c/{i}/{j}").delete())
         for array, values, i, j, side in targets:
             if array.shards is None:
@@ -289,20 +298,21 @@ def write_block(
 
 
 def _write_chunk(array: Any, values: npt.NDArray[Any], i: int, j: int, side: int) -> None:
-    """Write the whole chunk (i, j, 0 ...), whatever is there.
+    """Write the full chunk (i, j, 0 ...), whether or not it exists.
 
-    At the grid's border a block is smaller than its chunk, and Zarr would read what is there, to keep the rest of it:
-    the remains of a killed run, perhaps. So the array is written as if it went on to the chunk's end.
+    At the border of the grid, a block is smaller than its chunk. Zarr would then read an existing chunk, possibly left
+    by a killed run, to keep the part outside the block. To avoid this, the array is written as if it extended to the
+    end of the chunk.
     """
     shape = ((i + 1) * side, (j + 1) * side, *array.shape[2:])
     padding = [(0, side - values.shape[0]), (0, side - values.shape[1]), *[(0, 0)] * (values.ndim - 2)]
     metadata = replace(array.metadata, shape=shape)
-    wider: Any = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=array.store_path, config=array.config))
-    wider[i * side :, j * side :] = np.pad(values, padding) if any(map(any, padding)) else values
+    extended: Any = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=array.store_path, config=array.config))
+    extended[i * side :, j * side :] = np.pad(values, padding) if any(map(any, padding)) else values
 
 
 def consolidate(root: str) -> None:
-    """Gather the store's metadata into its root, so that opening it reads one file."""
+    """Copy the metadata of all groups and arrays into the store's root, so that opening the store reads one file."""
     import warnings
 
     with warnings.catch_warnings():

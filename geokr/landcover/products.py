@@ -1,4 +1,4 @@
-"""Land-cover products, as the files in `knowledge/products/` and the user's own describe them."""
+"""Land-cover products, as described by the files in `knowledge/products/` and by the user's own files."""
 
 import re
 from collections.abc import Iterable
@@ -16,15 +16,15 @@ class LandCoverError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A land-cover product as its file describes it."""
+    """A land-cover product, as described by its file."""
 
     path: Path
     name: str
     rules: tuple[dict[str, Any], ...]
-    """How its sheets are named, one for each kind of file: see docs/landcover.md."""
+    """The `[[sheets]]` tables, one for each pattern of file names: see docs/landcover.md."""
 
     def match(self, file: str) -> tuple[dict[str, Any], dict[str, str]] | None:
-        """The rule that a file's name follows, and the parts of the name; None where it follows none."""
+        """The first rule whose pattern matches a file name, and the named groups; None if no rule matches."""
         for rule in self.rules:
             if match := re.search(rule["name"], file, re.IGNORECASE):
                 return rule, match.groupdict()
@@ -32,28 +32,28 @@ class Product:
 
 
 def load_products(own: Iterable[str | Path] = ()) -> list[Product]:
-    """The products that are known: first those described in the user's files or directories, then the shipped ones.
+    """All products: first those described in the user's files or directories, then the shipped ones.
 
-    Raises LandCoverError for a description that cannot be used.
+    Raises LandCoverError if a description cannot be used.
     """
     files: list[Path] = []
-    for place in map(Path, own):
-        found = sorted(place.glob("*.toml")) if place.is_dir() else [place]
-        if not found:
-            raise LandCoverError(f"{place}: no .toml file is in there")
-        files += found
+    for path in map(Path, own):
+        descriptions = sorted(path.glob("*.toml")) if path.is_dir() else [path]
+        if not descriptions:
+            raise LandCoverError(f"{path}: the directory contains no .toml file")
+        files += descriptions
     return [read_product(path) for path in [*files, *sorted((KNOWLEDGE / "products").glob("*.toml"))]]
 
 
 def read_product(path: Path) -> Product:
-    """A product's description. Raises LandCoverError naming the file and the fault."""
+    """Read a product's description. Raises LandCoverError that names the file and the fault."""
     try:
         content = read_toml(path)
         rules = content["sheets"]
         for rule in rules:
             groups = re.compile(rule["name"]).groupindex
             if not {"year", "years"} & {*groups, *rule}:
-                raise ValueError("a rule for sheets has no group `year` in its name, and no key `year` or `years`")
+                raise ValueError("a [[sheets]] rule has no group `year` in its name, and no key `year` or `years`")
             match rule["extent"]:
                 case "bounds" | [_, _, _, _]:
                     needed: set[str] = set()
@@ -63,16 +63,18 @@ def read_product(path: Path) -> Product:
                     needed = {"zone", "band"}
                 case {"degrees": _, "corner": "lower left" | "upper left"}:
                     needed = {"latitude", "longitude"}
-                case other:
-                    raise ValueError(f"no sheet can have the extent {other!r}")
+                case extent:
+                    raise ValueError(f"unknown extent {extent!r} in a [[sheets]] rule")
             if missing := needed - set(groups):
-                raise ValueError(f"the sheets' name has no group {sorted(missing)}, which their extent needs")
+                raise ValueError(
+                    f"the name of a [[sheets]] rule has no group {sorted(missing)}, which its extent needs"
+                )
         if not re.fullmatch(r"[a-z0-9_]+", content["name"]):
-            raise ValueError(f"the name {content['name']!r} must be of small letters, digits and _")
+            raise ValueError(f"the name {content['name']!r} may contain only lower-case letters, digits and _")
         return Product(path, content["name"], tuple(rules))
     except KeyError as error:
         raise LandCoverError(f"{path}: {error} is missing") from error
     except re.error as error:
-        raise LandCoverError(f"{path}: the sheets' name is not a regular expression: {error}") from error
+        raise LandCoverError(f"{path}: the name of a [[sheets]] rule is not a regular expression: {error}") from error
     except (AttributeError, TypeError, ValueError) as error:
         raise LandCoverError(str(error) if str(path) in str(error) else f"{path}: {error}") from error

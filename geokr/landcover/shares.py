@@ -1,4 +1,4 @@
-"""Class shares of footprints: exact areas of intersection with the cells of a land-cover product."""
+"""Class shares of footprints, from exact areas of intersection with the cells of a land-cover product."""
 
 from dataclasses import dataclass, replace
 
@@ -15,23 +15,22 @@ from geokr.landcover.products import LandCoverError
 from geokr.landcover.sheets import LandCover, Sheet, read_cells
 
 LARGEST_WINDOW = 2**26
-"""Cells that are read at once; a single footprint may need more."""
-
+"""Largest number of cells to read at once; a single footprint may need more."""
 
 DOUBT = 1e-9
-"""A share of a footprint that rounding alone can give to a code."""
+"""Shares up to this may result from rounding alone, and do not count as an occurrence of a code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What a product says about footprints."""
+    """Class shares of footprints in one product."""
 
     fraction: Floats
     """(n, class) float64: area share of each class within the known part; sums to 1, or all 0 where known is 0."""
     known: Floats
-    """(n,) float64: share of the footprint's area that is covered with a class of the legend."""
+    """(n,) float64: share of the footprint's area that a class of the legend covers."""
     unlisted: frozenset[int]
-    """Codes met in the pixels that the legend does not mention; their area counts as unknown."""
+    """Codes in the footprints that the legend does not list; their area counts as unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,58 +42,58 @@ class Rings:
     offsets: npt.NDArray[np.int64]
     """(ring + 1,): ring k is points[offsets[k]:offsets[k + 1]]."""
     owners: npt.NDArray[np.int64]
-    """(ring,): the footprint that a ring is a part of, rising."""
+    """(ring,): the footprint that each ring belongs to, in ascending order."""
 
     def of(self, first: int, last: int) -> "Rings":
-        """The rings of the footprints first..last - 1, counted from `first` on."""
+        """The rings of the footprints first..last - 1, with owners counted from `first`."""
         a, b = np.searchsorted(self.owners, [first, last])
         begin, end = self.offsets[a], self.offsets[b]
         return Rings(self.points[begin:end], self.offsets[a : b + 1] - begin, self.owners[a:b] - first)
 
 
 def select_sheets(corners: Floats, crs: str, cover: LandCover) -> LandCover:
-    """A product with those of its sheets alone that may touch any of the footprints: see `class_shares`."""
+    """A copy of a product with only those sheets that may touch a footprint. corners, crs: see `class_shares`."""
     boxes = bounding_boxes(corners, crs)
     outlines = np.array([sheet.outline for sheet in cover.sheets], dtype=object)[:, None]
     touched = np.zeros(len(cover.sheets), bool)
-    for turn in (-360.0, 0.0, 360.0):
-        touched |= shapely.intersects(outlines, shift_boxes(boxes, turn)).any(axis=1)
+    for lon_shift in (-360.0, 0.0, 360.0):
+        touched |= shapely.intersects(outlines, shift_boxes(boxes, lon_shift)).any(axis=1)
     return replace(cover, sheets=tuple(cover.sheets[k] for k in np.flatnonzero(touched)))
 
 
 def class_shares(corners: Floats, crs: str, cover: LandCover) -> Shares:
     """Class shares of quadrilateral footprints, as areas of intersection.
 
-    corners: (n, 4, 2) float64 in `crs`, in order around the footprint; its edges are straight there. A sheet
-    counts within its nominal extent alone. Areas within a sheet are measured in the plane of its CRS; on a
-    geographic one, as the part of each cell in that plane times the cell's area on the sphere. The parts of a
-    footprint in several nominal extents weigh by their areas on the sphere.
-    Raises LandCoverError naming a sheet that cannot be read, or a product whose sheets cover a place twice.
+    corners: (n, 4, 2) float64 in `crs`, in order around the footprint; its edges are straight in that CRS. A sheet
+    counts only within its nominal extent. Areas within a sheet are measured in the plane of its CRS; for a geographic
+    CRS, as the covered share of each cell in that plane times the cell's area on the sphere. If a footprint lies in
+    several nominal extents, its parts are weighted by their areas on the sphere.
+    Raises LandCoverError that names a sheet that cannot be read, or a product with several sheets at one location.
     """
     areas = np.zeros((len(corners), len(cover.legend.classes)))
     unlisted: frozenset[int] = frozenset()
     boxes = bounding_boxes(corners, crs)
-    for turn in (-360.0, 0.0, 360.0):  # at the antimeridian, a place has two longitudes
-        here = shift_boxes(boxes, turn)
+    for lon_shift in (-360.0, 0.0, 360.0):  # near the antimeridian, sheet and footprint may differ by 360 degrees
+        shifted_boxes = shift_boxes(boxes, lon_shift)
         for sheet in cover.sheets:
-            touching = np.flatnonzero(shapely.intersects(here, sheet.outline))
-            if len(touching) == 0:
+            candidates = np.flatnonzero(shapely.intersects(shifted_boxes, sheet.outline))
+            if len(candidates) == 0:
                 continue
-            leaving = np.zeros(len(touching), bool)
+            crosses_extent = np.zeros(len(candidates), bool)
             if sheet.extent is not None:
-                leaving = ~shapely.contains_properly(shapely.box(*sheet.extent), here[touching])
-            within, across = touching[~leaving], touching[leaving]
-            if len(within):
-                parts = project_to_sheet(corners[within], crs, sheet, turn)
-                shares, codes = sheet_shares(parts, len(within), sheet, cover.legend)
-                areas[within] += shares
+                crosses_extent = ~shapely.contains_properly(shapely.box(*sheet.extent), shifted_boxes[candidates])
+            inside, crossing = candidates[~crosses_extent], candidates[crosses_extent]
+            if len(inside):
+                rings = project_to_sheet(corners[inside], crs, sheet, lon_shift)
+                shares, codes = sheet_shares(rings, len(inside), sheet, cover.legend)
+                areas[inside] += shares
                 unlisted |= codes
-            if len(across):
-                parts, weight = clip_to_extent(
-                    project_rings(corners[across], crs, LONLAT) + np.array([turn, 0.0]), sheet
+            if len(crossing):
+                rings, weight = clip_to_extent(
+                    project_rings(corners[crossing], crs, LONLAT) + np.array([lon_shift, 0.0]), sheet
                 )
-                shares, codes = sheet_shares(parts, len(across), sheet, cover.legend)
-                areas[across] += shares * weight[:, None]
+                shares, codes = sheet_shares(rings, len(crossing), sheet, cover.legend)
+                areas[crossing] += shares * weight[:, None]
                 unlisted |= codes
     known = areas.sum(axis=1)
     if (known > 1.001).any():
@@ -106,73 +105,74 @@ def class_shares(corners: Floats, crs: str, cover: LandCover) -> Shares:
 
 
 def bounding_boxes(corners: Floats, crs: str) -> Floats:
-    """West, south, east and north of footprints, with a margin: (n, 4), degrees."""
-    around = ring_bounds(project_rings(corners, crs, LONLAT, 1e-3)) if len(corners) else np.zeros((0, 4))
-    margin = 0.01 * np.maximum(around[:, 2] - around[:, 0], around[:, 3] - around[:, 1])[:, None]
-    return np.asarray(around + margin * np.array([-1, -1, 1, 1]))
+    """West, south, east and north bounds of footprints, with a margin: (n, 4), degrees."""
+    bounds = ring_bounds(project_rings(corners, crs, LONLAT, 1e-3)) if len(corners) else np.zeros((0, 4))
+    margin = 0.01 * np.maximum(bounds[:, 2] - bounds[:, 0], bounds[:, 3] - bounds[:, 1])[:, None]
+    return np.asarray(bounds + margin * np.array([-1, -1, 1, 1]))
 
 
-def shift_boxes(boxes: Floats, turn: float) -> npt.NDArray[np.object_]:
-    """Boxes moved by a turn of longitude, as polygons."""
+def shift_boxes(boxes: Floats, lon_shift: float) -> npt.NDArray[np.object_]:
+    """Polygons of bounding boxes that are shifted in longitude, degrees."""
     west, south, east, north = boxes.T
-    return np.asarray(shapely.box(west + turn, south, east + turn, north))
+    return np.asarray(shapely.box(west + lon_shift, south, east + lon_shift, north))
 
 
-def project_to_sheet(corners: Floats, crs: str, sheet: Sheet, turn: float) -> Rings:
-    """Footprints in a sheet's CRS. turn: which of a place's longitudes is meant, for a geographic CRS."""
+def project_to_sheet(corners: Floats, crs: str, sheet: Sheet, lon_shift: float) -> Rings:
+    """Project footprints to a sheet's CRS. lon_shift: degrees to add to the longitudes if that CRS is geographic."""
     points = project_rings(corners, crs, sheet.crs)
     n, m = points.shape[:2]
     points = points.reshape(-1, 2)
     if is_geographic(sheet.crs):
-        points = points + np.array([turn, 0.0])
+        points = points + np.array([lon_shift, 0.0])
     return Rings(points, np.arange(n + 1) * m, np.arange(n))
 
 
 def clip_to_extent(outlines: Floats, sheet: Sheet) -> tuple[Rings, Floats]:
-    """Footprints (n, m, 2), longitude and latitude, cut to a sheet's nominal extent; in its CRS.
+    """Clip footprints to a sheet's nominal extent, and project them to the sheet's CRS.
 
-    Returns with them the share of each footprint's area that is left, (n,).
+    outlines: (n, m, 2) longitude and latitude. Also returns the share of each footprint's area in the extent, (n,).
     """
     assert sheet.extent is not None
-    whole = np.asarray(shapely.polygons(outlines))
-    step = np.sqrt(shapely.area(whole)) / 64
-    whole = shapely.segmentize(whole, step)
-    cut = shapely.segmentize(shapely.intersection(whole, shapely.box(*sheet.extent)), step)  # a parallel bends, too
-    left = shapely.area(to_equal_area(cut)) / shapely.area(to_equal_area(whole))
-    parts, owners = shapely.get_parts(cut, return_index=True)
-    areal = shapely.area(parts) > 0  # one that only touches leaves points, lines or nothing
-    outer = shapely.get_exterior_ring(parts[areal])
-    points, ring = shapely.get_coordinates(outer, return_index=True)
-    first = np.searchsorted(ring, np.arange(len(outer) + 1))
-    return Rings(project(points, LONLAT, sheet.crs), first, owners[areal]), left
+    full = np.asarray(shapely.polygons(outlines))
+    step = np.sqrt(shapely.area(full)) / 64
+    full = shapely.segmentize(full, step)
+    # Segmentized again: the edges that the extent adds, such as parallels, are curved in the sheet's CRS as well.
+    clipped = shapely.segmentize(shapely.intersection(full, shapely.box(*sheet.extent)), step)
+    area_share = shapely.area(to_equal_area(clipped)) / shapely.area(to_equal_area(full))
+    parts, owners = shapely.get_parts(clipped, return_index=True)
+    has_area = shapely.area(parts) > 0  # a footprint that only touches the extent gives points, lines or nothing
+    exteriors = shapely.get_exterior_ring(parts[has_area])
+    points, ring = shapely.get_coordinates(exteriors, return_index=True)
+    offsets = np.searchsorted(ring, np.arange(len(exteriors) + 1))
+    return Rings(project(points, LONLAT, sheet.crs), offsets, owners[has_area]), area_share
 
 
-def sheet_shares(parts: Rings, footprints: int, sheet: Sheet, legend: Legend) -> tuple[Floats, frozenset[int]]:
-    """Area share of each class in footprints: (footprint, class), and the codes that the legend does not mention.
+def sheet_shares(rings: Rings, footprints: int, sheet: Sheet, legend: Legend) -> tuple[Floats, frozenset[int]]:
+    """Area share of each class in footprints: (footprint, class), and the codes that the legend does not list.
 
-    Raises LandCoverError naming the sheet where it cannot be read.
+    Raises LandCoverError that names the sheet if it cannot be read.
     """
-    if len(parts.owners) == 0:
+    if len(rings.owners) == 0:
         return np.zeros((footprints, len(legend.classes))), frozenset()
     a, _, left, _, e, top = sheet.transform
-    points = (parts.points - [left, top]) / [a, e]
+    points = (rings.points - [left, top]) / [a, e]
     c0, r0 = (int(low) for low in np.floor(points.min(axis=0)))
     c1, r1 = (int(high) + 1 for high in np.floor(points.max(axis=0)))
     if (c1 - c0) * (r1 - r0) > LARGEST_WINDOW and footprints > 1:
         half = footprints // 2
-        one, some = sheet_shares(parts.of(0, half), half, sheet, legend)
-        two, others = sheet_shares(parts.of(half, footprints), footprints - half, sheet, legend)
-        return np.concatenate([one, two]), some | others
-    col, row = (np.clip(np.array(at), 0, most) for at, most in (((c0, c1), sheet.width), ((r0, r1), sheet.height)))
+        shares1, unlisted1 = sheet_shares(rings.of(0, half), half, sheet, legend)
+        shares2, unlisted2 = sheet_shares(rings.of(half, footprints), footprints - half, sheet, legend)
+        return np.concatenate([shares1, shares2]), unlisted1 | unlisted2
+    col, row = (np.clip(np.array(ends), 0, size) for ends, size in (((c0, c1), sheet.width), ((r0, r1), sheet.height)))
     cells, codes = read_cells(sheet, Window(col[0], row[0], col[1] - col[0], row[1] - row[0]))
     weights = np.ones(r1 - r0)
-    if is_geographic(sheet.crs):  # cells of one row are equal; the area of a row goes with the cosine of its middle
-        middle = top + e * (np.arange(r0, r1) + 0.5)
-        weights = np.cos(np.deg2rad(np.clip(middle, -90.0, 90.0)))
+    if is_geographic(sheet.crs):  # the area of a cell is proportional to the cosine of the latitude of its centre
+        latitude = top + e * (np.arange(r0, r1) + 0.5)
+        weights = np.cos(np.deg2rad(np.clip(latitude, -90.0, 90.0)))
     areas = code_areas(
-        points - [c0, r0], parts.offsets, parts.owners, footprints, cells, col[0] - c0, row[0] - r0, c1 - c0, weights
+        points - [c0, r0], rings.offsets, rings.owners, footprints, cells, col[0] - c0, row[0] - r0, c1 - c0, weights
     )
     total = areas.sum(axis=1)
     shares = np.divide(areas, total[:, None], out=np.zeros_like(areas), where=total[:, None] > 0)
-    met = np.flatnonzero((shares[:, : len(codes)] > DOUBT).any(axis=0))
-    return shares[:, met] @ legend.shares(codes[met]), legend.unlisted(codes[met]) - {sheet.nodata}
+    present = np.flatnonzero((shares[:, : len(codes)] > DOUBT).any(axis=0))
+    return shares[:, present] @ legend.shares(codes[present]), legend.unlisted(codes[present]) - {sheet.nodata}

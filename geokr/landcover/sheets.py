@@ -1,7 +1,7 @@
-"""Land-cover products and their sheets, as found in directories or under places in a bucket.
+"""Sheets of land-cover products: their headers, outlines and cells.
 
-A product is described by a file in `knowledge/products/`, or one of the user's: how its sheets are named, how far
-each one counts, and what its codes mean.
+A product is described by a file in `knowledge/products/`, or by a user's file: the names of its sheets, the nominal
+extent of each one, and the classes of its codes.
 """
 
 import os
@@ -36,23 +36,23 @@ class Sheet:
     path: str
     """The file: a path or a URL."""
     source: str
-    """What GDAL opens: the file, or a layer in it."""
+    """The name that GDAL opens: the file, or a layer in it."""
     band: int
-    """From 1 on."""
+    """Starting at 1."""
     crs: str
     """WKT or authority code."""
     transform: tuple[float, float, float, float, float, float]
-    """Pixel corner (col, row) to CRS units, row-major; without rotation."""
+    """Geotransform from pixel corner (col, row) to CRS units, row-major; without rotation."""
     width: int
     height: int
     nodata: int | None
-    """The code that the file itself calls no data."""
+    """The nodata value that the file declares."""
     extent: Extent | None
-    """Where the sheet counts; None for all that its pixels cover. Neighbouring sheets may overlap beyond it, and
-    disagree there."""
+    """Nominal extent in which the sheet counts; None if all of its pixels count. Outside their extents, neighbouring
+    sheets may overlap and disagree."""
     outline: shapely.Polygon
-    """Where the sheet counts, as a polygon in longitude and latitude, for finding the sheets of a place. Without
-    an extent it is a little too large. It may go on past 180 degrees."""
+    """The area in which the sheet counts, longitude and latitude, for finding the sheets of a footprint. Without an
+    extent it is slightly too large. Longitudes may exceed 180 degrees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +60,18 @@ class LandCover:
     """The sheets of one product and year."""
 
     name: str
-    """`<product>_<year>`: the name of the label set that comes of it."""
+    """`<product>_<year>`: also the name of its label set."""
     year: int
     legend: Legend
     sheets: tuple[Sheet, ...]
 
 
 def read_sheets(path: str, rule: dict[str, Any], parts: dict[str, str]) -> list[tuple[int, Sheet]]:
-    """The sheets of a file with their years, one for each band that stands for a year.
+    """The sheets of a file with their years: one sheet per band if each band is a year.
 
-    Reads the raster's header, and its last block. Raises LandCoverError where the raster cannot be opened, is cut
-    short, has no CRS or one that is not of the Earth, is rotated, has other bands than its rule says, or denies its
-    name.
+    Reads the raster's header and its last block. Raises LandCoverError if the raster cannot be opened, is truncated,
+    has no CRS or a local one, is rotated, has cells that are not integers, has a different number of bands than its
+    rule says, or lies elsewhere than its name says.
     """
     source = rule.get("layer", "{path}").format(path=rasters.gdal_path(path))
     years = [int(year) for year in rule.get("years") or [rule.get("year") or parts["year"]]]
@@ -90,7 +90,7 @@ def read_sheets(path: str, rule: dict[str, Any], parts: dict[str, str]) -> list[
     if transform.b or transform.d or transform.e >= 0:
         raise LandCoverError(f"{path}: a sheet must be north-up, its transform is {tuple(transform)[:6]}")
     if np.dtype(kind).kind not in "iu" if count else True:
-        raise LandCoverError(f"{path}: its cells are of type {kind}, expected whole numbers")
+        raise LandCoverError(f"{path}: its cells are of type {kind}, expected integers")
     if "years" in rule and count != len(years):
         raise LandCoverError(f"{path}: it has {count} bands, expected {len(years)}, one for each year of {years}")
     if CRS(crs) == CRS(LONLAT):
@@ -99,10 +99,10 @@ def read_sheets(path: str, rule: dict[str, Any], parts: dict[str, str]) -> list[
     region = sheet_outline(path, crs, *shape)
     extent = nominal_extent(path, rule["extent"], parts, region)
     if extent is not None:
-        beyond = shapely.box(*extent)
-        region = shapely.intersection(region, beyond) if isinstance(rule["extent"], list) else beyond
+        extent_box = shapely.box(*extent)
+        region = shapely.intersection(region, extent_box) if isinstance(rule["extent"], list) else extent_box
     code = None if nodata is None or not np.isfinite(nodata) else int(nodata)
-    if code is not None and kind == "int8":  # signed bytes are read as unsigned ones
+    if code is not None and kind == "int8":  # `read_cells` returns signed bytes as unsigned ones
         code %= 256
     return [
         (year, Sheet(path, source, band, crs, *shape, code, extent, region)) for band, year in enumerate(years, start=1)
@@ -110,19 +110,19 @@ def read_sheets(path: str, rule: dict[str, Any], parts: dict[str, str]) -> list[
 
 
 def read_last_block(path: str, raster: Any) -> None:
-    """Raise LandCoverError where the last block of a raster cannot be read: a download that broke off lacks it."""
+    """Raise LandCoverError if the last block of a raster cannot be read, as after an interrupted download."""
     rows, cols = raster.block_shapes[-1]
     row, col = (raster.height - 1) // rows * rows, (raster.width - 1) // cols * cols
     try:
         raster.read(raster.count, window=Window(col, row, raster.width - col, raster.height - row))
     except RasterioIOError as error:
-        raise LandCoverError(f"{path}: its last cells cannot be read; is it cut short?") from error
+        raise LandCoverError(f"{path}: its last block cannot be read; the file may be truncated") from error
 
 
 def sheet_outline(path: str, crs: str, transform: Sequence[float], width: int, height: int) -> shapely.Polygon:
-    """Where a raster's cells lie, in longitude and latitude; a little too large, so that no place is lost.
+    """Outline of a raster's cells in longitude and latitude; slightly too large, so that it contains every cell.
 
-    Raises LandCoverError where they are no place on Earth.
+    Raises LandCoverError if the cells do not lie on Earth.
     """
     a, _, left, _, e, top = transform
     right, bottom = left + a * width, top + e * height
@@ -131,41 +131,41 @@ def sheet_outline(path: str, crs: str, transform: Sequence[float], width: int, h
     try:
         ring = project_rings(corners, crs, LONLAT, tolerance)
         if is_geographic(crs) or round_trips(ring[0], corners[0, 0], crs, abs(a)):
-            # The edges are straight between their points: without a margin, places at the border would be lost.
+            # The outline is straight between its points: without a margin, it would miss some locations at the edge.
             polygon = shapely.Polygon(ring[0])
             return polygon.buffer(tolerance * polygon.length)
     except (ProjError, ValueError):
         pass
-    # A corner beyond the edge of the world, as in sheets at the rim of the sinusoidal grid: what lies within counts.
+    # A corner lies off the globe, as in sheets at the rim of the sinusoidal grid: use the part on the globe.
     try:
         x, y = np.meshgrid(np.linspace(left, right, 65), np.linspace(top, bottom, 65))
         points = np.stack([x, y], axis=-1).reshape(-1, 2)
-        places = project(points, crs, LONLAT)
-        error = np.abs(project(places, LONLAT, crs) - points).max(axis=1)
-        places = places[np.isfinite(places).all(axis=1) & (error < abs(a))]
+        lonlat = project(points, crs, LONLAT)
+        error = np.abs(project(lonlat, LONLAT, crs) - points).max(axis=1)
+        lonlat = lonlat[np.isfinite(lonlat).all(axis=1) & (error < abs(a))]
     except ProjError as fault:
-        raise LandCoverError(f"{path}: its bounds in its CRS are no place on Earth: {fault}") from fault
-    if len(places) < 3:
-        raise LandCoverError(f"{path}: its bounds in its CRS are no place on Earth")
-    margin = np.ptp(places, axis=0) / 32 + 1e-3
-    return shapely.box(*(places.min(axis=0) - margin), *(places.max(axis=0) + margin))
+        raise LandCoverError(f"{path}: its bounds do not lie on Earth in its CRS: {fault}") from fault
+    if len(lonlat) < 3:
+        raise LandCoverError(f"{path}: its bounds do not lie on Earth in its CRS")
+    margin = np.ptp(lonlat, axis=0) / 32 + 1e-3
+    return shapely.box(*(lonlat.min(axis=0) - margin), *(lonlat.max(axis=0) + margin))
 
 
 def round_trips(ring: Floats, corner: Floats, crs: str, tolerance: float) -> bool:
-    """Whether the first place of a ring is where it came from: no other way round the world was taken."""
+    """Whether the first point of a ring projects back to its corner, and not to the opposite side of the globe."""
     return bool(np.abs(project(ring[:1], LONLAT, crs)[0] - corner).max() < tolerance)
 
 
 def read_cells(sheet: Sheet, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """A window of a sheet as (row, col) uint8, and the code that each of its values stands for, (k,) int64.
+    """Read a window of a sheet: (row, col) uint8 indices, and the code for each index, (k,) int64.
 
-    Raises LandCoverError where the sheet cannot be read, or holds more than 256 codes there.
+    Raises LandCoverError if the sheet cannot be read, or the window contains more than 256 codes.
     """
-    every = np.arange(CODES)
+    all_codes = np.arange(CODES)
     if window.width <= 0 or window.height <= 0:
-        return np.zeros((0, 0), np.uint8), every
+        return np.zeros((0, 0), np.uint8), all_codes
     try:
-        # A sheet that was replaced is opened anew, when the old one is closed: GDAL keeps what it has read till then.
+        # After a sheet was replaced, close the cached rasters and open it again: GDAL caches blocks of an open raster.
         version = inputs.stat(sheet.path).version
         if VERSIONS.setdefault(sheet.source, version) != version:
             open_sheet.cache_clear()
@@ -176,19 +176,19 @@ def read_cells(sheet: Sheet, window: Window) -> tuple[npt.NDArray[np.uint8], npt
             )
     except (RasterioIOError, OSError) as error:
         raise LandCoverError(f"{sheet.path}: cannot be read: {' '.join(str(error).split())}") from error
-    if cells.dtype.itemsize == 1:  # some products call their bytes signed
-        return cells.view(np.uint8), every
+    if cells.dtype.itemsize == 1:  # some products declare their bytes as signed
+        return cells.view(np.uint8), all_codes
     codes, positions = np.unique(cells, return_inverse=True)
     if len(codes) > CODES:
-        raise LandCoverError(f"{sheet.path}: it holds {len(codes)} different codes, expected {CODES} at most")
+        raise LandCoverError(f"{sheet.path}: a window contains {len(codes)} different codes, expected at most {CODES}")
     return positions.reshape(cells.shape).astype(np.uint8), codes.astype(np.int64)
 
 
 VERSIONS: dict[str, str] = {}
-"""Of the sheets that were opened."""
+"""Source -> version of each sheet that was opened."""
 
 
 @lru_cache(maxsize=32)
 def open_sheet(source: str, version: str, thread: int, process: int) -> Any:
-    """An open raster, of one thread of one process alone: GDAL's are not to be shared, by threads or by forks."""
+    """An open raster for one thread of one process: GDAL datasets must not be shared by threads or after a fork."""
     return rasterio.open(source)

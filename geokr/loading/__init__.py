@@ -1,1 +1,1 @@
-"""From shards to batches: which tiles, in which order, as tensors."""
+"""From shards to batches: selection of tiles, their order, and their pixels as tensors."""

@@ -1,4 +1,4 @@
-"""Tile shards to batches: what is read, in its order, as tensors."""
+"""Loading tiles from shards into batches of tensors, in a reproducible order."""
 
 import logging
 from collections import deque
@@ -34,30 +34,31 @@ RGB = ("red", "green", "blue")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tiles with their labels, on the host, in pinned memory where there is a GPU."""
+    """Tiles with their labels in host memory, which is pinned if there is a GPU."""
 
     image: torch.Tensor
-    """(n, band, y, x) uint8, bands as asked for."""
+    """(n, band, y, x) uint8, with the bands of the loader in its order."""
     fraction: torch.Tensor
     """(n, class) float32, rows sum to 1."""
     known: torch.Tensor
-    """(n,) float32: share of the tile's area that the label covers."""
+    """(n,) float32: share of the tile's area that its label covers."""
     weight: torch.Tensor
-    """(n,) float32: what the tile counts for in a loss; 1 where no weight was asked for."""
+    """(n,) float32: weight of the tile in the loss; 1 by default."""
     pair: torch.Tensor | None = None
-    """Like `image`, of the same places at other dates; None unless pairs were asked for."""
+    """Like `image`, for the same places at other dates; None unless the selection has `pairs`."""
 
 
 class TileLoader:
     """Batches of tiles.
 
-    Shuffled, an epoch has as many tiles as were selected, in an order that is a function of seed and epoch alone; the
-    last ones, that do not fill a batch on every rank, are dropped. Not shuffled, it is every tile once, in the order
-    of the index. `world` ranks read disjoint parts of an epoch.
+    With `shuffle`, an epoch has as many tiles as were selected, in an order that depends on the seed and the epoch
+    only. The last tiles are dropped if they do not fill a batch on every rank. Without `shuffle`, an epoch has each
+    tile once, in the order of the index. The `world` ranks read disjoint parts of an epoch.
 
-    Without `shuffle_buffer` the order is a random permutation: together the ranks see the same tiles at a step as one
-    rank with a batch `world` times as large, and within such a step tiles are sorted by place, since order does not
-    matter there. With it, tiles come shard after shard, each read once and whole: see `shuffle_by_shard`.
+    Without `shuffle_buffer` the order is a random permutation. At each step, the ranks together read the same tiles as
+    one rank with a batch `world` times as large. Within a step, tiles are sorted by scene, row and column, since their
+    order does not matter there. With `shuffle_buffer`, tiles are read shard by shard, each shard once and in one
+    piece: see `shuffle_by_shard`.
     """
 
     def __init__(
@@ -76,16 +77,18 @@ class TileLoader:
         prefetch: int = 4,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        """selection: which tiles; of pairs, another one of its place comes with each, drawn anew each epoch.
+        """selection: tiles to read; with `pairs`, each comes with a tile of the same place, drawn again every epoch.
 
-        batch: tiles in a batch of this rank.
-        balance: 0 reads each tile once an epoch; 1 draws tiles, some several times and some not at all, such that
-        the classes come with equal mass; numbers between are between.
-        shuffle_buffer: 0 for a full permutation; else about how many tiles are shuffled in memory, read shard by shard.
-        prefetch: batches read ahead.
-        on_error: raise where a tile cannot be read, or leave it out of its batch and count it in `skipped`.
+        batch: number of tiles in a batch of this rank.
+        balance: 0 reads each tile once per epoch. 1 draws tiles, some several times and some not at all, so that the
+        classes have equal mass. Values in between give a partial balance.
+        shuffle_buffer: 0 for a full permutation; otherwise about how many tiles, read shard by shard, are shuffled in
+        memory.
+        prefetch: number of batches to read ahead.
+        on_error: if a tile cannot be read, raise an error, or skip it: leave it out of its batch and count it in
+        `skipped`.
 
-        Raises ValueError where no tile is left, naming what was asked for.
+        Raises ValueError naming the selection if no tile is left.
         """
         self.dataset, split = str(dataset), selection.split
         self.bands, self.batch, self.shuffle, self.shuffle_buffer = tuple(bands), batch, shuffle, shuffle_buffer
@@ -95,15 +98,15 @@ class TileLoader:
         if not 0 <= balance <= 1:
             raise ValueError(f"balance must be in 0..1, got {balance:g}")
         if shuffle_buffer and (selection.pairs or not shuffle):
-            raise ValueError("a shuffle_buffer is for shuffled tiles without pairs: it reads shard after shard")
+            raise ValueError("a shuffle_buffer is for shuffled tiles without pairs, because it reads shard by shard")
         if balance and not shuffle:
-            raise ValueError("balanced tiles are drawn at random; they need shuffle")
+            raise ValueError("balanced tiles are drawn at random: set shuffle")
         self.classes, tiles = select_tiles(dataset, selection)
         self._reader = _open_reader(self.dataset, split, tiles, self.bands)
         self.scenes_left_out: tuple[str, ...] = tuple(self._reader.lacking)
-        """Scenes with tiles of this split that lack one of the bands."""
+        """Scenes with selected tiles that lack one of the bands."""
         self.chosen = self._reader.tiles
-        """All tiles read, in the order of the index."""
+        """The tiles that can be read, in the order of the index."""
         self._companions: Companions | None = None
         self._candidates = np.arange(len(self.chosen))
         if self.chosen.place is not None and self.chosen.date is not None:
@@ -113,24 +116,24 @@ class TileLoader:
                 raise ValueError(f"{dataset}: split {split} has no place of two dates with bands {', '.join(bands)}")
         self._chance = class_probabilities(self.fraction, balance) if balance else None
         self._shard = np.unique(self._reader.block[self._candidates], axis=0, return_inverse=True)[1].ravel()
-        self._told: set[str] = set()
+        self._warned_shards: set[str] = set()
         self.skipped = 0
-        """Tiles that could not be read so far, on this rank."""
+        """Number of tiles that could not be read so far, on this rank."""
         if shuffle and len(self) == 0:
             raise ValueError(f"{dataset}: split {split} has {self.tiles} tiles, too few for a batch of {batch * world}")
 
     @property
     def tiles(self) -> int:
-        """Tiles in an epoch, over all ranks."""
+        """Number of tiles in an epoch, over all ranks."""
         return len(self._candidates)
 
     @property
     def fraction(self) -> npt.NDArray[np.float32]:
-        """(tile, class): the labels of the tiles of an epoch, in the order of the index."""
+        """(tile, class): labels of the tiles of an epoch, in the order of the index."""
         return self.chosen.fraction[self._candidates]
 
     def __len__(self) -> int:
-        """Batches in an epoch on this rank. Not shuffled, ranks may differ by one."""
+        """Number of batches in an epoch on this rank. Without `shuffle`, ranks may differ by one."""
         span = self.batch * self.world
         return self.tiles // span if self.shuffle else len(range(self.rank * self.batch, self.tiles, span))
 
@@ -138,27 +141,27 @@ class TileLoader:
         return self.epoch(0)
 
     def order(self, number: int) -> Positions:
-        """Positions in `chosen` in the order of an epoch: over all ranks, with a buffer those of this rank."""
+        """Positions in `chosen`, in the order of an epoch: for all ranks, with `shuffle_buffer` for this rank only."""
         if not self.shuffle:
             return self._candidates
-        drawn = np.arange(self.tiles)
+        tiles = np.arange(self.tiles)
         if self._chance is not None:
-            drawn = draw_tiles(self._chance, make_generator(self.seed, number, DRAW))
+            tiles = draw_tiles(self._chance, make_generator(self.seed, number, DRAW))
         rng = make_generator(self.seed, number, ORDER)
         if self.shuffle_buffer:
-            own = shuffle_by_shard(self._shard[drawn], self.shuffle_buffer, rng, self.rank, len(self) * self.batch)
+            sequence = shuffle_by_shard(self._shard[tiles], self.shuffle_buffer, rng, self.rank, len(self) * self.batch)
         else:
-            own = rng.permutation(self.tiles)
-        return self._candidates[drawn[own]]
+            sequence = rng.permutation(self.tiles)
+        return self._candidates[tiles[sequence]]
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from batch `start` on; those before it are not read.
+        """Iterate over the batches of one epoch, starting at batch `start`; earlier batches are not read.
 
-        Raises ValueError naming shard and tile where pixels are missing or cannot be read.
+        Raises ValueError naming the shard and the tile if pixels are missing or cannot be read.
         """
         order = self.order(number)
         if self.shuffle_buffer:
-            return self._shards(order[start * self.batch :])
+            return self._read_by_shard(order[start * self.batch :])
         span = self.batch * self.world
         partner = (
             None
@@ -166,106 +169,107 @@ class TileLoader:
             else self._companions.draw_partners(make_generator(self.seed, number, PAIRS))
         )
         steps = (order[i * span : (i + 1) * span] for i in range(start, len(self)))
-        return self._scattered((self._part(step) for step in steps), partner)
+        return self._read_parts((self._rank_part(step) for step in steps), partner)
 
-    def _part(self, step: Positions) -> Positions:
-        """This rank's part of the tiles of one step."""
+    def _rank_part(self, step: Positions) -> Positions:
+        """Select this rank's part of the tiles of one step."""
         step = step[np.lexsort((self.chosen.col[step], self.chosen.row[step], self.chosen.scene[step]))]
         return step[self.rank * self.batch : (self.rank + 1) * self.batch]
 
     def statistics(self, tiles: int = 1024) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each band, over up to `tiles` tiles drawn by the seed; pixels in 0..1.
+        """Compute mean and standard deviation of each band, for pixels in 0..1, over up to `tiles` random tiles.
 
-        The same on every rank and for every size of batch.
+        The tiles depend on the seed only, so that the result is the same on all ranks and for all batch sizes.
         """
-        chosen = self._candidates[make_generator(self.seed, 0, ORDER).permutation(self.tiles)[:tiles]]
+        sample = self._candidates[make_generator(self.seed, 0, ORDER).permutation(self.tiles)[:tiles]]
         counts = np.zeros((len(self.bands), 256), dtype=np.int64)
-        for batch in self._scattered(chosen[i : i + 64] for i in range(0, len(chosen), 64)):
+        for batch in self._read_parts(sample[i : i + 64] for i in range(0, len(sample), 64)):
             for band in range(len(self.bands)):
                 counts[band] += np.bincount(batch.image[:, band].numpy().ravel(), minlength=256)
         level = np.arange(256) / 255
         weight = counts / counts.sum(axis=1, keepdims=True)
         mean = weight @ level
-        # A band without contrast would be divided by 0; half a grey level is the noise of 8 bits.
+        # Avoids division by 0 for a band without contrast. Half a grey level is the noise of 8-bit pixels.
         std = np.maximum(np.sqrt(np.maximum(weight @ level**2 - mean**2, 0)), 0.5 / 255)
         return mean.tolist(), std.tolist()
 
-    def _scattered(self, parts: Iterable[Positions], partner: Positions | None = None) -> Iterator[Batch]:
-        """A batch for each array of positions, several of them under way at once."""
-        under_way: deque[tuple[list[torch.Tensor], list[PendingRead]]] = deque()
+    def _read_parts(self, parts: Iterable[Positions], partner: Positions | None = None) -> Iterator[Batch]:
+        """Read a batch for each array of positions, with several reads in flight."""
+        in_flight: deque[tuple[list[torch.Tensor], list[PendingRead]]] = deque()
         for part in parts:
-            wanted = [part] if partner is None else [part, partner[part]]
-            images = [self._empty(len(part)) for _ in wanted]
-            reads = [self._reader.request(*its) for its in zip(wanted, (i.numpy() for i in images), strict=True)]
-            under_way.append((images, reads))
-            if len(under_way) > self.prefetch:
-                yield self._finish(*under_way.popleft())
-        while under_way:
-            yield self._finish(*under_way.popleft())
+            requests = [part] if partner is None else [part, partner[part]]
+            images = [self._allocate(len(part)) for _ in requests]
+            targets = (image.numpy() for image in images)
+            reads = [self._reader.request(*request) for request in zip(requests, targets, strict=True)]
+            in_flight.append((images, reads))
+            if len(in_flight) > self.prefetch:
+                yield self._finish(*in_flight.popleft())
+        while in_flight:
+            yield self._finish(*in_flight.popleft())
 
     def _finish(self, images: list[torch.Tensor], reads: list[PendingRead]) -> Batch:
-        wrong = {row: why for read in reads for row, why in self._reader.finish(read).items()}
-        return self._batch(reads[0].positions, images, wrong)
+        errors = {row: message for read in reads for row, message in self._reader.finish(read).items()}
+        return self._make_batch(reads[0].positions, images, errors)
 
-    def _shards(self, order: Positions) -> Iterator[Batch]:
-        """Batches of consecutive positions; each shard is read at its first tile and kept until its last one."""
+    def _read_by_shard(self, order: Positions) -> Iterator[Batch]:
+        """Read batches of consecutive positions. Each shard is read at its first tile and kept until its last tile."""
         steps = len(order) // self.batch
         shard = np.unique(self._reader.block[order], axis=0, return_inverse=True)[1].ravel()
         by_shard = np.argsort(shard, kind="stable")
         runs = np.split(by_shard, np.flatnonzero(np.diff(shard[by_shard])) + 1)
         slot = np.empty(len(order), dtype=np.int64)
         tiles_of: list[Positions] = []
-        for run in runs:  # a tile that was drawn several times is read once
+        for run in runs:  # a tile that occurs several times is read once
             unique, slot[run] = np.unique(order[run], return_inverse=True)
             tiles_of.append(unique)
-        begins: dict[int, list[int]] = {}
+        runs_at_step: dict[int, list[int]] = {}
         for number, run in enumerate(runs):
-            begins.setdefault(int(run[0]) // self.batch, []).append(number)
-        last = [int(run[-1]) // self.batch for run in runs]
-        held: dict[int, PendingRead] = {}
-        broken: dict[int, dict[int, str]] = {}
+            runs_at_step.setdefault(int(run[0]) // self.batch, []).append(number)
+        last_step = [int(run[-1]) // self.batch for run in runs]
+        reads: dict[int, PendingRead] = {}
+        errors_of: dict[int, dict[int, str]] = {}
         for ahead in range(steps + self.prefetch):
-            for number in begins.get(ahead, ()):
+            for number in runs_at_step.get(ahead, ()):
                 target = np.empty((len(tiles_of[number]), *self._reader.tile), dtype=np.uint8)
-                held[number] = self._reader.request(tiles_of[number], target)
+                reads[number] = self._reader.request(tiles_of[number], target)
             step = ahead - self.prefetch
             if step < 0:
                 continue
-            mine = slice(step * self.batch, (step + 1) * self.batch)
-            image, wrong = self._empty(self.batch), {}
+            window = slice(step * self.batch, (step + 1) * self.batch)
+            image, errors = self._allocate(self.batch), {}
             target = image.numpy()
-            for row, (number, its) in enumerate(zip(shard[mine].tolist(), slot[mine].tolist(), strict=True)):
-                if number not in broken:
-                    broken[number] = self._reader.finish(held[number])
-                if its in broken[number]:
-                    wrong[row] = broken[number][its]
+            for row, (number, index) in enumerate(zip(shard[window].tolist(), slot[window].tolist(), strict=True)):
+                if number not in errors_of:
+                    errors_of[number] = self._reader.finish(reads[number])
+                if index in errors_of[number]:
+                    errors[row] = errors_of[number][index]
                 else:
-                    target[row] = held[number].target[its]
-            for number in set(shard[mine].tolist()):
-                if last[number] == step:
-                    del held[number], broken[number]
-            yield self._batch(order[mine], [image], wrong)
+                    target[row] = reads[number].target[index]
+            for number in set(shard[window].tolist()):
+                if last_step[number] == step:
+                    del reads[number], errors_of[number]
+            yield self._make_batch(order[window], [image], errors)
 
-    def _batch(self, positions: Positions, images: list[torch.Tensor], wrong: dict[int, str]) -> Batch:
-        """A batch of tiles whose pixels are there, less those that are wrong: row -> why."""
-        if wrong and self.on_error == "raise":
-            raise ValueError(next(iter(wrong.values())))
-        if wrong:
-            for shard in {self._reader.shard(positions[row]) for row in wrong} - self._told:
+    def _make_batch(self, positions: Positions, images: list[torch.Tensor], errors: dict[int, str]) -> Batch:
+        """Make a batch of tiles that have been read. errors: row -> message, for tiles that could not be read."""
+        if errors and self.on_error == "raise":
+            raise ValueError(next(iter(errors.values())))
+        if errors:
+            for shard in {self._reader.shard(positions[row]) for row in errors} - self._warned_shards:
                 log.warning("%s: tiles cannot be read, left out", shard)
-                self._told.add(shard)
-            if len(wrong) == len(positions):
-                raise ValueError(f"no tile of a batch can be read: {next(iter(wrong.values()))}")
-            self.skipped += len(wrong)
-            right = np.setdiff1d(np.arange(len(positions)), list(wrong))
-            positions, images = positions[right], [_pin(image[right]) for image in images]
+                self._warned_shards.add(shard)
+            if len(errors) == len(positions):
+                raise ValueError(f"no tile of a batch can be read: {next(iter(errors.values()))}")
+            self.skipped += len(errors)
+            readable = np.setdiff1d(np.arange(len(positions)), list(errors))
+            positions, images = positions[readable], [_pin(image[readable]) for image in images]
         tiles = self.chosen
         fraction, known, weight = (
             _pin(torch.from_numpy(values[positions])) for values in (tiles.fraction, tiles.known, tiles.weight)
         )
         return Batch(images[0], fraction, known, weight, images[1] if len(images) > 1 else None)
 
-    def _empty(self, tiles: int) -> torch.Tensor:
+    def _allocate(self, tiles: int) -> torch.Tensor:
         shape = (tiles, *self._reader.tile)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
@@ -275,28 +279,28 @@ def _pin(values: torch.Tensor) -> torch.Tensor:
 
 
 def _open_reader(dataset: str, split: str, tiles: Tiles, bands: Sequence[str]) -> TileReader:
-    pixels = TileReader(f"{dataset}/{TILES}", tiles, bands)
-    if pixels.lacking:
+    reader = TileReader(f"{dataset}/{TILES}", tiles, bands)
+    if reader.lacking:
         log.warning(
             "%s: %d scenes of split %s lack a band of %s, left out",
             dataset,
-            len(pixels.lacking),
+            len(reader.lacking),
             split,
             ", ".join(bands),
         )
-    return pixels
+    return reader
 
 
 class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Tiles by number, for a `DataLoader` of PyTorch or Lightning, with its own sampler.
+    """Tiles by number, for a `DataLoader` of PyTorch or Lightning and its samplers.
 
-    A sample is {"image": (band, y, x) uint8, "fraction": (class,) float32, "known", "weight": float32}. Batches are
-    read at once, in tensorstore's threads: `num_workers=0` is as it should be. Worker processes must not be forked
-    (`multiprocessing_context="spawn"`).
+    A sample is {"image": (band, y, x) uint8, "fraction": (class,) float32, "known", "weight": float32}. All tiles of a
+    batch are read together in tensorstore's threads, so `num_workers=0` is the right setting. Worker processes must
+    not be forked: use `multiprocessing_context="spawn"`.
     """
 
     def __init__(self, dataset: str | Path, selection: Selection, *, bands: Sequence[str] = RGB) -> None:
-        """selection: without pairs."""
+        """selection: tiles to read, without `pairs`."""
         self.bands = tuple(bands)
         self.classes, tiles = select_tiles(dataset, selection)
         self._reader: TileReader | None = _open_reader(str(dataset), selection.split, tiles, self.bands)
@@ -304,7 +308,7 @@ class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         self._root = self._reader.root
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None}  # a worker process opens the shards for itself
+        return {**self.__dict__, "_reader": None}  # each worker process opens the shards itself
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -313,12 +317,12 @@ class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
-        """Samples by number. Raises ValueError naming shard and tile where one cannot be read."""
+        """Read samples by number. Raises ValueError naming the shard and the tile if one cannot be read."""
         self._reader = self._reader or TileReader(self._root, self.chosen, self.bands)
         positions = np.asarray(indices, dtype=np.int64)
         image = torch.empty((len(positions), *self._reader.tile), dtype=torch.uint8)
-        if wrong := self._reader.finish(self._reader.request(positions, image.numpy())):
-            raise ValueError(next(iter(wrong.values())))
+        if errors := self._reader.finish(self._reader.request(positions, image.numpy())):
+            raise ValueError(next(iter(errors.values())))
         arrays = {
             name: torch.from_numpy(getattr(self.chosen, name)[positions]) for name in ("fraction", "known", "weight")
         }

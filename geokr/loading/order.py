@@ -1,4 +1,4 @@
-"""Which tile comes when: pure functions of a seed and the epoch's number, on positions in the list of chosen tiles."""
+"""The order of tiles: pure functions of the seed and the epoch number, on positions in the list of selected tiles."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 Positions = npt.NDArray[np.int64]
 
 ORDER, DRAW, PAIRS = range(3)
-"""Streams of random numbers: no draw depends on whether another one was made."""
+"""Independent streams of random numbers: whether one is used does not change the others."""
 
 
 def make_generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
@@ -16,87 +16,89 @@ def make_generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
 
 
 def class_probabilities(fraction: npt.NDArray[np.float32], balance: float) -> npt.NDArray[np.float64]:
-    """The chance of each tile to be drawn, such that the classes' expected mass is balanced: (tile,), sums to 1.
+    """Compute the probability of drawing each tile that balances the expected mass of the classes: (tile,), sums to 1.
 
-    fraction: (tile, class). balance: 0 leaves the classes' mass as it is, 1 asks for the same of each class.
-    A tile is drawn for a class, in proportion to its share of it, and how often for which class is found such that
-    the mass expected in the end is as near to the wanted one as that allows, by KL divergence: the proportions of a
-    mixture, by expectation maximisation (Dempster et al. 1977). Tiles of one class reach it; where a class comes
-    only with much of another one, that one remains the larger.
+    fraction: (tile, class). balance: 0 leaves the class masses as they are, 1 aims at the same mass for each class.
+    A tile is drawn for a class with a probability proportional to its share of that class. How often to draw for each
+    class is chosen so that the expected class masses come as close as possible to the target masses, by KL
+    divergence. These are the proportions of a mixture, found by expectation maximisation (Dempster et al. 1977).
+    Tiles of a single class reach the target; if a class occurs only together with much of another class, the other
+    class keeps the larger mass.
     """
     fraction = fraction[:, fraction.any(axis=0)].astype(np.float64)
     mass = fraction.sum(axis=0)
-    wanted = mass ** (1 - balance)
-    wanted /= wanted.sum()
-    label = fraction.T @ fraction / mass[:, None]  # (class, class): mean label of the tiles drawn for a class
-    drawn = wanted.copy()
+    target_mass = mass ** (1 - balance)
+    target_mass /= target_mass.sum()
+    mean_label = fraction.T @ fraction / mass[:, None]  # (class, class): mean label of the tiles drawn for a class
+    proportions = target_mass.copy()
     for _ in range(2000):
-        drawn *= label @ (wanted / (drawn @ label))
-    chance = fraction @ (drawn / mass)
+        proportions *= mean_label @ (target_mass / (proportions @ mean_label))
+    chance = fraction @ (proportions / mass)
     return np.asarray(chance / chance.sum())
 
 
 def draw_tiles(chance: npt.NDArray[np.float64], rng: np.random.Generator) -> Positions:
-    """As many positions as there are tiles, each one n or n + 1 times where n <= chance * tiles < n + 1."""
+    """Draw as many positions as there are tiles, each one n or n + 1 times if n <= chance * tiles < n + 1."""
     tiles = len(chance)
-    around = rng.permutation(tiles)
-    edges = np.cumsum(chance[around]) * tiles
+    permutation = rng.permutation(tiles)
+    edges = np.cumsum(chance[permutation]) * tiles
     edges[-1] = tiles
-    times = np.diff(np.floor(edges + rng.random()), prepend=0.0)
-    return np.repeat(around, times.astype(np.int64))
+    counts = np.diff(np.floor(edges + rng.random()), prepend=0.0)
+    return np.repeat(permutation, counts.astype(np.int64))
 
 
 def shuffle_by_shard(
     shard: npt.NDArray[np.int64], buffer: int, rng: np.random.Generator, rank: int, length: int
 ) -> npt.NDArray[np.int64]:
-    """A rank's part of the tiles, shard after shard, shuffled over about `buffer` tiles: (length,) int64.
+    """Order a rank's part of the tiles shard by shard, shuffled over about `buffer` tiles: (length,) int64.
 
-    shard: (tile,) number of the shard that holds it. The shards come in a random order, the ranks share that
-    sequence out in runs of `length` tiles, so that a shard belongs to one rank, or at a run's end to two. A tile
-    comes at most `buffer` places, and the rest of its shard, after its shard's first place.
+    shard: (tile,) number of the shard that contains the tile. The shards are put in a random order, and this sequence
+    of tiles is split into one run of `length` tiles per rank. A shard therefore belongs to one rank, or to two at the
+    boundary of a run. A tile comes at most `buffer` positions, plus the size of its shard, after the first position
+    of its shard.
     """
-    turn = rng.permutation(int(shard.max(initial=-1)) + 1)[shard]
-    sequence = np.lexsort((rng.random(len(shard)), turn))
+    shard_position = rng.permutation(int(shard.max(initial=-1)) + 1)[shard]
+    sequence = np.lexsort((rng.random(len(shard)), shard_position))
     delay = rng.random(len(shard)) * buffer
-    mine = slice(rank * length, (rank + 1) * length)
-    turns = turn[sequence[mine]]
-    return sequence[mine][np.argsort(np.searchsorted(turns, turns) + delay[mine], kind="stable")]
+    run = slice(rank * length, (rank + 1) * length)
+    run_positions = shard_position[sequence[run]]
+    return sequence[run][np.argsort(np.searchsorted(run_positions, run_positions) + delay[run], kind="stable")]
 
 
 @dataclass(frozen=True, slots=True)
 class Companions:
-    """For each tile, the others of its place at other dates: a run of `sequence` without the tiles of its own date."""
+    """For each tile, the tiles of the same place at other dates: a range of `sequence` without the tile's own date."""
 
     sequence: Positions
-    """Tiles by place, then date."""
+    """Tiles sorted by place, then by date."""
     first: Positions
-    """Where a tile's place begins in `sequence`."""
+    """Index in `sequence` at which the tile's place begins."""
     own: Positions
-    """Where its own date begins there."""
+    """Index in `sequence` at which the tile's own date begins."""
     dated: Positions
-    """How many tiles of the place have its own date, itself among them."""
+    """Number of tiles of the place with the tile's own date, including itself."""
     others: Positions
-    """How many have another."""
+    """Number of tiles of the place with another date."""
 
     def draw_partners(self, rng: np.random.Generator) -> Positions:
-        """For each tile, one of the others; itself where there is none."""
-        chosen = self.first + (rng.random(len(self.first)) * self.others).astype(np.int64)
-        chosen += np.where(chosen >= self.own, self.dated, 0)
-        alone = np.arange(len(self.first))
-        return np.where(self.others > 0, self.sequence[np.where(self.others > 0, chosen, 0)], alone)
+        """Draw one companion for each tile; the tile itself if it has none."""
+        index = self.first + (rng.random(len(self.first)) * self.others).astype(np.int64)
+        index += np.where(index >= self.own, self.dated, 0)
+        tiles = np.arange(len(self.first))
+        return np.where(self.others > 0, self.sequence[np.where(self.others > 0, index, 0)], tiles)
 
 
 def find_companions(place: npt.NDArray[np.int64], date: npt.NDArray[np.int64]) -> Companions:
-    """place, date: (tile,) whole numbers that are equal where place or date are the same."""
+    """Find the companions of each tile. place, date: (tile,) integers, equal for tiles of the same place or date."""
     sequence = np.lexsort((date, place))
     places, dates = place[sequence], date[sequence]
     new_place = np.diff(places, prepend=places[:1] - 1) != 0
     new_date = new_place | (np.diff(dates, prepend=dates[:1] - 1) != 0)
     columns = []
-    for new in (new_place, new_date):
-        begins = np.flatnonzero(new)
-        run = np.cumsum(new) - 1
-        columns += [begins[run], np.diff(begins, append=len(place))[run]]
+    for starts_run in (new_place, new_date):
+        starts = np.flatnonzero(starts_run)
+        run = np.cumsum(starts_run) - 1
+        columns += [starts[run], np.diff(starts, append=len(place))[run]]
     first, tiles, own, dated = (np.empty_like(column) for column in columns)
     for target, column in zip((first, tiles, own, dated), columns, strict=True):
         target[sequence] = column

@@ -1,1 +1,1 @@
-"""One training run: settings, views, objective, steps, checkpoints, log."""
+"""A training run: settings, views, objectives, steps, checkpoints and log."""

@@ -1,7 +1,7 @@
-"""Views of tiles: cropped, turned and recoloured on the device, each tile in its own way.
+"""Random views of tiles: cropped, rotated and with changed colours, on the device, independently for each tile.
 
-Randomness has no state: what is drawn depends on the seed that is passed and on a tile's place in the
-batch. It is drawn on the CPU, so a GPU sees the same views.
+There is no random state: the random numbers depend on the seed argument and on the tile's position in the batch only.
+They are drawn on the CPU, so that a GPU computes the same views.
 """
 
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ from geokr.pretraining.config import TrainConfig
 
 RGB = ("red", "green", "blue")
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey: ITU-R BT.601."""
+"""Weights of red, green and blue in a grey value: ITU-R BT.601."""
 
 
 def derive_seed(*parts: int) -> int:
-    """One seed out of several numbers, such that near ones give unlike streams."""
+    """Derive one seed from several numbers, so that similar numbers give unrelated random streams."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
 def augment(
     image: torch.Tensor, bands: Sequence[str], config: TrainConfig, seed: int, part: tuple[int, int] = (0, 1)
 ) -> torch.Tensor:
-    """A random view of each tile: (n, band, size, size) float32 in 0..1, on the device of `image`.
+    """Compute a random view of each tile: (n, band, size, size) float32 in 0..1, on the device of `image`.
 
-    image: (n, band, y, x) uint8. part: which of how many equal parts of the step's tiles these are; draws are
-    made for all of them, so that a tile's view does not depend on how many share the work.
+    image: (n, band, y, x) uint8. part: index of this part, and number of equal parts of the step's tiles. Random
+    numbers are drawn for all parts, so that the view of a tile does not depend on the number of parts.
     """
     index, count = part
     generator = torch.Generator().manual_seed(seed)
@@ -42,13 +42,13 @@ def augment(
 
 
 def view_affines(draws: torch.Tensor, config: TrainConfig) -> torch.Tensor:
-    """Where each view lies in its tile: (n, 2, 3) affine maps from view to tile, (x, y, 1) in -1..1.
+    """Compute the geometry of each view: (n, 2, 3) affine maps from view to tile, on (x, y, 1) in -1..1.
 
-    draws: (n, 9) uniform in 0..1. A view has `crop` to 1 of the tile's area and sides whose ratio is within
-    1/`aspect_ratio` .. `aspect_ratio`, none longer than the tile's. It is mirrored in x and in y with probability 1/2
-    each, turned by 0, 90, 180 or 270 degrees (equally likely) with probability `quarter_turn_probability`, and by up
-    to `rotate` degrees more. It lies inside the tile unless the rotation makes it wider than that; its corners then
-    show the tile mirrored at its edge.
+    draws: (n, 9) uniform in 0..1. A view covers `crop` to 1 of the tile's area. The ratio of its sides is within
+    1/`aspect_ratio` .. `aspect_ratio`, and no side is longer than the tile's. The view is mirrored in x and in y with
+    probability 1/2 each, rotated by 0, 90, 180 or 270 degrees (equally likely) with probability
+    `quarter_turn_probability`, and rotated by up to `rotate` degrees more in either direction. It lies inside the tile
+    unless the rotation makes it too wide; its corners then show the tile mirrored at its edge.
     """
     mirror = 1.0 - 2.0 * (draws[:, :2] < 0.5)  # (n, 2)
     quarters = torch.where(
@@ -59,19 +59,19 @@ def view_affines(draws: torch.Tensor, config: TrainConfig) -> torch.Tensor:
     if config.rotate:
         angle = torch.deg2rad(config.rotate * (2.0 * draws[:, 7] - 1.0))
         cos, sin = cos * angle.cos() - sin * angle.sin(), sin * angle.cos() + cos * angle.sin()
-    side = (config.crop + (1.0 - config.crop) * draws[:, 4]).sqrt()  # (n,), as a share of the tile's
-    ratio = config.aspect_ratio ** (draws[:, 8] - 0.5)  # root of the ratio of the sides
+    side = (config.crop + (1.0 - config.crop) * draws[:, 4]).sqrt()  # (n,), relative to the side of the tile
+    ratio = config.aspect_ratio ** (draws[:, 8] - 0.5)  # square root of the ratio of the sides
     sides = torch.stack([side * ratio, side / ratio], dim=1).clamp(max=1.0)  # (n, 2)
     linear = torch.stack([cos, -sin, sin, cos], dim=1).reshape(-1, 2, 2) * (mirror * sides)[:, None, :]
-    room = (1.0 - linear.abs().sum(dim=2)).clamp(min=0.0)  # (n, 2), on either side
-    centre = (2.0 * draws[:, 5:7] - 1.0) * room
+    margin = (1.0 - linear.abs().sum(dim=2)).clamp(min=0.0)  # (n, 2), on each side
+    centre = (2.0 * draws[:, 5:7] - 1.0) * margin
     return torch.cat([linear, centre[:, :, None]], dim=2)
 
 
 def _warp(pixels: torch.Tensor, theta: torch.Tensor, size: int) -> torch.Tensor:
-    shrink = pixels.shape[-1] // size
-    if shrink >= 2:  # the sampling below looks at four pixels, so a strong reduction would alias
-        pixels = F.avg_pool2d(pixels, shrink)
+    factor = pixels.shape[-1] // size
+    if factor >= 2:  # the sampling below reads four pixels only, so a strong reduction would cause aliasing
+        pixels = F.avg_pool2d(pixels, factor)
     grid = F.affine_grid(theta, [*pixels.shape[:2], size, size], align_corners=False)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
@@ -79,21 +79,21 @@ def _warp(pixels: torch.Tensor, theta: torch.Tensor, size: int) -> torch.Tensor:
 def jitter_colour(
     pixels: torch.Tensor, bands: Sequence[str], config: TrainConfig, draws: torch.Tensor, order: Sequence[int]
 ) -> torch.Tensor:
-    """Jitter of brightness, contrast, saturation and hue, as in torchvision's ColorJitter, one amount a tile.
+    """Change brightness, contrast, saturation and hue as torchvision's ColorJitter does, by one amount per tile.
 
-    pixels: (n, band, y, x) float in 0..1. draws: (n, 4) uniform in 0..1. order: of the four changes. Light is
-    brighter or dimmer in all bands alike, which keeps their ratios, such as a vegetation index. Contrast is that
-    about the mean grey for red, green and blue, and about its own mean for any other band: near infrared is several
-    times as bright as red over plants. Saturation and hue are of red, green and blue alone; where one of those is
-    missing, there is no colour, and each band has its own contrast.
+    pixels: (n, band, y, x) float in 0..1. draws: (n, 4) uniform in 0..1. order: order of the four changes. Brightness
+    changes all bands by the same factor, which keeps their ratios and thus a vegetation index. Contrast changes red,
+    green and blue about their mean grey value, and any other band about its own mean, because over vegetation the near
+    infrared is several times as bright as red. Saturation and hue apply to red, green and blue only. If one of these
+    bands is missing, saturation and hue are left out, and contrast changes each band about its own mean.
     """
     rgb: Any = [bands.index(band) for band in RGB] if set(RGB) <= set(bands) else None
     if rgb == list(range(len(bands))):
-        rgb = slice(None)  # indexing with it makes no copy
-    spread = (config.brightness, config.contrast, config.saturation, config.hue)
-    amount = [((2.0 * draws[:, i] - 1.0) * spread[i])[:, None, None, None] for i in range(4)]  # 4 of (n, 1, 1, 1)
+        rgb = slice(None)  # indexing with a slice makes no copy
+    strength = (config.brightness, config.contrast, config.saturation, config.hue)
+    amount = [((2.0 * draws[:, i] - 1.0) * strength[i])[:, None, None, None] for i in range(4)]  # 4 of (n, 1, 1, 1)
     for change in order:
-        if spread[change] == 0:
+        if strength[change] == 0:
             continue
         match change:
             case 0:
@@ -113,7 +113,7 @@ def jitter_colour(
 
 
 def _luma(colour: torch.Tensor) -> torch.Tensor:
-    """Luma of (n, 3, y, x) colours: (n, 1, y, x)."""
+    """Compute the luma of (n, 3, y, x) colours: (n, 1, y, x)."""
     red, green, blue = colour.unbind(dim=1)
     return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
 
@@ -121,24 +121,26 @@ def _luma(colour: torch.Tensor) -> torch.Tensor:
 def _replace_colour(pixels: torch.Tensor, rgb: Any, colour: torch.Tensor) -> torch.Tensor:
     if isinstance(rgb, slice):
         return colour
-    changed = pixels.clone()
-    changed[:, rgb] = colour
-    return changed
+    result = pixels.clone()
+    result[:, rgb] = colour
+    return result
 
 
 def _shift_hue(colour: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
-    """Colours with their hue turned by a share of the circle. colour: (n, 3, y, x); amount: (n, 1, 1, 1).
+    """Shift the hue of colours by a share of the full circle. colour: (n, 3, y, x); amount: (n, 1, 1, 1).
 
-    By way of HSV, without branches: channel k is v - c * max(0, min(h', 4 - h', 1)), h' = (k + h / 60) mod 6.
+    Goes through HSV without branches: channel k is v - c * max(0, min(h', 4 - h', 1)), h' = (k + h / 60) mod 6.
     """
     red, green, blue = colour.unbind(dim=1)
-    value, which = colour.max(dim=1)
+    value, largest = colour.max(dim=1)
     chroma = value - colour.amin(dim=1)
-    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    divisor = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
     sextant = torch.where(
-        which == 0, (green - blue) / safe, torch.where(which == 1, (blue - red) / safe + 2, (red - green) / safe + 4)
+        largest == 0,
+        (green - blue) / divisor,
+        torch.where(largest == 1, (blue - red) / divisor + 2, (red - green) / divisor + 4),
     )
     hue = sextant[:, None] + 6.0 * amount
     offset = colour.new_tensor([5.0, 3.0, 1.0])[:, None, None]
-    place = (offset + hue) % 6.0
-    return value[:, None] - chroma[:, None] * torch.minimum(place, 4.0 - place).clamp(0.0, 1.0)
+    position = (offset + hue) % 6.0
+    return value[:, None] - chroma[:, None] * torch.minimum(position, 4.0 - position).clamp(0.0, 1.0)

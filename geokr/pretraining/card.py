@@ -1,4 +1,4 @@
-"""What goes with an encoder to those who use it: a model card, and a STAC item with the MLM extension. Text alone."""
+"""Descriptions published with an encoder: a model card, and a STAC item with the MLM extension."""
 
 import json
 import math
@@ -12,25 +12,25 @@ from geokr.pretraining.objectives import choose
 from geokr.storage.files import in_bucket
 
 MLM = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
-"""Version of the STAC extension for machine learning models that `stac_item` follows."""
+"""Schema of the STAC extension for machine learning models that `stac_item` follows."""
 
 NUMBERS = {
     "val_kl": r"KL(A \|\| p), nats",
-    "val_kl_mean_baseline": "the same for the mean label of the training tiles",
-    "val_top1": "largest class right",
+    "val_kl_mean_baseline": "the same, if the mean label of the training tiles is predicted",
+    "val_top1": "share of tiles with the right largest class",
     "val_mae": "absolute error of a share, mean over classes",
-    "val_knn_top1": "largest class right by the most alike training tiles",
+    "val_knn_top1": "the same, predicted by the most similar training tiles",
 }
-"""Numbers of metrics.json that a card shows -> what they are, over the held-out tiles."""
+"""Keys of metrics.json that a card shows -> their meaning, over the held-out tiles."""
 
 
 def published_name(dataset: str) -> str:
-    """What is published of where a data set lies: an address, but of a directory the name alone."""
+    """The name of a data set to publish: its address in a bucket, or the name of its local directory."""
     return dataset if in_bucket(dataset) else Path(dataset).absolute().name
 
 
 def model_card(checkpoint: Checkpoint, features: int, metrics: Mapping[str, Any]) -> str:
-    """The model card, Markdown with a YAML header, as model hubs read them. metrics: as in metrics.json, or empty."""
+    """The model card: Markdown with a YAML header for model hubs. metrics: as in metrics.json, or empty."""
     config, facts = checkpoint.config, checkpoint.facts
     bands = ", ".join(config["bands"])
     rows = [
@@ -41,7 +41,7 @@ def model_card(checkpoint: Checkpoint, features: int, metrics: Mapping[str, Any]
         f"| {name} | {100 * share:.1f} % |" + (f" {metrics['val_mae_of'][name]:.4f} |" if metrics else " |")
         for name, share in zip(facts["classes"], facts["mean_label"], strict=True)
     ]
-    numbers = [f"| {what} | {metrics[name]:.4f} |" for name, what in NUMBERS.items() if name in metrics]
+    numbers = [f"| {meaning} | {metrics[name]:.4f} |" for name, meaning in NUMBERS.items() if name in metrics]
     objective = config["objective"]
     loss = choose(objective).formula.format(**config)
     return f"""---
@@ -51,8 +51,8 @@ tags: [remote-sensing, land-cover, image-feature-extraction]
 
 # {config["model"]}, pre-trained on land-cover shares
 
-An encoder of satellite images: {bands} in, {features} features out. Pre-trained by GeoKR to predict which share of an
-image's ground is of which land-cover class, from the land-cover map of the place.
+An encoder of satellite images: {bands} in, {features} features out. Pre-trained by GeoKR to predict which share of
+the ground in an image belongs to each land-cover class. The labels come from a land-cover map of the same place.
 
 ```python
 import timm
@@ -62,7 +62,7 @@ encoder = timm.create_model("{config["model"]}", num_classes=0, in_chans={len(co
 encoder.load_state_dict(load_file("encoder.safetensors"))
 ```
 
-The input is (pixels / 255 - mean) / std, {config["image_size"]} px wide in training:
+The input is (pixels / 255 - mean) / std, with images of {config["image_size"]} px in training:
 
 | band | mean | std |
 |---|---|---|
@@ -70,21 +70,21 @@ The input is (pixels / 255 - mean) / std, {config["image_size"]} px wide in trai
 
 ## Data
 
-{facts["training_tiles"]} training tiles and {facts["held_out_tiles"]} held out by place, of the data set
-`{published_name(checkpoint.dataset)}`, labelled by `{facts["labels"]}`.{describe_extent(facts)}
+{facts["training_tiles"]} training tiles and {facts["held_out_tiles"]} held out by place, from the data set
+`{published_name(checkpoint.dataset)}`, labelled with `{facts["labels"]}`.{describe_extent(facts)}
 
-| class | mean share in training | error of held-out shares |
+| class | mean share in training | absolute error of held-out shares |
 |---|---|---|
 {chr(10).join(shares)}
 
 ## Training
 
-Objective `{objective}`: {loss}. {checkpoint.step} steps of {config["batch"]} tiles with {config["optimiser"]}, from
-{checkpoint.start}.
+Objective `{objective}`: {loss}. {checkpoint.step} steps of {config["batch"]} tiles with {config["optimiser"]}. The
+encoder started from {checkpoint.start}.
 
 | held-out tiles | |
 |---|---|
-{chr(10).join(numbers) or "| not judged at this step | |"}
+{chr(10).join(numbers) or "| not validated at this step | |"}
 
 ## Licences
 
@@ -93,36 +93,37 @@ Objective `{objective}`: {loss}. {checkpoint.step} steps of {config["batch"]} ti
 
 
 def describe_extent(facts: Mapping[str, Any]) -> str:
-    """A sentence on where and when the tiles were taken, as far as it is known."""
+    """Describe in one sentence where and when the tiles were acquired, as far as known."""
     parts = []
     if facts["bounds"]:
         west, south, east, north = facts["bounds"]
         parts.append(f"within {west:.2f} to {east:.2f} E and {south:.2f} to {north:.2f} N")
     if facts["acquired"]:
-        parts.append("between {} and {}".format(*(moment[:10] for moment in facts["acquired"])))
+        parts.append("between {} and {}".format(*(time[:10] for time in facts["acquired"])))
     return f" Acquired {' '.join(parts)}." if parts else ""
 
 
 def list_licences(labels: str) -> list[str]:
-    """A line on the rights in each thing that went into an encoder. labels: name of the label set."""
+    """List the licences of everything that went into an encoder, one line each. labels: name of the label set."""
     path = KNOWLEDGE / "products" / f"{labels.rpartition('_')[0]}.toml"
     product = read_toml(path) if path.is_file() else {}
-    title, licence = product.get("title", labels), product.get("licence", "not stated; ask the product's owner")
+    title, licence = product.get("title", labels), product.get("licence", "not stated; ask the owner of the product")
     return [
         f"Land cover: {title}: {licence}.",
-        "Images: the rights in the satellite images stay with their owner, whose terms decide on derived works.",
+        "Images: the rights remain with the owner of the satellite images; the owner's terms apply to derived works.",
         "Code: GeoKR, Apache-2.0.",
-        "These weights: none until whoever trained them states one.",
+        "These weights: no licence unless their author states one.",
     ]
 
 
 def stac_item(
     checkpoint: Checkpoint, features: int, parameters: int, files: Mapping[str, int], metrics: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The encoder as a STAC item with the MLM extension. files: name -> bytes; parameters: numbers in the encoder.
+    """Describe the encoder as a STAC item with the MLM extension.
 
-    The item's place and time are those of the tiles. A place that is not known is left empty, and a time is then
-    the year of the label set, or 1970.
+    features: width of the encoder's output. parameters: number of parameters of the encoder. files: name -> size in
+    bytes. metrics: as in metrics.json, or empty. The item has the extent and the dates of the tiles. If the extent is
+    unknown, it is left empty; if the dates are unknown, the item has the year of the label set, or 1970.
     """
     config, facts = checkpoint.config, checkpoint.facts
     bands = list(config["bands"])
@@ -152,7 +153,7 @@ def stac_item(
                     "dim_order": ["batch", "bands", "height", "width"],
                     "data_type": "float32",
                 },
-                "description": "Pixels of 8 bits, stretched by scene, as the data set's tiles are.",
+                "description": "8-bit pixels, stretched per scene like the tiles of the data set.",
                 "value_scaling": [
                     {"type": "z-score", "mean": 255 * mean, "stddev": 255 * std}
                     for mean, std in zip(checkpoint.mean, checkpoint.std, strict=True)
@@ -192,14 +193,14 @@ def stac_item(
 
 
 def bounding_ring(bounds: list[float]) -> list[list[float]]:
-    """The outline of west, south, east, north, counterclockwise and closed."""
+    """The outline of the bounds west, south, east, north: counterclockwise and closed."""
     west, south, east, north = bounds
     return [[west, south], [east, south], [east, north], [west, north], [west, south]]
 
 
 def model_asset(name: str, size: int) -> dict[str, Any]:
-    """A file of the model, beside the item."""
-    media, artifact = {
+    """Describe a file of the model, stored next to the item, as a STAC asset. size: bytes."""
+    media_type, artifact = {
         "safetensors": ("application/octet-stream; framework=pytorch", "safetensors.torch.save_file"),
         "pt2": ("application/octet-stream; framework=pytorch", "torch.export.save"),
         "onnx": ("application/octet-stream; framework=onnx", "torch.onnx.export"),
@@ -207,7 +208,7 @@ def model_asset(name: str, size: int) -> dict[str, Any]:
     return {
         "href": f"./{name}",
         "title": name,
-        "type": media,
+        "type": media_type,
         "roles": ["mlm:model", "data"],
         "mlm:artifact_type": artifact,
         "mlm:memory_size": size,
@@ -215,13 +216,13 @@ def model_asset(name: str, size: int) -> dict[str, Any]:
 
 
 def to_json(value: Mapping[str, Any]) -> str:
-    """JSON of plain values, where numbers that JSON lacks are null."""
+    """Format plain values as JSON. NaN and infinity, which JSON does not have, become null."""
 
-    def plain(part: Any) -> Any:
+    def replace_non_finite(part: Any) -> Any:
         if isinstance(part, Mapping):
-            return {key: plain(inner) for key, inner in part.items()}
+            return {key: replace_non_finite(inner) for key, inner in part.items()}
         if isinstance(part, list | tuple):
-            return [plain(inner) for inner in part]
+            return [replace_non_finite(inner) for inner in part]
         return None if isinstance(part, float) and not math.isfinite(part) else part
 
-    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+    return json.dumps(replace_non_finite(value), indent=2, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""A run's state on disk: written whole or not at all, and all that it takes to go on."""
+"""The state of a run on disk: everything needed to resume it, written atomically."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from geokr.storage.files import replacing
 
 VERSION = 3
-"""Version of the file. Another one is refused."""
+"""Version of the file format. Files of another version are refused."""
 
 LAST = "last.pt"
 BEST = "best.pt"
@@ -17,55 +17,56 @@ BEST = "best.pt"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state after a step. All draws, and which tiles come next, are functions of seed and step."""
+    """The state after a step. All random draws, and the next tiles, are functions of seed and step."""
 
     step: int
-    """Steps done."""
+    """Number of steps done."""
     total: int
-    """Steps that the run has."""
+    """Number of steps of the run."""
     config: dict[str, Any]
     """TrainConfig as a dictionary."""
     dataset: str
     facts: dict[str, Any]
-    """Facts of the data set as a dictionary: see learner.py."""
+    """DataFacts as a dictionary: see learner.py."""
     mean: list[float]
-    """Of each band, pixels in 0..1: what the network's input was normalised with."""
+    """Mean of each band that the input is normalised with, for pixels in 0..1."""
     std: list[float]
+    """Standard deviation of each band that the input is normalised with, for pixels in 0..1."""
     start: str
-    """Where the encoder started."""
+    """Description of the weights that the encoder started from."""
     networks: dict[str, dict[str, torch.Tensor]]
-    """Weights and statistics of the objective's networks, by name."""
+    """Weights and batch-norm statistics of the objective's networks, by name."""
     exported: str
-    """The one of them whose encoder is exported."""
+    """Name of the network whose encoder is exported."""
     memory: dict[str, torch.Tensor]
-    """What the objective holds beside its networks."""
+    """State of the objective in addition to its networks."""
     optimiser: dict[str, Any]
-    """Its learning rate is a function of the step, so that there is no schedule beside it."""
+    """State of the optimiser. There is no scheduler state, since the learning rate is a function of the step."""
     scaler: dict[str, Any]
-    """Of the loss in fp16, empty otherwise."""
+    """State of the loss scaler for fp16, empty otherwise."""
     window: torch.Tensor
-    """(n, 1 + measures): the loss and the objective's measures of each step since the last line of the log."""
+    """(n, 1 + measures): the loss and the objective's measures for each step since the last log line."""
     best: dict[str, float] | None
-    """The validation with the lowest KL so far: {"step": ..., "kl": ...}."""
+    """Step and result of the validation with the lowest KL so far: {"step": ..., "kl": ...}."""
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint in one piece: a kill at any moment leaves the one before or the new one."""
+    """Write a checkpoint atomically: if the process is killed, the file has either the old or the new checkpoint."""
     state = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
     with replacing(path) as file:
         torch.save({"version": VERSION, **state}, file)
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint to the CPU. Tensors and plain values alone: a file cannot run code.
+    """Read a checkpoint into CPU memory. Only tensors and plain values are loaded, so a file cannot run code.
 
-    Raises ValueError naming the file where it is no checkpoint of this version.
+    Raises ValueError naming the file if it is not a checkpoint of this version.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such checkpoint") from error
-    except Exception as error:  # zipfile's, pickle's and torch's own have no common family
+    except Exception as error:  # the errors of zipfile, pickle and torch have no common base class
         raise ValueError(f"{path}: not a checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
     version = state.pop("version", None) if isinstance(state, dict) else None
     if version != VERSION:

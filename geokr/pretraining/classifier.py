@@ -1,4 +1,4 @@
-"""The network that is pre-trained: an encoder, and one linear layer to the classes."""
+"""The network that is pre-trained: an encoder and a linear layer for the classes."""
 
 import logging
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 class Classifier(nn.Module):
     """Class logits and features of images: (n, band, y, x) float -> (n, class), (n, feature) float.
 
-    Softmax of the logits is the distribution p.
+    The softmax of the logits is the distribution p.
     """
 
     def __init__(self, encoder: nn.Module, features: int, classes: int) -> None:
@@ -31,31 +31,31 @@ class Classifier(nn.Module):
 def build(
     name: str, bands: Sequence[str], classes: int, image_size: int, pretrained: bool | str
 ) -> tuple[Classifier, str]:
-    """A network, and a phrase that says where its encoder starts. pretrained: see TrainConfig.
+    """Build a network, and describe the weights that its encoder starts from. pretrained: see TrainConfig.
 
-    Draws from torch's global generator. Raises ValueError where the weights cannot be had or do not fit.
+    Draws from torch's global generator. Raises ValueError if the weights are not available or do not fit.
     """
     encoder, start = build_encoder(name, len(bands), image_size), "random weights"
     if pretrained in (True, "auto"):
         try:
-            theirs = build_encoder(name, len(RGB), image_size, weights=True)
-        except Exception as error:  # each client of timm's raises a family of its own when there is no network
-            reason = f"timm's weights for {name} cannot be had ({str(error).splitlines()[0]})"
+            source = build_encoder(name, len(RGB), image_size, weights=True)
+        except Exception as error:  # without a network, each download client of timm raises its own type of error
+            reason = f"timm's weights for {name} are not available ({str(error).splitlines()[0]})"
             if pretrained is True:
                 raise ValueError(f"{reason}; set pretrained to a file with weights, or to false") from error
             log.warning("%s; the encoder starts at random", reason)
         else:
             start = f"timm's weights for {name}"
-            apply_weights(encoder, theirs.state_dict(), RGB, bands, start)
+            apply_weights(encoder, source.state_dict(), RGB, bands, start)
     elif isinstance(pretrained, str):
         apply_weights(encoder, *read_weights(Path(pretrained)), bands, pretrained)
         start = pretrained
-    return Classifier(encoder, _features(encoder, name, len(bands), image_size), classes), start
+    return Classifier(encoder, _output_width(encoder, name, len(bands), image_size), classes), start
 
 
 @torch.no_grad()
-def _features(encoder: nn.Module, name: str, bands: int, image_size: int) -> int:
-    """The encoder's width, found by trying it."""
+def _output_width(encoder: nn.Module, name: str, bands: int, image_size: int) -> int:
+    """Number of features that the encoder returns for an image, determined by running it."""
     encoder.eval()
     try:
         shape = encoder(torch.zeros(1, bands, image_size, image_size)).shape
@@ -63,5 +63,5 @@ def _features(encoder: nn.Module, name: str, bands: int, image_size: int) -> int
         raise ValueError(f"{name} does not take images of {image_size} px: {error}") from error
     encoder.train()
     if len(shape) != 2:
-        raise ValueError(f"{name} gives features of shape {tuple(shape[1:])} for an image, expected one row of them")
+        raise ValueError(f"{name} returns features of shape {tuple(shape[1:])} for an image, expected a vector")
     return int(shape[1])

@@ -1,4 +1,4 @@
-"""What a user sees of a run on the terminal, and the signals that stop it."""
+"""Terminal output of a run, and the signals that stop it."""
 
 import signal
 import sys
@@ -13,18 +13,18 @@ from geokr.pretraining.processes import Process
 
 
 class LineWriter:
-    """A file for a progress bar that nobody watches: what the bar would draw over itself, a line each."""
+    """A file-like object for a progress bar without a terminal: prints each state of the bar as a line of its own."""
 
     def write(self, text: str) -> None:
         if line := text.strip():
             print(line, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
-        """Each line is out already."""
+        """Do nothing: each line has been flushed already."""
 
 
 def progress_bar(learner: Learner) -> Any:
-    """A progress bar in steps; a line every half minute where nobody watches."""
+    """A progress bar that counts steps. Without a terminal, it prints a line every half minute."""
     terminal = sys.stderr.isatty()
     interval = 0.1 if terminal else 30.0  # s
     return tqdm(
@@ -40,20 +40,20 @@ def progress_bar(learner: Learner) -> Any:
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """A list to which Ctrl-C and SIGTERM add themselves; the second one ends the process as ever."""
+    """Collect Ctrl-C and SIGTERM in a list while the context is active; a second signal ends the process as usual."""
     caught: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(number: int, _: object) -> None:
+    def record(number: int, _: object) -> None:
         caught.append(number)
-        signal.signal(number, before[signal.Signals(number)])
+        signal.signal(number, handlers[signal.Signals(number)])
 
-    for number in before:
-        signal.signal(number, note)
+    for number in handlers:
+        signal.signal(number, record)
     try:
         yield caught
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: `log.jsonl`, curves and pictures, and the formats of two log viewers."""
+"""The logs of a run: `log.jsonl`, loss curves and images, and the formats of TensorBoard and DVCLive."""
 
 import csv
 import io
@@ -18,13 +18,13 @@ LOG = "log.jsonl"
 CURVES = {"train": "plots/train.csv", "val": "plots/val.csv"}
 CONFUSION = "plots/confusion.png"
 HAS_MATPLOTLIB = find_spec("matplotlib") is not None
-"""Whether the picture of confusion can be drawn: a machine that only trains may lack it."""
+"""Whether the confusion matrix can be plotted. Machines used only for training may lack matplotlib."""
 
 log = logging.getLogger(__name__)
 
 
 class Journal:
-    """The log of a run that has done `start` steps; what an earlier process logged after them is dropped."""
+    """The log of a run that has done `start` steps. Entries of an earlier process after these steps are dropped."""
 
     def __init__(self, run: Path, loggers: tuple[str, ...], start: int) -> None:
         self.run = run
@@ -34,18 +34,18 @@ class Journal:
         for line in lines:
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:  # the last line of a process that was killed
+            except json.JSONDecodeError:  # the incomplete last line of a process that was killed
                 continue
             if row["step"] <= start:
                 self._rows.append(row)
         with replacing(path) as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in self._rows)
         self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = _tensorboard(run, start) if "tensorboard" in loggers else None
-        self._dvclive = _dvclive(run) if "dvclive" in loggers else None
+        self._tensorboard = _open_tensorboard(run, start) if "tensorboard" in loggers else None
+        self._dvclive = _open_dvclive(run) if "dvclive" in loggers else None
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Log numbers of a step, counted from 1. `kl` is what the loss curves show."""
+        """Log the values of a step, counted from 1. The loss curves show `kl`."""
         row = {"step": step, "split": split, **{name: round(value, 6) for name, value in values.items()}}
         self._rows.append(row)
         print(json.dumps(row), file=self._file, flush=True)
@@ -66,7 +66,7 @@ class Journal:
         classes: Sequence[str],
         shares: Mapping[str, torch.Tensor],
     ) -> None:
-        """Log what a validation gives of each class: see Validation. The picture of confusion is a file, too."""
+        """Log the results of a validation for each class, and save a plot of the confusion matrix: see Validation."""
         for name, value in error.items():
             if self._tensorboard is not None:
                 self._tensorboard.add_scalar(f"mae/{name}", value, step)
@@ -79,10 +79,10 @@ class Journal:
         if not HAS_MATPLOTLIB:
             return
         figure = confusion_figure(confusion, classes)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=80)
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=80)
         with replacing(self.run / CONFUSION) as file:
-            file.write(picture.getbuffer())
+            file.write(image.getbuffer())
         if self._dvclive is not None:
             self._dvclive.log_image("confusion.png", figure)
         if self._tensorboard is not None:
@@ -93,19 +93,19 @@ class Journal:
         return self._tensorboard is not None
 
     def write_views(self, step: int, views: torch.Tensor, bands: Sequence[str]) -> None:
-        """Show views of tiles: (2 n, band, y, x) float in 0..1, the student's n and then the teacher's n.
+        """Log views of tiles: (2 n, band, y, x) float in 0..1, n of the student followed by n of the teacher.
 
-        In true colour, or in grey of the first band where a colour is missing.
+        In true colour, or with the first band in grey if red, green or blue is missing.
         """
         if self._tensorboard is None:
             return
         colours = ("red", "green", "blue")
-        chosen = [bands.index(name) for name in colours] if set(colours) <= set(bands) else [0, 0, 0]
-        rows = [torch.cat(list(half), dim=2) for half in views[:, chosen].chunk(2)]  # 2 of (3, y, n x)
+        shown = [bands.index(name) for name in colours] if set(colours) <= set(bands) else [0, 0, 0]
+        rows = [torch.cat(list(half), dim=2) for half in views[:, shown].chunk(2)]  # 2 of (3, y, n x)
         self._tensorboard.add_image("views of student and teacher", torch.cat(rows, dim=1), step)
 
     def write_curves(self) -> None:
-        """Write the loss curves, a CSV each: columns step and loss, here KL(A || p) in nats for either split."""
+        """Write one CSV per loss curve with the columns step and loss, which is KL(A || p) in nats for both splits."""
         for split, path in CURVES.items():
             text = io.StringIO()
             table = csv.writer(text, lineterminator="\n")
@@ -123,10 +123,10 @@ class Journal:
 
 
 def confusion_figure(confusion: Sequence[Sequence[float]], classes: Sequence[str]) -> Any:
-    """A confusion matrix, [true][predicted], as a matplotlib figure: a row for each true class, in per cent of its sum.
+    """Plot a confusion matrix, [true][predicted], with matplotlib: one row per true class, in per cent of the row sum.
 
-    Behind the columns stands what each class has of all that is true, and below the rows of all that is predicted. A
-    class that is nowhere has an empty row.
+    The last column has the share of each class in all true shares, the last row its share in all predicted shares. A
+    class that does not occur has an empty row.
     """
     from matplotlib.figure import Figure
 
@@ -139,7 +139,7 @@ def confusion_figure(confusion: Sequence[Sequence[float]], classes: Sequence[str
     figure = Figure(figsize=(1.5 + 0.55 * n, 1.5 + 0.55 * n), layout="constrained")
     axes = figure.subplots()
     shown = np.where(np.arange(n + 1) < n, table, np.nan)
-    shown[n] = np.nan  # sums are numbers without a colour
+    shown[n] = np.nan  # the sums are printed without a colour
     axes.imshow(shown, cmap="Blues", vmin=0, vmax=100)
     for row, column in np.argwhere(table >= 0.5):
         value, dark = table[row, column], shown[row, column] > 50
@@ -151,7 +151,7 @@ def confusion_figure(confusion: Sequence[Sequence[float]], classes: Sequence[str
     return figure
 
 
-def _tensorboard(run: Path, start: int) -> Any:
+def _open_tensorboard(run: Path, start: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -160,11 +160,11 @@ def _tensorboard(run: Path, start: int) -> Any:
     return SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
 
 
-def _dvclive(run: Path) -> Any:
+def _open_dvclive(run: Path) -> Any:
     try:
         from dvclive.live import Live
     except ImportError:
         log.warning("dvclive is not installed: its log is not written")
         return None
-    # Numbers alone: no experiment of DVC's is begun, and the project's dvc.yaml is left as it is.
+    # Log numbers only: do not start a DVC experiment, and leave the project's dvc.yaml unchanged.
     return Live(str(run / "dvclive"), resume=True, report=None, save_dvc_exp=False, dvcyaml=None)

@@ -1,4 +1,4 @@
-"""Student, teacher and optimiser: how they begin, what a step does to them, how they are judged and kept."""
+"""The learner: networks and optimiser of a run, their creation, a training step, and saving and restoring them."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -32,14 +32,14 @@ from geokr.pretraining.processes import (
 )
 
 DROPOUT, INITIAL = 2, 3
-"""Streams of random numbers beside those of the views: every draw is a function of seed, step and stream."""
+"""Random streams in addition to those of the views. Each draw is a function of seed, step and stream."""
 LOG_EVERY = 10
-"""Steps between lines of the log. Each makes the host wait for the device."""
+"""Steps between log lines. For each line, the host waits for the device."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataFacts:
-    """What a run knows of its tiles. A checkpoint keeps it, so that a run does not go on with other tiles."""
+    """Properties of the tiles of a run. A checkpoint stores them, so that a run is not resumed with other tiles."""
 
     training_tiles: int
     held_out_tiles: int
@@ -48,15 +48,15 @@ class DataFacts:
     mean_label: tuple[float, ...]
     """Mean share of each class over the training tiles."""
     mean_pixel: tuple[float, ...]
-    """Of each band, over a sample of the training tiles, in 0..1."""
+    """Mean of each band over a sample of the training tiles, in 0..1."""
     std_pixel: tuple[float, ...]
-    """Standard deviation about it."""
+    """Standard deviation of each band over the same sample."""
     labels: str
     """Name of the label set: product and year."""
     bounds: tuple[float, ...]
-    """West, south, east and north of the data set, degrees; empty where the index does not say."""
+    """West, south, east and north of the data set, degrees; empty if unknown to the index."""
     acquired: tuple[str, ...]
-    """When its first and its last tile were taken, ISO 8601 in UTC; empty where the index does not say."""
+    """Acquisition times of the first and the last tile, ISO 8601 in UTC; empty if unknown to the index."""
 
 
 def gather_facts(training: TileLoader, held_out: TileLoader) -> DataFacts:
@@ -77,7 +77,7 @@ def gather_facts(training: TileLoader, held_out: TileLoader) -> DataFacts:
 
 @dataclass(slots=True)
 class Learner:
-    """All that a step changes, and what it needs to know."""
+    """The state that a training step changes, and the settings and data that it needs."""
 
     config: TrainConfig
     process: Process
@@ -86,49 +86,50 @@ class Learner:
     facts: DataFacts
     objective: Objective
     parallel: nn.Module
-    """The student as a training step calls it: inside DistributedDataParallel where there are several processes."""
+    """The student as a training step calls it: wrapped in DistributedDataParallel if there are several processes."""
     optimiser: torch.optim.Optimizer
     mean: list[float]
-    """Of each band, pixels in 0..1: what the input is normalised with."""
+    """Mean of each band that the input is normalised with, for pixels in 0..1."""
     std: list[float]
+    """Standard deviation of each band that the input is normalised with, for pixels in 0..1."""
     start: str
-    """Where the encoder started."""
+    """Description of the weights that the encoder started from."""
     scaler: GradScaler
-    """Of the loss, for fp16; otherwise it does nothing."""
+    """Scaler of the loss for fp16; otherwise it does nothing."""
     dtype: torch.dtype
-    """What the networks compute in."""
+    """Data type that the networks compute in."""
     window: torch.Tensor
-    """(LOG_EVERY, 1 + measures) float64: the loss and the objective's measures of each step since the last line of
-    the log."""
+    """(LOG_EVERY, 1 + measures) float64: the loss and the objective's measures for each step since the last log
+    line."""
     total: int
-    """Steps that the run has."""
+    """Number of steps of the run."""
     step: int = 0
-    """Steps done."""
+    """Number of steps done."""
     noted: int = 0
-    """Of them, those that the log has."""
+    """Number of steps that have been logged."""
     best: dict[str, float] | None = None
-    """The validation with the lowest KL so far: {"step": ..., "kl": ...}."""
+    """Step and result of the validation with the lowest KL so far: {"step": ..., "kl": ...}."""
 
     def precision(self) -> torch.autocast:
         return torch.autocast(self.process.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(n, band, y, x) float: pixels in 0..1 less the mean, over the standard deviation of their band."""
+        """Normalise (n, band, y, x) float pixels in 0..1 with the mean and the standard deviation of each band."""
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         return ((pixels - mean) / std).contiguous(memory_format=layout)
 
     def view(self, image: torch.Tensor, stream: int, part: int = 0) -> torch.Tensor:
-        """One of the step's random views of a part of this process's tiles: (n, band, size, size), from uint8."""
+        """Compute a random view of a part of this process's tiles in the step: (n, band, size, size), from uint8."""
         seed = derive_seed(self.config.seed, self.step, stream)
         parts = self.config.accumulate
-        which = (self.process.rank * parts + part, self.process.world * parts)
-        return augment(image, self.config.bands, self.config, seed, which)
+        index_and_count = (self.process.rank * parts + part, self.process.world * parts)
+        return augment(image, self.config.bands, self.config, seed, index_and_count)
 
     def part(self, image: torch.Tensor, pair: torch.Tensor, target: torch.Tensor, number: int) -> Part:
-        """A part of the step's tiles as the objective sees it.
+        """Describe a part of the step's tiles to the objective.
 
-        image, and pair, which second views show: (n, band, y, x) uint8; target: (n, class).
+        image, and pair, which the second views show: (n, band, y, x) uint8. target: (n, class). number: of the part.
         """
 
         def view(stream: int) -> torch.Tensor:
@@ -154,12 +155,12 @@ def create_learner(
     facts: DataFacts,
     last: Checkpoint | None = None,
 ) -> Learner:
-    """A learner before its first step, or where a checkpoint left it.
+    """Create a learner before its first step, or restore it from the checkpoint `last`.
 
-    Raises ValueError where the weights to start from cannot be had.
+    Raises ValueError if the weights to start from are not available.
     """
     torch.manual_seed(derive_seed(config.seed, 0, INITIAL))
-    pretrained = config.pretrained if last is None else False  # the checkpoint's weights come in their stead
+    pretrained = config.pretrained if last is None else False  # the weights come from the checkpoint instead
     student, start = build(config.model, config.bands, len(training.classes), config.image_size, pretrained)
     if config.sync_batch_norm and process.world > 1:
         if process.device.type != "cuda":
@@ -168,7 +169,7 @@ def create_learner(
     if config.recompute:
         student.encoder.set_grad_checkpointing()  # type: ignore[operator]
     student.to(process.device)
-    if config.channels_last and not config.shard:  # weights that are shared out must lie as they are counted
+    if config.channels_last and not config.shard:  # sharded weights must be contiguous
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     total = config.length(len(training))
     objective = choose(config.objective)(student, config, total)
@@ -211,17 +212,17 @@ def create_learner(
 
 
 def compute_dtype(amp: str, device: torch.device) -> torch.dtype:
-    """What the networks compute in. amp: see TrainConfig."""
+    """The data type that the networks compute in. amp: see TrainConfig."""
     if amp == "auto":
         amp = "fp32" if device.type != "cuda" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[amp]
 
 
 def make_optimiser(student: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of the student's parameters; biases and normalisation layers do not decay."""
+    """Create the optimiser of the student's parameters, without weight decay for biases and normalisation layers."""
     weights = [parameter for parameter in student.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in student.parameters() if parameter.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    no_decay = [parameter for parameter in student.parameters() if parameter.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
     match config.optimiser:
         case "adam":
             return torch.optim.Adam(groups, lr=config.lr)
@@ -234,9 +235,9 @@ def make_optimiser(student: Classifier, config: TrainConfig) -> torch.optim.Opti
 
 
 def train_step(learner: Learner, batch: Batch) -> None:
-    """One step: the student by its gradient, then whatever its objective changes after it."""
+    """Do one step: update the student with its gradient, then let the objective update its other networks."""
     config, process, step = learner.config, learner.process, learner.step
-    torch.manual_seed(derive_seed(config.seed, step, DROPOUT, process.rank))  # for networks that drop at random
+    torch.manual_seed(derive_seed(config.seed, step, DROPOUT, process.rank))  # for networks with dropout
     for group in learner.optimiser.param_groups:
         group["lr"] = config.learning_rate(step, learner.total, len(learner.training))
     batch = pad_batch(batch, config.batch // process.world)
@@ -245,15 +246,15 @@ def train_step(learner: Learner, batch: Batch) -> None:
     target = batch.fraction.to(process.device, non_blocking=True)  # (n, k)
     weight = batch.weight.to(process.device, non_blocking=True)  # (n,)
     total = sum_over_ranks(weight.sum(), process).clamp_min(1e-9)
-    weight = weight * (process.world / total)  # processes' gradients are averaged
+    weight = weight * (process.world / total)  # gradients are averaged over processes
 
     learner.optimiser.zero_grad(set_to_none=True)
     sums = torch.zeros_like(learner.window[0])
     parts = [values.chunk(config.accumulate) for values in (image, pair, target, weight)]
-    for number, (pixels, others, shares, worth) in enumerate(zip(*parts, strict=True)):
+    for number, (images, pair_images, targets, weights) in enumerate(zip(*parts, strict=True)):
         sync_gradients(learner.parallel, number == config.accumulate - 1)
-        losses = learner.objective.losses(learner.part(pixels, others, shares, number))  # (n, 1 + measures)
-        means = (losses * worth[:, None]).sum(dim=0)  # weighted, over the tiles of all parts and processes
+        losses = learner.objective.losses(learner.part(images, pair_images, targets, number))  # (n, 1 + measures)
+        means = (losses * weights[:, None]).sum(dim=0)  # weighted means over the tiles of all parts and processes
         with preserve_buffers(learner.student, config.recompute):
             learner.scaler.scale(means[0]).backward()
         sums += means.detach()
@@ -270,9 +271,9 @@ def train_step(learner: Learner, batch: Batch) -> None:
 
 
 def pad_batch(batch: Batch, tiles: int) -> Batch:
-    """A batch from which broken tiles were left out, with empty ones of no weight in their stead.
+    """Fill up a batch from which unreadable tiles were left out, with empty tiles of weight 0.
 
-    All processes then compute as much, which those that wait for each other rely on.
+    All processes then compute the same number of tiles, which is needed where they wait for each other.
     """
     missing = tiles - len(batch.image)
     if not missing:
@@ -286,17 +287,20 @@ def pad_batch(batch: Batch, tiles: int) -> Batch:
 
 
 @contextmanager
-def preserve_buffers(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Undo what happens to a model's buffers: a backward pass that computes activations again, batch statistics too,
-    would have batch normalisation count each batch twice."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()] if wanted else []
+def preserve_buffers(model: nn.Module, enabled: bool) -> Iterator[None]:
+    """Restore the buffers of a model when the context ends.
+
+    A backward pass that computes activations again also updates the batch statistics again, so that batch
+    normalisation would count each batch twice.
+    """
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()] if enabled else []
     yield
-    for buffer, value in before:
+    for buffer, value in saved:
         buffer.copy_(value)
 
 
 def snapshot(learner: Learner) -> Checkpoint:
-    """The state to go on from. Where weights are shared out, all processes must call it."""
+    """Collect the state to resume from. If weights are sharded, all processes must call this function."""
     return Checkpoint(
         step=learner.step,
         total=learner.total,
@@ -318,8 +322,8 @@ def snapshot(learner: Learner) -> Checkpoint:
 
 def _restore(learner: Learner, last: Checkpoint) -> None:
     for name, network in learner.objective.networks.items():
-        patterns = network.state_dict()
-        network.load_state_dict({key: sharded_like(value, patterns[key]) for key, value in last.networks[name].items()})
+        current = network.state_dict()
+        network.load_state_dict({key: sharded_like(value, current[key]) for key, value in last.networks[name].items()})
     for name, tensor in learner.objective.memory.items():
         tensor.copy_(last.memory[name])
     parameters = [parameter for group in learner.optimiser.param_groups for parameter in group["params"]]

@@ -1,4 +1,4 @@
-"""Where a run computes, and what its processes tell each other when torchrun starts several."""
+"""The device of a run, and the communication between its processes when torchrun starts several."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Which of how many processes this one is, and where it computes."""
+    """This process: its rank, the number of processes, and its device."""
 
     rank: int
     world: int
@@ -26,33 +26,33 @@ class Process:
 
 @contextmanager
 def process_group(device: str = "auto") -> Iterator[Process]:
-    """This process among those that torchrun started, or alone. device: see TrainConfig.
+    """Join the processes that torchrun started, or run as a single process. device: see TrainConfig.
 
-    Raises ValueError where there is no such device.
+    Raises ValueError if the device cannot be used.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if device == "auto":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen)
+        torch_device = torch.device(device)
+        torch.zeros(1, device=torch_device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    if torch_device.type == "cuda":
+        torch.cuda.set_device(torch_device)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     if world > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if torch_device.type == "cuda" else "gloo")
     try:
-        yield Process(rank, world, chosen)
+        yield Process(rank, world, torch_device)
     finally:
         if world > 1:
             dist.destroy_process_group()
 
 
 def sum_over_ranks(values: torch.Tensor, process: Process) -> torch.Tensor:
-    """The sum of a tensor over all processes."""
+    """Sum a tensor over all processes."""
     values = values.clone()
     if process.world > 1:
         dist.all_reduce(values)
@@ -60,7 +60,7 @@ def sum_over_ranks(values: torch.Tensor, process: Process) -> torch.Tensor:
 
 
 def max_over_ranks(number: int, process: Process) -> int:
-    """The highest of the numbers that the processes hold."""
+    """The maximum of a number over all processes."""
     if process.world == 1:
         return number
     numbers = torch.tensor(number, device=process.device)
@@ -69,13 +69,13 @@ def max_over_ranks(number: int, process: Process) -> int:
 
 
 def barrier(process: Process) -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes have reached this point."""
     max_over_ranks(0, process)
 
 
 @torch.no_grad()
 def average_buffers(models: Sequence[nn.Module], process: Process) -> None:
-    """Average the batch-norm statistics of `models` over processes, so that all hold the same networks."""
+    """Average the batch-norm statistics of `models` over processes, so that all have the same networks."""
     buffers = [buffer for model in models for buffer in model.buffers() if buffer.is_floating_point()]
     if process.world == 1 or not buffers:
         return
@@ -87,7 +87,7 @@ def average_buffers(models: Sequence[nn.Module], process: Process) -> None:
 
 
 def gather(values: torch.Tensor, process: Process) -> torch.Tensor:
-    """The rows that the processes hold, one's after the other's; each holds as many."""
+    """Concatenate the rows of all processes by rank. Each process must have the same number of rows."""
     if process.world == 1:
         return values
     parts = [torch.empty_like(values) for _ in range(process.world)]
@@ -96,30 +96,30 @@ def gather(values: torch.Tensor, process: Process) -> torch.Tensor:
 
 
 def shard_model(model: nn.Module, process: Process) -> None:
-    """Share out a model's weights over the processes, block by block (FSDP2).
+    """Shard the weights of a model over the processes, block by block (FSDP2).
 
     A block is an element of a sequence or list among the model's parts, such as a stage of a ResNet or a layer of a
-    vision transformer; its weights are gathered while it computes.
+    vision transformer. Its weights are gathered while it computes.
     """
     mesh = init_device_mesh(process.device.type, (process.world,))
-    inside = [child for module in model.children() for child in module.children()]
-    for part in inside:
+    parts = [child for module in model.children() for child in module.children()]
+    for part in parts:
         for block in part.children() if isinstance(part, nn.Sequential | nn.ModuleList) else ():
             if len(list(block.children())) > 0:
                 fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
-def sync_gradients(model: nn.Module, wanted: bool) -> None:
-    """Whether the next backward pass of a parallel model exchanges gradients, or each process keeps its own."""
+def sync_gradients(model: nn.Module, enabled: bool) -> None:
+    """Set whether the next backward pass of a parallel model exchanges gradients between processes."""
     if isinstance(model, DistributedDataParallel):
-        model.require_backward_grad_sync = wanted
+        model.require_backward_grad_sync = enabled
     elif isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(wanted)
+        model.set_requires_gradient_sync(enabled)
 
 
 def unsharded(state: Any) -> Any:
-    """A nested state with each tensor that is shared out put together, on the CPU. All processes must call it."""
+    """Gather the sharded tensors of a nested state on the CPU. All processes must call this function."""
     if isinstance(state, DTensor):
         return state.full_tensor().cpu()
     if isinstance(state, dict):
@@ -128,7 +128,7 @@ def unsharded(state: Any) -> Any:
 
 
 def sharded_like(values: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, shared out as `pattern` is."""
+    """Shard a full tensor in the same way as `pattern`."""
     if not isinstance(pattern, DTensor):
         return values
     return distribute_tensor(values.to(pattern.device), pattern.device_mesh, pattern.placements)

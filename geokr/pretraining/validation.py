@@ -1,4 +1,4 @@
-"""How a run is judged: the predictions for its held-out tiles, and what they are worth."""
+"""Validation of a run: predictions for its held-out tiles, and their metrics."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,66 +15,72 @@ from geokr.pretraining.processes import gather, max_over_ranks, sum_over_ranks
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What validation found on the held-out tiles."""
+    """Results of a validation on the held-out tiles."""
 
     numbers: dict[str, float]
-    """Means over tiles. kl: KL(A || p), nats. kl_of_mean: the same for the training tiles' mean label in the place of
-    p, which a network must beat. top1: share of tiles whose largest class is right. mae: |A - p|, mean over classes.
-    knn_top1, knn_mae: the same of what the most alike training tiles say, by the encoder's features alone."""
+    """Means over tiles. kl: KL(A || p), nats. kl_of_mean: the same with the mean label of the training tiles instead of
+    p, which a network must beat. top1: share of tiles with the right largest class. mae: |A - p|, mean over classes.
+    knn_top1, knn_mae: the same for the prediction from the most similar training tiles, by the encoder's features
+    only."""
     error: dict[str, float]
-    """Class -> mean of |A - p|."""
+    """Class -> mean of |A - p| over tiles."""
     confusion: list[list[float]]
-    """Mean share of a tile that is of one class and was predicted as another: [true][predicted], sums to 1."""
+    """Mean share of a tile that belongs to one class and was predicted as another: [true][predicted], sums to 1."""
     shares: dict[str, torch.Tensor]
-    """label, predicted: (n, class), of this process's tiles."""
+    """label, predicted: (n, class), for the tiles of this process."""
 
 
 @torch.no_grad()
 def validate(learner: Learner) -> Validation:
-    """Judge the teacher, or the student where there is none."""
+    """Validate the teacher, or the student if there is no teacher."""
     config, process, facts = learner.config, learner.process, learner.facts
-    # One tile of equal shares is added to the training tiles, lest a class that they lack makes KL infinite.
+    # One tile with equal shares is added to the training tiles. Otherwise a class that they lack makes the KL infinite.
     mean = torch.tensor(facts.mean_label, dtype=torch.float64, device=process.device)
     mean = (mean * facts.training_tiles + 1.0 / len(mean)) / (facts.training_tiles + 1)
     model = learner.evaluated
-    before = model.training
+    was_training = model.training
     model.eval()
 
-    known = None
+    labelled = None
     if config.probe:
         size = config.batch // process.world
-        sample = (pad_batch(some, size) for some in islice(learner.training.epoch(0), -(-config.probe // config.batch)))
+        sample = (
+            pad_batch(batch, size) for batch in islice(learner.training.epoch(0), -(-config.probe // config.batch))
+        )
         parts = zip(*((features, fraction) for _, features, fraction in predict(learner, sample)), strict=True)
-        known = [gather(torch.cat(part), process) for part in parts]  # (m, feature), (m, class)
-    found, labels, predicted = [], [], []
+        labelled = [gather(torch.cat(part), process) for part in parts]  # (m, feature), (m, class)
+    batch_sums, labels, predicted = [], [], []
     for logits, features, fraction in predict(learner, iter(learner.held_out)):
         sums = scores(logits, fraction, mean)
-        if known is not None:
-            alike = neighbours(features, known[0], known[1]).double()
-            sums["knn_top1"] = (alike.argmax(dim=1) == fraction.argmax(dim=1)).double().sum()
-            sums["knn_mae"] = (alike - fraction).abs().mean(dim=1).sum()
-        found.append(sums)
+        if labelled is not None:
+            shares = neighbours(features, labelled[0], labelled[1]).double()
+            sums["knn_top1"] = (shares.argmax(dim=1) == fraction.argmax(dim=1)).double().sum()
+            sums["knn_mae"] = (shares - fraction).abs().mean(dim=1).sum()
+        batch_sums.append(sums)
         labels.append(fraction.cpu())
         predicted.append(torch.softmax(logits, dim=1).cpu())
-    model.train(before)
+    model.train(was_training)
 
-    total = {name: sum_over_ranks(torch.stack([sums[name] for sums in found]).sum(dim=0), process) for name in found[0]}
+    total = {
+        name: sum_over_ranks(torch.stack([sums[name] for sums in batch_sums]).sum(dim=0), process)
+        for name in batch_sums[0]
+    }
     tiles = total.pop("tiles")
-    error, confused = total.pop("error") / tiles, total.pop("confusion") / tiles
+    error, confusion = total.pop("error") / tiles, total.pop("confusion") / tiles
     numbers = {name: float(value / tiles) for name, value in total.items()} | {"mae": float(error.mean())}
     return Validation(
         numbers,
         dict(zip(facts.classes, error.tolist(), strict=True)),
-        confused.tolist(),
+        confusion.tolist(),
         {"label": torch.cat(labels), "predicted": torch.cat(predicted)},
     )
 
 
 def predict(learner: Learner, batches: Iterator[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """What the judged network says of tiles as they are: logits, features and labels of each batch.
+    """Run the validated network on unaugmented tiles: logits, features and labels of each batch.
 
-    With shared-out weights all processes must take part in each batch: one that has run out computes an empty tile,
-    and gives results of no tiles.
+    If weights are sharded, all processes must take part in each batch. A process without further batches computes an
+    empty tile and returns results for no tiles.
     """
     device, config = learner.process.device, learner.config
     model = learner.evaluated

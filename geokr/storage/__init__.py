@@ -1,1 +1,1 @@
-"""Files, inputs and rasters at any address: a disk, `s3://` or HTTP."""
+"""Files, inputs and rasters at any address: on a disk, `s3://` or HTTP."""

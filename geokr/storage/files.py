@@ -1,8 +1,8 @@
-"""Files of a data set, on a disk or in an S3 bucket: read whole, and written whole or not at all.
+"""Files of a data set, on a disk or in an S3 bucket. They are read in full, and written in full or not at all.
 
-On `s3://` the region, the keys and the endpoint come from the variables that AWS's own tools read: AWS_REGION,
-AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_ENDPOINT_URL. AWS_NO_SIGN_REQUEST=YES, as for GDAL, is
-for buckets that are open to all.
+For `s3://`, the region, the keys and the endpoint come from the environment variables that AWS's own tools read:
+AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_ENDPOINT_URL. As for GDAL,
+AWS_NO_SIGN_REQUEST=YES is for public buckets.
 """
 
 import errno
@@ -22,17 +22,17 @@ S3 = "s3://"
 
 
 def in_bucket(path: str | Path) -> bool:
-    """Whether a path lies in a bucket, and not on a disk."""
+    """Whether a path is in a bucket rather than on a disk."""
     return str(path).startswith(S3)
 
 
 def join(dataset: str | Path, *parts: str) -> str:
-    """A path or URL inside the data set. `dataset` may be a local directory or `s3://...`."""
+    """Build a path or URL inside the data set. `dataset` may be a local directory or `s3://...`."""
     return "/".join([str(dataset).rstrip("/"), *parts])
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is such a file, or such an object."""
+    """Whether the path is an existing file or object."""
     if not in_bucket(path):
         return Path(path).is_file()
     bucket, key = _split(path)
@@ -40,31 +40,31 @@ def exists(path: str | Path) -> bool:
 
 
 def read(path: str | Path) -> bytes:
-    """A whole file. Raises FileNotFoundError where there is none, and OSError where it cannot be read."""
+    """Read a file in full. Raises FileNotFoundError if it does not exist, and OSError if it cannot be read."""
     if not in_bucket(path):
         return Path(path).read_bytes()
     bucket, key = _split(path)
-    answer = _result(bucket.read(key), path)
-    if answer.state != "value":
+    result = _result(bucket.read(key), path)
+    if result.state != "value":
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    return bytes(answer.value)
+    return bytes(result.value)
 
 
 def modified_time(path: str | Path) -> float:
-    """When a file was written, s since the epoch, by the clock of its disk or of its server."""
+    """When a file was last written, s since the epoch, by the clock of its disk or server."""
     if not in_bucket(path):
         return Path(path).stat().st_mtime
-    import obstore  # the extra `s3`, which only building takes
+    import obstore  # from the extra `s3`, which only building needs
 
     root, _, key = str(path).rpartition("/")
     return obstore.head(s3_store(root, s3_endpoint()), key)["last_modified"].timestamp()
 
 
 def write(path: str | Path, data: bytes | memoryview) -> None:
-    """Write a whole file: a reader sees the old or the new one, also after a kill or a power cut.
+    """Write a file in full: a reader sees either the old or the new content, even after a kill or a power cut.
 
-    On a disk, once this returns the file and the directories made for it outlive a power cut.
-    Raises OSError where there is no space, no right or no answer; nothing new is left then.
+    On a disk, once this function returns, the file and the directories created for it survive a power cut.
+    Raises OSError if there is no space, no permission, or no response from the server. Nothing new is left then.
     """
     if in_bucket(path):
         bucket, key = _split(path)
@@ -76,12 +76,12 @@ def write(path: str | Path, data: bytes | memoryview) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file on a disk to write into, that takes the place of `path` once it is whole, as `write` does."""
+    """Yield a temporary file on a disk that replaces `path` once it is complete, with the guarantees of `write`."""
     file = Path(path)
     make_directory(file.parent)
-    for remains in file.parent.glob(f"{file.name}.*.partial"):  # of a run that was killed at this file
-        remains.unlink(missing_ok=True)
-    # A name of its own for each writer: of two at once, the one whose file was swept away fails.
+    for leftover in file.parent.glob(f"{file.name}.*.partial"):  # of a run that was killed while it wrote this file
+        leftover.unlink(missing_ok=True)
+    # Each writer has a unique temporary name: if two write at once, the one whose file was removed above fails.
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
     try:
         with temporary.open("wb") as out:
@@ -96,7 +96,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def remove(path: str | Path) -> None:
-    """Remove a file, if there is one."""
+    """Remove a file if it exists."""
     if not in_bucket(path):
         Path(path).unlink(missing_ok=True)
         return
@@ -105,32 +105,34 @@ def remove(path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a small text file, whole or not at all. What is no UTF-8, as a file's name may be, is escaped."""
+    """Write a small text file, in full or not at all. Text that is not UTF-8, e.g. in a file's name, is escaped."""
     write(path, text.encode(errors="backslashreplace"))
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of a file, as hexadecimal digits."""
     return hashlib.sha256(read(path)).hexdigest()
 
 
 def append(path: str | Path, line: str) -> None:
-    """Add a line to a small text file. An object in a bucket is written anew."""
+    """Append a line to a small text file. An object in a bucket is rewritten in full."""
     if in_bucket(path):
-        before = read(path) if exists(path) else b""
-        write(path, before + f"{line}\n".encode(errors="backslashreplace"))
+        content = read(path) if exists(path) else b""
+        write(path, content + f"{line}\n".encode(errors="backslashreplace"))
         return
-    # A file's name may be no UTF-8.
+    # The line may contain a file name that is not UTF-8.
     with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{line}\n")
 
 
 @contextmanager
-def lock_directory(directory: str | Path, what: str) -> Iterator[None]:
-    """Meanwhile no other process of this machine does the same with a directory; made where it is not there.
+def lock_directory(directory: str | Path, action: str) -> Iterator[None]:
+    """Keep other processes of this machine from locking the same directory while the context is active.
 
-    A kill ends it too. Nothing is held in a bucket, nor on a disk that knows no locks of directories.
-    Raises OSError with a sentence where another one does it (`what`: "builds"), or it cannot be a directory.
+    The directory is created if it does not exist. The lock also ends if the process is killed. Nothing is locked in a
+    bucket, or on a disk that does not support locks on directories. action: what the process does, for the message
+    ("builds"). Raises OSError with a one-sentence message if another process holds the lock, or if the path cannot be
+    a directory.
     """
     if in_bucket(directory):
         yield
@@ -138,14 +140,14 @@ def lock_directory(directory: str | Path, what: str) -> Iterator[None]:
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise type(error)(f"{directory}: cannot be made a directory: {error.strerror}") from error
+        raise type(error)(f"{directory}: cannot create this directory: {error.strerror}") from error
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise BlockingIOError(f"{directory}: another process {what} it now; wait until it has ended") from error
-    except OSError:  # a network disk, say
+        raise BlockingIOError(f"{directory}: another process {action} it now; wait until it has ended") from error
+    except OSError:  # the file system does not support locks, e.g. a network disk
         pass
     try:
         yield
@@ -154,7 +156,7 @@ def lock_directory(directory: str | Path, what: str) -> Iterator[None]:
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory and those above it where they are not there, and have the disk know of them."""
+    """Create a directory and its missing parents, and flush each new entry to the disk."""
     if not directory.is_dir():
         make_directory(directory.parent)
         directory.mkdir(exist_ok=True)
@@ -162,7 +164,7 @@ def make_directory(directory: Path) -> None:
 
 
 def _sync(directory: Path) -> None:
-    """Have the disk know of what a directory holds."""
+    """Flush the entries of a directory to the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -171,29 +173,29 @@ def _sync(directory: Path) -> None:
 
 
 def s3_endpoint() -> str | None:
-    """The S3 server, where it is not AWS's own."""
+    """The URL of the S3 server, or None for AWS's own."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
-@lru_cache(maxsize=16)  # one pool of connections each
+@lru_cache(maxsize=16)  # each store has its own pool of connections
 def s3_store(root: str, server: str | None) -> Any:
-    """obstore's name for a place in a bucket. server: `endpoint()`."""
+    """obstore's store for a bucket or a prefix in it. server: `s3_endpoint()`."""
     from obstore.store import S3Store
 
-    # A server that is not AWS's own may be one without encryption on the same network.
-    given: Any = {} if server is None else {"endpoint": server, "client_options": {"allow_http": True}}
+    # A server other than AWS may run on the same network without encryption.
+    options: Any = {} if server is None else {"endpoint": server, "client_options": {"allow_http": True}}
     if is_unsigned():
-        given["skip_signature"] = True
-    return S3Store.from_url(root, **given)
+        options["skip_signature"] = True
+    return S3Store.from_url(root, **options)
 
 
 def is_unsigned() -> bool:
-    """Whether buckets are asked without keys, as those that are open to all want it: what GDAL reads, too."""
+    """Whether requests are sent without keys, as for public buckets. GDAL reads the same variable."""
     return os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "ON", "1")
 
 
 def kvstore_spec(root: str | Path) -> dict[str, Any]:
-    """tensorstore's name for a directory or for a place in a bucket."""
+    """tensorstore's key-value store specification for a directory, or for a prefix in a bucket."""
     if not in_bucket(root):
         return {"driver": "file", "path": f"{Path(root).resolve()}/"}
     bucket, _, path = str(root).removeprefix(S3).partition("/")
@@ -204,25 +206,27 @@ def kvstore_spec(root: str | Path) -> dict[str, Any]:
         spec["aws_region"] = region
     if is_unsigned():
         spec["aws_credentials"] = {"type": "anonymous"}
-    elif "AWS_ACCESS_KEY_ID" in os.environ:  # otherwise, what tensorstore finds: a profile, the machine's role
+    elif "AWS_ACCESS_KEY_ID" in os.environ:  # otherwise tensorstore searches itself: a profile, the machine's role
         spec["aws_credentials"] = {"type": "environment"}
-    # Without it a request that a busy server turned away waits a second before it is tried again.
+    # By default, a request that a busy server rejected is retried only after a second.
     spec["context"] = {"s3_request_retries": {"initial_delay": "100ms"}}
     return spec
 
 
 def _split(path: str | Path) -> tuple[Any, str]:
+    """Split an object's URL into the opened key-value store of its parent, and its key there."""
     root, _, key = str(path).rpartition("/")
     return _open_kvstore(root, s3_endpoint()), key
 
 
 @lru_cache(maxsize=16)
 def _open_kvstore(root: str, _endpoint: str | None) -> Any:
+    """Open a key-value store. The endpoint only makes the cache distinguish servers."""
     return ts.KvStore.open(kvstore_spec(root)).result()
 
 
 def _result(future: Any, path: str | Path) -> Any:
-    """A request's result. Raises OSError naming the object where it failed for good."""
+    """Wait for a request's result. Raises OSError naming the object if the request failed after all retries."""
     try:
         return future.result()
     except Exception as error:  # tensorstore raises ValueError and others

@@ -1,7 +1,7 @@
-"""Files that are read from any address: a disk's, `s3://`, `http://` or `https://`.
+"""Input files at any address: on a disk, `s3://`, `http://` or `https://`.
 
-From a server come ranges of bytes, through obstore, which tries again what a busy one turns away. It finds region,
-keys and endpoint of S3 where `files` says.
+Files on a server are read as ranges of bytes through obstore, which retries requests that a busy server rejects. The
+region, the keys and the endpoint of S3 come from the environment variables listed in `files`.
 """
 
 import hashlib
@@ -19,39 +19,44 @@ from urllib.parse import unquote
 from geokr.storage import files
 
 REMOTE = ("http://", "https://", files.S3)
-SAMPLES, SAMPLE = 16, 1 << 16
-"""A digest is of so many samples of a file, of so many bytes: at most a MiB, and of a smaller file the whole."""
+SAMPLES, SAMPLE_BYTES = 16, 1 << 16
+"""A digest covers this many samples of a file, of this many bytes each: 1 MiB in total. Of a smaller file, it covers
+all bytes."""
 
 
 class InputError(ValueError):
-    """Something that a user gave and that cannot be used: one sentence that names the file and the fault."""
+    """An input from the user that cannot be used. The message is one sentence that names the file and the fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What tells a file from another one at its address."""
+    """What distinguishes a file from a different one at the same address."""
 
     size: int
     """Bytes."""
     version: str
-    """Another one for each time it is written: a server's ETag or, as on a disk, a time; empty where none is told."""
+    """Changes each time the file is written: a server's ETag, or the time of writing, which is always used on a disk.
+    Empty if the server reports neither."""
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether a path is an address of a server, and not of this machine's disks."""
+    """Whether a path is an address on a server rather than on a disk of this machine."""
     return str(path).lower().startswith(REMOTE)
 
 
 def make_absolute(path: str) -> str:
-    """A path that means the same in another working directory."""
+    """Make a path independent of the working directory. Remote addresses are returned as they are."""
     return path if is_remote(path) else str(Path(path).absolute())
 
 
 def stat(path: str) -> Stat:
-    """Size and version of a file, in one request. Raises FileNotFoundError where there is none, and OSError."""
+    """Get size and version of a file, in one request.
+
+    Raises FileNotFoundError if it does not exist, and OSError if it cannot be accessed.
+    """
     if not is_remote(path):
-        found = os.stat(path)
-        return Stat(found.st_size, str(found.st_mtime_ns))
+        status = os.stat(path)
+        return Stat(status.st_size, str(status.st_mtime_ns))
     with _translate_errors(path):
         import obstore
 
@@ -59,9 +64,9 @@ def stat(path: str) -> Stat:
 
 
 def list_bucket(url: str, deep: bool = True) -> dict[str, Stat]:
-    """The files under a place in a bucket by their addresses, in the order that their paths would have on a disk.
+    """List the files under a prefix of a bucket: address -> Stat, in the order that their paths would have on a disk.
 
-    deep: those in folders of it too. Raises OSError.
+    deep: include files in subfolders. Raises OSError.
     """
     url = url.rstrip("/")
     with _translate_errors(url):
@@ -69,19 +74,19 @@ def list_bucket(url: str, deep: bool = True) -> dict[str, Stat]:
 
         store, prefix = _locate(url)
         if deep:
-            found = [meta for part in obstore.list(store, prefix or None) for meta in part]
+            objects = [meta for chunk in obstore.list(store, prefix or None) for meta in chunk]
         else:
-            found = [*obstore.list_with_delimiter(store, prefix or None)["objects"]]
+            objects = [*obstore.list_with_delimiter(store, prefix or None)["objects"]]
     root = url.removesuffix(prefix).rstrip("/")
-    # An object of the place's own name stands for the empty folder.
-    there = {f"{root}/{meta['path']}": _stat(meta) for meta in found if meta["path"] != prefix}
-    return dict(sorted(there.items(), key=lambda item: PurePosixPath(item[0]).parts))
+    # An object with the name of the prefix itself stands for an empty folder.
+    stats = {f"{root}/{meta['path']}": _stat(meta) for meta in objects if meta["path"] != prefix}
+    return dict(sorted(stats.items(), key=lambda item: PurePosixPath(item[0]).parts))
 
 
 def open_file(path: str, buffer: int = 1 << 20) -> IO[bytes]:
-    """A file to be read from anywhere in it. buffer: bytes that a request to a server asks for at least.
+    """Open a file for random access. buffer: the fewest bytes that one request to a server asks for.
 
-    Raises FileNotFoundError where there is none, and OSError, then or while it is read.
+    Raises FileNotFoundError if it does not exist, and OSError, both on opening and while reading.
     """
     if not is_remote(path):
         return Path(path).open("rb")
@@ -89,41 +94,41 @@ def open_file(path: str, buffer: int = 1 << 20) -> IO[bytes]:
 
 
 def read_ranges(path: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Parts of a file, from a first byte to one past the last; of a server at once. Raises OSError."""
+    """Read parts of a file; from a server, all at once. spans: first byte and one past the last. Raises OSError."""
     if not is_remote(path):
-        found = []
+        parts = []
         with Path(path).open("rb") as file:
             for first, end in spans:
                 file.seek(first)
-                found.append(file.read(end - first))
-        return found
-    if all(first == end for first, end in spans):  # which a server refuses
+                parts.append(file.read(end - first))
+        return parts
+    if all(first == end for first, end in spans):  # a server refuses such a request
         return [b"" for _ in spans]
     with _translate_errors(path):
         import obstore
 
         starts, ends = [first for first, _ in spans], [end for _, end in spans]
-        answers = obstore.get_ranges(*_locate(path), starts=starts, ends=ends, coalesce=4 * SAMPLE)
-        return [bytes(answer) for answer in answers]
+        buffers = obstore.get_ranges(*_locate(path), starts=starts, ends=ends, coalesce=4 * SAMPLE_BYTES)
+        return [bytes(buffer) for buffer in buffers]
 
 
 def sample_digest(path: str) -> str:
-    """SHA-256 over a file's size and samples of it: both ends, and evenly between them.
+    """Compute the SHA-256 of a file's size and of samples of its content: both ends, and evenly between them.
 
-    It costs milliseconds, and is the same wherever the file lies; what changes between the samples of a file of the
-    same size is not seen. Raises FileNotFoundError, and OSError.
+    It takes milliseconds, and is the same wherever the file is stored. A change between the samples that keeps the
+    file's size is not detected. Raises FileNotFoundError if the file does not exist, and OSError.
     """
     size = stat(path).size
-    starts = [k * (size - SAMPLE) // (SAMPLES - 1) for k in range(SAMPLES)]
-    spans = [(0, size)] if size <= SAMPLES * SAMPLE else [(start, start + SAMPLE) for start in starts]
-    found = hashlib.sha256(size.to_bytes(8, "big"))
+    starts = [k * (size - SAMPLE_BYTES) // (SAMPLES - 1) for k in range(SAMPLES)]
+    spans = [(0, size)] if size <= SAMPLES * SAMPLE_BYTES else [(start, start + SAMPLE_BYTES) for start in starts]
+    digest = hashlib.sha256(size.to_bytes(8, "big"))
     for part in read_ranges(path, spans):
-        found.update(part)
-    return found.hexdigest()
+        digest.update(part)
+    return digest.hexdigest()
 
 
 class _Ranges(io.RawIOBase):
-    """A server's file; each reading is a request."""
+    """A file on a server. Each read is one request."""
 
     def __init__(self, path: str, size: int) -> None:
         self.path, self.size, self.position = path, size, 0
@@ -137,7 +142,7 @@ class _Ranges(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
         if start + offset < 0:
-            raise ValueError(f"{self.path}: there is nothing before its first byte")
+            raise ValueError(f"{self.path}: cannot seek to a position before its first byte")
         self.position = start + offset
         return self.position
 
@@ -152,22 +157,22 @@ class _Ranges(io.RawIOBase):
 
 
 def _stat(meta: Any) -> Stat:
-    written = meta["last_modified"]  # the epoch where a server does not say
-    return Stat(meta["size"], meta["e_tag"] or (written.isoformat() if written.timestamp() > 0 else ""))
+    modified = meta["last_modified"]  # the epoch if the server does not report it
+    return Stat(meta["size"], meta["e_tag"] or (modified.isoformat() if modified.timestamp() > 0 else ""))
 
 
 def _locate(url: str) -> tuple[Any, str]:
-    """obstore's name for a bucket or a server, and that of a file there."""
-    scheme, _, rest = url.partition("://")
-    host, _, key = rest.partition("/")
+    """Get obstore's store for a bucket or server, and the file's path in it."""
+    scheme, _, address = url.partition("://")
+    host, _, key = address.partition("/")
     if scheme.lower() == "s3":
         return files.s3_store(f"{files.S3}{host}", files.s3_endpoint()), key
     if "?" in key:
-        raise OSError(f"{url}: an address with a query is not read by ranges")
+        raise OSError(f"{url}: an address with a query cannot be read by ranges of bytes")
     return _http_store(f"{scheme.lower()}://{host}"), unquote(key)
 
 
-@lru_cache(maxsize=16)  # one pool of connections each
+@lru_cache(maxsize=16)  # each store has its own pool of connections
 def _http_store(server: str) -> Any:
     from obstore.store import HTTPStore
 
@@ -176,18 +181,18 @@ def _http_store(server: str) -> Any:
 
 @contextmanager
 def _translate_errors(path: str) -> Iterator[None]:
-    """What obstore raises becomes an OSError of one sentence, which names the file."""
+    """Raise an OSError with a one-sentence message that names the file, instead of what obstore raises."""
     try:
         yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file or directory") from error
     except ImportError as error:
-        raise OSError(f"{path}: to be read from there it takes obstore: pip install obstore") from error
+        raise OSError(f"{path}: reading from a server needs obstore: pip install obstore") from error
     except OSError:
         raise
-    except Exception as error:  # its own errors have no base but this
-        said = str(error)
-        status, code = (re.search(pattern, said) for pattern in (r"status code: ([\w ]+)", r"<Code>(\w+)</Code>"))
+    except Exception as error:  # the errors of obstore have no narrower base class
+        message = str(error)
+        status, code = (re.search(pattern, message) for pattern in (r"status code: ([\w ]+)", r"<Code>(\w+)</Code>"))
         if status is not None:
-            said = f"the server answers {status[1]}" + (f", {code[1]}" if code else "")
-        raise OSError(f"{path}: {said.splitlines()[0]}") from error
+            message = f"the server answers {status[1]}" + (f", {code[1]}" if code else "")
+        raise OSError(f"{path}: {message.splitlines()[0]}") from error

@@ -1,1 +1,1 @@
-"""The table of scenes, its STAC forms, and what was refused."""
+"""The catalog of scenes, its STAC forms, and the list of refused scenes."""

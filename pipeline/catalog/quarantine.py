@@ -1,4 +1,4 @@
-"""What was refused, and why: quarantine.jsonl, one JSON object a line."""
+"""The list of refused scenes with the reasons: quarantine.jsonl, one JSON object per line."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,10 @@ FILE = "quarantine.jsonl"
 
 
 def read(dataset: str | Path) -> list[dict[str, Any]]:
-    """All entries, each with `scene`, `stage`, `reason` and `detail`; none where there is no file.
+    """Read all entries, each with `scene`, `stage`, `reason` and `detail`. No entries if the file does not exist.
 
-    `blocks`, [row, column] each, says which blocks failed where the scene's others may have been built.
+    An entry with `blocks`, a list of [row, column], concerns only these blocks. Other blocks of the scene may have
+    been built.
     """
     path = files.join(dataset, FILE)
     if not files.exists(path):
@@ -21,7 +22,7 @@ def read(dataset: str | Path) -> list[dict[str, Any]]:
 
 
 def replace(dataset: str | Path, stage: str, entries: list[dict[str, Any]]) -> None:
-    """Put a stage's entries in place of those of its last run; the other stages' stay."""
+    """Replace the entries of a stage. Those of other stages are kept."""
     kept = [entry for entry in read(dataset) if entry["stage"] != stage]
     new = [{"scene": entry["scene"], "stage": stage, **entry} for entry in entries]
     lines = sorted(json.dumps(entry, ensure_ascii=False) for entry in kept + new)

@@ -1,4 +1,4 @@
-"""The catalog of scenes, scenes.parquet: what it holds, and what of an earlier one is still true."""
+"""Read and write the catalog of scenes, scenes.parquet, and find entries of an earlier catalog that are still valid."""
 
 import io
 import json
@@ -20,31 +20,31 @@ CATALOG = "scenes.parquet"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of the catalog: a scene, and what its survey decided."""
+    """A row of the catalog: a scene and the results of its survey."""
 
     scene: Scene
     terrain: Terrain
     stretch: Stretch
     dem_coverage: float
-    """Share of the footprint's outline that the DEM covers; 0 without one."""
+    """Fraction of the footprint's outline that the DEM covers; 0 without a DEM."""
     dem_holes: int = 0
-    """Cells without a height in the DEM's window of the scene, which were interpolated."""
+    """Number of void cells in the DEM window of the scene, which were interpolated."""
     radiometry: Radiometry | None = None
-    """What is stored of the scene's pixels; the stretched ones where it is None."""
+    """Conversion of the pixels to the values that are stored; None if stretched pixels are stored."""
     pan_weights: tuple[float, ...] = ()
-    """Weight of each band in pansharpening; empty where there is none."""
+    """Weight of each band in pansharpening; empty without pansharpening."""
     pixel_digest: str = ""
-    """SHA-256 of the pixels that the survey read: it tells a replaced image from one that was only touched."""
+    """SHA-256 of the pixels that the survey read. It distinguishes a replaced image from one that was only touched."""
     source_version: str = ""
-    """What the delivery's files on a server were known by: see `discovery.Delivery`."""
+    """Version of the delivery's files on a server: see `discovery.Delivery.source_version`."""
 
 
 def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -> None:
-    """scenes.parquet: one row a scene, sorted by id; GeoParquet with the footprints as geometry, EPSG:4326.
+    """Write scenes.parquet: one row per scene, sorted by id; GeoParquet with the footprints as geometry, EPSG:4326.
 
-    It is stac-geoparquet too: each row is a STAC item, whose properties are all other columns.
+    The file is also stac-geoparquet: each row is a STAC item, and all other columns are its properties.
 
-    provenance: JSON, what besides its files an entry depends on: settings and software.
+    provenance: JSON of what an entry depends on besides its files: settings and software.
     """
     rows = []
     for entry in sorted(entries, key=lambda entry: entry.scene.id):
@@ -88,50 +88,54 @@ def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -
 def reusable_entries(
     path: str | Path, provenance: str, digests: Mapping[str, str] | None = None
 ) -> dict[str, list[Entry]]:
-    """Entries of an earlier catalog by the delivery's path, as far as its files are older than the catalog.
+    """Entries of an earlier catalog that are still valid: path of the delivery -> its entries.
 
-    digests: delivery's path -> state of its files on a server, or digest of the STAC item there; what has no file on
-    this machine is known by it.
-    None where there is no catalog, or one of other settings or software.
+    An entry with local files is valid if all of them are older than the catalog. One without is valid if its digest is
+    unchanged. The result is empty if there is no catalog, or if it was made with other settings or software.
+
+    digests: path of the delivery -> version of its files on a server, or digest of its STAC item.
     """
     if not files.exists(path):
         return {}
     written, rows = files.modified_time(path), read_rows(path)
     if set(rows.get("provenance", ())) != {provenance}:
         return {}
-    known: dict[str, list[Entry]] = {}
+    reusable: dict[str, list[Entry]] = {}
     for entry in to_entries(rows):
-        read_from = [Path(file) for file in entry.scene.files]
-        known_by = entry.source_version or entry.scene.metadata_digest
-        same_there = not read_from and (digests or {}).get(entry.scene.delivery) == known_by
-        if same_there or (read_from and all(file.is_file() and last_change(file) < written for file in read_from)):
-            known.setdefault(entry.scene.delivery, []).append(entry)
-    return known
+        local_files = [Path(file) for file in entry.scene.files]
+        digest = entry.source_version or entry.scene.metadata_digest
+        same_remote = not local_files and (digests or {}).get(entry.scene.delivery) == digest
+        if same_remote or (local_files and all(file.is_file() and last_change(file) < written for file in local_files)):
+            reusable.setdefault(entry.scene.delivery, []).append(entry)
+    return reusable
 
 
 def last_change(file: Path) -> float:
-    """When a file was written or put in its place, s since the epoch; unpacking keeps the first, not the second."""
-    found = file.stat()
-    return max(found.st_mtime, found.st_ctime)
+    """Time of the last change to a file or its inode, s since the epoch.
+
+    A file that is unpacked keeps its old mtime, but has a new ctime.
+    """
+    stat = file.stat()
+    return max(stat.st_mtime, stat.st_ctime)
 
 
 def read_rows(path: str | Path) -> geopandas.GeoDataFrame:
-    """scenes.parquet as a table."""
+    """Read scenes.parquet as a table."""
     return geopandas.read_parquet(io.BytesIO(files.read(path)))
 
 
 def count_entries(path: str | Path) -> int:
-    """How many entries scenes.parquet has."""
+    """Count the entries of scenes.parquet from its Parquet metadata."""
     return int(pq.read_metadata(io.BytesIO(files.read(path))).num_rows)
 
 
 def read_catalog(path: str | Path) -> list[Entry]:
-    """The entries of scenes.parquet, in its order."""
+    """Read the entries of scenes.parquet in the order of its rows."""
     return to_entries(read_rows(path))
 
 
 def to_entries(rows: geopandas.GeoDataFrame) -> list[Entry]:
-    """The entries of a table, in its order."""
+    """Convert the rows of a table to entries in the same order."""
     entries = []
     for row in rows.to_dict("records"):
         fields = {name: row[name] for name in Scene.__slots__ if name in row}
@@ -147,10 +151,10 @@ def to_entries(rows: geopandas.GeoDataFrame) -> list[Entry]:
             fields["acquired"] = fields["acquired"].to_pydatetime()
         dem, geoid = (row[name] if isinstance(row[name], str) else None for name in ("dem", "geoid"))
         stretch = Stretch(row["stretch_low"], row["stretch_high"])
-        stored = radiometry_from_json(json.loads(row["radiometry"])) if isinstance(row["radiometry"], str) else None
+        radiometry = radiometry_from_json(json.loads(row["radiometry"])) if isinstance(row["radiometry"], str) else None
         terrain = Terrain(dem, row["ground_height"], geoid)
-        ground = row["dem_coverage"], int(row["dem_holes"])
-        known_by = row["pixel_digest"], row["source_version"]
+        dem_quality = row["dem_coverage"], int(row["dem_holes"])
+        digests = row["pixel_digest"], row["source_version"]
         weights = tuple(map(float, row["pan_weights"]))
-        entries.append(Entry(Scene(**fields), terrain, stretch, *ground, stored, weights, *known_by))
+        entries.append(Entry(Scene(**fields), terrain, stretch, *dem_quality, radiometry, weights, *digests))
     return entries

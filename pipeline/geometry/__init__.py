@@ -1,1 +1,1 @@
-"""Sensor, terrain and grid: arithmetic on values."""
+"""Sensor models, terrain heights and tile grids."""

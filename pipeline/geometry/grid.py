@@ -1,4 +1,4 @@
-"""The UTM lattice of tiles over a scene, and the blocks in which it is built. Arithmetic only."""
+"""The tile grid of a scene on the lattice of its UTM zone, and its division into blocks. Arithmetic only."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -16,28 +16,28 @@ from pipeline.geometry.sensor import Floats
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A run of tile rows and columns: the unit of work, of memory, of writing and of resume."""
+    """A run of tile rows and columns: the unit of work, memory, writing and resuming."""
 
     rows: slice
     cols: slice
     geobox: GeoBox
-    """The pixels that the block's tiles cover together."""
+    """The pixels that the tiles of the block cover together."""
 
 
 @dataclass(frozen=True, slots=True)
 class TileGrid:
     """Overlapping square tiles over a scene, on the lattice that all scenes of a UTM zone share.
 
-    Tile (r, c) covers the `tile` x `tile` pixels of `geobox` from pixel (r * stride, c * stride) on. Origins
-    are multiples of stride x gsd, so two scenes of one place at one GSD have tiles with the same origins.
+    Tile (r, c) covers `tile` x `tile` pixels of `geobox`, starting at pixel (r * stride, c * stride). Origins are
+    multiples of stride x gsd, so two scenes of one place with the same GSD have tiles with the same origins.
     """
 
     geobox: GeoBox
-    """Every pixel of every tile; its CRS is a UTM zone, its resolution the scene's GSD."""
+    """All pixels of all tiles. Its CRS is that of `choose_crs`, its resolution the scene's GSD."""
     tile: int
     """Side of a tile, px."""
     stride: int
-    """Distance of neighbouring tiles, px."""
+    """Distance between the origins of neighbouring tiles, px."""
     block: int
     """Side of a block, tiles."""
 
@@ -50,7 +50,9 @@ class TileGrid:
             raise ValueError(f"block must be at least 1 tile, got {self.block}")
         for size in self.geobox.shape:
             if size < self.tile or (size - self.tile) % self.stride:
-                raise ValueError(f"{size} px is not a whole number of tiles of {self.tile} px every {self.stride} px")
+                raise ValueError(
+                    f"{size} px is not a whole number of tiles of {self.tile} px with stride {self.stride} px"
+                )
 
     @property
     def rows(self) -> int:
@@ -62,11 +64,11 @@ class TileGrid:
 
     @property
     def blocks(self) -> tuple[int, int]:
-        """Rows and columns of blocks."""
+        """Number of block rows and block columns."""
         return math.ceil(self.rows / self.block), math.ceil(self.cols / self.block)
 
     def block_at(self, i: int, j: int) -> Block:
-        """Block (i, j). Blocks at the lower and right border may hold fewer tiles."""
+        """Return block (i, j). Blocks at the lower and right border may contain fewer tiles."""
         rows = slice(i * self.block, min((i + 1) * self.block, self.rows))
         cols = slice(j * self.block, min((j + 1) * self.block, self.cols))
         if not (0 <= i and rows.start < self.rows and 0 <= j and cols.start < self.cols):
@@ -77,12 +79,12 @@ class TileGrid:
         return Block(rows, cols, self.geobox[y : y + height, x : x + width])
 
     def __iter__(self) -> Iterator[Block]:
-        """All blocks, row by row."""
+        """Iterate over all blocks, row by row."""
         rows, cols = self.blocks
         return (self.block_at(i, j) for i in range(rows) for j in range(cols))
 
     def corners(self, rows: slice, cols: slice) -> Floats:
-        """Corners of tiles in the grid's CRS: (row, col, corner, xy) float64, m; clockwise from the upper left."""
+        """Corners of tiles in the grid's CRS: (row, col, corner, xy) float64, m, clockwise from the upper left."""
         r, c = np.meshgrid(np.arange(rows.start, rows.stop), np.arange(cols.start, cols.stop), indexing="ij")
         offsets = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * self.tile
         x = c[..., None] * self.stride + offsets[:, 0]
@@ -92,37 +94,37 @@ class TileGrid:
 
     @property
     def outline(self) -> Floats:
-        """Corners of the whole grid, in the order of `corners`: (1, 4, 2) float64, m."""
+        """Corners of the full grid, in the order of `corners`: (1, 4, 2) float64, m."""
         left, bottom, right, top = self.geobox.boundingbox
         return np.array([[(left, top), (right, top), (right, bottom), (left, bottom)]])
 
     def places(self, rows: Iterable[int], cols: Iterable[int]) -> list[str]:
-        """A name for the place of each tile: the same for tiles of all scenes with this origin, zone and GSD.
+        """Identifiers of the tiles' places, equal for tiles of all scenes with the same origin, zone and GSD.
 
-        `<EPSG code>_<GSD in m>_<east>_<north>`, the last two counted in strides from the zone's origin.
+        Format: `<EPSG code>_<GSD in m>_<east>_<north>`; the last two are counted in strides from the zone's origin.
         """
         transform: Affine = self.geobox.transform
         step = self.stride * transform.a
         left, top = round(transform.c / step), round(transform.f / step)
-        head = f"{str(self.geobox.crs).removeprefix('EPSG:')}_{transform.a:g}"
-        return [f"{head}_{left + c}_{top - r}" for r, c in zip(rows, cols, strict=True)]
+        prefix = f"{str(self.geobox.crs).removeprefix('EPSG:')}_{transform.a:g}"
+        return [f"{prefix}_{left + c}_{top - r}" for r, c in zip(rows, cols, strict=True)]
 
 
 def utm_zone(lon: float, lat: float) -> str:
-    """The UTM zone of a place, `EPSG:326zz` in the north and `EPSG:327zz` in the south."""
+    """Return the UTM zone of a place: `EPSG:326zz` in the north, `EPSG:327zz` in the south."""
     zone = int(((lon + 180.0) % 360.0) // 6.0) + 1
     return f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"
 
 
 POLAR = 84.0
-"""Degrees of latitude beyond which UTM is not defined."""
+"""Latitude beyond which UTM is not defined, degrees north or south."""
 
 
 def choose_crs(lon: float, lat: float) -> str:
-    """The CRS of a place: its UTM zone, and beyond 84 degrees universal polar stereographic (EPSG:5041, 5042).
+    """Choose the CRS of a place: its UTM zone, or universal polar stereographic (EPSG:5041, 5042) beyond 84 degrees.
 
-    UPS is what UTM's own definition goes on with: metres, easting and northing, one scale. EPSG:3413 and 3031, true
-    to scale at 70 N and 71 S, stretch a pixel at the pole by 3 per cent; UPS by 0.6.
+    UPS is the polar complement that the definition of UTM provides: metres, easting and northing, one scale. EPSG:3413
+    and 3031, which are true to scale at 70 N and 71 S, stretch a pixel at the pole by 3 per cent; UPS by 0.6.
     """
     if abs(lat) > POLAR:
         return "EPSG:5041" if lat > 0 else "EPSG:5042"
@@ -130,32 +132,32 @@ def choose_crs(lon: float, lat: float) -> str:
 
 
 def area_centre(footprint: shapely.Polygon) -> tuple[float, float]:
-    """Longitude and latitude of the centre of area, on the ground and not on a map of degrees.
+    """Longitude and latitude of a footprint's centre of area, computed on the ground and not in degrees.
 
-    On the sphere, by Lambert's azimuthal equal-area projection about the middle of the corners: Snyder, Map
+    The projection is Lambert's azimuthal equal-area on the sphere, about the mean of the corners: Snyder, Map
     Projections (USGS PP 1395, 1987), equations 20-14, 20-15 and 24-2 to 24-4.
     """
     lon, lat = np.radians(shapely.get_coordinates(footprint.exterior)).T
     lon0, lat0 = lon.mean(), lat.mean()
-    sin0, cos0, east = math.sin(lat0), math.cos(lat0), np.cos(lat) * np.cos(lon - lon0)
-    scale = np.sqrt(2 / (1 + sin0 * np.sin(lat) + cos0 * east))
-    x, y = scale * np.cos(lat) * np.sin(lon - lon0), scale * (cos0 * np.sin(lat) - sin0 * east)
+    sin0, cos0, cos_lat_cos_lon = math.sin(lat0), math.cos(lat0), np.cos(lat) * np.cos(lon - lon0)
+    scale = np.sqrt(2 / (1 + sin0 * np.sin(lat) + cos0 * cos_lat_cos_lon))
+    x, y = scale * np.cos(lat) * np.sin(lon - lon0), scale * (cos0 * np.sin(lat) - sin0 * cos_lat_cos_lon)
     centre = shapely.Polygon(np.column_stack([x, y])).centroid
-    away = math.hypot(centre.x, centre.y)
-    if away == 0:
+    rho = math.hypot(centre.x, centre.y)
+    if rho == 0:
         return math.degrees(lon0), math.degrees(lat0)
-    turn = 2 * math.asin(away / 2)
-    sine = math.cos(turn) * sin0 + centre.y * math.sin(turn) * cos0 / away
-    side = math.atan2(centre.x * math.sin(turn), away * cos0 * math.cos(turn) - centre.y * sin0 * math.sin(turn))
-    return math.degrees(lon0 + side), math.degrees(math.asin(max(-1.0, min(1.0, sine))))
+    angle = 2 * math.asin(rho / 2)
+    sin_lat = math.cos(angle) * sin0 + centre.y * math.sin(angle) * cos0 / rho
+    lon_shift = math.atan2(centre.x * math.sin(angle), rho * cos0 * math.cos(angle) - centre.y * sin0 * math.sin(angle))
+    return math.degrees(lon0 + lon_shift), math.degrees(math.asin(max(-1.0, min(1.0, sin_lat))))
 
 
-@lru_cache(maxsize=1 << 16)  # each stage asks for it
+@lru_cache(maxsize=1 << 16)  # every stage needs it
 def make_scene_grid(footprint: shapely.Polygon, gsd: float, tile: int, stride: int, block: int) -> TileGrid | None:
-    """The grid of a scene: every tile that fits into the bounds of its footprint, or None where none does.
+    """Make the grid of a scene: all tiles that fit into the bounds of its footprint, or None if no tile fits.
 
-    footprint: longitude and latitude, degrees; across the antimeridian they go on past 180. gsd: side of a pixel, m.
-    The CRS is that of the footprint's centre, however far the scene reaches into another.
+    footprint: longitude and latitude, degrees; across the antimeridian, longitudes continue past 180. gsd: side of a
+    pixel, m. The CRS is that of the footprint's centre, however far the scene extends into another zone.
     """
     crs = choose_crs(*area_centre(footprint))
     ring = shapely.get_coordinates(footprint.exterior)
@@ -173,12 +175,13 @@ def make_scene_grid(footprint: shapely.Polygon, gsd: float, tile: int, stride: i
 def peak_bytes(
     block: int, tile: int, stride: int, bands: int, itemsize: int, *, pan: bool = False, stored: int = 1
 ) -> int:
-    """Peak memory of building one block, bytes: what a plan promises.
+    """Peak memory of building one block, bytes, as the build plan reports it.
 
-    Source window and resampled pixels in the file's type (the window up to twice the block, for a scene that
-    lies askew), the DEM's window (twice, of no more cells than the block has pixels) and the mask, the
-    stretched block, and twice the tiles: their shard, and the block as it is judged where something else is
-    stored. pan: whether a panchromatic image sharpens the bands. stored: bytes of a stored pixel in each band.
+    The sum of the source window and the resampled pixels in the file's type (the window is up to twice the block,
+    since a scene may be rotated against the grid), the DEM's window (twice, with at most as many cells as the block
+    has pixels), the mask, the stretched block, and twice the tiles: once for their shard, and once for the 8-bit block
+    that is judged if another radiometry is stored. pan: whether a panchromatic image sharpens the bands. stored: bytes
+    of a stored pixel in each band.
     """
     pixels = ((block - 1) * stride + tile) ** 2
     tiles = block * block * tile * tile

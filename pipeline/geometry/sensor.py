@@ -1,4 +1,4 @@
-"""Sensor models: where a point on the ground lies in an image, and back.
+"""Sensor models: from a point on the ground to its place in an image, and back.
 
 Image coordinates are (col, row) in pixels with (0, 0) at the outer corner of the first pixel, so the
 centre of the first pixel is (0.5, 0.5), as in an affine geotransform. Ground coordinates are WGS84
@@ -29,9 +29,9 @@ class RPC:
     """Line and sample offsets, px. Line 0, sample 0 is the centre of the first pixel."""
     lat_off: float
     lon_off: float
-    """Degrees."""
+    """Latitude and longitude offsets, degrees."""
     height_off: float
-    """Metres above the ellipsoid."""
+    """Height offset, m above the ellipsoid."""
     line_scale: float
     samp_scale: float
     lat_scale: float
@@ -60,10 +60,10 @@ class RPC:
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
         if not (abs(self.lat_off) <= 90 and abs(self.lon_off) <= 360):
-            raise ValueError(f"latitude {self.lat_off}, longitude {self.lon_off} is no place on Earth")
+            raise ValueError(f"latitude {self.lat_off}, longitude {self.lon_off} is not a place on Earth")
 
     def image(self, lon: Floats, lat: Floats, height: Floats) -> tuple[Floats, Floats]:
-        """Ground to image: (col, row) float64 of the inputs' common shape, not finite where the model has no answer."""
+        """Ground to image: (col, row) float64 of the inputs' common shape, not finite where the model is undefined."""
         lon, lat, height = np.broadcast_arrays(lon, lat, height)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             x = ((lon - self.lon_off + 180.0) % 360.0 - 180.0) / self.lon_scale
@@ -75,7 +75,7 @@ class RPC:
     def ground(self, col: Floats, row: Floats, height: Floats) -> tuple[Floats, Floats]:
         """Image to ground at known heights: (lon, lat) float64, by Newton's method to 1e-9 of the scene's size.
 
-        Raises ValueError where that does not lead to a place.
+        Raises ValueError if the iteration does not converge.
         """
         col, row, height = np.broadcast_arrays(col, row, height)
         lon, lat = np.full(col.shape, self.lon_off), np.full(col.shape, self.lat_off)
@@ -99,7 +99,7 @@ class RPC:
 
 
 def rpc_terms(x: Floats, y: Floats, z: Floats) -> Floats:
-    """The 20 monomials of RPC00B, (..., 20) float64, of normalised longitude x, latitude y and height z."""
+    """The 20 monomials of RPC00B in normalised longitude x, latitude y and height z: (..., 20) float64."""
     xx, yy, zz, xy = x * x, y * y, z * z, x * y
     terms = (
         np.ones_like(x), x, y, z, xy, x * z, y * z, xx, yy, zz,
@@ -110,19 +110,19 @@ def rpc_terms(x: Floats, y: Floats, z: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Georeferenced:
-    """An image that lies on a map already: an affine transform in some CRS. Heights play no part."""
+    """The model of an image that is already georeferenced: an affine transform in a CRS. Heights have no effect."""
 
     crs: str
-    """Anything pyproj reads: an EPSG code or WKT."""
+    """A CRS in any form that pyproj reads, such as an EPSG code or WKT."""
     transform: tuple[float, float, float, float, float, float]
-    """Pixel corner (col, row) to CRS units, row-major."""
+    """From image coordinates (col, row) to CRS units: a, b, c, d, e, f in row-major order."""
 
     def __post_init__(self) -> None:
         if Affine(*self.transform).determinant == 0:
             raise ValueError(f"the transform {self.transform} has no inverse")
 
     def image(self, lon: Floats, lat: Floats, height: Floats) -> tuple[Floats, Floats]:
-        """Ground to image: (col, row) float64, not finite where the CRS ends."""
+        """Ground to image: (col, row) float64, not finite outside the domain of the CRS."""
         x, y = transformer("EPSG:4326", self.crs).transform(lon, lat)
         inverse = ~Affine(*self.transform)
         with np.errstate(invalid="ignore"):
@@ -142,12 +142,12 @@ SensorModel = RPC | Georeferenced
 
 
 def model_from_json(value: dict[str, Any]) -> SensorModel:
-    """The inverse of `to_json`."""
+    """Restore the sensor model that `to_json` describes."""
     parts: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
     match parts.pop("kind"):
         case "rpc":
             return RPC(**parts)
         case "georeferenced":
             return Georeferenced(**parts)
-        case other:
-            raise ValueError(f"no sensor model is called {other!r}")
+        case kind:
+            raise ValueError(f"unknown sensor model {kind!r}")

@@ -1,1 +1,1 @@
-"""The pixels of a grid: orthorectified, sharpened, calibrated, judged."""
+"""The pixels of a grid: orthorectification, pansharpening, radiometry and tile quality."""

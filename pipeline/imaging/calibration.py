@@ -1,4 +1,4 @@
-"""Reflectance at the top of the atmosphere: calibration coefficients, and where the Sun stands."""
+"""Top-of-atmosphere reflectance: calibration coefficients and the position of the Sun."""
 
 import csv
 import math
@@ -16,20 +16,20 @@ PLAUSIBLE = {
     "coastal": (1550, 1900), "blue": (1850, 2050), "green": (1750, 1950), "yellow": (1600, 1800), "red": (1450, 1650),
     "red_edge_1": (1300, 1500), "red_edge_2": (1150, 1350), "nir": (950, 1150), "pan": (1200, 1650),
 }  # fmt: skip
-"""What the solar irradiance of a band can be, W / m2 / um: a list that is shifted by one band is not within these."""
+"""Plausible solar irradiance of each band, W / m2 / um. A list that is shifted by one band lies outside."""
 BRIGHTEST = (0.1, 4.0)
-"""Reflectance of a pixel of ten bits that is all ones: a gain's reciprocal is ten times beyond."""
+"""Plausible reflectance of the digital number 1023, ten bits of ones. A reciprocal gain is ten times beyond it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """One band's calibration in one year."""
+    """The calibration of one band in one year."""
 
     gain: float
     offset: float
     """Radiance = gain x digital number + offset, W / m2 / sr / um."""
     irradiance: float
-    """Of the Sun above the atmosphere at one astronomical unit, mean of the band, W / m2 / um."""
+    """Solar irradiance above the atmosphere at one astronomical unit, mean over the band, W / m2 / um."""
 
 
 Key = tuple[str, str, int, str]
@@ -37,9 +37,9 @@ Key = tuple[str, str, int, str]
 
 
 def read_coefficients(path: str | Path = CALIBRATION) -> dict[Key, Coefficients]:
-    """A table of coefficients: CSV with the columns satellite, sensor, year, band, gain, offset, irradiance.
+    """Read a table of coefficients: CSV with the columns satellite, sensor, year, band, gain, offset, irradiance.
 
-    Raises RadiometryError naming file, line and value for a row that cannot be right.
+    Raises RadiometryError naming file, line and value if a row is implausible.
     """
     columns = ("satellite", "sensor", "year", "band", "gain", "offset", "irradiance")
     table: dict[Key, Coefficients] = {}
@@ -52,47 +52,47 @@ def read_coefficients(path: str | Path = CALIBRATION) -> dict[Key, Coefficients]
                 where = f"{path}, line {reader.line_num}"
                 try:
                     key = (row["satellite"].strip(), row["sensor"].strip(), int(row["year"]), row["band"].strip())
-                    found = Coefficients(float(row["gain"]), float(row["offset"]), float(row["irradiance"]))
+                    coefficients = Coefficients(float(row["gain"]), float(row["offset"]), float(row["irradiance"]))
                 except (TypeError, ValueError, AttributeError) as error:
                     raise RadiometryError(f"{where}: {error}") from error
                 if key in table:
-                    raise RadiometryError(f"{where}: {' '.join(map(str, key))} is there twice")
-                if fault := find_fault(key[3], found):
+                    raise RadiometryError(f"{where}: {' '.join(map(str, key))} is listed twice")
+                if fault := find_fault(key[3], coefficients):
                     raise RadiometryError(f"{where}: {' '.join(map(str, key))}: {fault}")
-                table[key] = found
+                table[key] = coefficients
     except (OSError, UnicodeDecodeError) as error:
         raise RadiometryError(f"{path}: cannot be read: {error}") from error
     return table
 
 
-def find_fault(band: str, found: Coefficients) -> str | None:
-    """What is wrong with coefficients, or None. Public tables hold reciprocal gains, zeros, and shifted bands."""
-    if not all(map(math.isfinite, (found.gain, found.offset, found.irradiance))):
-        return "a value that is not a finite number"
-    if not found.gain > 0:
-        return f"the gain must be positive, got {found.gain:g}"
+def find_fault(band: str, coefficients: Coefficients) -> str | None:
+    """Return the fault of coefficients, or None. Public tables contain reciprocal gains, zeros and shifted bands."""
+    if not all(map(math.isfinite, (coefficients.gain, coefficients.offset, coefficients.irradiance))):
+        return "a value is not a finite number"
+    if not coefficients.gain > 0:
+        return f"the gain must be positive, got {coefficients.gain:g}"
     low, high = PLAUSIBLE.get(band, (200, 2200))
-    if not low <= found.irradiance <= high:
-        return f"a solar irradiance of {found.irradiance:g} W/m2/um; in the band {band} it is {low} to {high}"
-    brightest = math.pi * (found.gain * 1023 + found.offset) / found.irradiance
+    if not low <= coefficients.irradiance <= high:
+        return f"the solar irradiance of band {band} must be {low} to {high} W/m2/um, got {coefficients.irradiance:g}"
+    brightest = math.pi * (coefficients.gain * 1023 + coefficients.offset) / coefficients.irradiance
     if not BRIGHTEST[0] <= brightest <= BRIGHTEST[1]:
         return (
-            f"a gain of {found.gain:g} and an offset of {found.offset:g} make a reflectance of {brightest:.2f} of the "
-            f"number 1023, which is beyond {BRIGHTEST[0]} to {BRIGHTEST[1]}; is the gain a reciprocal?"
+            f"a gain of {coefficients.gain:g} and an offset of {coefficients.offset:g} give the number 1023 a "
+            f"reflectance of {brightest:.2f}, outside {BRIGHTEST[0]} to {BRIGHTEST[1]}; is the gain a reciprocal?"
         )
-    if abs(math.pi * found.offset / found.irradiance) > 0.1:
-        return f"an offset of {found.offset:g} W/m2/sr/um makes a reflectance of more than 0.1 by itself"
+    if abs(math.pi * coefficients.offset / coefficients.irradiance) > 0.1:
+        return f"an offset of {coefficients.offset:g} W/m2/sr/um alone gives a reflectance of more than 0.1"
     return None
 
 
 def toa_radiometry(bands: Mapping[str, Coefficients], zenith: float, distance: float) -> Radiometry:
-    """Digital numbers to reflectance at the top of the atmosphere.
+    """Return the conversion of digital numbers to top-of-atmosphere reflectance.
 
     pi x radiance x distance ** 2 / (irradiance x cos(zenith)): Chander, Markham and Helder, 2009, equation 4.
-    zenith: of the Sun, degrees. distance: of the Sun, astronomical units.
+    zenith: solar zenith angle, degrees. distance: Earth-Sun distance, astronomical units.
     """
     if not 0 <= zenith < 85:
-        raise RadiometryError(f"the Sun stands {zenith:.1f} degrees from the zenith, which leaves no reflectance")
+        raise RadiometryError(f"the Sun is {zenith:.1f} degrees from the zenith, too low to compute reflectance")
     low, high, top = [], [], np.iinfo("uint16").max * REFLECTANCE
     for c in bands.values():
         per_number = math.pi * distance**2 / (c.irradiance * math.cos(math.radians(zenith)))
@@ -109,9 +109,9 @@ def toa_radiometry(bands: Mapping[str, Coefficients], zenith: float, distance: f
 
 
 def sun_position(when: datetime, lon: float, lat: float) -> tuple[float, float]:
-    """Where the Sun stands: its angle from the zenith, degrees, and its distance, astronomical units.
+    """Solar zenith angle, degrees, and Earth-Sun distance, astronomical units.
 
-    To a hundredth of a degree, from the Astronomical Almanac's low-precision formulas (valid 1950 to 2050).
+    Accurate to a hundredth of a degree, by the Astronomical Almanac's low-precision formulas (valid 1950 to 2050).
     when: UTC. lon, lat: degrees.
     """
     days = (when - datetime(2000, 1, 1, 12, tzinfo=UTC)).total_seconds() / 86400
@@ -128,9 +128,9 @@ def sun_position(when: datetime, lon: float, lat: float) -> tuple[float, float]:
 
 
 def solar_zenith(fields: Mapping[str, str], when: datetime, lon: float, lat: float) -> float:
-    """The Sun's angle from the zenith, degrees: as the metadata say, held against the time and the place.
+    """Solar zenith angle, degrees: from the metadata, checked against time and place, or computed from these if absent.
 
-    Raises RadiometryError where the two are more than three degrees apart: some files hold an elevation.
+    Raises RadiometryError if the two differ by more than three degrees: some files store an elevation under this name.
     """
     computed, _ = sun_position(when, lon, lat)
     for name, sign in (
@@ -141,14 +141,14 @@ def solar_zenith(fields: Mapping[str, str], when: datetime, lon: float, lat: flo
         ("SunAltitude", -1),
     ):
         try:
-            said = float(fields.get(name, ""))
+            zenith = float(fields.get(name, ""))
         except ValueError:
             continue
-        said = said if sign > 0 else 90.0 - said
-        if abs(said - computed) > 3.0:
+        zenith = zenith if sign > 0 else 90.0 - zenith
+        if abs(zenith - computed) > 3.0:
             raise RadiometryError(
-                f"{name} puts the Sun {said:.1f} degrees from the zenith, but at {when:%Y-%m-%d %H:%M} UTC and "
+                f"{name} puts the Sun {zenith:.1f} degrees from the zenith, but at {when:%Y-%m-%d %H:%M} UTC and "
                 f"{lon:.2f} E {lat:.2f} N it stood at {computed:.1f}"
             )
-        return said
+        return zenith
     return computed

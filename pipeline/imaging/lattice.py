@@ -1,4 +1,4 @@
-"""Where a grid's pixels lie in an image: the sensor model on a lattice of nodes, interpolated between them."""
+"""Image coordinates of a grid's pixels: the sensor model on a lattice of nodes, interpolated between them."""
 
 import math
 from dataclasses import dataclass, replace
@@ -15,36 +15,36 @@ from pipeline.geometry.terrain import Relief, Terrain, flat_relief
 Map = npt.NDArray[np.float32]
 Heights = npt.NDArray[np.float32]
 TOLERANCE = 0.05
-"""Largest interpolation error of the lattice that is accepted, px of the image."""
+"""Largest accepted interpolation error of the lattice, px of the image."""
 STEPS = (128, 64, 32, 16, 8, 4)
-"""Distances of lattice nodes that are tried, destination px."""
+"""Node spacings that are tried, destination px."""
 FIELDS = 8
-"""Smooth functions of the place on the map, of which a pixel's place in the image is made."""
+"""Number of smooth functions of map position from which a pixel's image coordinates are computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lattice:
-    """Where destination pixels lie in the image, as a function of place and height.
+    """Image coordinates of destination pixels, as a function of map position and height.
 
-    On the map the camera is smooth, while the ground need not be. So the nodes of a lattice hold the place among
-    the DEM's cells, and image coordinates as quadratics in height; between the nodes these are interpolated, and
-    the height is taken from the DEM anew at each pixel.
+    The camera is a smooth function of map position, while the ground need not be. So each node of the lattice stores
+    its position in the DEM's cells, and its image coordinates as quadratics in height. These are interpolated between
+    the nodes, and the height is taken from the DEM at each pixel.
     """
 
     step: int
-    """Distance of the nodes, destination px. Node k stands at (k - 0.5) * step, measured from the grid's edge."""
+    """Node spacing, destination px. Node k is at (k - 0.5) * step, measured from the grid's edge."""
     fields: Floats
-    """(FIELDS, node row, node col) float64: column and row among the relief's cells, then three coefficients each,
-    of z ** 0, 1 and 2, for the image's column and row; not finite where there is no such place."""
+    """(FIELDS, node row, node col) float64: column and row in the relief's cells, then three coefficients each, of
+    z ** 0, 1 and 2, for the image's column and row; not finite where the sensor model is undefined."""
     relief: Relief
     middle: float
     half: float
     """z = (height - middle) / half; m."""
     error: float
-    """Largest error found at the centres of cells, px of the image."""
+    """Largest error at the centres of the lattice's cells, px of the image."""
 
     def maps(self, rows: slice, cols: slice, origin: tuple[float, float] = (0.5, 0.5)) -> tuple[Map, Map]:
-        """Image coordinates (x, y) of destination pixels, float32, less an origin: index coordinates unless given."""
+        """Image coordinates (x, y) of destination pixels, float32, minus an origin: index coordinates by default."""
         shape = (rows.stop - rows.start, cols.stop - cols.start)
         x, y = np.empty(shape, np.float32), np.empty(shape, np.float32)
         fields = self.fields.copy()
@@ -54,13 +54,13 @@ class Lattice:
         return x, y
 
     def dense(self, shape: tuple[int, int]) -> tuple[Map, Map]:
-        """Image coordinates (col, row) of every pixel of a grid of that shape, float32."""
+        """Image coordinates (col, row) of every pixel of a grid of the given shape, float32."""
         return self.maps(slice(0, shape[0]), slice(0, shape[1]), (0.0, 0.0))
 
     def reach(self) -> Floats:
-        """Bounds of the image coordinates in each cell of the lattice, over the heights there.
+        """Bounds of the image coordinates in each cell of the lattice, over the heights in it.
 
-        (cell row, cell col, 4) float64: least and most column, least and most row; NaN where there is none.
+        (cell row, cell col, 4) float64: lowest and highest column, lowest and highest row; NaN where undefined.
         """
         return cell_bounds(self.fields, self.relief.cells, self.middle, self.half)
 
@@ -69,19 +69,19 @@ class Lattice:
 def interpolate_maps(
     fields: Floats, step: int, top: int, left: int, cells: Heights, middle: float, half: float, x: Map, y: Map
 ) -> None:  # pragma: no cover
-    """Image coordinates of the pixels from (top, left) on, into x and y: see Lattice."""
+    """Write the image coordinates of the pixels starting at (top, left) to x and y: see Lattice."""
     height, width = cells.shape
     flat, nodes, n = cells.ravel(), fields.shape[2], x.shape[1]
     line = np.empty((FIELDS, nodes), np.float32)
-    u, v, at = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.uint32)
+    u, v, index = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.uint32)
     ramp = ((np.arange(step) + 0.5) / step).astype(np.float32)
-    # The last cell's far side belongs to it; the loops below read the next cell, too.
+    # Positions stay within the last pair of cells, since the loops below read the next cell, too.
     far_u, far_v, zero = np.float32(width - 1.001), np.float32(height - 1.001), np.float32(0)
     scale, shift = np.float32(1 / half), np.float32(-middle / half)
     for i in range(x.shape[0]):
-        place = (top + i + 0.5) / step + 0.5
-        k = int(place)
-        t = place - k
+        node_row = (top + i + 0.5) / step + 0.5
+        k = int(node_row)
+        t = node_row - k
         for q in range(FIELDS):
             for m in range(nodes):
                 line[q, m] = np.float32(fields[q, k, m] * (1 - t) + fields[q, k + 1, m] * t)
@@ -95,13 +95,14 @@ def interpolate_maps(
                 vj = min(max(v0 + dv * ramp[j], zero), far_v)
                 col, row = np.int32(uj), np.int32(vj)
                 u[start + j], v[start + j] = uj - np.float32(col), vj - np.float32(row)
-                at[start + j] = np.uint32(row * np.int32(width) + col)
-        for j in range(n):  # u becomes z
-            upper, lower = uint64(at[j]), uint64(at[j]) + uint64(width)  # a signed index would be checked
+                index[start + j] = np.uint32(row * np.int32(width) + col)
+        for j in range(n):  # overwrite u with z
+            # Unsigned, since a signed index would be checked for wrap-around.
+            upper, lower = uint64(index[j]), uint64(index[j]) + uint64(width)
             one = uint64(1)
-            first = flat[upper] + (flat[upper + one] - flat[upper]) * u[j]
-            second = flat[lower] + (flat[lower + one] - flat[lower]) * u[j]
-            u[j] = (first + (second - first) * v[j]) * scale + shift
+            upper_height = flat[upper] + (flat[upper + one] - flat[upper]) * u[j]
+            lower_height = flat[lower] + (flat[lower + one] - flat[lower]) * u[j]
+            u[j] = (upper_height + (lower_height - upper_height) * v[j]) * scale + shift
         for m in range(nodes - 1):
             start = m * step - step // 2 - left
             low, high = max(0, -start), min(step, n - start)
@@ -116,15 +117,15 @@ def interpolate_maps(
 
 @njit(cache=True, nogil=True)
 def cell_bounds(fields: Floats, cells: Heights, middle: float, half: float) -> Floats:  # pragma: no cover
-    """See Lattice.reach. A quadratic's bend beyond its ends is bounded by a quarter of its coefficient."""
+    """Compute Lattice.reach. A quadratic exceeds its end values by at most coefficient x range ** 2 / 4."""
     height, width = cells.shape
-    found = np.full((fields.shape[1] - 1, fields.shape[2] - 1, 4), np.nan)
-    for i in range(found.shape[0]):
-        for j in range(found.shape[1]):
+    bounds = np.full((fields.shape[1] - 1, fields.shape[2] - 1, 4), np.nan)
+    for i in range(bounds.shape[0]):
+        for j in range(bounds.shape[1]):
             corners = fields[:, i : i + 2, j : j + 2]
             if not np.isfinite(corners).all():
                 continue
-            # Beyond the cells the border goes on, so at least one row and column of them counts.
+            # Beyond the cells the border values continue, so at least one row and one column counts.
             c0, r0 = min(max(int(corners[0].min()), 0), width - 1), min(max(int(corners[1].min()), 0), height - 1)
             c1, r1 = max(int(corners[0].max()) + 2, c0 + 1), max(int(corners[1].max()) + 2, r0 + 1)
             low = (cells[r0:r1, c0:c1].min() - middle) / half
@@ -133,9 +134,9 @@ def cell_bounds(fields: Floats, cells: Heights, middle: float, half: float) -> F
                 a, b, c = corners[2 + 3 * axis], corners[3 + 3 * axis], corners[4 + 3 * axis]
                 at_low, at_high = a + low * (b + low * c), a + high * (b + high * c)
                 bend = np.abs(c).max() * (high - low) ** 2 / 4
-                found[i, j, 2 * axis] = min(at_low.min(), at_high.min()) - bend
-                found[i, j, 2 * axis + 1] = max(at_low.max(), at_high.max()) + bend
-    return found
+                bounds[i, j, 2 * axis] = min(at_low.min(), at_high.min()) - bend
+                bounds[i, j, 2 * axis + 1] = max(at_low.max(), at_high.max()) + bend
+    return bounds
 
 
 def to_lonlat(geobox: GeoBox, x: Floats, y: Floats) -> tuple[Floats, Floats]:
@@ -146,9 +147,9 @@ def to_lonlat(geobox: GeoBox, x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def fit_lattice(geobox: GeoBox, model: SensorModel, terrain: Terrain, tolerance: float = TOLERANCE) -> Lattice:
-    """The widest lattice whose error, measured at the centres of its cells, is within the tolerance.
+    """Fit the widest lattice whose error, measured at the centres of its cells, is within the tolerance.
 
-    The narrowest of STEPS is used where none is; its error is in the result.
+    If none is, the result is the narrowest of STEPS, with its error.
     """
     rows, cols = geobox.shape
     relief = None
@@ -162,22 +163,29 @@ def fit_lattice(geobox: GeoBox, model: SensorModel, terrain: Terrain, tolerance:
             middle, half = (low + high) / 2, max((high - low) / 2, 1.0)
         fields = np.empty((FIELDS, *x.shape))
         fields[:2] = relief.cell_coordinates(lon, lat)
-        below, on, above = (np.stack(model.image(lon, lat, np.full(x.shape, middle + z * half))) for z in (-1, 0, 1))
-        fields[2::3], fields[3::3], fields[4::3] = on, (above - below) / 2, (above + below) / 2 - on
-        mesh = Lattice(step, fields, relief, middle, half, 0.0)
-        error = measure_error(mesh, geobox, model)
+        low_xy, mid_xy, high_xy = (
+            np.stack(model.image(lon, lat, np.full(x.shape, middle + z * half))) for z in (-1, 0, 1)
+        )
+        fields[2::3], fields[3::3], fields[4::3] = mid_xy, (high_xy - low_xy) / 2, (high_xy + low_xy) / 2 - mid_xy
+        lattice = Lattice(step, fields, relief, middle, half, 0.0)
+        error = measure_error(lattice, geobox, model)
         if error <= tolerance:
             break
-    return replace(mesh, error=error)
+    return replace(lattice, error=error)
 
 
-def measure_error(mesh: Lattice, geobox: GeoBox, model: SensorModel) -> float:
-    """Largest distance, px of the image, at the centres of the lattice's cells from what the model says itself."""
-    means = (mesh.fields[:, :-1, :-1] + mesh.fields[:, 1:, :-1] + mesh.fields[:, :-1, 1:] + mesh.fields[:, 1:, 1:]) / 4
-    x, y = np.meshgrid(np.arange(means.shape[2]) * float(mesh.step), np.arange(means.shape[1]) * float(mesh.step))
-    z = (mesh.relief.heights_at(means[0], means[1]) - mesh.middle) / mesh.half
+def measure_error(lattice: Lattice, geobox: GeoBox, model: SensorModel) -> float:
+    """Largest difference, px of the image, between lattice and sensor model at the centres of the lattice's cells."""
+    means = (
+        lattice.fields[:, :-1, :-1]
+        + lattice.fields[:, 1:, :-1]
+        + lattice.fields[:, :-1, 1:]
+        + lattice.fields[:, 1:, 1:]
+    ) / 4
+    x, y = np.meshgrid(np.arange(means.shape[2]) * float(lattice.step), np.arange(means.shape[1]) * float(lattice.step))
+    z = (lattice.relief.heights_at(means[0], means[1]) - lattice.middle) / lattice.half
     lon, lat = to_lonlat(geobox, x, y)
-    truth = np.stack(model.image(lon, lat, mesh.relief.heights_at(*mesh.relief.cell_coordinates(lon, lat))))
+    exact = np.stack(model.image(lon, lat, lattice.relief.heights_at(*lattice.relief.cell_coordinates(lon, lat))))
     with np.errstate(invalid="ignore"):
-        found = means[2::3] + z * (means[3::3] + z * means[4::3])
-        return float(np.nan_to_num(np.abs(found - truth), nan=0.0, posinf=0.0).max())
+        interpolated = means[2::3] + z * (means[3::3] + z * means[4::3])
+        return float(np.nan_to_num(np.abs(interpolated - exact), nan=0.0, posinf=0.0).max())

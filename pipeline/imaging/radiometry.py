@@ -1,4 +1,4 @@
-"""From digital numbers to stored pixels: stretches, reflectance, or the numbers themselves."""
+"""Conversion of digital numbers to stored pixels: stretches, reflectance, or unchanged numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from numba import njit
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A linear stretch of digital numbers to 8 bits: `low` becomes 0, `high` 255, what lies beyond is cut."""
+    """A linear stretch of digital numbers to 8 bits: `low` becomes 0, `high` becomes 255, values beyond are clipped."""
 
     low: float
     high: float
@@ -25,43 +25,43 @@ class Stretch:
 def percentile_stretch(
     sample: npt.NDArray[Any], valid: npt.NDArray[np.bool_], low: float = 1.0, high: float = 99.0
 ) -> Stretch:
-    """One stretch for a whole scene, from percentiles over all its bands together, as the GeoKR authors made it.
+    """One stretch for a full scene, from percentiles over all its bands together, as the GeoKR authors made it.
 
-    sample: (band, ...), a decimated read of the scene. valid: (...), False where a pixel has no data; pixels
-    that are 0 in every band do not count either, since deliveries pad with them.
-    Raises ValueError where nothing is left or all of it has one value.
+    sample: (band, ...), a decimated read of the scene. valid: (...), False where a pixel has no data. Pixels that are
+    0 in every band do not count either, since deliveries are padded with 0.
+    Raises ValueError if no pixel counts or both percentiles are equal.
     """
-    counted = sample[:, valid & (sample != 0).any(axis=0)]
-    if counted.size == 0:
+    values = sample[:, valid & (sample != 0).any(axis=0)]
+    if values.size == 0:
         raise ValueError("the image holds no data")
-    bottom, top = np.percentile(counted, [low, high])
+    bottom, top = np.percentile(values, [low, high])
     if not top > bottom:
-        raise ValueError(f"the image has one value, {bottom:g}, from its {low:g} to its {high:g} % percentile")
+        raise ValueError(f"the image has one value, {bottom:g}, from its {low:g} % to its {high:g} % percentile")
     return Stretch(float(bottom), float(top))
 
 
 Kind = Literal["percentile", "percentile-per-band", "toa", "dn"]
 """How digital numbers become stored pixels."""
 REFLECTANCE = 1e-4
-"""Reflectance that one step of a stored `toa` pixel stands for."""
+"""Reflectance of one step of a stored `toa` pixel."""
 
 
 class RadiometryError(ValueError):
-    """Numbers that cannot be used, or are not there: one sentence."""
+    """Coefficients or metadata are missing or cannot be used. The message is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Radiometry:
-    """Digital numbers to stored pixels: in each band a straight line, cut at the type's ends and rounded."""
+    """The conversion of digital numbers to stored pixels: linear in each band, rounded and clipped to the type."""
 
     kind: Kind
     low: tuple[float, ...]
     high: tuple[float, ...]
-    """The digital numbers that become 0, and the type's largest value, in each band."""
+    """The digital numbers that become 0 and the type's largest value, for each band."""
     dtype: str
     """`uint8` or `uint16`."""
     numbers: Mapping[str, Any]
-    """What these follow from, for the provenance."""
+    """The parameters that `low` and `high` were derived from, for the provenance."""
 
     def __post_init__(self) -> None:
         if self.dtype not in ("uint8", "uint16"):
@@ -75,12 +75,12 @@ class Radiometry:
         return int(np.iinfo(self.dtype).max)
 
     def apply(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Stored pixels of (..., band) digital numbers, uint8 or uint16; in memory they lie band after band."""
+        """Convert (..., band) digital numbers to stored pixels, uint8 or uint16, laid out band after band in memory."""
         bands = len(self.low)
         if pixels.shape[-1] != bands:
-            raise ValueError(f"{pixels.shape[-1]} bands, but numbers for {bands}")
-        every = np.arange(np.iinfo(pixels.dtype).max + 1, dtype=np.float64)
-        lines = [(every - low) * (self.top / (high - low)) for low, high in zip(self.low, self.high, strict=True)]
+            raise ValueError(f"the pixels have {pixels.shape[-1]} bands, but the radiometry has {bands}")
+        numbers = np.arange(np.iinfo(pixels.dtype).max + 1, dtype=np.float64)
+        lines = [(numbers - low) * (self.top / (high - low)) for low, high in zip(self.low, self.high, strict=True)]
         tables = np.clip(np.rint(lines), 0, self.top).astype(self.dtype)
         stored = np.empty((bands, *pixels.shape[:-1]), self.dtype)
         look_up(np.ascontiguousarray(pixels).reshape(-1, bands), tables, stored.reshape(bands, -1))
@@ -92,10 +92,10 @@ class Radiometry:
         return np.asarray(low + stored.astype(np.float64) * ((high - low) / self.top))
 
     def attributes(self) -> dict[str, Any]:
-        """What a scene's group says of it: all that turns its pixels back."""
-        said: dict[str, Any] = {"kind": self.kind, "low": list(self.low), "high": list(self.high), **self.numbers}
-        # The CF conventions' names: stored x scale_factor + add_offset is reflectance.
-        return said | ({"scale_factor": REFLECTANCE, "add_offset": 0.0} if self.kind == "toa" else {})
+        """Attributes for a scene's group: all that is needed to convert its pixels back to digital numbers."""
+        attributes: dict[str, Any] = {"kind": self.kind, "low": list(self.low), "high": list(self.high), **self.numbers}
+        # Names from the CF conventions: stored x scale_factor + add_offset is reflectance.
+        return attributes | ({"scale_factor": REFLECTANCE, "add_offset": 0.0} if self.kind == "toa" else {})
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__} | {"numbers": dict(self.numbers)}
@@ -103,8 +103,8 @@ class Radiometry:
 
 @njit(cache=True, nogil=True)
 def look_up(pixels: npt.NDArray[Any], tables: npt.NDArray[Any], stored: npt.NDArray[Any]) -> None:  # pragma: no cover
-    """Each number's entry in its band's table. pixels: (pixel, band), tables: (band, number), stored: (band, pixel)."""
-    for start in range(0, len(pixels), 4096):  # which stay in the processor's cache until the last band is done
+    """Look up each number in its band's table. pixels: (pixel, band), tables: (band, number), stored: (band, pixel)."""
+    for start in range(0, len(pixels), 4096):  # these pixels stay in the processor's cache for all bands
         stop = min(start + 4096, len(pixels))
         for band in range(len(tables)):
             for k in range(start, stop):
@@ -112,37 +112,37 @@ def look_up(pixels: npt.NDArray[Any], tables: npt.NDArray[Any], stored: npt.NDAr
 
 
 def radiometry_from_json(value: dict[str, Any]) -> Radiometry:
-    """The inverse of `to_json`."""
+    """Restore the radiometry that `to_json` describes."""
     return Radiometry(**value | {"low": tuple(value["low"]), "high": tuple(value["high"])})
 
 
 def from_stretch(stretch: Stretch, bands: int) -> Radiometry:
-    """One stretch for all bands: the paper's."""
+    """Return the radiometry of one stretch for all bands, as in the paper."""
     return Radiometry("percentile", (stretch.low,) * bands, (stretch.high,) * bands, "uint8", {})
 
 
 def stretch_per_band(
     sample: npt.NDArray[Any], valid: npt.NDArray[np.bool_], low: float, high: float, bands: Sequence[str]
 ) -> Radiometry:
-    """A stretch for each band, from its own percentiles. sample, valid and errors as of `percentile_stretch`."""
-    counted = sample[:, valid & (sample != 0).any(axis=0)]
-    if counted.size == 0:
+    """Stretch each band by its own percentiles. sample, valid and errors are those of `percentile_stretch`."""
+    values = sample[:, valid & (sample != 0).any(axis=0)]
+    if values.size == 0:
         raise ValueError("the image holds no data")
-    bottom, top = np.percentile(counted, [low, high], axis=1)
+    bottom, top = np.percentile(values, [low, high], axis=1)
     for name, b, t in zip(bands, bottom, top, strict=True):
         if not t > b:
-            raise ValueError(f"band {name} has one value, {b:g}, from its {low:g} to its {high:g} % percentile")
+            raise ValueError(f"band {name} has one value, {b:g}, from its {low:g} % to its {high:g} % percentile")
     ends = tuple(map(float, bottom)), tuple(map(float, top))
     return Radiometry("percentile-per-band", *ends, "uint8", {"percentiles": [low, high]})
 
 
 def unchanged_numbers(dtype: str, bands: int) -> Radiometry:
-    """Digital numbers, stored unchanged."""
+    """Return the radiometry that stores digital numbers unchanged."""
     return Radiometry("dn", (0.0,) * bands, (float(np.iinfo(dtype).max),) * bands, dtype, {})
 
 
 def from_scales(scales: Sequence[float], offsets: Sequence[float]) -> Radiometry:
-    """Reflectance of images whose files say how it follows from their numbers, as those of a STAC catalog do."""
+    """Return the conversion to reflectance from scales and offsets that the metadata state, as STAC catalogs do."""
     if not all(scale > 0 for scale in scales):
         raise RadiometryError(f"scales must be positive, got {[*scales]}")
     top = np.iinfo("uint16").max * REFLECTANCE

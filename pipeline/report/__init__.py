@@ -1,1 +1,1 @@
-"""What came of a build and of a training run, for a person."""
+"""Readable reports of a build and of a training run."""

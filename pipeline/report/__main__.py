@@ -1,4 +1,4 @@
-"""What came of a build and of a training run: a short table, and a picture of tiles with their labels."""
+"""Report the results of a build and of a training run: a short table, and a picture of tiles with their labels."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from pipeline.report.summary import dashboard_line, run_table, summary_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit status."""
+    """Run the command. Returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.report", description=__doc__)
     parser.add_argument("dataset", help="a finished data set: a directory, or s3://...")
     parser.add_argument("run", type=Path, nargs="?", help="a finished training run")
@@ -23,12 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.run is not None:
             metrics = options.run / "metrics.json"
             if not metrics.is_file():
-                raise ValueError(f"{metrics}: no such file; is {options.run} a training run that has ended?")
+                raise ValueError(f"{metrics}: no such file; is {options.run} a finished training run?")
             lines += run_table(json.loads(metrics.read_text(encoding="utf-8")), options.run)
         lines += dashboard_line(options.dataset)
         if options.picture is not None:
             if not options.picture.parent.is_dir():
-                raise ValueError(f"{options.picture}: there is no such directory to write to")
+                raise ValueError(f"{options.picture}: its directory does not exist")
             draw_tiles(options.dataset, options.picture)
             lines.append(f"{'picture':<18}{options.picture}")
     except (OSError, ValueError) as error:

@@ -15,11 +15,13 @@ from geokr.storage import files
 
 
 def draw_tiles(dataset: str | Path, path: Path, tiles: int = 6) -> None:
-    """Draw tiles, each above the shares of its classes: of each large class a tile, the most mixed first.
+    """Draw tiles, each above a bar chart of its largest class shares, and write the figure to a file.
 
-    Colours are true where the scene has red, green and blue, otherwise of its first bands.
+    The tiles rotate through the classes, most frequent dominant class first; within a class, the most mixed tile comes
+    first. The image is in true colour if the scene has red, green and blue bands, otherwise it shows its first, middle
+    and last band.
     """
-    from matplotlib.figure import Figure  # half a second that only a picture is worth
+    from matplotlib.figure import Figure  # takes half a second, so only if a picture is wanted
 
     summary = read_summary(dataset)
     classes, colours = summary["classes"], summary["colours"]
@@ -28,30 +30,30 @@ def draw_tiles(dataset: str | Path, path: Path, tiles: int = 6) -> None:
     mixed = -(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=1)
     dominant = shares.argmax(axis=1)
     common = np.argsort(-np.bincount(dominant, minlength=len(classes)), kind="stable")
-    ranks = np.empty(len(index), dtype=int)  # how many tiles of its class are more mixed
+    ranks = np.empty(len(index), dtype=int)  # number of tiles of the same class that are more mixed
     for k in common:
         of_class = np.flatnonzero(dominant == k)
         ranks[of_class[np.argsort(-mixed[of_class], kind="stable")]] = np.arange(len(of_class))
     chosen = np.lexsort([np.argsort(common)[dominant], ranks])[:tiles]
     figure = Figure(figsize=(2.1 * len(chosen), 3.6), layout="constrained")
     axes = figure.subplots(2, len(chosen), height_ratios=[2.1, 1.2], squeeze=False)
-    for above, below, k in zip(axes[0], axes[1], chosen, strict=True):
+    for image_axes, bar_axes, k in zip(axes[0], axes[1], chosen, strict=True):
         tile = index.iloc[int(k)]
         group = store.open_scene(files.join(dataset, layout.TILES), tile["scene"])
         pixels = np.asarray(group["image"][int(tile["row"]), int(tile["col"])])  # type: ignore[index]
-        above.imshow(to_rgb(pixels, list(group.attrs["bands"])))  # type: ignore[arg-type]
-        above.set_axis_off()
+        image_axes.imshow(to_rgb(pixels, list(group.attrs["bands"])))  # type: ignore[arg-type]
+        image_axes.set_axis_off()
         order = [c for c in np.argsort(-shares[k], kind="stable")[:3] if shares[k][c] > 0][::-1]
-        below.barh([classes[c] for c in order], 100 * shares[k][order], color=[colours[c] for c in order], ec="0.4")
-        below.set_xlim(0, 100)
-        below.tick_params(labelsize=7, length=0)
-        below.spines[["top", "right"]].set_visible(False)
-        below.set_xlabel("% of the tile", fontsize=7)
+        bar_axes.barh([classes[c] for c in order], 100 * shares[k][order], color=[colours[c] for c in order], ec="0.4")
+        bar_axes.set_xlim(0, 100)
+        bar_axes.tick_params(labelsize=7, length=0)
+        bar_axes.spines[["top", "right"]].set_visible(False)
+        bar_axes.set_xlabel("% of the tile", fontsize=7)
     figure.savefig(path, dpi=110)
 
 
 def to_rgb(pixels: npt.NDArray[np.uint8], bands: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """(y, x, 3) uint8 from (band, y, x), each band stretched to its own range."""
+    """(band, y, x) -> (y, x, 3) uint8, with each band stretched between its own 1 % and 99 % percentiles."""
     names = ("red", "green", "blue")
     chosen = [bands.index(name) for name in names] if set(names) <= set(bands) else [0, len(bands) // 2, len(bands) - 1]
     image = np.moveaxis(pixels[chosen].astype(float), 0, -1)

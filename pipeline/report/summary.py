@@ -1,4 +1,4 @@
-"""What came of a build and of a training run, as lines for a person."""
+"""The results of a build and of a training run, as lines of text."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from pipeline.runtime.progress import LOG
 
 
 def summary_table(summary: dict[str, Any]) -> list[str]:
-    """Lines for a person from dataset.json."""
+    """Lines of text from dataset.json."""
     counts = summary["counts"]
     status = {key: value for key, value in counts["tiles"].items() if value}
     tiles = f"{sum(status.values())}: " + ", ".join(f"{value} {key}" for key, value in status.items())
@@ -17,13 +17,13 @@ def summary_table(summary: dict[str, Any]) -> list[str]:
     rows = [
         (
             "scenes",
-            f"{counts['scenes']} built, {counts['incomplete']} of them in part, {counts['quarantined']} refused",
+            f"{counts['scenes']} built, {counts['incomplete']} of them incomplete, {counts['quarantined']} refused",
         ),
         ("tiles", tiles),
         ("index", f"{counts['index']} tiles, labels of {summary['label_set']}"),
-        ("", f"{counts['unknown']} left out for want of land cover"),
-        ("", f"{counts['unfit']} left out since label sets disagree or their year is too far away"),
-        ("splits", f"{splits}, {counts['between_splits']} between two"),
+        ("", f"{counts['unknown']} left out because too little land cover is known"),
+        ("", f"{counts['unfit']} left out because label sets disagree or their year is too far from the image's"),
+        ("splits", f"{splits}, {counts['between_splits']} between two splits"),
     ]
     for split, shares in summary["class_shares"].items():
         largest = sorted(shares.items(), key=lambda item: -item[1])
@@ -32,7 +32,7 @@ def summary_table(summary: dict[str, Any]) -> list[str]:
 
 
 def run_table(metrics: dict[str, Any], run: Path) -> list[str]:
-    """Lines for a person from a training run's metrics.json."""
+    """Lines of text from the metrics.json of a training run."""
     rows = [
         ("held-out loss", f"{metrics['val_kl']:.4f} nats KL; {metrics['val_kl_mean_baseline']:.4f} for the mean label"),
         ("held-out top-1", f"{100 * metrics['val_top1']:.1f} % of {metrics['val_tiles']} tiles"),
@@ -42,8 +42,8 @@ def run_table(metrics: dict[str, Any], run: Path) -> list[str]:
 
 
 def dashboard_line(dataset: str | Path) -> list[str]:
-    """A line with the address that the dashboard had while the data set was built; none where no log says."""
+    """A line with the dashboard address of the last build; no line if the log has none."""
     path = files.join(dataset, LOG)
     lines = files.read(path).decode().splitlines() if files.exists(path) else []
-    found = [line["dashboard"] for line in map(json.loads, lines) if "dashboard" in line]
-    return [f"{'dashboard was':<18}{found[-1]}"] if found else []
+    addresses = [line["dashboard"] for line in map(json.loads, lines) if "dashboard" in line]
+    return [f"{'dashboard was':<18}{addresses[-1]}"] if addresses else []

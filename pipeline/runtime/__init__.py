@@ -1,1 +1,1 @@
-"""Dask and signals: where work runs, how it is streamed, and what a person sees of it."""
+"""Dask and signals: where work runs, how jobs are streamed to it, and what the user sees of it."""

@@ -1,4 +1,4 @@
-"""A Dask cluster, started here or joined, and what it has room for."""
+"""A Dask cluster: started on this machine, or joined at the address of its scheduler."""
 
 import logging
 import os
@@ -23,15 +23,15 @@ from pipeline.runtime.worker import KILLED, LIBRARIES, configure_libraries, usab
 log = logging.getLogger(__name__)
 
 DEATHS = 1
-"""A task that was at work in more dying workers than this is a suspect."""
+"""How many workers may die while they run a task. One more, and the task is suspected of killing them."""
 
 
 class ClusterError(RuntimeError):
-    """No scheduler answers."""
+    """The cluster cannot be started, or its scheduler cannot be reached."""
 
 
 class NamedCluster(LocalCluster):
-    """Worker processes on this machine, named for what they do."""
+    """Worker processes on this machine, named `build-<number>`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
@@ -41,10 +41,11 @@ class NamedCluster(LocalCluster):
 
 
 class WorkerSetup(WorkerPlugin):
-    """Has every worker of a cluster, whenever it comes, do as a build's should.
+    """Configure every worker of a cluster for a build, also those that join later.
 
-    Dask pauses a worker at 80 % of its memory until it has less. A job holds to what was promised of it, so that the
-    sum is known, and what the libraries hold never becomes less: the build would wait for ever, without a word.
+    Pausing is switched off. Dask pauses a worker at 80 % of its memory until its usage drops. Here, each job stays
+    within its promised peak, so the total is known. The memory of the libraries never shrinks, so a paused worker
+    would stay paused, and the build would hang without a message.
     """
 
     name = "geokr"
@@ -62,13 +63,16 @@ class WorkerSetup(WorkerPlugin):
 
 @contextmanager
 def set_up_workers(client: Client) -> Iterator[None]:
-    """All workers of somebody's cluster are settled meanwhile. Raises ClusterError where the scheduler is lost."""
+    """Configure all workers of an external cluster while the context is active.
+
+    Raises ClusterError if the scheduler is lost.
+    """
     with require_scheduler():
         client.register_plugin(WorkerSetup())
     try:
         yield
     finally:
-        if client.status == "running":  # otherwise the scheduler is gone
+        if client.status == "running":  # otherwise the scheduler no longer exists
             client.unregister_worker_plugin(WorkerSetup.name)
 
 
@@ -80,31 +84,35 @@ def cluster(
     memory: int | None = None,
     report: str | None = None,
 ) -> Iterator[Client]:
-    """A Dask client: of the scheduler at an address, otherwise of a cluster of processes on this machine.
+    """Yield a Dask client, connected to the scheduler at an address or to a new cluster of local processes.
 
-    workers: processes, one for each core unless given. memory: of a worker, bytes; unless given, that of the
-    machine is shared out. dashboard: where a local cluster serves it. report: a file for Dask's performance report.
-    Raises ClusterError with a sentence where the scheduler does not answer.
+    workers: number of local processes, by default one per core. memory: limit of one local worker, bytes; by default
+    the machine's memory is divided equally. dashboard: address where a local cluster serves its dashboard. report:
+    file for Dask's performance report. Raises ClusterError with a one-sentence message if the scheduler does not
+    answer or the workers cannot be started.
     """
     if scheduler is not None:
-        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # pages, of what ClusterError says in a line
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it logs pages; ClusterError has one line
         try:
             client = Client(scheduler, timeout="10s")
         except (OSError, ValueError) as error:
-            raise ClusterError(f"{scheduler}: no Dask scheduler answers there: {error}") from error
+            raise ClusterError(f"{scheduler}: no Dask scheduler answers at this address: {error}") from error
         with client, set_up_workers(client), write_report(report):
             if not count_threads(client):
-                log.warning("%s: no worker has joined it yet; the build waits for one", scheduler)
+                log.warning("%s: no worker has joined the scheduler yet; the build is waiting for one", scheduler)
             yield client
         return
-    if memory is not None and usable_memory(memory) < 0:  # workers would be ended and started again for ever
-        least = LIBRARIES / KILLED / 1e6
-        raise ClusterError(f"a worker of {memory / 1e6:.0f} MB has no room for its libraries: {least:.0f} MB")
+    if memory is not None and usable_memory(memory) < 0:  # Dask would kill and restart such workers forever
+        required = LIBRARIES / KILLED / 1e6
+        raise ClusterError(
+            f"a worker with {memory / 1e6:.0f} MB has too little memory for its libraries; give at least "
+            f"{required:.0f} MB"
+        )
     n = workers or len(os.sched_getaffinity(0))
-    warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)  # the dashboard has another, then
+    warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)  # the dashboard then takes another
     with (
         tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch,
-        ExitStack() as started,
+        ExitStack() as resources,
     ):
         with block_interrupts():
             logging.getLogger("distributed.deploy").setLevel(logging.CRITICAL)  # as above
@@ -121,12 +129,10 @@ def cluster(
                     scheduler_kwargs={"allowed_failures": DEATHS},
                 )
             except RuntimeError as error:
-                raise ClusterError(
-                    f"no workers can be started, with their dashboard at {dashboard}: {error}"
-                ) from error
-            started.enter_context(local)
+                raise ClusterError(f"cannot start workers with their dashboard at {dashboard}: {error}") from error
+            resources.enter_context(local)
             local.scale(n)
-            client = started.enter_context(Client(local))
+            client = resources.enter_context(Client(local))
             client.register_plugin(WorkerSetup())
             client.wait_for_workers(n)
         with write_report(report):
@@ -134,18 +140,18 @@ def cluster(
 
 
 def write_report(report: str | None) -> "performance_report | nullcontext[None]":
-    """Dask's own report of what happens meanwhile, written to a file at the end; nothing without one."""
+    """A context that writes Dask's performance report of its duration to a file; one that does nothing for None."""
     return nullcontext() if report is None else performance_report(filename=report)
 
 
 def scheduler_lost(error: BaseException) -> ClusterError:
-    """The sentence for a scheduler that answers no more."""
-    return ClusterError(f"the scheduler was lost; the same command goes on from here ({error})")
+    """The error for a scheduler that no longer answers."""
+    return ClusterError(f"the scheduler was lost; run the same command again to resume ({error})")
 
 
 @contextmanager
 def require_scheduler() -> Iterator[None]:
-    """Raises ClusterError where the scheduler does not answer meanwhile."""
+    """Raise ClusterError if the scheduler does not answer while the context is active."""
     try:
         yield
     except (CancelledError, OSError) as error:
@@ -153,6 +159,6 @@ def require_scheduler() -> Iterator[None]:
 
 
 def count_threads(client: Client) -> int:
-    """Of all workers. Raises ClusterError."""
+    """Total number of threads of all workers. Raises ClusterError if the scheduler is lost."""
     with require_scheduler():
         return sum(client.nthreads().values())

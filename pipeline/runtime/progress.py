@@ -1,4 +1,4 @@
-"""What a person sees of a build while it runs: a bar or a line a minute, and a log of JSON lines."""
+"""The progress of a running build: a bar or a line per minute for the user, and a log of JSON lines."""
 
 import json
 import logging
@@ -17,22 +17,22 @@ from geokr.storage import files
 log = logging.getLogger(__name__)
 
 LOG = "build.jsonl"
-"""One JSON object a line: `time`, `event` and what belongs to it. Runs add to it."""
+"""One JSON object per line: `time`, `event` and the values of the event. Each run appends to it."""
 EVERY = 60.0
-"""Where there is no terminal, a line is said so often, s."""
+"""Interval, s, of the progress events in the log and, without a terminal, of the progress lines."""
 
 
 def log_event(dataset: str | Path, event: str, **facts: Any) -> None:
-    """Add a line to the data set's log."""
+    """Append a line to the log of the data set."""
     line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
     files.append(f"{dataset}/{LOG}", json.dumps(line))
 
 
 class Progress:
-    """How far a stage is: a bar on a terminal, otherwise a line a minute and one at its end."""
+    """The progress of a stage: a bar on a terminal, otherwise a line per minute and one at the end of the stage."""
 
     def __init__(self, dataset: str | Path, stage: str, total: int, unit: str, good: str = "accepted") -> None:
-        """total: units that are left to do. good: what a unit is called that passes, for a stage that judges."""
+        """total: units left to do. good: the word for a unit that passes, in a stage that judges its units."""
         self.dataset, self.stage, self.total, self.unit, self.good = dataset, stage, total, unit, good
         self.done = self.passed = self.judged = 0
         self.began = time.monotonic()
@@ -56,7 +56,7 @@ class Progress:
             log.info(self.line())
 
     def add(self, units: int, passed: int | None = None) -> None:
-        """Count what was done. passed: how many of the units are good, for a stage that judges."""
+        """Count units that are done. passed: how many of them passed, in a stage that judges its units."""
         self.done += units
         if passed is not None:
             self.judged, self.passed = self.judged + units, self.passed + passed
@@ -66,14 +66,14 @@ class Progress:
                 self.bar.set_postfix({self.good: f"{100 * self.passed / self.judged:.0f}%"}, refresh=False)
 
     def facts(self) -> dict[str, Any]:
-        """Numbers for the log: done, total, seconds, units a second, and the share that passes a stage that judges."""
+        """Numbers for the log: done, total, unit, seconds, units per second and, if judged, the share that passed."""
         seconds = time.monotonic() - self.began
-        found = {"done": self.done, "total": self.total, "unit": self.unit, "seconds": round(seconds, 1)}
+        counts = {"done": self.done, "total": self.total, "unit": self.unit, "seconds": round(seconds, 1)}
         rate = {"per_second": round(self.done / max(seconds, 1e-9), 1)}
-        return found | rate | ({self.good: round(self.passed / self.judged, 4)} if self.judged else {})
+        return counts | rate | ({self.good: round(self.passed / self.judged, 4)} if self.judged else {})
 
     def line(self) -> str:
-        """`tiles: 1,024 of 5,120 tiles, 20 %, 212 tiles/s, 71 % accepted, 19 s left`."""
+        """One line of text: `tiles: 1,024 of 5,120 tiles, 20 %, 212 tiles/s, 71 % accepted, 19 s left`."""
         seconds = time.monotonic() - self.began
         rate = self.done / max(seconds, 1e-9)
         units = f"{self.unit.removesuffix('y')}ies" if self.unit.endswith("y") else f"{self.unit}s"
@@ -98,7 +98,7 @@ class Progress:
 
 
 def format_duration(seconds: float) -> str:
-    """A time for a person: `42 s`, `17 min`, `3 h 05 min`."""
+    """A duration as text: `42 s`, `17 min`, `3 h 05 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

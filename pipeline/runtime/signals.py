@@ -1,4 +1,4 @@
-"""Signals that stop a run: heard by the command alone, and never while its workers start."""
+"""Signals that stop a run: only the main process handles them, and never while its workers start."""
 
 import signal
 import sys
@@ -10,33 +10,35 @@ from multiprocessing import resource_tracker
 
 @contextmanager
 def block_interrupts() -> Iterator[None]:
-    """Processes started meanwhile never hear Ctrl-C: a terminal sends it to all, and stopping is the client's business.
+    """Keep Ctrl-C away from processes that are started while the context is active.
 
-    One that comes meanwhile is a KeyboardInterrupt at the end.
+    A terminal sends SIGINT to all its processes, but only the client should stop the run. A SIGINT that arrives while
+    the context is active becomes a KeyboardInterrupt when it ends.
     """
-    if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield
         return
-    came: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    # Held back, and not ignored: processes, and threads that start others later, inherit that, and it is not lost.
-    resource_tracker.ensure_running()  # whose start would let it through again
+    received: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    # Blocked rather than ignored: child processes, and threads that start others later, inherit the mask, and the
+    # signal is delivered once it is unblocked.
+    resource_tracker.ensure_running()  # started now, because its start would unblock the signal
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, handler)
-    if came:
+    if received:
         raise KeyboardInterrupt
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """SIGTERM, and the SIGHUP of a terminal that closes, meanwhile stop the program as Ctrl-C does.
+    """Let SIGTERM, and the SIGHUP of a closing terminal, stop the program as Ctrl-C does while the context is active.
 
-    Otherwise they would leave the scratch space of its workers, up to 32 GiB, behind. They are a KeyboardInterrupt
-    with the signal's number. One that is ignored, as SIGHUP by nohup, stays so.
+    Otherwise they would leave behind the scratch space of the workers, up to 32 GiB. They raise KeyboardInterrupt
+    with the signal's number. A signal that is ignored, such as SIGHUP under nohup, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -45,17 +47,17 @@ def stop_on_signals() -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)
 
-    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
-    for number in heard:
+    handled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in handled:
         signal.signal(number, stop)
     try:
         yield
     finally:
-        for number in heard:
+        for number in handled:
             signal.signal(number, signal.SIG_DFL)
 
 
 def report_stop(interrupt: KeyboardInterrupt) -> int:
-    """Says that a command was stopped, and returns its exit status: 128 and the signal's number."""
-    print("stopped; the same command goes on from here", file=sys.stderr)
+    """Print that a command was stopped, and return its exit status: 128 plus the signal's number."""
+    print("stopped; run the same command again to resume", file=sys.stderr)
     return 128 + int(interrupt.args[0] if interrupt.args else signal.SIGINT)

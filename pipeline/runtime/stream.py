@@ -1,4 +1,4 @@
-"""Work as a stream: the same functions on a Dask cluster or in a plain loop. The only importer of Dask."""
+"""Stream jobs through a function, on a Dask cluster or in a plain loop."""
 
 import os
 import time
@@ -21,92 +21,95 @@ from pipeline.runtime.cluster import require_scheduler, scheduler_lost
 from pipeline.runtime.worker import KILLED, LIBRARIES, Job, Result, attempt, usable_memory
 
 AHEAD = 3
-"""Tasks in flight a thread: enough that none waits, few enough that the scheduler's memory does not grow."""
+"""Tasks in flight per thread: enough that no thread waits, few enough that the scheduler's memory does not grow."""
 OPEN = 2 * AHEAD
-"""Batches drawn from at once. A slow one then holds no more than half of the threads while others have work."""
+"""Batches that are open at once. A slow batch then occupies at most half of the threads while others have jobs."""
 
 
 class LostWorkersError(RuntimeError):
-    """A job that killed each worker it was given to."""
+    """A job killed every worker that ran it."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobBatch(Generic[Job]):
-    """Jobs that belong together, such as the blocks of a scene."""
+    """Jobs that belong together, for example the blocks of a scene."""
 
     name: str
-    """`<stage>-<scene>`: what the dashboard groups by."""
+    """`<stage>-<scene>`, by which the dashboard groups tasks."""
     jobs: Iterable[Job]
-    """Drawn one by one as places fall free."""
+    """Consumed one by one, as workers become free."""
     memory: int = 0
-    """Promised peak of one job, bytes, beside the libraries."""
+    """Promised peak memory of one job, bytes, in addition to the libraries."""
 
 
 class Workers:
-    """What the workers of a cluster have room for; asked for at most once a second, since they come and go."""
+    """The capacity of a cluster's workers, which come and go: the scheduler is queried at most once per second."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self.asked = -1.0
         self.found: list[tuple[int, int]] = []
-        """Threads and memory limit of each, bytes; 0 for none."""
+        """Threads and memory limit (bytes, 0 if unlimited) of each worker, as last reported."""
 
     def capacities(self) -> list[tuple[int, int]]:
         if (now := time.monotonic()) > self.asked + 1.0:
             with require_scheduler():
-                said = self.client.scheduler_info(n_workers=-1)
-            if "workers" not in said:
-                raise scheduler_lost(ConnectionError("it says nothing of its workers"))
-            workers = said["workers"].values()
+                info = self.client.scheduler_info(n_workers=-1)
+            if "workers" not in info:
+                raise scheduler_lost(ConnectionError("it does not report its workers"))
+            workers = info["workers"].values()
             self.asked, self.found = now, [(worker["nthreads"], worker["memory_limit"] or 0) for worker in workers]
         return self.found
 
     def slots(self, memory: int) -> int:
-        """Jobs of a promised peak, bytes, that there is room for at once: at least one."""
-        fits = [
+        """How many jobs with this promised peak, bytes, fit into the workers' memory at once: at least one."""
+        jobs_per_worker = [
             min(threads, max(1, int(usable_memory(limit) / memory))) if limit and memory else threads
             for threads, limit in self.capacities()
         ]
-        return max(1, sum(fits))
+        return max(1, sum(jobs_per_worker))
 
     def too_small(self, memory: int) -> MemoryError | None:
-        """The sentence for a job that no worker has the memory for."""
+        """The error for a job that no worker has enough memory for, otherwise None."""
         limits = [limit for _, limit in self.capacities()]
         if not limits or 0 in limits or memory <= usable_memory(max(limits)):
             return None
         return MemoryError(
-            f"a block of it takes up to {memory / 1e6:.0f} MB beside the {LIBRARIES / 1e6:.0f} MB of the libraries, "
-            f"and no worker has more than {max(limits) * KILLED / 1e6:.0f} MB; give a smaller block or larger workers"
+            f"a block takes up to {memory / 1e6:.0f} MB in addition to the {LIBRARIES / 1e6:.0f} MB of the libraries, "
+            f"and no worker has more than {max(limits) * KILLED / 1e6:.0f} MB; use smaller blocks or larger workers"
         )
 
 
-def draw_jobs(batches: Iterable[JobBatch[Job]], flying: Counter[str]) -> Iterator[tuple[JobBatch[Job], Job]]:
-    """Jobs one by one, each of that one of the open batches which has the fewest in flight by then."""
-    waiting = iter(batches)
+def draw_jobs(batches: Iterable[JobBatch[Job]], in_flight: Counter[str]) -> Iterator[tuple[JobBatch[Job], Job]]:
+    """Yield jobs one by one, each from the open batch that has the fewest jobs in flight at that moment.
+
+    in_flight: batch name -> jobs in flight, which the caller keeps up to date.
+    """
+    unopened = iter(batches)
     opened: list[tuple[JobBatch[Job], Iterator[Job]]] = []
     while True:
-        # One at a time: to open a batch may take a while, in which jobs of the first could be at work.
-        if len(opened) < OPEN and (batch := next(waiting, None)) is not None:
+        # One batch at a time: opening a batch may take a while, and jobs of the first batch can already run.
+        if len(opened) < OPEN and (batch := next(unopened, None)) is not None:
             opened.append((batch, iter(batch.jobs)))
         if not opened:
             return
-        least = min(opened, key=lambda batch: flying[batch[0].name])
-        for job in least[1]:
-            yield least[0], job
+        least_busy = min(opened, key=lambda batch: in_flight[batch[0].name])
+        for job in least_busy[1]:
+            yield least_busy[0], job
             break
         else:
-            opened.remove(least)
+            opened.remove(least_busy)
 
 
 def stream(
     function: Callable[[Job], Result], batches: Iterable[JobBatch[Job]], client: Client | None
 ) -> Iterator[tuple[Job, Result | Exception]]:
-    """Run a function over jobs, and yield each job with its result or error as it ends, in any order.
+    """Run a function over jobs, and yield each job with its result or error when it ends, in any order.
 
-    Batches and their jobs are drawn as places fall free: a bounded number is in flight, as many as the workers'
-    memory has room for. A job whose worker died is tried again, at last alone; one that kills its worker even then
-    ends in a LostWorkersError. Without a client it is a plain loop, in order.
-    Raises ClusterError where the scheduler is lost, StoreWriteError where a result cannot be written.
+    Batches and their jobs are consumed as workers become free. The number of jobs in flight is bounded by the memory of
+    the workers. A job whose worker died is tried again, the last time alone. If it kills its worker even then, its
+    result is a LostWorkersError. Without a client, the jobs run in a plain loop, in order.
+    Raises ClusterError if the scheduler is lost, StoreWriteError if a result cannot be written.
     """
     if client is None:
         for batch in batches:
@@ -115,34 +118,34 @@ def stream(
         return
     workers = Workers(client)
     running: dict[Any, tuple[JobBatch[Job], Job]] = {}
-    flying: Counter[str] = Counter()
-    numbers, run = count(), os.urandom(4).hex()
+    in_flight: Counter[str] = Counter()
+    numbers, run_id = count(), os.urandom(4).hex()
     completed = as_completed()
 
     def submit(batch: JobBatch[Job], job: Job) -> None:
-        # A file's name may be no UTF-8; a key must be, or the scheduler hangs up. It is new each time, since a run
-        # that goes on after a failure must not be handed the failure again.
-        key = (batch.name.encode(errors="replace").decode(), next(numbers), run)
+        # A file name may not be valid UTF-8, but a key must be, or the scheduler drops the connection. Every key is
+        # new, because a run that is resumed after a failure must not get the failed result again.
+        key = (batch.name.encode(errors="replace").decode(), next(numbers), run_id)
         future = client.submit(attempt, function, job, batch.memory, key=key, pure=False)
         running[key] = batch, job
-        flying[batch.name] += 1
+        in_flight[batch.name] += 1
         completed.add(future)
 
-    def ended() -> tuple[JobBatch[Job], Job, Result | Exception]:
+    def next_ended() -> tuple[JobBatch[Job], Job, Result | Exception]:
         future = next(completed)
-        while future.status in ("pending", "lost"):  # its result died with the worker that held it, and is made anew
+        while future.status in ("pending", "lost"):  # its result died with its worker, and is computed again
             completed.add(future)
             future = next(completed)
         batch, job = running.pop(future.key)
-        flying[batch.name] -= 1
+        in_flight[batch.name] -= 1
         return batch, job, task_result(future)
 
-    jobs = draw_jobs(batches, flying)
+    jobs = draw_jobs(batches, in_flight)
     suspects: list[tuple[JobBatch[Job], Job]] = []
-    memory = 0  # of the largest job yet
+    memory = 0  # the largest promised peak so far, bytes
     while True:
-        while len(running) < AHEAD * workers.slots(memory) and (following := next(jobs, None)) is not None:
-            batch, job = following
+        while len(running) < AHEAD * workers.slots(memory) and (next_job := next(jobs, None)) is not None:
+            batch, job = next_job
             if refusal := workers.too_small(batch.memory):
                 yield job, refusal
                 continue
@@ -150,25 +153,25 @@ def stream(
             submit(batch, job)
         if not running:
             break
-        batch, job, result = ended()
-        if isinstance(result, LostWorkersError):  # or only the neighbour of one: what died was the worker of both
+        batch, job, result = next_ended()
+        if isinstance(result, LostWorkersError):  # or an innocent job that ran in the worker of such a job
             suspects.append((batch, job))
         else:
             yield job, result
     for batch, job in suspects:
         submit(batch, job)
-        yield ended()[1:]
+        yield next_ended()[1:]
 
 
 def task_result(future: "Future[Any]") -> Any:
-    """The result of a task that ended, or its error. Raises what should stop the others too."""
+    """The result of a task that ended, or its error. Raises errors that should stop the other tasks too."""
     try:
         return future.result()
     except KilledWorker:
-        return LostWorkersError("it killed each worker that it was given to: out of memory, or a fault of a library")
+        return LostWorkersError("the job killed every worker that ran it: out of memory, or a fault of a library")
     except StoreWriteError:
         raise
-    except (CancelledError, OSError) as error:  # those of a job itself come as results
+    except (CancelledError, OSError) as error:  # errors of the job itself come as results
         raise scheduler_lost(error) from error
     except Exception as error:
         return error

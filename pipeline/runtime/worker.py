@@ -1,4 +1,4 @@
-"""What happens in a worker: its libraries set, its memory promised, a job tried."""
+"""What runs inside a worker: library settings, memory reservation and the call of a job."""
 
 import ctypes
 import threading
@@ -21,15 +21,15 @@ from geokr.storage.inputs import InputError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 BAD_INPUT = (InputError, StoreError, OSError, MemoryError)
-"""What a task may end in without stopping the others."""
+"""Errors with which a task may end without stopping the others."""
 LIBRARIES = 360 << 20
-"""What a worker's libraries take, and what it keeps between blocks, bytes."""
+"""Memory of a worker's libraries and of what it keeps between blocks, bytes."""
 KILLED = 0.95
-"""Share of its memory beyond which Dask ends a worker, as it comes."""
+"""Share of its memory limit above which Dask kills a worker, by default."""
 
 
 def configure_libraries() -> None:
-    """Have the libraries of this process do as a worker's should."""
+    """Configure the libraries of this process for a worker."""
     cv2.setNumThreads(1)  # the workers are the parallelism
     blosc.use_threads = False
     zarr.config.set({"async.concurrency": 4, "threading.max_workers": 2})
@@ -38,25 +38,25 @@ def configure_libraries() -> None:
 
 @cache
 def keep_memory() -> None:
-    """Have the C library keep arrays of up to 32 MiB for the next block, instead of giving each back at once.
+    """Make the C library keep the memory of arrays of up to 32 MiB for the next block, instead of returning it at once.
 
-    The kernel zeroes and maps what it is asked for page after page; Dask has it asked for all. Larger arrays are
-    given back all the same: kept, they would leave holes. Does nothing where the C library is not glibc.
+    The kernel zeroes and maps requested memory page by page, and under Dask every array is requested from it. Larger
+    arrays are still returned, because keeping them would leave holes. Does nothing if the C library is not glibc.
     """
     trim, mmap = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(trim, 256 << 20)
-        mallopt(mmap, 32 << 20)  # the most that older versions take
+        mallopt(mmap, 32 << 20)  # the largest value that older versions accept
 
 
 def usable_memory(limit: float) -> float:
-    """Bytes for jobs in a worker with a memory limit, bytes: beside its libraries, and before Dask ends it."""
+    """Memory for jobs, bytes, in a worker with this limit, bytes: what its libraries leave before Dask kills it."""
     return limit * KILLED - LIBRARIES
 
 
 class MemoryBudget:
-    """Memory of this process that jobs have promised not to exceed."""
+    """The memory of this process that running jobs have reserved, bytes."""
 
     def __init__(self) -> None:
         self.reserved = 0
@@ -64,7 +64,7 @@ class MemoryBudget:
 
     @contextmanager
     def reserve(self, memory: int) -> Iterator[None]:
-        """Wait until a job's memory is free beside that of the others, and hold it meanwhile."""
+        """Wait until a job's memory is free next to that of the other jobs; reserve it while the context is active."""
         limit = worker_memory()
         with self.changed:
             self.changed.wait_for(
@@ -83,7 +83,7 @@ BUDGET = MemoryBudget()
 
 
 def worker_memory() -> int | None:
-    """Limit of the worker that this runs on, bytes; None where there is none."""
+    """Memory limit of the worker that runs this, bytes; None outside a worker or without a limit."""
     try:
         limit = get_worker().memory_manager.memory_limit
     except ValueError:  # a plain loop
@@ -92,14 +92,14 @@ def worker_memory() -> int | None:
 
 
 def attempt(function: Callable[[Job], Result], job: Job, memory: int = 0) -> Result | Exception:
-    """A job's result, or the error that its input caused. A fault of the program or of the store is raised."""
+    """The result of a job, or the error that its input caused. Faults of the program or of writing are raised."""
     configure_libraries()
     with BUDGET.reserve(memory):
         try:
             return function(job)
-        except StoreWriteError:  # a full disk, say: no other job would fare better
+        except StoreWriteError:  # for example a full disk: every other job would fail too
             raise
         except BAD_INPUT as error:
-            # Without what caused it: errors of rasterio's cannot be read again where they are sent to.
+            # Without its cause: errors of rasterio cannot be unpickled by the receiver.
             error.__cause__ = error.__context__ = None
             return error.with_traceback(None)

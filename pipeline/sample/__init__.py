@@ -1,5 +1,5 @@
-"""The sample world: a small world that knows its own truth, and the files that a user would have of it.
+"""The sample world: a small synthetic world with known truth, and the files that a user would have of it.
 
-The default that runs on a fresh machine, and the tests' closed-form answer: where each pixel lies, what share each
-class has.
+It is the default input on a fresh machine, and it gives the tests closed-form answers: where each pixel lies, and what
+share each class has.
 """

@@ -9,17 +9,20 @@ from pipeline.sample.files import write_world
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.sample",
-        description="Write a small world that knows its own truth: six Gaofen L1A deliveries of one place, 30 m "
-        "heights, two GlobeLand30 sheets that meet inside the scenes, all in the forms of real ones, and truth.json, "
-        "which says what they were made from. The same seed gives the same bytes.",
+        description="Write a small synthetic world with known truth: six Gaofen L1A deliveries of one place, a 30 m "
+        "DEM and two GlobeLand30 sheets that meet inside the scenes, all in the formats of real files, and truth.json, "
+        "which records what they were made from. The same seed gives the same bytes.",
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="folder to write to; made where it is missing")
-    parser.add_argument("--seed", type=int, default=0, help="number that the world is drawn from (0)")
+    parser.add_argument("directory", metavar="DIR", type=Path, help="output folder; created if it does not exist")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the world (0)")
     parser.add_argument(
-        "--outdated", type=float, default=0.08, help="share of the land-cover parcels changed since the map (0.08)"
+        "--outdated",
+        type=float,
+        default=0.08,
+        help="share of parcels whose land cover has changed since it was mapped (0.08)",
     )
     options = parser.parse_args(argv)
     try:

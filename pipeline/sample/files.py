@@ -1,7 +1,7 @@
-"""The sample world as files: deliveries in the Gaofen form, a DEM, land-cover sheets and the truth about them.
+"""The sample world as files: deliveries in the Gaofen format, a DEM, land-cover sheets and the truth about them.
 
-The same seed gives the same bytes. The world is not meant to look like the real places at 104.4 E, 25 N, but every
-file has the form of a real one.
+The same seed gives the same bytes. The world does not imitate the real landscape at 104.4 E, 25 N, but every file has
+the format of a real one.
 """
 
 import json
@@ -23,9 +23,9 @@ from pipeline.sample.level1a import Shot, relief, write_delivery
 from pipeline.sample.world import CENTRE, CRS, World, noise
 
 MARGIN = 3000.0
-"""How far the DEM and the sheets reach beyond the scenes, and the sheets beyond 25 N, m."""
+"""Distance by which the DEM and the sheets extend beyond the scenes, and the sheets across 25 N, m."""
 SHEET_CORNER = (178_529.912, 2_206_747.510)
-"""A pixel corner of a real GlobeLand30 sheet in this zone, m: sheets do not lie on round numbers."""
+"""A pixel corner of a real GlobeLand30 sheet in this zone, m: real sheets are not aligned to round numbers."""
 HAZE = np.array([60.0, 40.0, 25.0, 10.0])
 """Digital numbers that full haze adds to each band."""
 CLOUD = 640.0
@@ -35,7 +35,10 @@ CLOUD = 640.0
 def place_camera(
     east: float, north: float, altitude: float, heading: float, roll: float, pitch: float, gsd: float, size: str
 ) -> Camera:
-    """A camera whose image's centre lies so far from the world's; size: width x height, px."""
+    """Return a camera whose image is centred at an offset (east, north), m, from the world's centre.
+
+    size: `<width>x<height>`, px.
+    """
     width, height = map(int, size.split("x"))
     return Camera(CRS, CENTRE[0] + east, CENTRE[1] + north, 1500, altitude, heading, roll, pitch, gsd, width, height)
 
@@ -66,11 +69,11 @@ SHOTS = (
         place_camera(500, -1900, 645_000, 186, -10, 1, 8, "960x1100"), archive=False, haze=0.4, clouds=0,
     ),
 )  # fmt: skip
-"""The sample's scenes: two pairs of one place at two dates, from either side, and two across them."""
+"""The sample's scenes: two pairs, each of one place at two dates from opposite sides, and two that overlap both."""
 
 
 def seen(world: World, shot: Shot) -> Pixels:
-    """What a delivery's camera sees of a world: digital numbers of 10 bits, 1 .. 1023, in four bands."""
+    """Return the function of what a delivery's camera sees: 10-bit digital numbers, 1 .. 1023, in four bands."""
     c, sun = shot.camera, shot.sun
     gain = 1000.0 * (1.0 - 0.15 * shot.haze)
     salt = 1000 + shot.product % 1000
@@ -79,13 +82,13 @@ def seen(world: World, shot: Shot) -> Pixels:
         return noise(e, n, 1900.0, world.seed, salt) + 0.3 * noise(e, n, 450.0, world.seed, salt + 1)
 
     col, row = np.meshgrid(np.linspace(0, c.width, 120), np.linspace(0, c.height, 120))
-    least = float(np.quantile(thickness(*c.locate(col, row, np.array(c.up))), 1.0 - shot.clouds))
+    threshold = float(np.quantile(thickness(*c.locate(col, row, np.array(c.up))), 1.0 - shot.clouds))
 
     def pixels(e: Floats, n: Floats, height: Floats) -> Floats:
         number = gain * world.reflectance(e, n, sun)
         number += (shot.haze * HAZE).reshape(-1, *[1] * np.ndim(e))
         if shot.clouds:
-            opaque = np.clip((thickness(e, n) - least) / 0.08 + 0.5, 0.0, 1.0)
+            opaque = np.clip((thickness(e, n) - threshold) / 0.08 + 0.5, 0.0, 1.0)
             number += opaque * (CLOUD - number)
         return np.clip(number, 1.0, 1023.0)
 
@@ -97,19 +100,19 @@ Box = tuple[float, float, float, float]
 
 
 def surrounding_box(shots: Sequence[Shot]) -> Box:
-    """What the images of the deliveries cover, and `MARGIN` beyond it."""
-    places = []
+    """The bounding box of the deliveries' images, extended by `MARGIN`."""
+    corners = []
     for shot in shots:
         c = shot.camera
         col, row = np.array([0.0, c.width, c.width, 0.0]), np.array([0.0, 0.0, c.height, c.height])
-        places.append(np.stack(c.locate(col, row, np.array(c.up)), axis=-1))
-    every = np.concatenate(places)
-    (left, bottom), (right, top) = every.min(axis=0) - MARGIN, every.max(axis=0) + MARGIN
+        corners.append(np.stack(c.locate(col, row, np.array(c.up)), axis=-1))
+    points = np.concatenate(corners)
+    (left, bottom), (right, top) = points.min(axis=0) - MARGIN, points.max(axis=0) + MARGIN
     return float(left), float(bottom), float(right), float(top)
 
 
 def write_dem(path: Path, world: World, box: Box) -> None:
-    """Heights of the ground above the ellipsoid at the centres of cells of one arc-second: float32, EPSG:4326."""
+    """Write the ground heights above the ellipsoid at the centres of one arc-second cells: float32, EPSG:4326."""
     left, bottom, right, top = box
     x, y = np.array([left, right, right, left]), np.array([bottom, bottom, top, top])
     lon, lat = transformer(CRS, "EPSG:4326").transform(x, y)
@@ -122,13 +125,13 @@ def write_dem(path: Path, world: World, box: Box) -> None:
 
 
 def write_sheets(directory: Path, world: World, box: Box) -> list[Path]:
-    """Land cover as GlobeLand30 has it: a sheet on each side of 25 N, each reaching `MARGIN` across it.
+    """Write land cover in the GlobeLand30 format: a sheet on each side of 25 N, each extending `MARGIN` across it.
 
-    uint8, 30 m, no nodata tag, cropped to `box`. A pixel says what `World.mapped` says of its centre.
+    uint8, 30 m, no nodata tag, cropped to `box`. A pixel has the value of `World.mapped` at its centre.
     """
     left, bottom, right, top = box
     middle = CENTRE[1]
-    written = []
+    paths = []
     for sheet, low, high in ((20, bottom, min(top, middle + MARGIN)), (25, max(bottom, middle - MARGIN), top)):
         if low >= high:
             continue
@@ -142,12 +145,12 @@ def write_sheets(directory: Path, world: World, box: Box) -> list[Path]:
         path = directory / f"n48_{sheet}_2020lc030.tif"
         e, n = np.meshgrid(x, y)
         write_raster(path, world.mapped(e, n, sheet), CRS, transform)
-        written.append(path)
-    return written
+        paths.append(path)
+    return paths
 
 
 def write_raster(path: Path, values: npt.NDArray[Any], crs: str, transform: Affine, **options: Any) -> None:
-    """A GeoTIFF of one band."""
+    """Write a GeoTIFF with one band."""
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = values.shape
     with rasterio.open(
@@ -164,9 +167,10 @@ def write_world(
     shots: Sequence[Shot] = SHOTS,
     say: Callable[[str], None] = lambda line: None,
 ) -> World:
-    """Write the world of a seed as files: `dem.tif`, `landcover/`, `scenes/` and, once they are whole, `truth.json`.
+    """Write the world of a seed as files: `dem.tif`, `landcover/`, `scenes/` and, at the end, `truth.json`.
 
-    say: is told of each file as it is written. The truth holds what `World.from_seed` and `Camera` are made from.
+    say: called with the name of each file after it is written. The truth contains the parameters of the `World` and of
+    each `Camera`.
     """
     world = World.from_seed(seed, outdated)
     truth = directory / "truth.json"

@@ -1,6 +1,6 @@
-"""An L1A delivery in the Gaofen form, as the sample world needs it: names, product XML, RPB, TIFF and archive.
+"""L1A deliveries in the Gaofen format, for the sample world: names, product XML, RPB, TIFF and archive.
 
-`pipeline.scenes.gaofen` and `pipeline.scenes.delivery` read what this writes.
+They are read by `pipeline.scenes.gaofen` and `pipeline.scenes.delivery`.
 """
 
 import gzip
@@ -24,18 +24,18 @@ from pipeline.scenes.gaofen import BEIJING
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One L1A delivery: what is in its name, and what the sky was like."""
+    """One L1A delivery: the parts of its name, its camera, and the sky during the exposure."""
 
     satellite: str
     sensor: str
     part: str
-    """What the image's name ends in, such as `MSS1`; empty for wide-field images."""
+    """Last part of the image's name, such as `MSS1`; empty for wide-field images."""
     acquired: datetime
     """Centre of the exposure, UTC, in whole seconds."""
     product: int
     camera: Camera
     archive: bool
-    """Delivered as a `.tar.gz` instead of a folder."""
+    """Whether it is delivered as a `.tar.gz` instead of a folder."""
     haze: float
     """0 is clear, 1 is hazy."""
     clouds: float
@@ -56,19 +56,19 @@ class Shot:
 
     @property
     def name(self) -> str:
-        """Of the folder or archive."""
+        """Name of the folder or archive, without its suffix."""
         lon, lat = self.place
         where = f"{'EW'[lon < 0]}{abs(lon):.1f}_{'NS'[lat < 0]}{abs(lat):.1f}"
         return f"{self.satellite}_{self.sensor}_{where}_{self.acquired:%Y%m%d}_L1A{self.product:010d}"
 
     @property
     def image(self) -> str:
-        """Name of the image without its suffix."""
+        """Name of the image, without its suffix."""
         return f"{self.name}-{self.part}" if self.part else self.name
 
     @property
     def sun(self) -> Sun:
-        """Azimuth and zenith angle, degrees, to about 3 degrees: without the equation of time."""
+        """Azimuth and zenith angle of the Sun, degrees; accurate to about 3 degrees, without the equation of time."""
         lon, lat = self.place
         day, phi = self.acquired.timetuple().tm_yday, np.radians(lat)
         declination = -np.radians(23.44) * np.cos(2 * np.pi * (day + 10) / 365.25)
@@ -82,7 +82,7 @@ class Shot:
 
 
 def rpb_text(rpc: RPC) -> str:
-    """An RPB file, as the deliveries hold it: ids are placeholders."""
+    """Return the text of an RPB file as in the deliveries, with placeholders for the ids."""
     lines = ['satId = "XXX";', 'bandId = "XXX";', 'SpecId = "XXX";', "BEGIN_GROUP = IMAGE"]
     lines += ["\terrBias =   1.0;", "\terrRand =    0.0;"]
     numbers = {
@@ -103,14 +103,14 @@ def rpb_text(rpc: RPC) -> str:
 
 
 def xml_text(shot: Shot) -> str:
-    """The product XML: the 66 fields that deliveries had until 2022, in their order, many of them empty."""
+    """Return the product XML: the 66 fields of deliveries until 2022, in their order, many of them empty."""
     c, (azimuth, zenith) = shot.camera, shot.sun
-    local = shot.acquired.astimezone(BEIJING)  # Start, centre and end are Beijing time, ReceiveTime is UTC
+    local = shot.acquired.astimezone(BEIJING)  # start, centre and end are in Beijing time, ReceiveTime in UTC
     half = timedelta(seconds=round(c.height * c.gsd / 7000 / 2 + 0.5))
     stamp = "%Y-%m-%d %H:%M:%S"
-    # The lower corners of real XML lie some hundred metres beyond the RPC's.
-    below = c.height + 500 / c.gsd
-    col, row = np.array([0.0, c.width, c.width, 0.0]), np.array([0.0, 0.0, below, below])
+    # In real XML, the lower corners lie some hundred metres beyond those of the RPC.
+    lower_row = c.height + 500 / c.gsd
+    col, row = np.array([0.0, c.width, c.width, 0.0]), np.array([0.0, 0.0, lower_row, lower_row])
     lon, lat = c.ground(col, row, np.array(c.up))
     fields: dict[str, Any] = {
         "SatelliteID": shot.satellite, "SensorID": shot.sensor,
@@ -127,7 +127,7 @@ def xml_text(shot: Shot) -> str:
         "RollSatelliteAngle": f"{c.roll:g}", "PitchSatelliteAngle": f"{c.pitch:g}", "YawSatelliteAngle": 0,
         "SolarAzimuth": f"{azimuth:.3f}", "SolarZenith": f"{zenith:.3f}",
         "SatelliteAzimuth": f"{(c.heading + (90 if c.roll > 0 else -90)) % 360:g}",
-        "SatelliteZenith": f"{90 - abs(c.roll):g}",  # an elevation, whatever its name
+        "SatelliteZenith": f"{90 - abs(c.roll):g}",  # an elevation, despite its name
         "GainMode": "G2,G1,G1,G2", "IntegrationTime": f"{c.gsd / 7000:.6g}", "IntegrationLevel": "S5,S4,S5,S3",
         "MapProjection": None, "EarthEllipsoid": "WGS84", "ZoneNo": None, "ResamplingKernel": None,
         "HeightMode": None, "MtfCorrection": "LAB", "RelativeCorrectionData": "",
@@ -142,9 +142,9 @@ def xml_text(shot: Shot) -> str:
 
 
 def tiff_bytes(image: Floats) -> bytes:
-    """A bare TIFF, 16 bit, uncompressed, without a word on where it lies. Values are rounded to the nearest.
+    """Return a plain 16-bit TIFF, uncompressed and without georeferencing. Values are rounded to the nearest integer.
 
-    image: (band, row, col). Raises ValueError where a value does not fit into 16 bits.
+    image: (band, row, col). Raises ValueError if a value does not fit into 16 bits.
     """
     low, high = np.min(image), np.max(image)
     if not (low >= 0 and high < 65535.5):
@@ -160,7 +160,7 @@ def tiff_bytes(image: Floats) -> bytes:
 
 
 def archive_bytes(files: dict[str, bytes]) -> bytes:
-    """A `.tar.gz` of files at its top level, which has no time, owner or name of its own in it."""
+    """Return a `.tar.gz` of files at its top level, without time stamps, owners or its own name, for equal bytes."""
     packed = io.BytesIO()
     with (
         gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0, compresslevel=1) as stream,
@@ -174,17 +174,17 @@ def archive_bytes(files: dict[str, bytes]) -> bytes:
 
 
 def relief(camera: Camera, surface: Surface) -> tuple[float, float]:
-    """Lowest and highest ground that an image shows, m."""
+    """Lowest and highest ground in an image, m above the ellipsoid."""
     col, row = np.meshgrid(np.linspace(0, camera.width, 60), np.linspace(0, camera.height, 60))
     height = camera.meet(col, row, surface)[2]
     return float(height.min()), float(height.max())
 
 
 def write_delivery(directory: Path, shot: Shot, surface: Surface, pixels: Pixels, supersample: int = 2) -> Path:
-    """Take a delivery's image of `pixels` on `surface` and write it; the path of its folder or archive.
+    """Render the image of `pixels` on `surface`, write the delivery and return the path of its folder or archive.
 
-    surface and pixels: functions of easting and northing, and height, in the plane of the delivery's camera.
-    The RPC holds for heights of 300 m below to 300 m above those in the image.
+    surface: function of easting and northing; pixels: function of easting, northing and height; both in the CRS of the
+    delivery's camera. The RPC is valid from 300 m below to 300 m above the heights in the image.
     """
     low, high = relief(shot.camera, surface)
     files = {

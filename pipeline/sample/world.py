@@ -1,9 +1,9 @@
-"""The sample world: terrain, land cover and reflectance as functions of place, drawn from a seed.
+"""The sample world: terrain, land cover and reflectance as functions of position, generated from a seed.
 
-Places are eastings and northings in metres of `CRS`. Nothing here is stored or interpolated: every answer
-can be had at any point, which is what makes the sample's files checkable. The land cover consists of
-convex parcels of 0.1 to 1.5 km. Random numbers come from tables of `CELLS` x `CELLS` that repeat, so the
-world is meant to be looked at within some 15 km of its centre.
+Positions are eastings and northings in metres of `CRS`. Nothing is stored or interpolated: every function can be
+evaluated at any point, so the sample's files can be checked against it. The land cover consists of convex parcels of
+0.1 to 1.5 km. Random numbers come from tables of `CELLS` x `CELLS` that repeat, so the world is meant to be used within
+some 15 km of its centre.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ BASE = 1500.0
 """Mean height, m above the ellipsoid."""
 CELLS = 256
 WIDE, NARROW, STRAY = 1100.0, 270.0, 140.0
-"""Spacing of large parcels, of the small ones that some of them are split into, and of a sheet's errors, m."""
+"""Spacing, m, of large parcels, of the small parcels that some of these are split into, and of a sheet's errors."""
 
 CODES = np.array([10, 20, 30, 40, 50, 60, 80, 90, 100, 60], dtype=np.uint8)
-"""GlobeLand30 code of each kind of surface; the last kind is the lake, deeper than other water."""
+"""GlobeLand30 code of each kind of surface. The last kind is the lake, which is deeper than other water."""
 LAKE = 9
 BANDS = ("blue", "green", "red", "nir")
 SPECTRA = np.array(
@@ -60,7 +60,7 @@ TEXTURE = np.array(
 """Relative amplitude, for each kind of surface, of grain (16 m), mottle (70 m), rows (36 m) and blocks (30 m)."""
 FAVOUR = np.array([0.4, 0.25, 0.0, 0.2, -0.2, -0.3, 0.0, 0.0, -0.35])
 UPHILL = np.array([-0.8, 0.5, 0.2, 0.3, -1.0, -1.1, -0.9, 1.1, 1.6])
-"""Log odds of each class where nothing else speaks, and what 300 m of height add to them."""
+"""Base log odds of each class, and the increase of the log odds per 300 m of height."""
 
 Sun = tuple[float, float]
 """Azimuth, clockwise from north, and zenith angle, degrees."""
@@ -81,7 +81,7 @@ class Wave:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A world that can be asked for its truth anywhere."""
+    """A world whose truth can be evaluated at any point."""
 
     seed: int
     outdated: float
@@ -96,11 +96,11 @@ class World:
 
     @classmethod
     def from_seed(cls, seed: int, outdated: float = 0.08) -> "World":
-        """The world of a seed. Its relief is at least 500 m in any square of 8 km near the centre."""
+        """Generate the world of a seed. Its relief is at least 500 m in any square of 8 km near the centre."""
         rng = np.random.default_rng([seed, 0])
-        first = rng.uniform(-30, 30)
-        # The two great waves run across each other, so that a square of a wavelength holds both extremes of both.
-        azimuths = np.radians([first, first + rng.uniform(75, 105), *rng.uniform(0, 360, 2)])
+        azimuth0 = rng.uniform(-30, 30)
+        # The two largest waves cross each other, so that a square of one wavelength contains both extremes of both.
+        azimuths = np.radians([azimuth0, azimuth0 + rng.uniform(75, 105), *rng.uniform(0, 360, 2)])
         phases = rng.uniform(0, 2 * np.pi, 4)
         waves = []
         for amplitude, length, azimuth, phase in zip(
@@ -108,10 +108,10 @@ class World:
         ):
             k = 2 * np.pi / length
             waves.append(Wave(amplitude, float(k * np.sin(azimuth)), float(k * np.cos(azimuth)), float(phase)))
-        dry = cls(seed, outdated, tuple(waves), (*CENTRE, 0.0))
+        dry_world = cls(seed, outdated, tuple(waves), (*CENTRE, 0.0))
         e, n = np.meshgrid(CENTRE[0] + np.arange(-2500.0, 2600.0, 100), CENTRE[1] + np.arange(-2500.0, 2600.0, 100))
-        lowest = np.argmin(dry.height(e, n))
-        return cls(seed, outdated, dry.waves, (float(e.flat[lowest]), float(n.flat[lowest]), 900.0))
+        lowest = np.argmin(dry_world.height(e, n))
+        return cls(seed, outdated, dry_world.waves, (float(e.flat[lowest]), float(n.flat[lowest]), 900.0))
 
     def height(self, e: Floats, n: Floats) -> Floats:
         """Height of the ground above the ellipsoid, m."""
@@ -121,7 +121,7 @@ class World:
         return z
 
     def slope(self, e: Floats, n: Floats) -> tuple[Floats, Floats]:
-        """Rise of the ground towards east and towards north, m/m."""
+        """Slope of the ground towards east and towards north, m/m."""
         east = np.zeros(np.broadcast_shapes(np.shape(e), np.shape(n)))
         north = np.zeros_like(east)
         for w in self.waves:
@@ -131,15 +131,15 @@ class World:
         return east, north
 
     def parcel(self, e: Floats, n: Floats) -> npt.NDArray[np.intp]:
-        """Number of the parcel that a point lies in, for the tables of `parcels`."""
+        """Number of the parcel that contains a point: its index in the tables of `parcels`."""
         tables = parcels(self)
-        found = nearest(e, n, WIDE, self.seed, 10)
-        split = tables.split[found]
+        numbers = nearest(e, n, WIDE, self.seed, 10)
+        split = tables.split[numbers]
         if split.any():
-            found[split] = CELLS * CELLS + nearest(e[split], n[split], NARROW, self.seed, 20)
+            numbers[split] = CELLS * CELLS + nearest(e[split], n[split], NARROW, self.seed, 20)
         east, north, radius = self.lake
-        found[(e - east) ** 2 + (n - north) ** 2 < radius**2] = 2 * CELLS * CELLS
-        return found
+        numbers[(e - east) ** 2 + (n - north) ** 2 < radius**2] = 2 * CELLS * CELLS
+        return numbers
 
     def cover(self, e: Floats, n: Floats) -> npt.NDArray[np.uint8]:
         """Land cover today, as GlobeLand30 codes."""
@@ -147,27 +147,27 @@ class World:
         return np.asarray(CODES[parcels(self).today[self.parcel(e, n)]])
 
     def mapped(self, e: Floats, n: Floats, sheet: int | None = None) -> npt.NDArray[np.uint8]:
-        """What the map says, as GlobeLand30 codes: land cover before the changes.
+        """Land cover according to the map, as GlobeLand30 codes: land cover before the changes.
 
-        sheet: 20 or 25, the lower latitude of one sheet. Beyond its own side of the 25th parallel a sheet is
-        wrong at 5 % of its points. None stands for whichever sheet has a say at a point.
+        sheet: 20 or 25, the lower latitude of one sheet. A sheet is wrong at 5 % of its points beyond its own side of
+        the 25th parallel. None: at each point, the sheet of that side.
         """
         e, n = np.broadcast_arrays(np.asarray(e, float), np.asarray(n, float))
         kind = np.array(parcels(self).mapped[self.parcel(e, n)])
         if sheet is not None:
-            north = transformer(CRS, "EPSG:4326").transform(e, n)[1] >= 25.0
-            beyond = north != (sheet == 25)
-            stray = nearest(e[beyond], n[beyond], STRAY, self.seed, 30)
-            wrong = draws(self.seed, 33)[stray] < 0.05
-            # One to seven classes further round the list: never the same class, nor the lake.
-            other = (kind[beyond] % LAKE + 1 + (draws(self.seed, 34)[stray] * 7).astype(np.intp)) % LAKE
+            is_north = transformer(CRS, "EPSG:4326").transform(e, n)[1] >= 25.0
+            is_beyond = is_north != (sheet == 25)
+            stray = nearest(e[is_beyond], n[is_beyond], STRAY, self.seed, 30)
+            is_wrong = draws(self.seed, 33)[stray] < 0.05
+            # One to seven classes further in the cyclic list: never the same class, and never the lake.
+            wrong_kind = (kind[is_beyond] % LAKE + 1 + (draws(self.seed, 34)[stray] * 7).astype(np.intp)) % LAKE
             # The lake and water are two kinds of one class.
-            other[CODES[other] == CODES[kind[beyond]]] = 0
-            kind[beyond] = np.where(wrong, other, kind[beyond])
+            wrong_kind[CODES[wrong_kind] == CODES[kind[is_beyond]]] = 0
+            kind[is_beyond] = np.where(is_wrong, wrong_kind, kind[is_beyond])
         return np.asarray(CODES[kind])
 
     def reflectance(self, e: Floats, n: Floats, sun: Sun = (135.0, 35.0)) -> Floats:
-        """Reflectance of the ground in `BANDS`: (band, ...) float64, lit by the sun."""
+        """Reflectance of the ground in `BANDS`: (band, ...) float64, lit by the Sun."""
         e, n = np.broadcast_arrays(np.asarray(e, float), np.asarray(n, float))
         tables, number = parcels(self), self.parcel(e, n)
         kind = tables.today[number]
@@ -179,44 +179,44 @@ class World:
         light += weight[..., 2] * (4.0 * np.abs(along - np.floor(along) - 0.5) - 1.0)
         light += weight[..., 3] * (2.0 * block - 1.0)
         light *= tables.bright[number]
-        # Water lies level.
+        # Water is level.
         light *= np.where(CODES[kind] == 60, 1.0, self.shade(e, n, sun))
         value = np.moveaxis(SPECTRA[kind], -1, 0) * light
         value[3] *= tables.vigour[number]
         return value
 
     def shade(self, e: Floats, n: Floats, sun: Sun) -> Floats:
-        """Light on a slope, as a multiple of that on level ground; half of it comes from the whole sky."""
+        """Light on a slope, as a multiple of the light on level ground; half of it is diffuse light from the sky."""
         azimuth, zenith = np.radians(sun)
         east, north = self.slope(e, n)
-        towards = east * np.sin(azimuth) + north * np.cos(azimuth)
-        direct = (1.0 - towards * np.tan(zenith)) / np.sqrt(1.0 + east * east + north * north)
+        sunward_slope = east * np.sin(azimuth) + north * np.cos(azimuth)
+        direct = (1.0 - sunward_slope * np.tan(zenith)) / np.sqrt(1.0 + east * east + north * north)
         return np.asarray(0.5 + 0.5 * np.maximum(direct, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
 class Parcels:
-    """What is so of each parcel, by number: large ones first, then small ones, the lake last."""
+    """Properties of the parcels, by number: large parcels first, then small ones, the lake last."""
 
     split: npt.NDArray[np.bool_]
-    """Large parcels that consist of small ones."""
+    """True for large parcels that are split into small ones."""
     mapped: npt.NDArray[np.intp]
     today: npt.NDArray[np.intp]
     """Kind of surface before and after the changes."""
     bright: Floats
     vigour: Floats
-    """Factors of reflectance: of all bands, and of near infrared."""
+    """Factors of the reflectance: in all bands, and in the near infrared."""
     east: Floats
     north: Floats
-    """Direction of the rows in a field, and their number in a metre."""
+    """Wave vector of the rows in a field: its direction is across the rows, its length their number per metre."""
 
 
 @lru_cache(maxsize=4)
 def parcels(world: World) -> Parcels:
-    """The tables of a world. Land cover is alike over some 5 km and follows the height of the ground."""
+    """Generate the parcels of a world. Land cover is correlated over some 5 km and depends on the ground height."""
     seed = world.seed
     row, col = np.divmod(np.arange(CELLS * CELLS), CELLS)
-    # Rows and columns beyond half of the table stand for those left of and below the centre.
+    # Rows and columns in the second half of the table are those below and left of the centre.
     x, y = ((v + CELLS // 2) % CELLS - CELLS // 2 + 0.5 for v in (col, row))
     e = np.concatenate([x * WIDE, x * NARROW]) + CENTRE[0]
     n = np.concatenate([y * WIDE, y * NARROW]) + CENTRE[1]
@@ -225,14 +225,14 @@ def parcels(world: World) -> Parcels:
     odds += np.stack([2.2 * noise(e, n, 5000.0, seed, 100 + k) for k in range(LAKE)], axis=-1)
     rng = np.random.default_rng([seed, 1])
     mapped = np.argmax(odds + rng.gumbel(size=odds.shape), axis=-1)
-    # What a parcel turns into depends on the place, too, but is never what it was.
-    again = odds + rng.gumbel(size=odds.shape)
-    np.put_along_axis(again, mapped[:, None], -np.inf, axis=-1)
-    # Additive recurrence instead of drawing lots, which would leave the share of a few hundred parcels to chance.
-    turn = (
+    # The new class of a parcel also depends on its position, and is never the old class.
+    new_odds = odds + rng.gumbel(size=odds.shape)
+    np.put_along_axis(new_odds, mapped[:, None], -np.inf, axis=-1)
+    # Additive recurrence instead of random draws, with which the share among a few hundred parcels would vary.
+    change_rank = (
         np.concatenate([x, x]) * 0.7548776662466927 + np.concatenate([y, y]) * 0.5698402909980532 + rng.random()
     ) % 1
-    today = np.where(turn < world.outdated, np.argmax(again, axis=-1), mapped)
+    today = np.where(change_rank < world.outdated, np.argmax(new_odds, axis=-1), mapped)
     bright, vigour = 1.0 + 0.15 * rng.uniform(-1, 1, (2, mapped.size))
     angle = rng.uniform(0, np.pi, mapped.size)
     split = rng.random(CELLS * CELLS) < 0.6
@@ -249,38 +249,38 @@ def parcels(world: World) -> Parcels:
 
 @lru_cache(maxsize=64)
 def draws(seed: int, salt: int) -> Floats:
-    """Uniform random numbers of a table's cells, flat."""
+    """Uniform random numbers for the cells of a table, flattened."""
     return np.random.default_rng([seed, 2, salt]).random(CELLS * CELLS)
 
 
 def torus(col: npt.NDArray[np.intp], row: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """Position of a cell in a flat table, which repeats."""
+    """Index of a cell in a flattened table that repeats in both directions."""
     return (row % CELLS) * CELLS + col % CELLS
 
 
 def nearest(e: Floats, n: Floats, spacing: float, seed: int, salt: int) -> npt.NDArray[np.intp]:
-    """Position in a flat table of the seed point nearest to each place: which Voronoi cell it lies in.
+    """Index in a flattened table of the seed point nearest to each position, which is that of its Voronoi cell.
 
-    One seed point lies in each square of a lattice, at most 0.4 of the spacing from its middle; only the four
-    squares around a place are looked at, so where that cuts a cell the edge runs along the lattice.
+    Each square of a lattice contains one seed point, at most 0.4 of the spacing from its middle along each axis. Only
+    the four squares around a position are searched; where this cuts a Voronoi cell, its edge runs along the lattice.
     """
     x, y = (e - CENTRE[0]) / spacing, (n - CENTRE[1]) / spacing
     left, lower = np.floor(x - 0.5).astype(np.intp), np.floor(y - 0.5).astype(np.intp)
     x, y = x - left - 0.5, y - lower - 0.5
     shift_x, shift_y = (0.8 * draws(seed, salt + k) - 0.4 for k in (1, 2))
-    best = np.full(x.shape, np.inf)
-    found = np.zeros(x.shape, dtype=np.intp)
+    best_distance = np.full(x.shape, np.inf)
+    position = np.zeros(x.shape, dtype=np.intp)
     for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
         cell = torus(left + j, lower + i)
         distance = (x - j - shift_x[cell]) ** 2 + (y - i - shift_y[cell]) ** 2
-        closer = distance < best
-        best = np.where(closer, distance, best)
-        found = np.where(closer, cell, found)
-    return found
+        closer = distance < best_distance
+        best_distance = np.where(closer, distance, best_distance)
+        position = np.where(closer, cell, position)
+    return position
 
 
 def noise(e: Floats, n: Floats, spacing: float, seed: int, salt: int) -> Floats:
-    """Smooth noise in -1..1: random numbers on a lattice, interpolated."""
+    """Smooth noise in -1..1: random numbers on a lattice, interpolated between its nodes."""
     table = draws(seed, salt)
     x, y = (e - CENTRE[0]) / spacing, (n - CENTRE[1]) / spacing
     left, lower = np.floor(x).astype(np.intp), np.floor(y).astype(np.intp)
@@ -288,6 +288,6 @@ def noise(e: Floats, n: Floats, spacing: float, seed: int, salt: int) -> Floats:
     x, y = x * x * (3.0 - 2.0 * x), y * y * (3.0 - 2.0 * y)
     west, east = left % CELLS, (left + 1) % CELLS
     south, north = lower % CELLS * CELLS, (lower + 1) % CELLS * CELLS
-    below = table[south + west] + x * (table[south + east] - table[south + west])
-    above = table[north + west] + x * (table[north + east] - table[north + west])
-    return np.asarray(2.0 * (below + y * (above - below)) - 1.0)
+    lower_value = table[south + west] + x * (table[south + east] - table[south + west])
+    upper_value = table[north + west] + x * (table[north + east] - table[north + west])
+    return np.asarray(2.0 * (lower_value + y * (upper_value - lower_value)) - 1.0)

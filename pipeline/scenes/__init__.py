@@ -1,1 +1,1 @@
-"""Deliveries as they are found: archives, Gaofen products, STAC items, rasters, footprints."""
+"""Scenes as delivered: archives, Gaofen products, STAC items, rasters, and their footprints."""

@@ -1,8 +1,6 @@
-"""What archives hold, wherever they lie: the names of images, and the small files beside them.
+"""The contents of archives, local or remote: the names of the images and the contents of the metadata files.
 
-Nothing is unpacked to disk.
-
-It is hostile until shown otherwise: sizes and numbers are bounded before anything is read.
+Nothing is unpacked to disk. An archive is untrusted input: sizes and counts are checked before anything is read.
 """
 
 import gzip
@@ -27,54 +25,57 @@ METADATA = (".xml", ".rpb", "_rpc.txt")
 TARS = (".tar.gz", ".tgz", ".tar")
 ARCHIVES = (*TARS, ".zip")
 MAX_MEMBERS = 10_000
-"""An archive with more members than this is no delivery."""
+"""An archive with more members than this is refused."""
 MAX_METADATA = 4 << 20
-"""An XML or RPB with more bytes than this is none."""
+"""A metadata file (XML, RPB, RPC text) with more bytes than this is ignored."""
 MAX_UNPACKED = 64 << 30
-"""An archive of more bytes than this, unpacked, is no delivery: the largest real ones hold some 5 GiB."""
+"""An archive that unpacks to more bytes than this is refused. The largest real deliveries have about 5 GiB."""
 MAX_RATIO = 100
-"""An archive that unpacks to more than a GiB and more than this times its size is no delivery: images halve at best."""
+"""An archive that unpacks to more than 1 GiB and to more than this multiple of its size is refused.
+
+Images shrink to half their size at best.
+"""
 
 AT_ONCE = 8 << 20
-"""Bytes of a tar that are asked of a server at a time."""
+"""Bytes of an archive that are requested from a server at a time."""
 
 BROKEN = (
     OSError, EOFError, ValueError, ArithmeticError, LookupError, RecursionError, NotImplementedError, struct.error,
     tarfile.TarError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What the libraries of archives raise over broken ones."""
+"""Exceptions that the archive libraries raise for broken archives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What an archive holds of use."""
+    """The images and metadata files of an archive."""
 
     files: dict[str, bytes | None]
-    """Member -> content, None for images."""
+    """Member name -> content; None for images."""
     faults: list[str]
-    """What in it is not as it should be, a sentence each; those members are passed over."""
+    """One sentence per fault. The members at fault are skipped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of an archive, whatever kind."""
+    """A member of a tar or zip archive."""
 
     name: str
     size: int
-    """Bytes, unpacked."""
+    """Unpacked size, bytes."""
     fault: str | None
-    """Why it cannot be used, if so."""
+    """Why the member cannot be used; None if it can."""
     read: Callable[[], bytes]
-    """Its content; to be called before the next member is asked for."""
+    """Reads the content. Call it before iterating to the next member."""
 
 
 def member_path(archive: str, name: str) -> str:
-    """A member as GDAL names it: `unpacked` says what it opens."""
+    """The GDAL path of a member. `scratch.local_copy` turns it into a path that can be opened."""
     return f"/{'vsizip' if archive.lower().endswith('.zip') else 'vsitar'}/{{{archive}}}/{name}"
 
 
 def read_contents(path: str) -> Contents:
-    """The images and metadata files in an archive. Raises SceneError naming the archive where it cannot be read."""
+    """Read the images and metadata files of an archive. Raises SceneError naming the archive if it is unreadable."""
     files: dict[str, bytes | None] = {}
     counts: Counter[str] = Counter()
     faults = []
@@ -83,7 +84,7 @@ def read_contents(path: str) -> Contents:
             name = member.name.removeprefix("./")
             fault = member.fault or name_fault(name)
             if fault:
-                faults.append(f"{path}: its member {printable_name(member.name)} {fault}, and is passed over")
+                faults.append(f"{path}: member {printable_name(member.name)} {fault}; it is skipped")
                 continue
             if name.lower().endswith(IMAGES):
                 files[name] = None
@@ -98,25 +99,23 @@ def read_contents(path: str) -> Contents:
         raise SceneError(f"{path}: cannot be unpacked: {error or type(error).__name__}") from error
     for name in (name for name, count in counts.items() if count > 1):
         del files[name]
-        faults.append(
-            f"{path}: it holds {counts[name]} members of the name {printable_name(name)}, which are passed over"
-        )
-    if len(faults) > 1:  # one is enough to know what kind of archive it is
-        faults[1:] = [f"{path}: so it is with {len(faults) - 1} more of its members"]
+        faults.append(f"{path}: the archive has {counts[name]} members named {printable_name(name)}; they are skipped")
+    if len(faults) > 1:  # one example is enough to find the cause
+        faults[1:] = [f"{path}: further members skipped: {len(faults) - 1}"]
     return Contents(files, faults)
 
 
 def name_fault(name: str) -> str | None:
-    """What is wrong with a member's name, if anything."""
+    """Describe the fault of a member's name; None if there is none."""
     if name.startswith("/") or name[1:2] == ":" or ".." in PurePosixPath(name).parts:
         return "leads outside the archive"
     if not name.isprintable() or "\\" in name or not is_utf8(name):
-        return "has a name that is not UTF-8 text, or holds characters that no name should"
+        return "has a name that is not UTF-8 text, or that contains unprintable characters or backslashes"
     return None
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name is text, and not bytes of some encoding that stand in for it."""
+    """Whether a name can be encoded as UTF-8. Undecodable bytes in a file name become surrogates, which cannot."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -125,21 +124,21 @@ def is_utf8(name: str) -> bool:
 
 
 def printable_name(name: str) -> str:
-    """A name as it can be printed, in one piece."""
+    """A name in quotes, escaped to fit on one line; its first 200 characters."""
     return repr(name[:200].encode("utf-8", "backslashreplace").decode())
 
 
 def check_limits(count: int, unpacked: int, packed: int) -> None:
-    """Raises SceneError, without the archive's name, where an archive holds more than any delivery."""
+    """Raise SceneError, without the archive's name, if an archive exceeds the limits for a delivery."""
     if count > MAX_MEMBERS:
-        raise SceneError(f"the archive has more than {MAX_MEMBERS} members, which no delivery has")
+        raise SceneError(f"the archive has more than {MAX_MEMBERS} members, too many for a delivery")
     if unpacked > MAX_UNPACKED or unpacked > max(1 << 30, MAX_RATIO * packed):
-        raise SceneError(f"{packed} bytes unpack to {unpacked} or more, which no delivery does")
+        raise SceneError(f"{packed} bytes unpack to {unpacked} or more, too many for a delivery")
 
 
 @contextmanager
 def tar_stream(path: str) -> Iterator[tarfile.TarFile]:
-    """A tar, gzipped or not, to be read from front to end."""
+    """Open a tar, gzipped or not, for reading from start to end."""
     with inputs.open_file(path, AT_ONCE) as file:
         gzipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -149,7 +148,7 @@ def tar_stream(path: str) -> Iterator[tarfile.TarFile]:
 
 
 def tar_members(path: str) -> Iterator[Member]:
-    """The members of a tar, directories left out. Raises SceneError without the archive's name."""
+    """The members of a tar without its directories. Raises SceneError without the archive's name."""
     packed, unpacked = inputs.stat(path).size, 0
     with tar_stream(path) as archive:
         for n, entry in enumerate(archive):
@@ -161,9 +160,9 @@ def tar_members(path: str) -> Iterator[Member]:
             if entry.issym() or entry.islnk():
                 fault = "is a link"
             elif not entry.isfile():
-                fault = "is no file but a device or pipe"
+                fault = "is a device or pipe, not a file"
             elif entry.issparse():
-                fault = "is a sparse file, which is not read"
+                fault = "is a sparse file, which is not supported"
             yield Member(entry.name, entry.size, fault, partial(tar_content, archive, entry))
 
 
@@ -173,24 +172,24 @@ EXTENSIONS = (
 
 
 class TarHeader(tarfile.TarInfo):
-    """A header whose extensions, which tarfile reads into memory whole, cannot be of any size."""
+    """A tar header whose extensions are limited to 1 MiB, because tarfile reads them into memory completely."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type not in EXTENSIONS or self.size <= 1 << 20:
             return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
-        raise tarfile.ReadError(f"a header of {self.size} bytes")
+        raise tarfile.ReadError(f"a header of {self.size} bytes is too large")
 
 
 def tar_content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
-    """The bytes of a member."""
+    """Read a member of a tar."""
     content = archive.extractfile(entry)
     return content.read() if content else b""
 
 
 def zip_members(path: str) -> Iterator[Member]:
-    """The members of a zip, directories left out. Raises SceneError without the archive's name."""
+    """The members of a zip without its directories. Raises SceneError without the archive's name."""
     packed = inputs.stat(path).size
-    check_limits(zip_count(path), 0, packed)  # zipfile reads the whole list at once
+    check_limits(zip_count(path), 0, packed)  # before zipfile reads the complete central directory into memory
     with inputs.open_file(path) as file, zipfile.ZipFile(file) as archive:
         unpacked = 0
         for n, entry in enumerate(archive.infolist()):
@@ -204,22 +203,22 @@ def zip_members(path: str) -> Iterator[Member]:
             elif entry.flag_bits & 0x1:
                 fault = "is encrypted"
             elif entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                fault = f"is packed by method {entry.compress_type}, which is not read"
+                fault = f"is compressed by method {entry.compress_type}, which is not supported"
             elif not entry.flag_bits & 0x800 and not entry.filename.isascii():
-                fault = "has a name that does not say its encoding"
+                fault = "has a name that is not ASCII and does not declare UTF-8"
             yield Member(entry.filename, entry.file_size, fault, partial(zip_content, archive, entry))
 
 
 def zip_content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """The bytes of a member, as far as its size is what the list says."""
+    """Read a member of a zip, at most MAX_METADATA bytes: the size in the central directory may be wrong."""
     with archive.open(entry) as content:
         return content.read(MAX_METADATA)
 
 
 def zip_count(path: str) -> int:
-    """About how many members a zip says it has, from the size of its list; 0 where it is none.
+    """Number of members that a zip declares, or an estimate from the size of its central directory if that is larger.
 
-    By APPNOTE.TXT, 4.3.14 to 4.3.16.
+    0 if the file is not a zip. After APPNOTE.TXT, 4.3.14 to 4.3.16.
     """
     with inputs.open_file(path) as file:
         size = file.seek(0, os.SEEK_END)
@@ -228,9 +227,9 @@ def zip_count(path: str) -> int:
         end = tail.rfind(b"PK\x05\x06")
         if end < 0 or len(tail) < end + 22:
             return 0
-        count, listed = struct.unpack_from("<HL", tail, end + 10)
+        count, directory_size = struct.unpack_from("<HL", tail, end + 10)
         locator = tail.rfind(b"PK\x06\x07", 0, end)
         if locator >= 0:
             file.seek(struct.unpack_from("<Q", tail, locator + 8)[0])
-            count, listed = struct.unpack_from("<QQ", file.read(48), 32)
-        return max(int(count), int(listed) // 1024)  # names and remarks included, a member's line is shorter
+            count, directory_size = struct.unpack_from("<QQ", file.read(48), 32)
+        return max(int(count), int(directory_size) // 1024)  # an entry with its name and comment takes less than 1 KiB

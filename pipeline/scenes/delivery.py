@@ -1,6 +1,6 @@
-"""One delivery read: its images' headers and metadata become scenes.
+"""Read a delivery: turn its image headers and metadata into scenes.
 
-Whatever is wrong with a delivery ends in a Refusal, a sentence that names file and fault.
+Every fault of a delivery becomes a Refusal with one sentence that names the file and the fault.
 """
 
 import hashlib
@@ -24,23 +24,23 @@ from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
 KINDS = {"mss": "multispectral", "pan": "panchromatic"}
 
 Files = Mapping[str, bytes | None]
-"""Name -> content, None for images."""
+"""File name -> content; None for images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Something that looked like a scene and cannot be used."""
+    """A scene or archive that cannot be used."""
 
     scene: str
-    """The scene's name, or the archive's."""
+    """Name of the scene or of the archive."""
     reason: str
-    """One word."""
+    """One word, such as `unreadable` or `unusable`."""
     detail: str
-    """One sentence that names file and fault."""
+    """One sentence that names the file and the fault."""
 
 
 def refuse(scene: str, reason: str, detail: str) -> Refusal:
-    """A refusal whose texts fit into a line, whatever names the files have."""
+    """Make a Refusal whose texts are one printable line each, whatever characters the file names contain."""
     scene, detail = (
         "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.split()))
         for text in (scene, detail)
@@ -52,11 +52,11 @@ BANDS = ("red", "green", "blue", "nir")
 
 
 def read_delivery(delivery: Delivery, imagery: Imagery = "mss", bands: Sequence[str] = BANDS) -> list[Scene | Refusal]:
-    """The scenes of a delivery, read from its metadata and its images' headers; never raises for bad input.
+    """Read the scenes of a delivery from its metadata and image headers. Never raises for bad input.
 
-    bands: common names of those that are taken of a STAC item, as far as it has them.
+    bands: common names of the bands to read from a STAC item; those that it lacks are left out.
     """
-    name, found = PurePosixPath(delivery.path).name, list[Scene | Refusal]()
+    name, results = PurePosixPath(delivery.path).name, list[Scene | Refusal]()
     if delivery.fault:
         return [refuse(name, "unreadable", delivery.fault)]
     if delivery.item:
@@ -68,9 +68,9 @@ def read_delivery(delivery: Delivery, imagery: Imagery = "mss", bands: Sequence[
             return [refuse(item["id"], "unusable", detail if delivery.path in detail else f"{delivery.path}: {detail}")]
     try:
         if delivery.archive:
-            held = archive.read_contents(delivery.path)
-            files = held.files
-            found += [refuse(name, "unsafe", fault) for fault in held.faults]
+            contents = archive.read_contents(delivery.path)
+            files = contents.files
+            results += [refuse(name, "unsafe", fault) for fault in contents.faults]
         else:
             files = folder_files(delivery.files)
     except SceneError as error:
@@ -79,20 +79,20 @@ def read_delivery(delivery: Delivery, imagery: Imagery = "mss", bands: Sequence[
         return [refuse(name, "unreadable", f"{delivery.path}: cannot be read: {error}")]
     products = discovery.group_products(files)
     if not products:
-        return [*found, refuse(name, "no_image", f"{delivery.path}: the archive holds no TIFF")]
+        return [*results, refuse(name, "no_image", f"{delivery.path}: the archive contains no TIFF")]
     for product in products:
         try:
-            found.append(read_product({name: files[name] for name in product}, delivery, imagery))
-        except ValueError as error:  # a SceneError, or a value of the file that no scene can have
+            results.append(read_product({name: files[name] for name in product}, delivery, imagery))
+        except ValueError as error:  # a SceneError, or a field of the file with an impossible value
             detail = str(error) if isinstance(error, SceneError) else f"{product[0]}: {error}"
-            # Members of an archive are named alone.
-            where = f"{delivery.path}: " if delivery.archive and delivery.path not in detail else ""
-            found.append(refuse(discovery.scene_name(product[0]), "unusable", where + detail))
-    return found
+            # A message about a member of an archive names the member only.
+            prefix = f"{delivery.path}: " if delivery.archive and delivery.path not in detail else ""
+            results.append(refuse(discovery.scene_name(product[0]), "unusable", prefix + detail))
+    return results
 
 
 def folder_files(names: Iterable[str]) -> dict[str, bytes | None]:
-    """Images and metadata files of a folder: path -> content, None for images. Metadata of megabytes are none."""
+    """Read the files of a folder: path -> content; None for images. Metadata above MAX_METADATA are ignored."""
     files: dict[str, bytes | None] = {}
     for name in names:
         if name.lower().endswith(IMAGES):
@@ -103,7 +103,7 @@ def folder_files(names: Iterable[str]) -> dict[str, bytes | None]:
 
 
 def read_product(files: Files, delivery: Delivery, imagery: Imagery) -> Scene:
-    """The scene of one product's files. Raises SceneError with a sentence that names file and fault."""
+    """Build the scene of one product. Raises SceneError with a sentence that names the file and the fault."""
     images = [name for name, content in files.items() if content is None]
     if not archive.is_utf8(images[0]):
         raise SceneError(
@@ -114,77 +114,92 @@ def read_product(files: Files, delivery: Delivery, imagery: Imagery) -> Scene:
     except gaofen.GaofenError:
         (image,) = images
         return read_georeferenced(image, delivery, imagery)
-    taken, sharp = choose_images(parts, imagery)
-    shots = [read_gaofen_image(name, parts[name], files, delivery) for name in (taken, *filter(None, [sharp]))]
-    first, pan = shots[0], shots[1].image if sharp else None
+    main_name, pan_name = choose_images(parts, imagery)
+    products = [
+        read_gaofen_image(name, parts[name], files, delivery) for name in (main_name, *filter(None, [pan_name]))
+    ]
+    first, pan = products[0], products[1].image if pan_name else None
     if pan is not None and not pan.gsd < first.image.gsd:
-        raise SceneError(f"{sharp}: its pixels are {pan.gsd:g} m, no finer than the {first.image.gsd:g} m of {taken}")
-    read = tuple(dict.fromkeys(name for shot in shots for name in shot.files))
+        raise SceneError(
+            f"{pan_name}: its pixels are {pan.gsd:g} m, no finer than the {first.image.gsd:g} m of {main_name}"
+        )
+    files_read = tuple(dict.fromkeys(name for product in products for name in product.files))
     return Scene(
-        id=parts[taken].scene,
-        satellite=parts[taken].satellite,
-        sensor=parts[taken].sensor,
-        level=parts[taken].level,
+        id=parts[main_name].scene,
+        satellite=parts[main_name].satellite,
+        sensor=parts[main_name].sensor,
+        level=parts[main_name].level,
         acquired=gaofen.acquisition_time(first.fields),
         gsd=(pan or first.image).gsd,
         images=(first.image,),
         pan=pan,
         delivery=delivery.path,
-        bytes=image_bytes(delivery, (taken, *filter(None, [sharp]))),
-        files=local_files((delivery.path,) if delivery.archive else read),
-        metadata_digest=sha256(files[name] or b"" for name in read if files[name] is not None),
+        bytes=image_bytes(delivery, (main_name, *filter(None, [pan_name]))),
+        files=local_files((delivery.path,) if delivery.archive else files_read),
+        metadata_digest=sha256(files[name] or b"" for name in files_read if files[name] is not None),
         footprint=image_footprint(first.image, flat_terrain(first.image.model)),
         metadata=first.fields,
     )
 
 
 def image_bytes(delivery: Delivery, images: Iterable[str]) -> int:
-    """Bytes of images, or of the archive that holds them; without images whose server need not tell: HTTP's."""
+    """Size of the images or of the archive that contains them, bytes.
+
+    Images on HTTP servers are not counted: such a server need not report a size.
+    """
     names = [delivery.path] if delivery.archive else [name for name in images if not name.lower().startswith("http")]
     return sum(inputs.stat(name).size for name in names)
 
 
 def local_files(names: Iterable[str]) -> tuple[str, ...]:
-    """Those that are files of this machine."""
+    """The names of files on this machine, without those on servers."""
     return tuple(name for name in names if not inputs.is_remote(name))
 
 
 def choose_images(parts: Mapping[str, gaofen.Name], imagery: Imagery) -> tuple[str, str | None]:
-    """The image of a product that is tiled, and the one that sharpens it, if so. Raises SceneError where it is not."""
-    wanted = {"mss": ("mss",), "pan": ("pan",), "pansharpened": ("mss", "pan")}[imagery]
+    """Choose the image of a product to tile and, if any, the one that sharpens it.
+
+    Raises SceneError unless the product has exactly one image of each kind that `imagery` needs.
+    """
+    kinds = {"mss": ("mss",), "pan": ("pan",), "pansharpened": ("mss", "pan")}[imagery]
     chosen: list[str] = []
-    for kind in wanted:
-        found = [name for name, part in parts.items() if part.kind == kind]
-        if len(found) != 1:
-            many = f"{len(found)} {KINDS[kind]} images" if found else f"no {KINDS[kind]} image"
-            raise SceneError(f"{', '.join(parts)}: {many}, but --imagery {imagery} needs one")
-        chosen += found
+    for kind in kinds:
+        images = [name for name, part in parts.items() if part.kind == kind]
+        if len(images) != 1:
+            count = f"{len(images)} {KINDS[kind]} images" if images else f"no {KINDS[kind]} image"
+            raise SceneError(f"{', '.join(parts)}: {count}, but --imagery {imagery} needs one")
+        chosen += images
     return chosen[0], chosen[1] if len(chosen) > 1 else None
 
 
 @dataclass(frozen=True, slots=True)
 class GaofenImage:
-    """One Gaofen image and what its metadata say."""
+    """A Gaofen image with its metadata."""
 
     image: Image
     fields: dict[str, str]
+    """Fields of the product XML: see `gaofen.parse_xml`."""
     files: tuple[str, ...]
+    """Names of the image, its XML and its RPB or RPC text, sorted."""
 
 
 def open_header(name: str, delivery: Delivery) -> tuple[str, Header]:
-    """What GDAL opens, and what it says. Raises SceneError where it is no image of whole numbers."""
+    """The path that GDAL opens for an image, and the image's header. Raises SceneError: see `read_header`."""
     path = archive.member_path(delivery.path, name) if delivery.archive else stac.asset_path(name, name)
     return path, read_header(path)
 
 
 def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Delivery) -> GaofenImage:
-    """A Gaofen image with its XML, and its RPB or RPC text unless it lies on a map already."""
-    image, header = open_header(name, delivery)
-    beside = {other.lower(): other for other in files}
-    own_xml, rpb, rpc, shared_xml = (beside.get(other.lower()) for other in discovery.metadata_names(name))
+    """Read a Gaofen image with its XML and, unless it is georeferenced, its RPB or RPC text.
+
+    Raises SceneError if a file is missing or broken, or if the files are of different scenes.
+    """
+    path, header = open_header(name, delivery)
+    by_lower_name = {file.lower(): file for file in files}
+    own_xml, rpb, rpc, shared_xml = (by_lower_name.get(file.lower()) for file in discovery.metadata_names(name))
     xml, camera = own_xml or shared_xml, rpb or rpc
     if xml is None:
-        raise SceneError(f"{image}: there is no product XML beside it")
+        raise SceneError(f"{path}: there is no product XML next to it")
     try:
         fields = gaofen.parse_xml(files[xml] or b"")
         gsd = gaofen.ground_distance(parts, fields)
@@ -193,12 +208,12 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
         raise SceneError(f"{xml}: {error}") from error
     for key, size in (("WidthInPixels", header.width), ("HeightInPixels", header.height)):
         if fields.get(key, "").isdecimal() and int(fields[key]) != size:
-            raise SceneError(f"{xml}: {key} is {fields[key]}, but {image} has {size}")
+            raise SceneError(f"{xml}: {key} is {fields[key]}, but {path} has {size}")
     model: SensorModel
     if header.crs is not None:
         model, camera = Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6]), None
     elif camera is None:
-        raise SceneError(f"{image}: there is no RPB beside it, and the image has no georeference")
+        raise SceneError(f"{path}: there is no RPB next to it, and the image has no georeference")
     else:
         text = (files[camera] or b"").decode("ascii", errors="replace")
         try:
@@ -206,29 +221,34 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
         except gaofen.GaofenError as error:
             raise SceneError(f"{camera}: {error}") from error
     if parts.kind == "pan" and header.count != 1:
-        raise SceneError(f"{image}: a panchromatic image of {header.count} bands, expected one")
-    found = header.image(image, gaofen.band_names(parts, fields, header.count), gsd, model)
-    ground = image_footprint(found, flat_terrain(model))
-    centre = ground.centroid
-    away = np.hypot((centre.x - parts.lon + 180) % 360 - 180, centre.y - parts.lat)
-    if away > 3:
-        where = f"{centre.x:.1f} E {centre.y:.1f} N"
+        raise SceneError(f"{path}: the panchromatic image has {header.count} bands, expected one")
+    image = header.image(path, gaofen.band_names(parts, fields, header.count), gsd, model)
+    footprint = image_footprint(image, flat_terrain(model))
+    centre = footprint.centroid
+    distance = np.hypot((centre.x - parts.lon + 180) % 360 - 180, centre.y - parts.lat)
+    if distance > 3:
+        position = f"{centre.x:.1f} E {centre.y:.1f} N"
         raise SceneError(
-            f"{camera or image}: it places the image at {where}, {away:.0f} degrees from where its name says"
+            f"{camera or path}: it places the image at {position}, {distance:.0f} degrees from the centre in its name"
         )
-    if said := gaofen.corner_centre(fields):  # corners lie kilometres off; those of the next scene, a scene's length
-        east = ((said[0] - centre.x + 180) % 360 - 180) * np.cos(np.radians(centre.y))
-        if np.hypot(east, said[1] - centre.y) > 0.5 * np.sqrt(ground.area * np.cos(np.radians(centre.y))):
-            where = f"{said[0]:.2f} E {said[1]:.2f} N, but the image lies at {centre.x:.2f} E {centre.y:.2f} N"
-            raise SceneError(f"{xml}: its corners are those of a scene at {where}: the XML of another scene")
-    metres = measure_gsd(found)
-    if not metres / 3 < gsd < metres * 3:  # an oblique view stretches pixels, but not by that
-        raise SceneError(f"{xml}: ImageGSD is {gsd:g} m, but the image's pixels are {metres:g} m on the ground")
-    return GaofenImage(found, fields, tuple(sorted(filter(None, [name, xml, camera]))))
+    # Corners in the XML are kilometres off; those of a neighbouring scene are off by the length of a scene.
+    if xml_centre := gaofen.corner_centre(fields):
+        east = ((xml_centre[0] - centre.x + 180) % 360 - 180) * np.cos(np.radians(centre.y))
+        if np.hypot(east, xml_centre[1] - centre.y) > 0.5 * np.sqrt(footprint.area * np.cos(np.radians(centre.y))):
+            xml_position = f"{xml_centre[0]:.2f} E {xml_centre[1]:.2f} N"
+            position = f"{xml_position}, but the image is at {centre.x:.2f} E {centre.y:.2f} N"
+            raise SceneError(f"{xml}: its corners are those of a scene at {position}: the XML of another scene")
+    pixel_size = measure_gsd(image)
+    if not pixel_size / 3 < gsd < pixel_size * 3:  # an oblique view stretches pixels, but less than this
+        raise SceneError(f"{xml}: ImageGSD is {gsd:g} m, but the image's pixels are {pixel_size:g} m on the ground")
+    return GaofenImage(image, fields, tuple(sorted(filter(None, [name, xml, camera]))))
 
 
 def read_georeferenced(name: str, delivery: Delivery, imagery: Imagery) -> Scene:
-    """Any image that lies on a map."""
+    """Build the scene of a georeferenced image of any origin.
+
+    Raises SceneError if it has no georeference, or lacks the image that `imagery` needs.
+    """
     path, header = open_header(name, delivery)
     if header.crs is None:
         raise SceneError(f"{path}: no georeference, and its name is not that of a Gaofen image")
@@ -259,7 +279,7 @@ def read_georeferenced(name: str, delivery: Delivery, imagery: Imagery) -> Scene
 
 
 def parse_tiff_time(text: str) -> datetime | None:
-    """The time in a TIFF's own tag, taken as UTC."""
+    """Parse the time in TIFFTAG_DATETIME, which is taken as UTC; None if it is not in the TIFF format."""
     try:
         return datetime.strptime(text, "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
     except ValueError:
@@ -267,7 +287,7 @@ def parse_tiff_time(text: str) -> datetime | None:
 
 
 def sha256(contents: Iterable[bytes]) -> str:
-    """SHA-256 of files one after the other."""
+    """SHA-256 of the concatenated contents of files, as hexadecimal digits."""
     digest = hashlib.sha256()
     for content in contents:
         digest.update(content)

@@ -1,4 +1,4 @@
-"""Where deliveries lie: under directories, in archives, at URLs, in STAC documents; and which files belong together."""
+"""Find deliveries in directories, archives, buckets and STAC documents and at URLs, and group files by product."""
 
 import hashlib
 import json
@@ -14,18 +14,21 @@ from pipeline.scenes.archive import ARCHIVES, IMAGES, METADATA
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """The images of one product and the metadata beside them, or an archive of such, or a STAC item."""
+    """The images of one product with their metadata files, or an archive, or a STAC item."""
 
     path: str
-    """The archive, the first of the images, or the item's address."""
+    """The archive, the first image, or the address of the STAC item."""
     files: tuple[str, ...]
-    """Images and metadata files; the archive alone; the document that holds the item."""
+    """The images and metadata files, or only the archive, or the document that contains the STAC item."""
     item: str = ""
-    """The STAC item as JSON, where it is one."""
+    """The STAC item as JSON; empty for other deliveries."""
     fault: str = ""
-    """Why there is nothing to read, where a STAC document is at fault."""
+    """Why a STAC document cannot be used; empty if it can, and for other deliveries."""
     source_version: str = ""
-    """What its files on a server are known by when nothing of them changes; empty where they are known otherwise."""
+    """Identifies the state of its files on a server: it changes if one of them does.
+
+    Empty if the server reports no versions, and for local files and STAC items, which are identified in other ways.
+    """
 
     @property
     def archive(self) -> bool:
@@ -33,21 +36,21 @@ class Delivery:
 
 
 def find_deliveries(paths: Iterable[str | Path]) -> Iterator[Delivery]:
-    """Deliveries under directories, in the order of their paths, each once; files and URLs may be named too.
+    """Find the deliveries at directories, files and URLs, in the order of the paths, each once.
 
-    The paths are absolute: a worker elsewhere on a shared file system has another working directory.
-    Raises FileNotFoundError for a path that does not exist, OSError for a place in a bucket that cannot be listed.
+    Paths of deliveries are absolute, because a worker on another machine has another working directory.
+    Raises FileNotFoundError for a path that does not exist, OSError for a folder in a bucket that cannot be listed.
     """
     seen: set[str] = set()
     for path in sorted(inputs.make_absolute(str(path)) for path in paths):
         for delivery in find_remote(path) if inputs.is_remote(path) else find_local(Path(path)):
-            if delivery.path not in seen:  # or one of the paths leads into another
+            if delivery.path not in seen:  # one of the paths may contain another
                 seen.add(delivery.path)
                 yield delivery
 
 
 def find_local(path: Path) -> list[Delivery]:
-    """The deliveries under a directory, or the one that a file belongs to, in the order of their paths."""
+    """The deliveries under a directory, in the order of their paths, or the one that a file belongs to."""
     if path.is_dir():
         return group_deliveries([str(file) for file in path.rglob("*") if file.is_file()])
     if not path.exists():
@@ -56,73 +59,73 @@ def find_local(path: Path) -> list[Delivery]:
     if name.endswith(ARCHIVES):
         return [Delivery(str(path), (str(path),))]
     if name.endswith(stac.DOCUMENTS):
-        return [to_delivery(found) for found in stac.walk_items(str(path))]
-    beside = group_products(str(file) for file in path.parent.iterdir() if file.is_file())
-    return [Delivery(group[0], group) for group in beside if str(path) in group]
+        return [to_delivery(source) for source in stac.walk_items(str(path))]
+    groups = group_products(str(file) for file in path.parent.iterdir() if file.is_file())
+    return [Delivery(group[0], group) for group in groups if str(path) in group]
 
 
 def find_remote(url: str) -> list[Delivery]:
-    """The deliveries at a URL: an archive's, an image's, a STAC document's, or those of a folder in a bucket."""
+    """The deliveries at the URL of an archive, an image, a STAC document or a folder in a bucket."""
     name = url.lower()
     if name.endswith(stac.DOCUMENTS):
-        return [to_delivery(found) for found in stac.walk_items(url)]
+        return [to_delivery(source) for source in stac.walk_items(url)]
     if name.endswith(ARCHIVES):
         return [Delivery(url, (url,), source_version=version_of((url,), {url: inputs.stat(url)}))]
     if name.endswith(IMAGES):
-        there = stat_siblings(url)
+        stats = stat_siblings(url)
         return [
-            Delivery(group[0], group, source_version=version_of(group, there))
-            for group in group_products(there)
+            Delivery(group[0], group, source_version=version_of(group, stats))
+            for group in group_products(stats)
             if url in group
         ]
     if name.startswith("s3://"):
-        there = inputs.list_bucket(url)
-        return group_deliveries([*there], there)
-    return [to_delivery(found) for found in stac.walk_items(url)]  # an API's answer has no suffix
+        stats = inputs.list_bucket(url)
+        return group_deliveries([*stats], stats)
+    return [to_delivery(source) for source in stac.walk_items(url)]  # the URL of an API has no suffix
 
 
 def stat_siblings(url: str) -> dict[str, Stat]:
-    """What a server tells of an image and, where it lies in a bucket that may be listed, of the files beside it."""
+    """Size and version of an image on a server and, if its bucket can be listed, of the files next to it."""
     try:
-        bucket = url.lower().startswith("s3://")
-        found = inputs.list_bucket(url.rpartition("/")[0], deep=False) if bucket else {url: inputs.stat(url)}
-    except OSError:  # whether it is there, its header will say
-        found = {}
-    return {url: Stat(0, "")} | found
+        in_bucket = url.lower().startswith("s3://")
+        stats = inputs.list_bucket(url.rpartition("/")[0], deep=False) if in_bucket else {url: inputs.stat(url)}
+    except OSError:  # reading the header will show whether the image exists
+        stats = {}
+    return {url: Stat(0, "")} | stats
 
 
-def version_of(names: Iterable[str], there: Mapping[str, Stat]) -> str:
-    """What files on a server are known by; empty where the server does not tell one version from another."""
-    found = [f"{name} {there[name].size} {there[name].version}" for name in names if name in there]
-    if not found or any(line.endswith(" ") for line in found):
+def version_of(names: Iterable[str], stats: Mapping[str, Stat]) -> str:
+    """SHA-256 of the sizes and versions of files on a server; empty if the server reports no versions."""
+    lines = [f"{name} {stats[name].size} {stats[name].version}" for name in names if name in stats]
+    if not lines or any(line.endswith(" ") for line in lines):
         return ""
-    return hashlib.sha256("\n".join(found).encode(errors="backslashreplace")).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode(errors="backslashreplace")).hexdigest()
 
 
-def group_deliveries(names: list[str], there: Mapping[str, Stat] | None = None) -> list[Delivery]:
-    """The deliveries among files, in the order of their paths; what a STAC item refers to is no image of its own.
+def group_deliveries(names: list[str], stats: Mapping[str, Stat] | None = None) -> list[Delivery]:
+    """Group files into deliveries, in the order of their paths. An asset of a STAC item is not a delivery of its own.
 
-    there: what a server tells of them.
+    stats: name -> size and version, for files on a server.
     """
-    there = there or {}
-    items = [found for name in names if name.lower().endswith(stac.DOCUMENTS) for found in stac.items_in_file(name)]
-    referred = {asset["href"] for found in items for asset in found.item.get("assets", {}).values()}
-    groups = group_products(name for name in names if name not in referred)
+    stats = stats or {}
+    items = [source for name in names if name.lower().endswith(stac.DOCUMENTS) for source in stac.items_in_file(name)]
+    assets = {asset["href"] for source in items for asset in source.item.get("assets", {}).values()}
+    groups = group_products(name for name in names if name not in assets)
     groups += [(name,) for name in names if name.lower().endswith(ARCHIVES)]
-    found = [Delivery(group[0], group, source_version=version_of(group, there)) for group in groups]
-    return sorted([*found, *map(to_delivery, items)], key=lambda delivery: delivery.path)
+    deliveries = [Delivery(group[0], group, source_version=version_of(group, stats)) for group in groups]
+    return sorted([*deliveries, *map(to_delivery, items)], key=lambda delivery: delivery.path)
 
 
-def to_delivery(found: stac.ItemSource) -> Delivery:
-    """A STAC item as a delivery."""
-    item = json.dumps(found.item, sort_keys=True) if found.item else ""
-    return Delivery(found.href, (found.document,), item, found.fault)
+def to_delivery(source: stac.ItemSource) -> Delivery:
+    """Convert a STAC item or its fault to a delivery."""
+    item = json.dumps(source.item, sort_keys=True) if source.item else ""
+    return Delivery(source.href, (source.document,), item, source.fault)
 
 
 def group_products(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Files that belong together: the images of one product in one folder, then the metadata of each.
+    """Group files by product: the images of one product in one folder, then their metadata files.
 
-    Upper and lower case are the same, but in images' names.
+    Case is ignored, except in the names of images.
     """
     names = sorted(names)
     metadata = {name.lower(): name for name in names if name.lower().endswith(METADATA)}
@@ -130,25 +133,25 @@ def group_products(names: Iterable[str]) -> list[tuple[str, ...]]:
     for name in names:
         if name.lower().endswith(IMAGES):
             images.setdefault(product_path(name), []).append(name)
-    found = []
+    groups = []
     for _, members in sorted(images.items()):
-        wanted = [name.lower() for member in members for name in metadata_names(member)]
-        beside = [metadata[name] for name in wanted if name in metadata]
-        found.append((*members, *dict.fromkeys(beside)))
-    return found
+        candidates = [name.lower() for member in members for name in metadata_names(member)]
+        existing = [metadata[name] for name in candidates if name in metadata]
+        groups.append((*members, *dict.fromkeys(existing)))
+    return groups
 
 
 def metadata_names(image: str) -> list[str]:
-    """What the metadata files of an image may be called, but for upper and lower case.
+    """Possible names of an image's metadata files: own XML, RPB, RPC text, shared XML. Their case may differ.
 
-    Last comes the XML that all images of a delivery share where they have none each: GF-6 WFV.
+    The shared XML belongs to all images of a delivery if they have none of their own: GF-6 WFV.
     """
-    stem = image.removesuffix(PurePosixPath(image).suffix)  # a path would take a slash from `s3://`
+    stem = image.removesuffix(PurePosixPath(image).suffix)  # PurePosixPath would turn `s3://` into `s3:/`
     return [*(stem + suffix for suffix in METADATA), f"{stem.rpartition('-')[0]}.xml"]
 
 
 def scene_name(name: str) -> str:
-    """The name of the scene that an image belongs to: without suffix and, in a Gaofen name, without the camera's."""
+    """Name of the scene that an image belongs to: its stem, in a Gaofen name without the camera's suffix."""
     stem = PurePosixPath(name).stem
     try:
         return gaofen.parse_name(stem).scene
@@ -157,7 +160,7 @@ def scene_name(name: str) -> str:
 
 
 def product_path(name: str) -> str:
-    """The path that the images of one scene share; an image with any other name is alone."""
+    """The path that the images of one Gaofen scene share. For any other image, its own path."""
     path = PurePosixPath(name)
     scene = scene_name(name)
     return name if scene == path.stem else str(path.with_name(scene))

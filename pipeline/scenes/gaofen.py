@@ -1,6 +1,6 @@
-"""Gaofen deliveries: file names, product XML and RPB files. Text in, value out.
+"""Parse the file names, product XML, RPB and RPC text files of Gaofen deliveries.
 
-What the real files look like is written down in docs/gaofen.md; the traps that the code avoids are noted here.
+docs/gaofen.md describes the real files. Comments here note the pitfalls that the code avoids.
 """
 
 import re
@@ -22,7 +22,7 @@ NAME = re.compile(
     r"(?P<date>\d{8})_(?P<level>L\d[A-Z])(?P<product>\d+)(?:-(?P<part>[A-Z]+\d?|\d))?",
     re.ASCII,
 )
-"""The name of a delivery or, with `part`, of one image in it."""
+"""The name of a delivery or, with `part`, of one image of it."""
 
 BEIJING = timezone(timedelta(hours=8))
 
@@ -31,22 +31,25 @@ GF6_WFV_BANDS = {
     "1": "blue", "2": "green", "3": "red", "4": "nir",
     "5": "red_edge_1", "6": "red_edge_2", "7": "coastal", "8": "yellow",
 }  # fmt: skip
-"""Number in the XML's `Bands` -> name. GF-6 WFV is the one sensor of the family with eight."""
+"""Number in the `Bands` field of the XML -> band name. GF-6 WFV is the only sensor of the family with eight bands."""
 
 GSD = {
     ("GF1", "PMS"): 8.0, ("GF1", "WFV"): 16.0, ("GF1B", "PMS"): 8.0, ("GF1C", "PMS"): 8.0, ("GF1D", "PMS"): 8.0,
     ("GF2", "PMS"): 3.24, ("GF6", "PMS"): 8.0, ("GF6", "WFV"): 16.0, ("GF7", "DLC"): 2.6,
 }  # fmt: skip
-"""Multispectral ground sampling distance, m, where the XML leaves `ImageGSD` empty; panchromatic is a quarter."""
+"""Satellite and sensor -> multispectral ground sampling distance, m, for an XML without `ImageGSD`.
+
+The panchromatic one is a quarter of it.
+"""
 
 
 class GaofenError(ValueError):
-    """A name, XML or RPB that cannot be read: a sentence without the file's name, which the caller knows."""
+    """A file name, XML, RPB or RPC text that cannot be parsed: one sentence, to which callers add the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """What a file name says."""
+    """The parts of a Gaofen file name."""
 
     satellite: str
     sensor: str
@@ -57,15 +60,15 @@ class Name:
     """Day of acquisition, `YYYYMMDD`."""
     level: str
     product: str
-    """Number of the product; 2147483647 stands for any number too large for 32 bits."""
+    """Product number; 2147483647 stands for any number that exceeds 32 bits."""
     part: str
-    """`MSS1`, `PAN1`, `MUX`, `PAN`, or a digit for GF-6 WFV; empty for the images without suffix."""
+    """`MSS1`, `PAN1`, `MUX`, `PAN`, or a digit for GF-6 WFV; empty for a name without suffix."""
     scene: str
-    """The name without the camera's suffix: what all images of one moment share. GF-6 WFV's parts are apart."""
+    """The name without the camera's suffix, shared by all images of a scene. A part of a GF-6 WFV is its own scene."""
 
     @property
     def kind(self) -> str:
-        """`mss`, `pan`, or `other` for the second look of a stereo pair."""
+        """`mss`, `pan`, or `other` for the second view of a stereo pair."""
         camera = self.part if self.part and not self.part.isdecimal() else self.sensor
         if camera in ("FWDPAN", "FWDMUX", "FWD", "BWD"):
             return "other"
@@ -73,11 +76,11 @@ class Name:
 
 
 def parse_name(stem: str) -> Name:
-    """The parts of a file name without its suffix. Raises GaofenError where it is not a Gaofen name."""
-    found = NAME.fullmatch(stem)
-    if not found:
+    """Parse a file name without its file extension. Raises GaofenError if it is not a Gaofen name."""
+    match = NAME.fullmatch(stem)
+    if not match:
         raise GaofenError("not the name of a Gaofen image")
-    part = found.groupdict()
+    part = match.groupdict()
     return Name(
         satellite=part["satellite"],
         sensor=part["sensor"],
@@ -95,17 +98,17 @@ _CHINESE = re.compile(rb"""\s*<\?xml[^>]{0,80}?encoding\s*=\s*["'](?:gb2312|gbk|
 
 
 def parse_xml(text: bytes) -> dict[str, str]:
-    """Every element of a product XML that holds text, by its tag; a tag used twice gets `_2`, `_3` ...
+    """Read a product XML: tag -> text of each element with text. Repeated tags get `_2`, `_3` ... appended.
 
-    GB2312 and its successors are read where the file declares one. Raises GaofenError for an empty file, broken
-    XML, entities or a document type.
+    GB2312, GBK and GB18030 are supported if the file declares them. Raises GaofenError for an empty file, broken XML,
+    entities or a document type declaration.
     """
     if not text.strip():
         raise GaofenError("the file is empty")
-    declared = _CHINESE.match(text)
+    declaration = _CHINESE.match(text)
     try:
-        if declared is not None:  # which the parser does not know; the other two are parts of the last
-            text = text[declared.end() :].decode("gb18030").encode()
+        if declaration is not None:  # the parser does not know these encodings; GB18030 includes the other two
+            text = text[declaration.end() :].decode("gb18030").encode()
         root = defusedxml.ElementTree.fromstring(text, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise GaofenError(f"not a product XML: {error}") from error
@@ -121,14 +124,14 @@ def parse_xml(text: bytes) -> dict[str, str]:
             key = f"{tag}_{seen[tag] + 1}"
         fields[key] = value
     if not fields:
-        raise GaofenError("the XML holds no values")
+        raise GaofenError("the XML contains no values")
     return fields
 
 
 def check_name(name: Name, fields: Mapping[str, str]) -> None:
-    """Raises GaofenError where an XML is of another satellite, sensor, day or place than a name says.
+    """Raise GaofenError if an XML is of another satellite, sensor or day than a file name.
 
-    What is missing or written in a way of its own proves nothing.
+    Fields that are missing or have an unusual format are not checked.
     """
     satellite = fields.get("SatelliteID", "").upper().replace("-", "")
     if re.fullmatch(r"GF\d[A-D]?", satellite) and satellite != name.satellite:
@@ -141,13 +144,13 @@ def check_name(name: Name, fields: Mapping[str, str]) -> None:
         day = datetime.strptime(name.date, "%Y%m%d").replace(tzinfo=UTC)
     except ValueError:
         return
-    # Names are dated in UTC or in Beijing time.
+    # The date in a name is in UTC or in Beijing time.
     if time is not None and not timedelta(days=-1) < time - day < timedelta(days=2):
         raise GaofenError(f"its time is {time:%Y-%m-%d}, but the image is of {day:%Y-%m-%d}: the XML of another scene")
 
 
 def corner_centre(fields: Mapping[str, str]) -> tuple[float, float] | None:
-    """Mean longitude and latitude of the corners that an XML names; None where it does not name all four."""
+    """Mean longitude and latitude of the four corners in an XML, degrees; None if one of them is missing."""
     corners = [f"{side}{end}" for side in ("Top", "Bottom") for end in ("Left", "Right")]
     try:
         lon = [float(fields[f"{corner}Longitude"]) for corner in corners]
@@ -158,9 +161,9 @@ def corner_centre(fields: Mapping[str, str]) -> tuple[float, float] | None:
 
 
 def acquisition_time(fields: Mapping[str, str]) -> datetime | None:
-    """Time of acquisition, UTC, or None where the XML has none that can be read.
+    """Time of acquisition, UTC; None if the XML has none that can be parsed.
 
-    Start, centre and end are Beijing time while ReceiveTime is UTC: one scene changes its date.
+    CenterTime and StartTime are in Beijing time, ReceiveTime is in UTC. The two zones can give different dates.
     """
     for key, zone in (("CenterTime", BEIJING), ("StartTime", BEIJING), ("ReceiveTime", UTC)):
         try:
@@ -172,7 +175,7 @@ def acquisition_time(fields: Mapping[str, str]) -> datetime | None:
 
 
 def ground_distance(name: Name, fields: Mapping[str, str]) -> float:
-    """Ground sampling distance, m: the XML's, otherwise the sensor's. Raises GaofenError where neither is known."""
+    """Ground sampling distance, m, from the XML or else of the sensor. Raises GaofenError if neither is known."""
     try:
         value = float(fields["ImageGSD"])
         if 0.1 <= value <= 10_000:
@@ -186,7 +189,7 @@ def ground_distance(name: Name, fields: Mapping[str, str]) -> float:
 
 
 def band_names(name: Name, fields: Mapping[str, str], count: int) -> tuple[str, ...]:
-    """Names of the `count` bands in the file's order, from the XML's list of numbers or the usual order."""
+    """Names of the `count` bands in the order of the file, from the `Bands` field of the XML or the usual order."""
     table = GF6_WFV_BANDS if (name.satellite, name.sensor) == ("GF6", "WFV") else PMS_BANDS
     numbers = [number.strip() for number in fields.get("Bands", "").split(",")]
     if len(numbers) == count and all(number in table for number in numbers) and len(set(numbers)) == count:
@@ -198,13 +201,13 @@ def band_names(name: Name, fields: Mapping[str, str], count: int) -> tuple[str, 
     return tuple(f"band_{k}" for k in range(1, count + 1))
 
 
-# A key starts where a word does: tried at each of its letters, a file of one long word would take hours.
+# A key starts at the start of a word. If each letter were tried, a file of one long word would take hours.
 _RPB_NUMBER = re.compile(r"(?<!\w)(?P<key>\w+)\s*=\s*(?P<value>[^\s;(]+)\s*;?")
 _RPB_LIST = re.compile(r"(?<!\w)(?P<key>\w+)\s*=\s*\((?P<values>[^()]*)\)")
 
 
 def parse_rpb(text: str) -> RPC:
-    """The camera in an RPB file. Some files lack the semicolons; the ids in them are placeholders.
+    """Parse the RPC in an RPB file. Some files lack the semicolons; the ids in a file are placeholders and ignored.
 
     Raises GaofenError naming the field at fault.
     """
@@ -227,7 +230,7 @@ def parse_rpb(text: str) -> RPC:
         try:
             values = tuple(float(value) for value in lists[key].replace(",", " ").split())
         except ValueError as error:
-            raise GaofenError(f"{key} holds something that is not a number") from error
+            raise GaofenError(f"{key} contains a value that is not a number") from error
         if len(values) != 20:
             raise GaofenError(f"{key} has {len(values)} coefficients, expected 20")
         return values
@@ -245,11 +248,11 @@ RPC_NUMBERS = (
     "LINE_SCALE", "SAMP_SCALE", "LAT_SCALE", "LONG_SCALE", "HEIGHT_SCALE",
 )  # fmt: skip
 RPC_LISTS = ("LINE_NUM_COEFF", "LINE_DEN_COEFF", "SAMP_NUM_COEFF", "SAMP_DEN_COEFF")
-"""What the two forms call the fields of RPC, in its order."""
+"""Names of the fields of RPC in RPB files and in RPC text files, in the order of the class."""
 
 
 def make_rpc(*fields: Any) -> RPC:
-    """A camera from its fields in order. Raises GaofenError where they are none."""
+    """Make an RPC from its fields in order. Raises GaofenError if they are invalid."""
     try:
         return RPC(*fields)
     except ValueError as error:
@@ -260,21 +263,21 @@ _RPC_LINE = re.compile(r"\s*(?P<key>[A-Z]\w*)\s*[:=]\s*(?P<value>\S+)", re.ASCII
 
 
 def parse_rpc(text: str) -> RPC:
-    """The camera in an RPC text file: a line each of `LINE_OFF: 3454.0 pixels` ... `SAMP_DEN_COEFF_20: 0.0`.
+    """Parse an RPC text file, one field per line: `LINE_OFF: 3454.0 pixels` ... `SAMP_DEN_COEFF_20: 0.0`.
 
     Raises GaofenError naming the field at fault.
     """
     if not text.strip():
         raise GaofenError("the file is empty")
-    found = {match["key"]: match["value"] for line in text.splitlines() if (match := _RPC_LINE.match(line))}
+    values = {match["key"]: match["value"] for line in text.splitlines() if (match := _RPC_LINE.match(line))}
 
     def number(key: str) -> float:
-        if key not in found:
+        if key not in values:
             raise GaofenError(f"{key} is missing")
         try:
-            return float(found[key])
+            return float(values[key])
         except ValueError as error:
-            raise GaofenError(f"{key} is {found[key][:40]!r}, expected a number") from error
+            raise GaofenError(f"{key} is {values[key][:40]!r}, expected a number") from error
 
     lists = (tuple(number(f"{key}_{k}") for k in range(1, 21)) for key in RPC_LISTS)
     return make_rpc(*map(number, RPC_NUMBERS), *lists)

@@ -1,4 +1,4 @@
-"""A scene: the images of one moment and place, where they lie, and what is known about them."""
+"""A scene: the images of one place and time, where they are stored, and their metadata."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from geokr.storage.inputs import InputError
 from pipeline.geometry.sensor import SensorModel, model_from_json
 
 Imagery = Literal["mss", "pan", "pansharpened"]
-"""Which of a delivery's images are tiled: the multispectral, the panchromatic, or the one sharpened by the other."""
+"""Which image of a delivery is tiled: multispectral, panchromatic, or multispectral sharpened by panchromatic."""
 
 _ID = re.compile(r"[^/\\\ud800-\udfff]{1,200}")
 
@@ -23,29 +23,29 @@ class SceneError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One raster: bands of one resolution behind one sensor model."""
+    """One raster file: bands of one resolution with one sensor model."""
 
     path: str
-    """What GDAL opens: a path, a URL, or a member of an archive (`/vsitar/...`)."""
+    """Path for `raster.open_image`: of a file, of a remote file, or of a member of an archive (`/vsitar/...`)."""
     bands: tuple[str, ...]
-    """Names in the file's order: `blue`, `green`, `red`, `nir`, `pan`, `red_edge_1` ..., or `band_1` ..."""
+    """Names in the order of the file: `blue`, `green`, `red`, `nir`, `pan`, `red_edge_1` ..., or `band_1` ..."""
     width: int
     height: int
     """Size, px."""
     dtype: str
-    """Of the pixels in the file: `uint8` or `uint16`."""
+    """Type of the pixels in the file: `uint8` or `uint16`."""
     nodata: float | None
-    """Pixel value that stands for no data, where the file states one."""
+    """Pixel value that means no data; None if none is declared."""
     gsd: float
     """Ground sampling distance, m."""
     model: SensorModel
     indexes: tuple[int, ...] = ()
-    """Which bands of the file these are, counted from 1; empty where they are all of them."""
+    """Numbers of the bands in the file, counted from 1; empty if these are all bands of the file in order."""
     masked: bool = False
-    """Whether the file says by an alpha band or a mask of its own which pixels hold data."""
+    """Whether an alpha band or a mask in the file marks the pixels with data."""
     scales: tuple[float, ...] = ()
     offsets: tuple[float, ...] = ()
-    """A pixel times its band's scale, plus its offset, is what was measured; empty where nobody says."""
+    """Per band: pixel * scale + offset is the measured value. Both are empty if not known."""
 
     def __post_init__(self) -> None:
         if not self.gsd > 0:
@@ -61,48 +61,48 @@ class Image:
 
 
 def image_from_json(value: dict[str, Any]) -> Image:
-    """The inverse of `to_json`."""
+    """Create an image from the JSON of `Image.to_json`."""
     lists = {name: tuple(part) for name, part in value.items() if isinstance(part, list)}
     return Image(**value | lists | {"model": model_from_json(value["model"])})
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Images of one moment that are tiled together: the bands of all of them, one after the other."""
+    """Images of one place and time that are tiled together. The tiles have the bands of all images, in order."""
 
     id: str
-    """The delivery's name, or an image's without its suffix: unique in a data set, its group's name in the store."""
+    """Name of the delivery, item or image. It is unique in a data set and names the scene's group in the store."""
     satellite: str
-    """`GF1`, `GF1B`, `GF2`, `GF6` ...; empty where unknown."""
+    """`GF1`, `GF1B`, `GF2`, `GF6` ...; empty if unknown."""
     sensor: str
-    """`PMS1`, `WFV3` ...; empty where unknown."""
+    """`PMS1`, `WFV3` ...; empty if unknown."""
     level: str
-    """`L1A` (raw geometry) or `L2A` (on a map)."""
+    """`L1A` (raw geometry) or `L2A` (georeferenced)."""
     acquired: datetime | None
-    """Start of the exposure or its centre, UTC; None where unknown."""
+    """Start or centre of the acquisition, UTC; None if unknown."""
     gsd: float
     """Ground sampling distance of the tiles, m."""
     images: tuple[Image, ...]
-    """At least one; their pixels are of one type."""
+    """At least one. The pixels of all have the same type."""
     pan: Image | None
-    """The panchromatic image that is to sharpen the others, where that was asked for."""
+    """The panchromatic image for pansharpening; None if the scene is not pansharpened."""
     delivery: str
-    """The path it was found under: of the image, or of the archive that holds it."""
+    """Path or URL of the delivery: see `discovery.Delivery.path`."""
     files: tuple[str, ...]
-    """What it was read from on this machine: the images and their metadata files, or the archive."""
+    """Local files that the scene was read from: images and metadata files, or the archive. Empty for remote ones."""
     bytes: int
-    """Size of the image files, or of their archive."""
+    """Size of the image files or of their archive, bytes."""
     metadata_digest: str
-    """SHA-256 of the metadata files (XML, RPB), or of the header of a georeferenced image."""
+    """SHA-256 of the metadata files (XML, RPB), of the STAC item, or of the header of any other georeferenced image."""
     footprint: Polygon
     """Outline on the ground, longitude and latitude in degrees."""
     metadata: Mapping[str, str]
-    """Everything the metadata file says, by element name."""
+    """All fields of the product XML, properties of the STAC item, or TIFF tags: name -> text."""
 
     def __post_init__(self) -> None:
-        # It becomes a folder, or a part of an object's key.
+        # The id is used as a folder name or as part of an object key.
         if not _ID.fullmatch(self.id) or not self.id.isprintable() or self.id.startswith((".", "__")):
-            raise ValueError(f"{self.id[:200]!r} cannot be the name of a scene: rename the image or item")
+            raise ValueError(f"{self.id[:200]!r} cannot be the name of a scene; rename the image or item")
         if self.acquired is not None and self.acquired.utcoffset() != timedelta(0):
             raise ValueError(f"{self.id}: acquired must be in UTC, got {self.acquired}")
         if not self.gsd > 0:
@@ -112,16 +112,16 @@ class Scene:
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """Names of the bands of its tiles."""
+        """Names of the bands of the tiles."""
         return tuple(band for image in self.images for band in image.bands)
 
     @property
     def dtype(self) -> str:
-        """Of the pixels in the files."""
+        """Type of the pixels in the files."""
         return self.images[0].dtype
 
     def __iter__(self) -> Iterator[Image]:
-        """Every image that its tiles draw on."""
+        """All images that the tiles are made of, the panchromatic one last."""
         yield from self.images
         if self.pan is not None:
             yield self.pan

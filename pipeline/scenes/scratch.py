@@ -1,9 +1,10 @@
-"""Images in compressed archives, unpacked once: gzip has no seeking, so each block would be read from far before.
+"""Unpack images in compressed archives once. Gzip cannot seek, so reading a block would decompress all data before it.
 
-An archive on a server is unpacked from there, and known by its size and ETag as one on a disk by its size and date.
+An archive on a server is unpacked from there. A copy is identified by the size and ETag of a remote archive, or by the
+size and modification time of a local one.
 
-The copies lie in a folder that all processes of a machine share, `GEOKR_SCRATCH` or one in the temporary directory,
-and are bounded: the one that was not used for the longest time makes room.
+The copies are in a folder that all processes of a machine share: `GEOKR_SCRATCH`, or one in the temporary directory.
+Their total size is limited; the least recently used copies are removed to make room.
 """
 
 import fcntl
@@ -25,25 +26,25 @@ from pipeline.scenes.archive import AT_ONCE, BROKEN, tar_stream
 from pipeline.scenes.scene import SceneError
 
 BOUND = 32 << 30
-"""Bytes of unpacked images that are kept."""
+"""Limit of the total size of the copies, bytes."""
 SPARE = 1 << 30
-"""Bytes of the disk that are left free."""
+"""Disk space that is left free, bytes."""
 
 _MEMBER = re.compile(r"/vsi(tar|zip)/\{(.+?)\}/(.+)", re.DOTALL)
 
 
 @contextmanager
 def local_copy(path: str) -> Iterator[str]:
-    """What GDAL opens instead of a path: of a member of a compressed archive a copy, which stays meanwhile.
+    """Yield the path for GDAL to open: for a member of a compressed archive, a copy kept while the context is active.
 
-    It is the place in the archive for everything else, and where there is no room; the path itself of no member.
-    Raises SceneError naming the archive where the member cannot be unpacked.
+    For a member that is not compressed, or if there is no room for a copy, it is the GDAL path into the archive. Paths
+    of other files are returned unchanged. Raises SceneError naming the archive if the member cannot be unpacked.
     """
-    found = _MEMBER.fullmatch(path)
-    if found is None:
+    match = _MEMBER.fullmatch(path)
+    if match is None:
         yield path
         return
-    kind, archive, member = found.groups()
+    kind, archive, member = match.groups()
     in_place = f"/vsi{kind}/{{{rasters.gdal_path(archive)}}}/{member}"
     try:
         state = inputs.stat(archive)
@@ -57,10 +58,11 @@ def local_copy(path: str) -> Iterator[str]:
     copy = folder / f"{name}.tif"
     with (folder / f"{name}.lock").open("w") as lock:
         while True:
-            fcntl.flock(lock, fcntl.LOCK_SH)  # nobody removes it now
+            fcntl.flock(lock, fcntl.LOCK_SH)  # keeps other processes from removing the copy
             if copy.exists():
                 break
-            fcntl.flock(lock, fcntl.LOCK_EX)  # which may have let another one in between
+            # Changing the lock is not atomic: another process may have unpacked the member in between.
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if not copy.exists() and not unpack(archive, member, copy):
                 yield in_place
                 return
@@ -68,9 +70,9 @@ def local_copy(path: str) -> Iterator[str]:
         yield str(copy)
 
 
-@lru_cache(maxsize=1 << 12)  # a server is not asked for each window
+@lru_cache(maxsize=1 << 12)  # so that a server is not asked for each window
 def is_compressed(kind: str, archive: str, member: str, _state: inputs.Stat) -> bool:
-    """Whether a member's bytes have to be unpacked to be read from their middle. Raises OSError."""
+    """Whether a member is compressed, so that it has to be unpacked for random access. Raises OSError."""
     if kind == "tar":
         (start,) = inputs.read_ranges(archive, [(0, 2)])
         return start == b"\x1f\x8b"
@@ -80,35 +82,35 @@ def is_compressed(kind: str, archive: str, member: str, _state: inputs.Stat) -> 
     except OSError:
         raise
     except BROKEN:
-        return False  # GDAL says better what is wrong
+        return False  # GDAL reports the fault more precisely
 
 
 def scratch_folder() -> Path:
-    """The folder of the copies, open to its owner alone. Raises OSError where it is another's."""
+    """Create the folder of the copies, accessible only to its owner. Raises OSError if it belongs to another user."""
     folder = Path(os.environ.get("GEOKR_SCRATCH") or Path(tempfile.gettempdir()) / f"geokr-unpacked-{os.getuid()}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to somebody else; set GEOKR_SCRATCH to a folder of your own")
+        raise PermissionError(f"{folder} belongs to another user; set GEOKR_SCRATCH to a folder of your own")
     return folder
 
 
 def unpack(archive: str, member: str, copy: Path) -> bool:
-    """Write a member to a file, under its lock; whether there was room for it.
+    """Unpack a member to a file and return whether there was room for it. The caller holds the lock of the file.
 
-    The file's name is ours, never the archive's.
+    The file is never named after the archive or the member. Raises SceneError if the member cannot be unpacked.
     """
-    new = copy.with_suffix(".new")
+    new_file = copy.with_suffix(".new")
     try:
         with open_member(archive, member) as (source, size):
-            if not reserve(new, size):
+            if not reserve(new_file, size):
                 return False
-            with new.open("r+b") as target:
+            with new_file.open("r+b") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
                 if target.tell() != size:
                     raise SceneError(f"{archive}: {member} ends after {target.tell()} of {size} bytes")
-        new.replace(copy)
+        new_file.replace(copy)
     except BROKEN as error:
-        new.unlink(missing_ok=True)
+        new_file.unlink(missing_ok=True)
         if isinstance(error, SceneError):
             raise
         raise SceneError(f"{archive}: {member} cannot be unpacked: {error or type(error).__name__}") from error
@@ -117,7 +119,7 @@ def unpack(archive: str, member: str, copy: Path) -> bool:
 
 @contextmanager
 def open_member(archive: str, member: str) -> Iterator[tuple[IO[bytes], int]]:
-    """A member as a stream, and its size."""
+    """Open a member: a stream and its size in bytes."""
     if archive.lower().endswith(".zip"):
         with inputs.open_file(archive, AT_ONCE) as file, zipfile.ZipFile(file) as packed, packed.open(member) as source:
             yield source, packed.getinfo(member).file_size
@@ -125,17 +127,17 @@ def open_member(archive: str, member: str) -> Iterator[tuple[IO[bytes], int]]:
     with tar_stream(archive) as stream:
         for entry in stream:
             if entry.isfile() and entry.name.removeprefix("./") == member:
-                unpacking = stream.extractfile(entry)
-                if unpacking is None:
+                content = stream.extractfile(entry)
+                if content is None:
                     break
-                yield unpacking, entry.size
+                yield content, entry.size
                 return
-    raise tarfile.ReadError("it is not there any more")
+    raise tarfile.ReadError("the archive no longer contains it")
 
 
-def reserve(new: Path, size: int) -> bool:
-    """Make a file of a size in the folder, and room for it; False where there is none."""
-    folder = new.parent
+def reserve(new_file: Path, size: int) -> bool:
+    """Allocate a file of `size` bytes, removing old copies if necessary. Returns False if there is no room."""
+    folder = new_file.parent
     with (folder / "room.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         copies = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in folder.glob("*.[tn][ie][fw]"))
@@ -147,7 +149,7 @@ def reserve(new: Path, size: int) -> bool:
                 total -= length
         if total + size > BOUND or shutil.disk_usage(folder).free < size + SPARE:
             return False
-        with new.open("wb") as target:
+        with new_file.open("wb") as target:
             try:
                 os.posix_fallocate(target.fileno(), 0, size) if size else None
             except OSError:
@@ -156,7 +158,7 @@ def reserve(new: Path, size: int) -> bool:
 
 
 def remove_if_unused(file: Path) -> bool:
-    """Remove a copy unless somebody reads or writes it."""
+    """Remove a copy unless a process reads or writes it. Returns whether it was removed."""
     with file.with_suffix(".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""STAC items as scenes: which assets hold the bands that are wanted, and where they lie.
+"""Read STAC items as scenes: find the items, and the assets that contain the requested bands.
 
-Read from plain JSON, of STAC 0.9 to 1.1, since what a scene takes of an item is little and what is wrong with it
-must end in a sentence. Items are found by their own file, in an ItemCollection, or by the links of a Collection.
+Items of STAC 0.9 to 1.1 are read as plain JSON: a scene needs few of their fields, and every fault must become one
+sentence. Items are found in files of their own, in an ItemCollection, or by the links of a Collection or Catalog.
 """
 
 import hashlib
@@ -29,45 +29,45 @@ Json = dict[str, Any]
 
 DOCUMENTS = (".json", ".geojson")
 MAX_DOCUMENT = 256 << 20
-"""A STAC document of more bytes than this is none."""
+"""A STAC document with more bytes than this is refused."""
 MAX_LINKS = 1_000_000
-"""A collection that leads to more documents than this is not followed."""
+"""Documents that are read by following the links of a collection; further links are ignored."""
 ALSO = {"nir": ("nir08",), "nir08": ("nir",)}
-"""Common names that stand for a band where it has none of its own: Landsat's near infrared is `nir08`."""
+"""Common name -> names that are accepted instead if no band has it: Landsat's near infrared is `nir08`."""
 NOT_DATA = {"visual", "overview", "thumbnail", "metadata"}
-"""Roles of assets that hold no measurements."""
+"""Roles of assets without measurements."""
 
 
 @dataclass(frozen=True, slots=True)
 class ItemSource:
-    """A STAC item, or why there is none."""
+    """A STAC item, or the fault that prevented reading it."""
 
     href: str
-    """Of the item, or of the document that holds it with the item's id behind a `#`."""
+    """Address of the item, or of the document that contains it with `#` and the id of the item appended."""
     document: str
-    """The document that it was read from."""
+    """Address of the document that the item was read from."""
     item: Json
-    """With absolute hrefs of its assets; empty where there is a fault."""
+    """The item with absolute hrefs of its assets; empty if there is a fault."""
     fault: str = ""
 
 
 def fetch(href: str) -> bytes:
-    """The bytes of a document, local or remote. Raises OSError, and SceneError for one of too many bytes."""
+    """Read a local or remote document. Raises OSError, and SceneError if it is larger than MAX_DOCUMENT."""
     if files.in_bucket(href):
         content = files.read(href)
     elif is_remote(href):
-        with urllib.request.urlopen(href, timeout=60) as answer:
-            content = bytes(answer.read(MAX_DOCUMENT + 1))
+        with urllib.request.urlopen(href, timeout=60) as response:
+            content = bytes(response.read(MAX_DOCUMENT + 1))
     else:
         with Path(href).open("rb") as file:
             content = file.read(MAX_DOCUMENT + 1)
     if len(content) > MAX_DOCUMENT:
-        raise SceneError(f"{href}: more than {MAX_DOCUMENT} bytes, which no STAC document has")
+        raise SceneError(f"{href}: more than {MAX_DOCUMENT} bytes, too many for a STAC document")
     return content
 
 
 def resolve_href(href: str, base: str) -> str:
-    """An href as it is meant in the document at `base`: a URL, or an absolute path of this machine."""
+    """Resolve an href in the document at `base` to a URL or an absolute local path."""
     if is_remote(href) or (is_remote(base) and ":" in href.partition("/")[0]):
         return href
     if href.lower().startswith("file://"):
@@ -81,15 +81,15 @@ def resolve_href(href: str, base: str) -> str:
 
 
 def walk_items(href: str, followed: set[str] | None = None) -> Iterator[ItemSource]:
-    """The items of a STAC document: itself, those that it holds, or those that it links to, each once.
+    """Yield the items of a STAC document: itself, those it contains, or those it links to. Each document is read once.
 
-    What cannot be read on the way comes as a fault.
+    A document that cannot be read is yielded as a fault.
     """
     followed = {href} if followed is None else followed
     try:
         value = json.loads(fetch(href))
         if not isinstance(value, dict):
-            raise SceneError(f"{href}: the JSON is no object")
+            raise SceneError(f"{href}: the JSON is not an object")
         kind = value.get("type")
         if kind == "FeatureCollection":
             features = value.get("features")
@@ -102,7 +102,7 @@ def walk_items(href: str, followed: set[str] | None = None) -> Iterator[ItemSour
             yield to_source(value, href, inside=False)
             return
         if kind not in ("Collection", "Catalog") and "stac_version" not in value:
-            raise SceneError(f"{href}: no STAC Item, ItemCollection or Collection")
+            raise SceneError(f"{href}: not a STAC Item, ItemCollection, Collection or Catalog")
         links = value.get("links")
         for link in links if isinstance(links, list) else []:
             if not isinstance(link, dict) or link.get("rel") not in ("item", "child", "items", "next"):
@@ -118,9 +118,9 @@ def walk_items(href: str, followed: set[str] | None = None) -> Iterator[ItemSour
 
 
 def items_in_file(name: str) -> Iterator[ItemSource]:
-    """The items that a JSON file of a folder holds, if it is a STAC document; links are not followed.
+    """Yield the items that a JSON file contains if it is a STAC document. Links are not followed.
 
-    A folder holds other JSON too, which is none of ours, and the items that its collections link to.
+    A folder also contains other JSON files, which are ignored, and the items that its collections link to.
     """
     try:
         value = json.loads(fetch(name))
@@ -136,7 +136,10 @@ def items_in_file(name: str) -> Iterator[ItemSource]:
 
 
 def to_source(value: Any, document: str, inside: bool) -> ItemSource:
-    """An item with absolute hrefs."""
+    """Make an ItemSource with absolute hrefs from the JSON of an item.
+
+    inside: whether the document is a collection that contains the item.
+    """
     name = value.get("id") if isinstance(value, dict) else None
     if not isinstance(name, str) or not isinstance(value.get("assets"), dict):
         return ItemSource(document, document, {}, f"{document}: an item without id or assets")
@@ -145,44 +148,44 @@ def to_source(value: Any, document: str, inside: bool) -> ItemSource:
         for key, asset in value["assets"].items()
         if isinstance(asset, dict) and isinstance(asset.get("href"), str)
     }
-    said = value.get("properties")
-    kept = {
+    properties = value.get("properties")
+    item = {
         "id": name,
         "bbox": value.get("bbox"),
-        "properties": said if isinstance(said, dict) else {},
+        "properties": properties if isinstance(properties, dict) else {},
         "assets": assets,
     }
-    return ItemSource(f"{document}#{name}" if inside else document, document, kept)
+    return ItemSource(f"{document}#{name}" if inside else document, document, item)
 
 
-def read_item(item: Json, href: str, document: str, imagery: Imagery, wanted: Sequence[str]) -> Scene:
-    """The scene of an item with absolute hrefs.
+def read_item(item: Json, href: str, document: str, imagery: Imagery, bands: Sequence[str]) -> Scene:
+    """Read the scene of an item with absolute hrefs.
 
-    wanted: common names of the bands to take. Raises SceneError with a sentence that names the item and the fault.
+    bands: common names of the bands to read. Raises SceneError with a sentence that names the item and the fault.
     """
-    said = item["properties"]
-    names = ("pan",) if imagery == "pan" else tuple(wanted)
-    images = select_images(item, said, names, href)
+    properties = item["properties"]
+    names = ("pan",) if imagery == "pan" else tuple(bands)
+    images = select_images(item, properties, names, href)
     pan = None
     if imagery == "pansharpened":
-        (pan,) = select_images(item, said, ("pan",), href)
+        (pan,) = select_images(item, properties, ("pan",), href)
     first = images[0]
     if len(types := {image.dtype for image in images}) > 1:
-        raise SceneError(f"{href}: the pixels of its bands are of two types, {' and '.join(sorted(types))}")
+        raise SceneError(f"{href}: the pixels of its bands are of different types, {' and '.join(sorted(types))}")
     footprint = image_footprint(first, flat_terrain(first.model))
     bbox = item.get("bbox")
     if isinstance(bbox, list) and len(bbox) in (4, 6) and all(isinstance(v, int | float) for v in bbox):
         box = shapely.box(bbox[0], bbox[1], bbox[len(bbox) // 2], bbox[len(bbox) // 2 + 1])
         if bbox[0] <= bbox[len(bbox) // 2] and not box.intersects(footprint):
-            raise SceneError(f"{href}: its bbox is {bbox}, but {first.path} lies elsewhere")
+            raise SceneError(f"{href}: its bbox is {bbox}, but {first.path} is outside of it")
     paths = [image.path for image in (*images, *filter(None, [pan]))]
     local = [path for path in paths if not path.startswith("/vsi")]
     return Scene(
         id=item["id"],
-        satellite=to_text(said.get("platform")),
-        sensor=to_text(said.get("instruments")),
+        satellite=to_text(properties.get("platform")),
+        sensor=to_text(properties.get("instruments")),
         level="L2A",
-        acquired=parse_time(said.get("datetime") or said.get("start_datetime")),
+        acquired=parse_time(properties.get("datetime") or properties.get("start_datetime")),
         gsd=min(image.gsd for image in (*images, *filter(None, [pan]))),
         images=images,
         pan=pan,
@@ -191,17 +194,17 @@ def read_item(item: Json, href: str, document: str, imagery: Imagery, wanted: Se
         bytes=sum(Path(path).stat().st_size for path in local),
         metadata_digest=item_digest(item),
         footprint=footprint,
-        metadata={key: to_text(value) for key, value in said.items() if value is not None},
+        metadata={key: to_text(value) for key, value in properties.items() if value is not None},
     )
 
 
 def item_digest(item: Json) -> str:
-    """SHA-256 of an item."""
+    """SHA-256 of an item's JSON, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest()
 
 
 def to_text(value: Any) -> str:
-    """A property as text: a list's parts behind one another, anything else that is no text as JSON."""
+    """Convert a property to text: a list of strings joined by `+`, None as empty text, other values as JSON."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
@@ -210,37 +213,38 @@ def to_text(value: Any) -> str:
 
 
 def parse_time(value: Any) -> datetime | None:
-    """A time of RFC 3339, UTC."""
+    """Parse an RFC 3339 time to UTC; None if it is not one. A time without zone is taken as UTC."""
     try:
-        found = datetime.fromisoformat(value)
+        time = datetime.fromisoformat(value)
     except (TypeError, ValueError):
         return None
-    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def asset_bands(asset: Json) -> list[Json]:
-    """What an asset says of each of its bands, in the file's order, whatever the version of STAC."""
+    """The fields of each band of an asset in the order of the file, merged from all STAC versions' lists of bands."""
     common = {key: value for key, value in asset.items() if key in ("nodata", "raster:scale", "raster:offset")}
     lists = [asset.get(key) for key in ("bands", "eo:bands", "raster:bands")]
-    several = [part for part in lists if isinstance(part, list)]
-    merged: list[Json] = [dict(common) for _ in range(max(map(len, several), default=0))]
-    for part in several:
-        for band, value in zip(merged, part, strict=False):
+    band_lists = [fields for fields in lists if isinstance(fields, list)]
+    merged: list[Json] = [dict(common) for _ in range(max(map(len, band_lists), default=0))]
+    for fields in band_lists:
+        for band, value in zip(merged, fields, strict=False):
             band |= value if isinstance(value, dict) else {}
     return merged
 
 
 def common_name(band: Json) -> str:
+    """The common name of a band; empty if it has none."""
     return to_text(band.get("eo:common_name") or band.get("common_name"))
 
 
-def select_images(item: Json, said: Json, wanted: Sequence[str], href: str) -> tuple[Image, ...]:
-    """The images that hold the wanted bands, in their order, as far as there are any.
+def select_images(item: Json, properties: Json, names: Sequence[str], href: str) -> tuple[Image, ...]:
+    """Select the images with the named bands, in the order of the names. Bands that the item lacks are left out.
 
-    An asset that holds one band alone goes before one that holds several, such as a true-colour picture.
-    Raises SceneError where none is there.
+    An asset with one band is preferred to one with several, which may be a true-colour picture.
+    Raises SceneError if the item has none of the bands.
     """
-    held: dict[str, list[tuple[int, str, int]]] = {}
+    available: dict[str, list[tuple[int, str, int]]] = {}
     for key, asset in item["assets"].items():
         roles = asset.get("roles")
         if isinstance(roles, list) and NOT_DATA & {role for role in roles if isinstance(role, str)}:
@@ -249,60 +253,65 @@ def select_images(item: Json, said: Json, wanted: Sequence[str], href: str) -> t
             continue
         bands = asset_bands(asset)
         for index, band in enumerate(bands):
-            held.setdefault(common_name(band), []).append((len(bands), key, index))
+            available.setdefault(common_name(band), []).append((len(bands), key, index))
     chosen: dict[str, list[tuple[str, int]]] = {}
-    for name in wanted:
-        there = next((held[also] for also in (name, *ALSO.get(name, ())) if also in held), None)
-        if there is not None:
-            _, key, index = min(there, key=lambda part: part[0])
+    for name in names:
+        candidates = next((available[alias] for alias in (name, *ALSO.get(name, ())) if alias in available), None)
+        if candidates is not None:
+            _, key, index = min(candidates, key=lambda candidate: candidate[0])
             chosen.setdefault(key, []).append((name, index))
     if not chosen:
         raise SceneError(
-            f"{href}: none of its assets holds {' or '.join(wanted)}; they are {', '.join(item['assets'])}"
+            f"{href}: none of its assets contains {' or '.join(names)}; the assets are {', '.join(item['assets'])}"
         )
-    return tuple(asset_image(key, item["assets"][key], parts, said, href) for key, parts in chosen.items())
+    return tuple(asset_image(key, item["assets"][key], selected, properties, href) for key, selected in chosen.items())
 
 
-def asset_image(key: str, asset: Json, parts: Sequence[tuple[str, int]], said: Mapping[str, Any], href: str) -> Image:
-    """The image of an asset's bands: names and places in the file, from 0."""
+def asset_image(
+    key: str, asset: Json, parts: Sequence[tuple[str, int]], properties: Mapping[str, Any], href: str
+) -> Image:
+    """Make the image of some bands of an asset. Raises SceneError if the file contradicts the item.
+
+    parts: name and index of each band, counted from 0 in the file.
+    """
     path = asset_path(asset["href"], href)
-    found = read_header(path)
-    if found.crs is None:
+    header = read_header(path)
+    if header.crs is None:
         raise SceneError(f"{href}: its asset {key} has no georeference")
     bands = asset_bands(asset)
-    if len(bands) != found.count:
-        raise SceneError(f"{href}: its asset {key} is said to have {len(bands)} bands, but has {found.count}")
-    model = Georeferenced(found.crs.to_wkt(), tuple(found.transform)[:6])
-    whole = found.image(path, tuple(f"band_{k}" for k in found.indexes), 1.0, model)
+    if len(bands) != header.count:
+        raise SceneError(f"{href}: its asset {key} should have {len(bands)} bands, but has {header.count}")
+    model = Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6])
+    full = header.image(path, tuple(f"band_{k}" for k in header.indexes), 1.0, model)
     scales, offsets = [], []
     for _, index in parts:
         scale, offset = (bands[index].get(k, bands[index].get(f"raster:{k}")) for k in ("scale", "offset"))
         scales.append(finite_number(scale, 1.0))
         offsets.append(finite_number(offset, 0.0))
-    if any(said.get(f"{prefix}:boa_offset_applied") is True for prefix in ("earthsearch", "sentinel")):
-        offsets = [0.0] * len(offsets)  # the offset is in the pixels already, although it is stated
+    if any(properties.get(f"{prefix}:boa_offset_applied") is True for prefix in ("earthsearch", "sentinel")):
+        offsets = [0.0] * len(offsets)  # the item still states the offset, but the pixels include it
     if not any(scales[k] != 1.0 or offsets[k] != 0.0 for k in range(len(parts))):
-        scales, offsets = [], []  # nothing is said of them
-    stated = finite_number(bands[parts[0][1]].get("nodata"), None)
+        scales, offsets = [], []  # none are stated
+    nodata = finite_number(bands[parts[0][1]].get("nodata"), None)
     return replace(
-        whole,
+        full,
         bands=tuple(name for name, _ in parts),
-        indexes=tuple(found.indexes[index] for _, index in parts),
-        gsd=measure_gsd(whole),
-        nodata=stated if whole.nodata is None else whole.nodata,
+        indexes=tuple(header.indexes[index] for _, index in parts),
+        gsd=measure_gsd(full),
+        nodata=nodata if full.nodata is None else full.nodata,
         scales=tuple(scales),
         offsets=tuple(offsets),
     )
 
 
-def finite_number(value: Any, otherwise: Any) -> Any:
-    """A value that is a finite number, as float."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-    return float(value) if good else otherwise
+def finite_number(value: Any, default: Any) -> Any:
+    """A finite number as float; the default for any other value."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    return float(value) if is_number else default
 
 
 def asset_path(href: str, item: str) -> str:
-    """What GDAL opens for an asset's address. Raises SceneError for one that leads into GDAL's own systems."""
+    """The path that GDAL opens for an asset's href. Raises SceneError for one in a virtual file system of GDAL."""
     if not is_remote(href) and (not href.startswith("/") or href.startswith("/vsi")):
-        raise SceneError(f"{item}: {href} is no address of an image")
+        raise SceneError(f"{item}: {href} is not an address of an image")
     return rasters.gdal_path(href)

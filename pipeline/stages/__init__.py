@@ -1,1 +1,1 @@
-"""The stages of a build, a file each: what is left to do, streamed, and what came of it."""
+"""The stages of a build, one file each: find what is left to do, stream it, record the results."""

@@ -1,4 +1,4 @@
-"""Blocks as the stages count them: which are left, which failed, how far each scene is."""
+"""The blocks of a stage: which are missing, which failed, and how many of each scene are done."""
 
 import logging
 from collections import Counter
@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 
 
 class MissingBlocks:
-    """The blocks of a scene that a store does not hold yet, row by row."""
+    """The blocks of a scene that are not in the store yet, row by row."""
 
-    def __init__(self, grid: TileGrid, there: contents.SceneContents | None) -> None:
-        self.grid, self.there = grid, there
+    def __init__(self, grid: TileGrid, stored: contents.SceneContents | None) -> None:
+        self.grid, self.there = grid, stored
         rows, cols = grid.blocks
-        self.done = there.blocks if there is not None else frozenset()
+        self.done = stored.blocks if stored is not None else frozenset()
         sizes = (tile_count(grid, i, j) for i, j in self.done if i < rows and j < cols)
         self.tiles = grid.rows * grid.cols - sum(sizes)
 
@@ -29,10 +29,10 @@ class MissingBlocks:
         rows, cols = self.grid.blocks
         return ((i, j) for i in range(rows) for j in range(cols) if (i, j) not in self.done)
 
-    def check(self, root: str, scene: str, wanted: dict[str, Any]) -> None:
-        """Raise StoreError where what is there was built from other input or with other settings."""
+    def check(self, root: str, scene: str, attributes: dict[str, Any]) -> None:
+        """Raise StoreError if the existing blocks were built from other input or with other settings."""
         if self.there is not None:
-            store.require_same(root, scene, self.there.attributes, wanted)
+            store.require_same(root, scene, self.there.attributes, attributes)
 
 
 class Failures:
@@ -45,7 +45,7 @@ class Failures:
         self.found.setdefault((scene, type(error).__name__), {})[block] = str(error) or repr(error)
 
     def entries(self) -> list[dict[str, Any]]:
-        """The sentence of each is that of its first block, whatever the order in which they failed."""
+        """The quarantine entries. The detail is that of the first block, whatever the order in which blocks failed."""
         return [
             {
                 "scene": scene,
@@ -63,17 +63,17 @@ class Failures:
 
 
 class Tally:
-    """Counts of the scenes that are at work; each goes to the log when it is done."""
+    """Counts of the scenes in progress; a scene is logged when it is done."""
 
     def __init__(self, config: BuildConfig, stage: str, left: Mapping[str, int]) -> None:
-        """left: scene -> tiles that are to be built."""
+        """left: scene -> number of tiles to build."""
         self.config, self.stage, self.left = config, stage, dict(left)
         self.total = sum(left.values())
         self.counts: dict[str, Counter[str]] = {}
 
     def add(self, scene: str, tiles: int, **counts: int) -> None:
-        found = self.counts.setdefault(scene, Counter())
-        found.update(tiles=tiles, **counts)
+        scene_counts = self.counts.setdefault(scene, Counter())
+        scene_counts.update(tiles=tiles, **counts)
         self.left[scene] -= tiles
         if not self.left[scene]:
             log_event(self.config.out, "scene", stage=self.stage, scene=scene, **self.counts.pop(scene))
@@ -87,42 +87,42 @@ def run_blocks(
     left: Mapping[str, int],
     client: Client | None,
     failures: Failures,
-    good: str,
+    passed_field: str,
 ) -> Iterator[Any]:
-    """Stream the blocks of a stage, and yield the report of each that was built; the others go to `failures`.
+    """Stream the blocks of a stage, and yield the report of each block that was built; errors go to `failures`.
 
-    left: scene -> tiles that are to be built. good: the field of a report that counts its good tiles.
+    left: scene -> number of tiles to build. passed_field: the field of a report that counts the tiles that passed.
     """
     tally = Tally(config, stage, left)
-    with Progress(config.out, stage, tally.total, "tile", good) as progress:
+    with Progress(config.out, stage, tally.total, "tile", passed_field) as progress:
         for job, report in stream(build, batches, client):
             tiles = tile_count(job.grid, job.i, job.j)
             if isinstance(report, Exception):
                 failures.add(job.scene, (job.i, job.j), report)
                 counts = {"failed": 1}
             else:
-                counts = {good: getattr(report, good)}
+                counts = {passed_field: getattr(report, passed_field)}
                 yield report
             tally.add(job.scene, tiles, **counts)
-            progress.add(tiles, counts.get(good, 0))
+            progress.add(tiles, counts.get(passed_field, 0))
 
 
 def tile_count(grid: TileGrid, i: int, j: int) -> int:
-    """Tiles of a block."""
+    """Number of tiles in a block."""
     return min(grid.block, grid.rows - i * grid.block) * min(grid.block, grid.cols - j * grid.block)
 
 
 def consolidate_if_changed(root: str, built: Mapping[str, contents.SceneContents], changed: bool) -> None:
-    """Gather a store's metadata where it has changed, or where an earlier run ended before it did.
+    """Consolidate the metadata of a store if it has changed, or if an earlier run ended before it did so.
 
-    built: what was there before.
+    built: the scenes that were in the store before.
     """
     if changed or (built and not built.keys() <= contents.read_consolidated(root).keys()):
         store.consolidate(root)
 
 
 def record_refusals(stage: str, config: BuildConfig, refused: Collection[dict[str, Any]]) -> None:
-    """Say and record what a stage refused."""
+    """Log what a stage refused, and record it in the quarantine."""
     for refusal in refused:
         log.warning("refused: %s", refusal["detail"])
         log_event(config.out, "refused", stage=stage, **refusal)

@@ -1,4 +1,4 @@
-"""The stage `catalog`: find and survey all scenes, and refuse what would make a mixture of what is there."""
+"""The stage `catalog`: find and survey all scenes, and refuse input that would mix with differently built tiles."""
 
 import json
 import logging
@@ -31,61 +31,61 @@ from pipeline.tasks.survey import CatalogJob, read_and_survey
 log = logging.getLogger(__name__)
 
 PARTIAL = "scenes.partial.parquet"
-"""Entries of a catalog in the making, which an interrupted run goes on from; gone when the catalog is whole."""
+"""Entries of an unfinished catalog, from which an interrupted run resumes. Deleted when the catalog is complete."""
 EVERY = 60.0
-"""They are written so often, s."""
+"""Interval at which the entries surveyed so far are written, s."""
 LARGEST_INT32 = 2**31 - 1
-"""Stands in deliveries for a product number that did not fit."""
+"""The product number that deliveries contain if the real one exceeds 32 bits."""
 SOFTWARE = ("rasterio", "pyproj", "opencv-python-headless", "numba", "zarr", "numpy")
-"""Packages whose versions go into the provenance: what the bytes depend on."""
+"""Packages whose versions are part of the provenance, because the stored bytes depend on them."""
 
 
 def run(config: BuildConfig, client: Client | None) -> list[Entry]:
-    """Find and survey all scenes; write scenes.parquet. What was surveyed before and has not changed is kept.
+    """Find and survey all scenes; write scenes.parquet. Entries of deliveries that have not changed are reused.
 
-    Raises FileNotFoundError for a directory that is not there, ConfigError where no scene is found or the DEM covers
-    none of them.
+    Raises FileNotFoundError for a directory that does not exist, ConfigError if no scene is found or usable or if the
+    DEM covers none of them, and StoreError if a scene was built from other input or with other settings before.
     """
     path, partial = files.join(config.out, CATALOG), files.join(config.out, PARTIAL)
     heights = {name: path and inputs.make_absolute(path) for name, path in config.survey if name in ("dem", "geoid")}
     survey = config.survey.model_copy(update=heights)  # a worker may have another working directory
     report_heights(survey)
     made_with = provenance(survey)
-    found_there = list(find_deliveries(survey.scenes))
-    if not found_there:
-        raise ConfigError(f"{', '.join(survey.scenes)}: no TIFF and no archive is in there, and no STAC item")
-    digests = {here.path: here.source_version for here in found_there if here.source_version}
-    digests |= {here.path: stac.item_digest(json.loads(here.item)) for here in found_there if here.item}
-    begun = reusable_entries(partial, made_with, digests)
-    known = begun | reusable_entries(path, made_with, digests)
-    # What refused a part of a delivery before must be found again, so such a one is read again.
+    deliveries = list(find_deliveries(survey.scenes))
+    if not deliveries:
+        raise ConfigError(f"{', '.join(survey.scenes)}: no TIFF, archive or STAC item found")
+    digests = {delivery.path: delivery.source_version for delivery in deliveries if delivery.source_version}
+    digests |= {delivery.path: stac.item_digest(json.loads(delivery.item)) for delivery in deliveries if delivery.item}
+    partial_entries = reusable_entries(partial, made_with, digests)
+    reusable = partial_entries | reusable_entries(path, made_with, digests)
+    # A delivery of which a part was refused before is read again, so that its faults are reported again.
     faults = [entry["detail"] for entry in quarantine.read(config.out) if entry["stage"] == "catalog"]
     results: list[tuple[str, Entry | Refusal]] = []
     changed: list[Delivery] = []
-    for delivery in found_there:
-        if delivery.path in known and not any(delivery.path in fault for fault in faults):
-            results += [(delivery.path, entry) for entry in known[delivery.path]]
+    for delivery in deliveries:
+        if delivery.path in reusable and not any(delivery.path in fault for fault in faults):
+            results += [(delivery.path, entry) for entry in reusable[delivery.path]]
         else:
             changed.append(delivery)
 
-    def keep() -> None:
+    def write_partial() -> None:
         write_catalog(partial, [item for _, item in results if isinstance(item, Entry)], made_with)
 
     batches = (JobBatch(f"catalog-{Path(d.path).name}", [CatalogJob(d, survey)]) for d in changed)
-    kept = time.monotonic()
+    last_written = time.monotonic()
     with Progress(config.out, "catalog", len(changed), "delivery") as progress:
         try:
-            for job, found in stream(read_and_survey, batches, client):
-                where = job.delivery.path
-                if isinstance(found, Exception):
-                    found = [refuse(Path(where).name, type(found).__name__, f"{where}: {found}")]
-                progress.add(1, sum(isinstance(item, Entry) for item in found) > 0)
-                results += [(where, item) for item in found]
-                if time.monotonic() > kept + EVERY:
-                    keep()
-                    kept = time.monotonic()
+            for job, scenes in stream(read_and_survey, batches, client):
+                source = job.delivery.path
+                if isinstance(scenes, Exception):
+                    scenes = [refuse(Path(source).name, type(scenes).__name__, f"{source}: {scenes}")]
+                progress.add(1, sum(isinstance(item, Entry) for item in scenes) > 0)
+                results += [(source, item) for item in scenes]
+                if time.monotonic() > last_written + EVERY:
+                    write_partial()
+                    last_written = time.monotonic()
         except (KeyboardInterrupt, ClusterError):
-            keep()
+            write_partial()
             raise
     entries, refused = remove_duplicates(results)
     for entry in entries:
@@ -93,27 +93,29 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     on_dem = [entry for entry in entries if entry.terrain.dem is not None]
     if on_dem and not any(entry.dem_coverage for entry in on_dem):
         raise ConfigError(
-            f"{survey.dem}: it covers none of the scenes that need heights; leave it out for a flat ground"
+            f"{survey.dem}: the DEM covers none of the scenes that need heights; leave it out for flat ground"
         )
     check_unchanged(config, entries)
-    here = {entry.scene.id for entry in entries}
+    catalogued = {entry.scene.id for entry in entries}
     for scene in contents.list_scenes(files.join(config.out, layout.TILES)):
-        if scene not in here:
-            detail = f"{files.join(config.out, layout.TILES, scene)} holds tiles of a scene that is not there any more"
+        if scene not in catalogued:
+            detail = f"{files.join(config.out, layout.TILES, scene)} has tiles of a scene that is no longer an input"
             refused.append({"scene": scene, "reason": "gone", "detail": f"{detail}; they are left out of the index"})
     record_refusals("catalog", config, refused)
     if not entries:
-        raise ConfigError(f"none of the scenes can be used; {files.join(config.out, quarantine.FILE)} says why")
+        raise ConfigError(
+            f"none of the scenes can be used; see {files.join(config.out, quarantine.FILE)} for the reasons"
+        )
     entries.sort(key=lambda entry: entry.scene.id)
-    if changed or begun or count_entries(path) != len(entries):  # otherwise they are all that it holds
+    if changed or partial_entries or count_entries(path) != len(entries):  # otherwise the file has the same entries
         write_catalog(path, entries, made_with)
-        entries = read_catalog(path)  # as all later runs will have them
+        entries = read_catalog(path)  # so that they equal those of all later runs
     files.remove(partial)
     return entries
 
 
 def provenance(config: SurveyConfig) -> str:
-    """JSON of what an entry of the catalog depends on besides its files: the settings, their files, and software."""
+    """JSON of what a catalog entry depends on besides its delivery: settings, the files they name, package versions."""
     table = config.coefficients or str(CALIBRATION)
     return json.dumps(
         {
@@ -126,22 +128,28 @@ def provenance(config: SurveyConfig) -> str:
 
 
 def report_heights(config: SurveyConfig) -> None:
-    """Say aloud what a DEM's heights are taken to be above, unless that is certain."""
+    """Warn if it is uncertain what the heights of the DEM refer to.
+
+    Raises ConfigError if a geoid would be added to heights that are ellipsoidal already.
+    """
     if config.dem is None:
         return
-    said = vertical_datum(config.dem)
-    if config.geoid is None and said != "ellipsoid":
-        above = f"says that its heights are above {said}" if said else "does not say what its heights are above"
-        log.warning("%s %s; they are taken as above the ellipsoid, unless --geoid names a grid", config.dem, above)
-    if config.geoid is not None and said == "ellipsoid":
-        raise ConfigError(f"{config.dem}: its heights are above the ellipsoid already, so that no geoid must be added")
+    datum = vertical_datum(config.dem)
+    if config.geoid is None and datum != "ellipsoid":
+        reference = f"has heights above {datum}" if datum else "does not state what its heights refer to"
+        log.warning(
+            "%s %s; they are used as heights above the ellipsoid unless --geoid is given", config.dem, reference
+        )
+    if config.geoid is not None and datum == "ellipsoid":
+        raise ConfigError(f"{config.dem}: the heights are above the ellipsoid already; leave out the geoid")
 
 
 def remove_duplicates(results: list[tuple[str, Entry | Refusal]]) -> tuple[list[Entry], list[dict[str, Any]]]:
-    """Each scene once, and what is refused, from what was found under each path: the first in the paths' order stays.
+    """Split results, (path, entry or refusal) each, into entries without duplicates and the refused items.
 
-    Two are the same scene if they have the same product number and bands or, where the metadata hold no such number,
-    the same pixels in the same place, whatever their files are called. Two scenes of one name cannot both be stored.
+    Of several deliveries of a scene, the first in the order of their paths is kept. Two are the same scene if they have
+    the same product number and bands or, if the metadata have no product number, the same pixels in the same location,
+    whatever their file names. Two different scenes with the same name cannot both be stored: the second is refused.
     """
     entries: list[Entry] = []
     refused: list[dict[str, Any]] = []
@@ -153,7 +161,7 @@ def remove_duplicates(results: list[tuple[str, Entry | Refusal]]) -> tuple[list[
         scene = item.scene
         key = product_key(scene) or (item.pixel_digest, scene.footprint.wkb, scene.bands, scene.acquired)
         if twin := first.get(key):
-            detail = f"{path}: the scene is there already, from {twin.images[0].path}"
+            detail = f"{path}: the scene was already found in {twin.images[0].path}"
             refused.append({"scene": scene.id, "reason": "duplicate", "detail": detail})
         elif twin := first.get(scene.id):
             detail = f"{path}: another scene has the same name, {scene.id}: {twin.images[0].path}; rename one of them"
@@ -165,7 +173,7 @@ def remove_duplicates(results: list[tuple[str, Entry | Refusal]]) -> tuple[list[
 
 
 def product_key(scene: Scene) -> tuple[str, ...] | None:
-    """What tells a delivered product from all others; None where its metadata do not say."""
+    """The key that identifies a delivered product; None if its metadata have no usable product number."""
     number = scene.metadata.get("ProductID", "")
     if not scene.satellite or not number.isdecimal() or int(number) in (0, LARGEST_INT32):
         return None
@@ -173,34 +181,34 @@ def product_key(scene: Scene) -> tuple[str, ...] | None:
 
 
 def check_unchanged(config: BuildConfig, entries: list[Entry]) -> None:
-    """Raise StoreError where a scene was built from other input or with other settings than now.
+    """Raise StoreError if a scene was built from other input or with other settings than the current ones.
 
-    It says what changed and how to go on; nothing has been overwritten by then.
+    The message says what changed and how to continue. Nothing has been overwritten at that point.
     """
     root = files.join(config.out, layout.TILES)
     built = contents.scene_contents(root, [entry.scene.id for entry in entries])
     for entry in entries:
-        grid, there = tile_grid(entry, config.grid), built.get(entry.scene.id)
-        if grid is not None and there is not None:
-            store.require_same(root, entry.scene.id, there.attributes, tile_attributes(entry, grid, config.tiles))
+        grid, stored = tile_grid(entry, config.grid), built.get(entry.scene.id)
+        if grid is not None and stored is not None:
+            store.require_same(root, entry.scene.id, stored.attributes, tile_attributes(entry, grid, config.tiles))
 
 
 def report_ground(entry: Entry) -> None:
-    """Say aloud where a scene's heights come from, if not from a DEM that covers it."""
+    """Warn if the heights of an L1A scene do not all come from a DEM."""
     scene, terrain = entry.scene, entry.terrain
     if scene.level != "L1A":
         return
     if terrain.dem is None:
         log.warning(
-            "%s: no DEM: the ground is taken as flat at %.0f m above the ellipsoid; relief will shift pixels",
+            "%s: no DEM: the ground is assumed flat at %.0f m above the ellipsoid; relief will shift pixels",
             scene.id,
             terrain.height,
         )
     elif entry.dem_holes:
-        log.warning("%s: %d cells of the DEM hold no height; they were interpolated", scene.id, entry.dem_holes)
+        log.warning("%s: %d cells of the DEM have no height; they were interpolated", scene.id, entry.dem_holes)
     if terrain.dem is not None and entry.dem_coverage < 1:
         log.warning(
-            "%s: the DEM covers %.0f %% of the outline; the rest is taken as flat at %.0f m",
+            "%s: the DEM covers %.0f %% of the footprint; the rest is assumed flat at %.0f m",
             scene.id,
             100 * entry.dem_coverage,
             terrain.height,

@@ -21,20 +21,24 @@ log = logging.getLogger(__name__)
 
 INDEX_COLUMNS = {"tile", "scene", "place", "row", "col", "satellite", "sensor", "acquired", "gsd"}
 INDEX_COLUMNS |= {"known", "cloud", "agreement", "year_gap", "split", "geometry"}
-"""Columns of the index beside the classes'."""
+"""Columns of the index in addition to those of the classes."""
 
 
 def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> dict[str, Any]:
-    """List the accepted, labelled tiles with their splits; write index.parquet and dataset.json. Returns the latter."""
+    """List the accepted, labelled tiles with their splits; write index.parquet and dataset.json.
+
+    Returns the content of dataset.json. Raises ConfigError if no scene has rows.
+    """
     out = config.out
     name = choose_label_set(config.index, covers)
     legend = next(cover.legend for cover in covers if cover.name == name)
-    others = tuple(cover.name for cover in covers if cover.name != name)
+    other_sets = tuple(cover.name for cover in covers if cover.name != name)
     grids = [(entry.scene, grid) for entry in entries if (grid := tile_grid(entry, config.grid)) is not None]
     batches = (
-        JobBatch(f"index-{scene.id}", [RowJob(out, scene, grid, name, others, config.index)]) for scene, grid in grids
+        JobBatch(f"index-{scene.id}", [RowJob(out, scene, grid, name, other_sets, config.index)])
+        for scene, grid in grids
     )
-    found: list[tuple[str, SceneRows]] = []
+    parts: list[tuple[str, SceneRows]] = []
     refused: list[dict[str, Any]] = []
     with Progress(out, "index", len(grids), "scene") as progress:
         for job, rows in stream(scene_rows, batches, client):
@@ -43,21 +47,21 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
                 detail = str(rows) or repr(rows)
                 refused.append({"scene": job.scene.id, "reason": type(rows).__name__, "detail": detail})
             else:
-                found.append((job.scene.id, rows))
+                parts.append((job.scene.id, rows))
     record_refusals("index", config, refused)
-    if not found:
-        raise ConfigError(f"no scene was built to the end; {files.join(out, quarantine.FILE)} says why")
-    found.sort(key=lambda item: item[0])
-    table = assemble([rows for _, rows in found], config.index.split)
+    if not parts:
+        raise ConfigError(f"no scene was built completely; see {files.join(out, quarantine.FILE)} for the reasons")
+    parts.sort(key=lambda item: item[0])
+    table = assemble([rows for _, rows in parts], config.index.split)
     for split, tiles in table.counts()["splits"].items():
         if config.index.split.shares[split] and not tiles:
             log.warning(
-                "no tile is in split %s: none lies whole in its cells of %g m; choose a smaller index.split.cell",
+                "split %s has no tile: none lies completely in its cells of %g m; choose a smaller index.split.cell",
                 split,
                 config.index.split.cell,
             )
     report_changes(out, name, [cover.name for cover in covers])
-    incomplete = {scene: rows.missing for scene, rows in found if rows.missing}
+    incomplete = {scene: rows.missing for scene, rows in parts if rows.missing}
     index.write_index(out, table.columns, footprint_polygons(table.corners))
     summary = {
         "schema": layout.SCHEMA,
@@ -67,7 +71,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
         "label_set": name,
         "label_sets": [cover.name for cover in covers],
         "counts": {
-            "scenes": len(found),
+            "scenes": len(parts),
             "incomplete": len(incomplete),
             "quarantined": len(quarantine.read(out)),
             **table.counts(),
@@ -82,32 +86,37 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
 
 
 def report_changes(out: str, name: str, names: list[str]) -> None:
-    """Say aloud what the index of a data set that is built already was of, and is no more."""
+    """Warn if an existing data set loses label sets from its index, or if the index changes its label set."""
     path = files.join(out, layout.DATASET)
     if not files.exists(path):
         return
-    before = json.loads(files.read(path))
-    gone = sorted({*before["label_sets"]} - {*names})
-    if gone:
-        log.warning("%s: their land cover is not given any more; the index leaves them out", ", ".join(gone))
-    if before["label_set"] != name:
-        log.warning("the index was of %s, and is of %s from now on", before["label_set"], name)
+    old_summary = json.loads(files.read(path))
+    dropped = sorted({*old_summary["label_sets"]} - {*names})
+    if dropped:
+        log.warning("%s: their land cover is no longer among the inputs; the index leaves them out", ", ".join(dropped))
+    if old_summary["label_set"] != name:
+        log.warning("the index changes from label set %s to %s", old_summary["label_set"], name)
 
 
 def choose_label_set(config: IndexConfig, covers: list[LandCover]) -> str:
-    """The label set of the index: the one asked for, or the only one there is."""
+    """The name of the label set of the index: the one in the settings, or the only one.
+
+    Raises ConfigError if the settings, the label sets and the class names do not fit together.
+    """
     names = [cover.name for cover in covers]
     for cover in covers:
         if clash := INDEX_COLUMNS & set(cover.legend.classes):
-            raise ConfigError(f"{cover.legend.taxonomy}: no class may be named {min(clash)}, as a column of the index")
+            raise ConfigError(f"{cover.legend.taxonomy}: class {min(clash)} has the name of an index column")
     if config.min_agreement is not None and len(names) == 1:
-        raise ConfigError(f"min_agreement is set, but {names[0]} is the only label set: none to compare it with")
+        raise ConfigError(
+            f"min_agreement is set, but {names[0]} is the only label set; it needs a second one to compare with"
+        )
     if config.label_set is None and len(names) == 1:
         return names[0]
     if config.label_set is None:
         raise ConfigError(
-            f"the land cover holds {', '.join(names)}; say with --label-set which one the index is to use"
+            f"the land cover has the label sets {', '.join(names)}; choose one for the index with --label-set"
         )
     if config.label_set not in names:
-        raise ConfigError(f"label_set is {config.label_set}, but the land cover holds {', '.join(names)}")
+        raise ConfigError(f"label_set is {config.label_set}, but the land cover has {', '.join(names)}")
     return config.label_set

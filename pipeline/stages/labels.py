@@ -1,4 +1,4 @@
-"""The stage `labels`: every block that is not labelled yet, with every product."""
+"""The stage `labels`: label every missing block with every product."""
 
 import logging
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> None:
     """Label every block that is not labelled yet, with every product.
 
-    Raises StoreError where a scene was labelled with other settings or sheets before, ConfigError where a product
-    covers none of the scenes.
+    Raises StoreError if a scene was labelled with other settings or sheets before, ConfigError if a product covers
+    none of the scenes.
     """
     check_coverage(config, covers, entries)
     failures = Failures()
@@ -33,47 +33,52 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     for cover in covers:
         root = files.join(config.out, layout.label_store(cover.name))
         built = contents.scene_contents(root, [entry.scene.id for entry in entries])
-        left: list[tuple[Entry, MissingBlocks, LandCover, dict[str, Any]]] = []
-        places = [(entry, grid) for entry in entries if (grid := tile_grid(entry, config.grid)) is not None]
-        parts = [select_sheets(grid.outline, str(grid.geobox.crs), cover) for _, grid in places]
-        prints = rasters.fingerprints({sheet.path: sheet.source for here in parts for sheet in here.sheets})
-        for (entry, grid), here in zip(places, parts, strict=True):
+        pending: list[tuple[Entry, MissingBlocks, LandCover, dict[str, Any]]] = []
+        grids = [(entry, grid) for entry in entries if (grid := tile_grid(entry, config.grid)) is not None]
+        local_covers = [select_sheets(grid.outline, str(grid.geobox.crs), cover) for _, grid in grids]
+        fingerprints = rasters.fingerprints(
+            {sheet.path: sheet.source for local_cover in local_covers for sheet in local_cover.sheets}
+        )
+        for (entry, grid), local_cover in zip(grids, local_covers, strict=True):
             scene = entry.scene
-            if not here.sheets:
-                log.warning("%s: %s has no land cover there; its tiles stay without a label", scene.id, cover.name)
-            wanted = {
+            if not local_cover.sheets:
+                log.warning("%s: %s does not cover this scene; its tiles stay without a label", scene.id, cover.name)
+            attributes = {
                 **placement_attributes(grid),
                 "product": cover.name,
                 "taxonomy": cover.legend.taxonomy,
-                "sheets": {PurePath(sheet.path).name: prints[sheet.path] for sheet in here.sheets},
+                "sheets": {PurePath(sheet.path).name: fingerprints[sheet.path] for sheet in local_cover.sheets},
                 "classes": list(cover.legend.classes),
             }
             unbuilt = MissingBlocks(grid, built.get(scene.id))
-            unbuilt.check(root, scene.id, wanted)
+            unbuilt.check(root, scene.id, attributes)
             if unbuilt.tiles:
-                left.append((entry, unbuilt, here, wanted))
+                pending.append((entry, unbuilt, local_cover, attributes))
 
         def batches(
-            root: str = root, left: list[tuple[Entry, MissingBlocks, LandCover, dict[str, Any]]] = left
+            root: str = root, pending: list[tuple[Entry, MissingBlocks, LandCover, dict[str, Any]]] = pending
         ) -> Iterator[JobBatch[LabelJob]]:
-            for entry, unbuilt, here, wanted in left:
+            for entry, unbuilt, local_cover, attributes in pending:
                 scene, grid = entry.scene, unbuilt.grid
                 store.create_labels(
                     root,
                     scene.id,
                     shape=(grid.rows, grid.cols),
-                    classes=here.legend.classes,
+                    classes=local_cover.legend.classes,
                     block=grid.block,
-                    attributes=wanted,
+                    attributes=attributes,
                 )
-                job = partial(LabelJob, root, scene.id, here, grid)
-                yield JobBatch(f"labels-{here.name}-{scene.id}", starmap(job, unbuilt))
+                job = partial(LabelJob, root, scene.id, local_cover, grid)
+                yield JobBatch(f"labels-{local_cover.name}-{scene.id}", starmap(job, unbuilt))
 
-        sizes = {entry.scene.id: unbuilt.tiles for entry, unbuilt, *_ in left}
+        sizes = {entry.scene.id: unbuilt.tiles for entry, unbuilt, *_ in pending}
         stage = f"labels {cover.name}"
         for report in run_blocks(config, stage, build_labels, batches(), sizes, client, failures, "labelled"):
             unlisted |= report.unlisted
-        consolidate_if_changed(root, built, bool(left))
+        consolidate_if_changed(root, built, bool(pending))
     if unlisted:
-        log.warning("codes %s of the land cover are not in its legend; their area counts as unknown", sorted(unlisted))
+        log.warning(
+            "the land cover has codes %s, which its legend does not list; their area counts as unknown",
+            sorted(unlisted),
+        )
     record_refusals("labels", config, failures.entries())

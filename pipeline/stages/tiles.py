@@ -1,4 +1,4 @@
-"""The stage `tiles`: every block of pixels that is not built yet."""
+"""The stage `tiles`: build every missing block of pixels."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -18,12 +18,12 @@ from pipeline.tasks.tiles import TileJob, build_tiles
 def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> None:
     """Build every block that is not built yet.
 
-    Raises StoreError where a scene was built from other input or with other settings before.
+    Raises StoreError if a scene was built from other input or with other settings before.
     """
     root = files.join(config.out, layout.TILES)
     refused: list[dict[str, Any]] = []
     built = contents.scene_contents(root, [entry.scene.id for entry in entries])
-    left: list[tuple[Entry, MissingBlocks]] = []
+    pending: list[tuple[Entry, MissingBlocks]] = []
     for entry in entries:
         scene, grid = entry.scene, tile_grid(entry, config.grid)
         if grid is None:
@@ -33,10 +33,10 @@ def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> Non
         unbuilt = MissingBlocks(grid, built.get(scene.id))
         unbuilt.check(root, scene.id, tile_attributes(entry, grid, config.tiles))
         if unbuilt.tiles:
-            left.append((entry, unbuilt))
+            pending.append((entry, unbuilt))
 
     def batches() -> Iterator[JobBatch[TileJob]]:
-        for entry, unbuilt in left:
+        for entry, unbuilt in pending:
             scene, grid = entry.scene, unbuilt.grid
             store.create_tiles(
                 root,
@@ -54,8 +54,8 @@ def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> Non
             )
 
     failures = Failures()
-    sizes = {entry.scene.id: unbuilt.tiles for entry, unbuilt in left}
+    sizes = {entry.scene.id: unbuilt.tiles for entry, unbuilt in pending}
     for _ in run_blocks(config, "tiles", build_tiles, batches(), sizes, client, failures, "accepted"):
-        pass  # what became of each block is in the store and in the log
-    consolidate_if_changed(root, built, bool(left))
+        pass  # the result of each block is in the store and in the log
+    consolidate_if_changed(root, built, bool(pending))
     record_refusals("tiles", config, refused + failures.entries())

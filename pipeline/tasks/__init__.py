@@ -1,1 +1,1 @@
-"""The tasks of the stages: ordinary functions of one value, straight through: read, compute, write."""
+"""The tasks of the stages: plain functions of one job, each of which reads, computes and writes."""

@@ -1,4 +1,4 @@
-"""One block of labels, straight through: tile footprints, their class shares, the store."""
+"""Label one block: tile footprints, their class shares, the store."""
 
 from dataclasses import dataclass
 
@@ -15,33 +15,34 @@ LABELLED, UNKNOWN = (layout.LABEL_STATUS.index(name) for name in ("labelled", "u
 
 @dataclass(frozen=True, slots=True)
 class LabelJob:
-    """All that labelling one block of a scene takes."""
+    """The input for labelling one block of a scene."""
 
     root: str
     """The label store."""
     scene: str
     cover: LandCover
-    """The product, with the sheets that may touch the scene."""
+    """The product, reduced to the sheets that may touch the scene."""
     grid: TileGrid
     i: int
     j: int
+    """Row and column of the block."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelReport:
-    """What became of a block."""
+    """The result for one block."""
 
     tiles: int
     labelled: int
-    """Tiles of which anything is known."""
+    """Number of tiles with a known class anywhere in them."""
     unlisted: frozenset[int]
-    """Codes in the land cover that its legend does not mention."""
+    """Codes of the land cover that its legend does not list."""
 
 
 def build_labels(job: LabelJob) -> LabelReport:
-    """Label one block. Every tile of the grid is labelled, whether its pixels were accepted or not.
+    """Label one block and write it. Every tile of the grid is labelled, whether its pixels were accepted or not.
 
-    Raises LandCoverError where a sheet cannot be read; nothing of the block is marked as done then.
+    Raises LandCoverError if a sheet cannot be read; then no tile of the block is marked as built.
     """
     block = job.grid.block_at(job.i, job.j)
     fraction, known, unlisted = compute_labels(job)
@@ -52,9 +53,9 @@ def build_labels(job: LabelJob) -> LabelReport:
 
 
 def compute_labels(job: LabelJob) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], frozenset[int]]:
-    """One block's fraction (row, col, class), known (row, col), and codes that the legend does not mention.
+    """The labels of one block: fraction (row, col, class), known (row, col), and codes that the legend does not list.
 
-    Raises LandCoverError where a sheet cannot be read.
+    Raises LandCoverError if a sheet cannot be read.
     """
     block = job.grid.block_at(job.i, job.j)
     corners = job.grid.corners(block.rows, block.cols)  # (row, col, 4, 2)

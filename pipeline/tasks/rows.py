@@ -1,4 +1,4 @@
-"""The rows of the index: accepted tiles, where they lie, what the land cover says of them, their splits."""
+"""The rows of the index: accepted tiles with their footprints, land-cover shares and splits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,64 +20,64 @@ from pipeline.scenes.scene import Scene
 
 @dataclass(frozen=True, slots=True)
 class RowJob:
-    """All that listing one scene's tiles takes."""
+    """The input for listing the tiles of one scene."""
 
     dataset: str
     scene: Scene
     grid: TileGrid
     label_set: str
-    """`<product>_<year>`: the one that is listed."""
+    """`<product>_<year>`, the label set of the index."""
     others: tuple[str, ...]
-    """Label sets to compare it with."""
+    """Label sets to compare it with, for the column `agreement`."""
     config: IndexConfig
 
 
 @dataclass(frozen=True, slots=True)
 class SceneRows:
-    """The tiles of one scene."""
+    """The listed tiles of one scene, and counts of those left out."""
 
     statuses: dict[str, int]
-    """Tiles by status; `not_built` is 0 for a whole scene."""
+    """Status -> number of tiles; `not_built` is 0 for a complete scene."""
     unknown: int
-    """Accepted tiles left out because the land cover knows too little of them."""
+    """Accepted tiles that are left out because too little of their land cover is known."""
     unfit: int
-    """Those left out because label sets disagree on them, or their image and label lie too many years apart."""
+    """Tiles that are left out because label sets disagree, or because image and label are too many years apart."""
     missing: int
-    """Tiles of blocks whose pixels or labels were not built."""
+    """Tiles in blocks whose pixels or labels are not built."""
     columns: dict[str, npt.NDArray[Any]]
-    """(n,) each: the columns of the index, in its order, without split and geometry."""
+    """(n,) each: the columns of the index in its order, without split and geometry."""
     corners: Floats
-    """(n, 4, 2) float64: corners of the footprints, longitude and latitude in degrees."""
+    """(n, 4, 2) float64: footprint corners, longitude and latitude in degrees."""
 
 
 def scene_rows(job: RowJob) -> SceneRows:
-    """List one scene's tiles. Raises StoreError where the scene is not in the stores or nothing of it was built.
+    """List the tiles of one scene. Tiles of blocks that could not be built are only counted, as missing.
 
-    A block that could not be built is missing; the scene's others are listed.
+    Raises StoreError if the scene is not in the stores or none of its blocks is built.
     """
     scene, grid = job.scene, job.grid
     tiles, labels = (files.join(job.dataset, name) for name in (layout.TILES, layout.label_store(job.label_set)))
     status, cloud = contents.read_arrays(tiles, scene.id, "status", "cloud")
-    labelled, known, every = contents.read_arrays(labels, scene.id, "status", "known", "fraction")
+    label_status, known, fraction = contents.read_arrays(labels, scene.id, "status", "known", "fraction")
     classes = contents.read_attributes(labels, scene.id)["classes"]
     statuses = dict(contents.count_statuses(status, layout.TILE_STATUS))
     built = status != 0
-    for root, found in ((tiles, built), (labels, labelled != 0)):
-        if not found.any():
-            raise layout.StoreError(f"{root}/{scene.id}: none of the tiles of this scene are built")
-        built = built & found
+    for root, mask in ((tiles, built), (labels, label_status != 0)):
+        if not mask.any():
+            raise layout.StoreError(f"{root}/{scene.id}: none of the tiles of this scene is built")
+        built = built & mask
     accepted = built & (status == layout.ACCEPTED)
     fit = accepted & (known >= job.config.min_known) & (known > 0)
-    enough = int(fit.sum())
-    agreement = measure_agreement(job, every, classes)
+    known_count = int(fit.sum())
+    agreement = measure_agreement(job, fraction, classes)
     gap = float("nan") if scene.acquired is None else float(job.label_set.rpartition("_")[2]) - scene.acquired.year
-    # What has no value meets no condition, as in training.
+    # A tile without a value (NaN) meets no condition, as in training.
     if job.config.min_agreement is not None:
         fit &= agreement >= job.config.min_agreement
     if job.config.max_year_gap is not None:
         fit &= abs(gap) <= job.config.max_year_gap
     row, col = np.nonzero(fit)
-    fraction = every[row, col]
+    listed_fraction = fraction[row, col]
     corners = grid.corners(slice(0, grid.rows), slice(0, grid.cols))[row, col]
     lon, lat = transformer(str(grid.geobox.crs), "EPSG:4326").transform(corners[..., 0], corners[..., 1])
     n = len(row)
@@ -98,16 +98,17 @@ def scene_rows(job: RowJob) -> SceneRows:
         "year_gap": np.full(n, gap, dtype=np.float32),
     }
     for k, name in enumerate(classes):
-        columns[name] = fraction[:, k]
-    unknown, unfit, missing = int(accepted.sum()) - enough, enough - n, int((~built).sum())
+        columns[name] = listed_fraction[:, k]
+    unknown, unfit, missing = int(accepted.sum()) - known_count, known_count - n, int((~built).sum())
     return SceneRows(statuses, unknown, unfit, missing, columns, np.stack([lon, lat], axis=-1))
 
 
 def measure_agreement(job: RowJob, fraction: npt.NDArray[np.float32], classes: object) -> npt.NDArray[np.float32]:
-    """How far the other label sets say the same of a scene's tiles: (row, col) float32 in 0..1.
+    """How well the other label sets agree with a scene's fractions: (row, col) float32 in 0..1.
 
-    1 - half the sum of the differences of the classes' shares, the mean over those other sets that know something of
-    the tile and have the same classes; NaN where there is none.
+    The agreement with one set is 1 - half the sum of the absolute differences of the class shares. The result is the
+    mean over the other sets that have the same classes and for which something of the tile is known; NaN if there is
+    no such set.
     """
     total, count = np.zeros(fraction.shape[:2]), np.zeros(fraction.shape[:2])
     for name in job.others:
@@ -116,29 +117,29 @@ def measure_agreement(job: RowJob, fraction: npt.NDArray[np.float32], classes: o
             if contents.read_attributes(root, job.scene.id)["classes"] != classes:
                 continue
             other, known = contents.read_arrays(root, job.scene.id, "fraction", "known")
-        except layout.StoreError:  # refused when it was labelled
+        except layout.StoreError:  # its labelling was refused
             continue
         total += np.where(known > 0, 1 - np.abs(fraction - other).sum(axis=-1, dtype=np.float64) / 2, 0)
         count += known > 0
     mean: npt.NDArray[np.float64] = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-    return np.clip(mean, 0.0, 1.0).astype(np.float32)  # shares of float32 may sum to a little more than 1
+    return np.clip(mean, 0.0, 1.0).astype(np.float32)  # float32 shares may sum to slightly more than 1
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The tiles of all scenes, with their splits."""
+    """The listed tiles of all scenes, with their splits."""
 
     columns: dict[str, npt.NDArray[Any]]
     """(n,) each: the columns of the index, without geometry."""
     corners: Floats
-    """(n, 4, 2) float64: corners of the footprints, longitude and latitude in degrees."""
+    """(n, 4, 2) float64: footprint corners, longitude and latitude in degrees."""
     statuses: dict[str, int]
     unknown: int
     unfit: int
     splits: tuple[str, ...]
 
     def counts(self) -> dict[str, Any]:
-        """How many tiles there are of each kind."""
+        """Numbers of tiles, as in `counts` of dataset.json."""
         split = self.columns["split"]
         return {
             "tiles": self.statuses,
@@ -150,17 +151,17 @@ class Table:
         }
 
     def class_shares(self, classes: Sequence[str]) -> dict[str, dict[str, float]]:
-        """Mean share of each class in each split that holds a tile."""
+        """Split -> class -> mean share, for each split that has a tile."""
         shares = {}
         for name in self.splits:
-            here = self.columns["split"] == name
-            if here.any():
-                shares[name] = {c: round(float(self.columns[c][here].mean(dtype=np.float64)), 6) for c in classes}
+            mask = self.columns["split"] == name
+            if mask.any():
+                shares[name] = {c: round(float(self.columns[c][mask].mean(dtype=np.float64)), 6) for c in classes}
         return shares
 
 
 def assemble(parts: Sequence[SceneRows], split: SplitConfig) -> Table:
-    """One table from the rows of at least one scene, in the order given."""
+    """Concatenate the rows of at least one scene, in this order, and assign their splits."""
     corners = np.concatenate([part.corners for part in parts])
     columns = {key: np.concatenate([part.columns[key] for part in parts]) for key in parts[0].columns}
     columns["split"] = split_by_place(corners, split.shares, split.cell, split.seed)
@@ -170,7 +171,7 @@ def assemble(parts: Sequence[SceneRows], split: SplitConfig) -> Table:
 
 
 def footprint_polygons(corners: Floats) -> npt.NDArray[np.object_]:
-    """(n,) polygons from (n, 4, 2) corners; one across the antimeridian is cut in two there (RFC 7946, 3.1.9)."""
+    """(n,) polygons from (n, 4, 2) corners. One that crosses the antimeridian is cut in two there (RFC 7946, 3.1.9)."""
     lon, lat = np.unwrap(corners[..., 0], period=360.0, axis=1), corners[..., 1]
     polygons = np.asarray(shapely.polygons(np.stack([lon, lat], axis=-1)))
     for i in np.flatnonzero((lon.min(axis=1) < -180.0) | (lon.max(axis=1) > 180.0)):

@@ -1,4 +1,4 @@
-"""One block of tiles, straight through: read the scene's window, compute, write the shard."""
+"""Build one block of tiles: read the window of the scene, compute, write the shard."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,40 +22,40 @@ from pipeline.scenes.scene import SceneError
 
 @dataclass(frozen=True, slots=True)
 class TileJob:
-    """All that building one block of a scene takes."""
+    """The input for building one block of a scene."""
 
     root: str
     """The tile store."""
     entry: Entry
-    """The scene, and what its survey decided."""
+    """The scene, with the results of its survey."""
     config: TilesConfig
     grid: TileGrid
     i: int
     j: int
-    """The block's row and column."""
+    """Row and column of the block."""
 
     @property
     def scene(self) -> str:
-        """Its name."""
+        """The name of the scene."""
         return self.entry.scene.id
 
 
 @dataclass(frozen=True, slots=True)
 class TileReport:
-    """What became of a block."""
+    """The result for one block."""
 
     tiles: int
     accepted: int
     lattice_step: int
-    """Distance of the lattice's nodes, px."""
+    """Distance between neighbouring lattice nodes, px."""
     lattice_error: float
-    """Interpolation error found, px of the image."""
+    """Interpolation error measured, px of the image."""
 
 
 def build_tiles(job: TileJob) -> TileReport:
-    """Build one block and write its shard, its figures and its statuses.
+    """Build one block; write its shard, its per-tile values and its statuses.
 
-    Raises SceneError where the image cannot be read; nothing of the block is marked as done then.
+    Raises SceneError if the image cannot be read; then no tile of the block is marked as built.
     """
     block = job.grid.block_at(job.i, job.j)
     arrays, status, report = make_tiles(job)
@@ -65,46 +65,47 @@ def build_tiles(job: TileJob) -> TileReport:
 
 
 def make_tiles(job: TileJob) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[np.uint8], TileReport]:
-    """One block's arrays by their names in the store, and its status: orthorectify, sharpen, judge, cut.
+    """Orthorectify, sharpen, judge and cut one block, without writing it.
 
-    Images of rejected tiles mean nothing. Writes nothing. Raises SceneError where the image cannot be read.
+    Returns the arrays by their names in the store, the status (row, col) uint8, and the report. The image of a
+    rejected tile has no meaning. Raises SceneError if the image cannot be read.
     """
     block = job.grid.block_at(job.i, job.j)
-    found = orthorectify_scene(block.geobox, job)
-    judged = from_stretch(job.entry.stretch, found.pixels.shape[2])
-    stored = judged.apply(found.pixels)
+    ortho = orthorectify_scene(block.geobox, job)
+    stretched = from_stretch(job.entry.stretch, ortho.pixels.shape[2])
+    stored = stretched.apply(ortho.pixels)
     grey = mean_of_bands(stored)
     radiometry = job.entry.radiometry
     if radiometry is not None and radiometry.kind != "percentile":
-        stored = radiometry.apply(found.pixels)
-    images, status, cloud = cut_tiles(stored, grey, found.valid, found.missing, block, job.grid, job.config.rules)
-    error = np.full(status.shape, found.lattice.error, np.float32)
+        stored = radiometry.apply(ortho.pixels)
+    images, status, cloud = cut_tiles(stored, grey, ortho.valid, ortho.missing, block, job.grid, job.config.rules)
+    error = np.full(status.shape, ortho.lattice.error, np.float32)
     accepted = int((status == layout.ACCEPTED).sum())
-    report = TileReport(status.size, accepted, found.lattice.step, found.lattice.error)
+    report = TileReport(status.size, accepted, ortho.lattice.step, ortho.lattice.error)
     return {"image": images, "cloud": cloud, "lattice_error": error}, status, report
 
 
 def orthorectify_scene(geobox: GeoBox, job: TileJob) -> Ortho:
-    """A grid's pixels from all images of a scene, band after band, sharpened where it has a panchromatic one.
+    """Orthorectify all images of a scene to a grid: the bands of all images, pansharpened if there is a pan image.
 
-    Valid where all of them are. The lattice is the one of those with the largest error.
+    A pixel is valid where all images are valid. The lattice is the one with the largest error.
     """
     entry, config = job.entry, job.config
     scene, level = entry.scene, config.rules.missing_level
-    found = [orthorectify(geobox, image, entry.terrain, config.resampling, level) for image in scene]
-    colour = found[: len(scene.images)]
+    orthos = [orthorectify(geobox, image, entry.terrain, config.resampling, level) for image in scene]
+    colour = orthos[: len(scene.images)]
     pixels = colour[0].pixels if len(colour) == 1 else np.concatenate([part.pixels for part in colour], axis=2)
     if scene.pan is not None:
         try:
-            brovey(pixels, found[-1].pixels[..., 0], entry.pan_weights)
+            brovey(pixels, orthos[-1].pixels[..., 0], entry.pan_weights)
         except ValueError as error:
             raise SceneError(f"{scene.pan.path}: {error}") from error
-    masks = [part.missing for part in found if part.missing is not None]
+    masks = [part.missing for part in orthos if part.missing is not None]
     return Ortho(
         pixels,
-        found[0].valid if len(found) == 1 else np.logical_and.reduce([part.valid for part in found]),
+        orthos[0].valid if len(orthos) == 1 else np.logical_and.reduce([part.valid for part in orthos]),
         np.logical_or.reduce(masks) if masks else None,
-        max((part.lattice for part in found), key=lambda lattice: lattice.error),
+        max((part.lattice for part in orthos), key=lambda lattice: lattice.error),
     )
 
 
@@ -117,12 +118,12 @@ def cut_tiles(
     grid: TileGrid,
     rules: Rules,
 ) -> tuple[Pixels, npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Tiles of a block, why some are rejected, and how bright they are.
+    """Cut a block into tiles and judge them.
 
-    pixels: (y, x, band), what is stored; grey: (y, x) uint8, what is judged; valid, missing: (y, x). Returns image
-    (row, col, band, y, x), a view of the pixels, which are 0 from now on where they are not valid and may lie in an
-    accepted tile; status (row, col) uint8; and cloud (row, col) float32, the share of bright pixels, NaN where the
-    tile was not looked at.
+    pixels: (y, x, band), as they are stored. grey: (y, x) uint8, on which tiles are judged. valid, missing: (y, x)
+    masks; missing is True where a pixel depends on a line that the image lacks. If accepted tiles may contain void
+    pixels, invalid pixels are set to 0 in place. Returns image (row, col, band, y, x), a view of the pixels; status
+    (row, col) uint8; and cloud (row, col) float32, the share of bright pixels, NaN for tiles that were not judged.
     """
     rows, cols = block.rows.stop - block.rows.start, block.cols.stop - block.cols.start
     status = np.full((rows, cols), VOID, np.uint8)
@@ -132,39 +133,43 @@ def cut_tiles(
     for r in range(rows):
         for c in range(cols):
             top, left = r * grid.stride, c * grid.stride
-            here = np.s_[top : top + grid.tile, left : left + grid.tile]
-            full = bool(valid[here].all())
-            if not full and (~valid[here]).mean() > min(rules.void_share, 1 - 1e-9):
+            window = np.s_[top : top + grid.tile, left : left + grid.tile]
+            full = bool(valid[window].all())
+            if not full and (~valid[window]).mean() > min(rules.void_share, 1 - 1e-9):
                 continue
-            if missing is not None and missing[here].any():
+            if missing is not None and missing[window].any():
                 status[r, c] = MISSING_LINES
                 continue
-            status[r, c], cloud[r, c] = judge(grey[here], rules, None if full else valid[here])
-    windows = np.lib.stride_tricks.sliding_window_view(np.moveaxis(pixels, -1, 0), (grid.tile, grid.tile), axis=(1, 2))
-    return np.moveaxis(windows[:, :: grid.stride, :: grid.stride], 0, 2), status, cloud
+            status[r, c], cloud[r, c] = judge(grey[window], rules, None if full else valid[window])
+    tile_views = np.lib.stride_tricks.sliding_window_view(
+        np.moveaxis(pixels, -1, 0), (grid.tile, grid.tile), axis=(1, 2)
+    )
+    return np.moveaxis(tile_views[:, :: grid.stride, :: grid.stride], 0, 2), status, cloud
 
 
 def mean_of_bands(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """(y, x) uint8 mean of (y, x, band) uint8, rounded to the nearest, halves to even."""
+    """Mean over the bands: (y, x, band) uint8 -> (y, x) uint8, rounded to nearest, halves to even."""
     planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
-    found = np.empty(planes.shape[1:], np.uint8)
-    mean_planes(planes.reshape(len(planes), -1), found.reshape(-1))
-    return found
+    mean = np.empty(planes.shape[1:], np.uint8)
+    mean_planes(planes.reshape(len(planes), -1), mean.reshape(-1))
+    return mean
 
 
 TWO_TO_23 = np.float32(2**23)
 
 
 @njit(cache=True, nogil=True)
-def mean_planes(planes: npt.NDArray[np.uint8], found: npt.NDArray[np.uint8]) -> None:  # pragma: no cover
-    """The means of (band, pixel)."""
+def mean_planes(planes: npt.NDArray[np.uint8], mean: npt.NDArray[np.uint8]) -> None:  # pragma: no cover
+    """Write the mean over the bands of planes (band, pixel) into mean (pixel)."""
     bands = np.float32(len(planes))
-    for start in range(0, len(found), 4096):  # which stay in the processor's cache
-        into = found[start : start + 4096]
-        total = np.zeros(len(into), np.uint32)
+    for start in range(0, len(mean), 4096):  # chunks that stay in the processor's cache
+        chunk = mean[start : start + 4096]
+        total = np.zeros(len(chunk), np.uint32)
         for plane in planes:
-            part = plane[start : start + 4096]
-            for k in range(len(into)):
-                total[k] += part[k]
-        for k in range(len(into)):  # a sum beyond 2 ** 23 has no fraction, so a quotient, exact if a half, is rounded
-            into[k] = np.uint8(np.float32(total[k]) / bands + TWO_TO_23 - TWO_TO_23)
+            values = plane[start : start + 4096]
+            for k in range(len(chunk)):
+                total[k] += values[k]
+        # Float32 numbers from 2 ** 23 on have no fraction, so the sum rounds the quotient. A quotient that is a half is
+        # exact, and goes to even.
+        for k in range(len(chunk)):
+            chunk[k] = np.uint8(np.float32(total[k]) / bands + TWO_TO_23 - TWO_TO_23)

@@ -1,1 +1,1 @@
-"""Proof of a data set, a line a check."""
+"""Verification of a data set, with one line of output per check."""

@@ -1,4 +1,4 @@
-"""The checks of a data set: each gives its faults, a sentence each. What can be read again is not believed."""
+"""The checks of a data set, apart from those of its index. Each returns its faults, one sentence per fault."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from pipeline.tasks.tiles import TileJob, make_tiles
 from pipeline.verify.dataset import DataSet, StoredScene, shorten
 
 ROUNDING = 1e-6
-"""How far the float32 shares of a tile may sum up from 1."""
+"""How far the sum of the float32 shares of a tile may differ from 1."""
 
 
 GROUP = (
@@ -34,13 +34,13 @@ GROUP = (
     "stretch",
     "tiles",
 )
-"""What a scene's group must say of itself."""
+"""Attributes that the group of a scene must have."""
 
 
 def check_schema(data: DataSet) -> list[str]:
-    """dataset.json is of this layout, and describes the tables beside it."""
+    """Check that dataset.json has this layout, and the checksums of the tables next to it."""
     if (version := data.summary["schema"]) != layout.SCHEMA:
-        return [f"{DATASET}: schema {version}, this program knows {layout.SCHEMA}"]
+        return [f"{DATASET}: schema {version}, but this program reads schema {layout.SCHEMA}"]
     return [
         f"{name}: its SHA-256 is not the one in {DATASET}"
         for name, digest in data.summary["sha256"].items()
@@ -49,60 +49,60 @@ def check_schema(data: DataSet) -> list[str]:
 
 
 def check_provenance(data: DataSet) -> list[str]:
-    """Every scene in the stores says what it was made from, and says the same as the catalog."""
+    """Check that every scene in the stores records what it was made from, in agreement with the catalog."""
 
     def check(scene: StoredScene) -> Iterator[str]:
         entry = data.entries.get(scene.name)
         if entry is None:
             yield f"{scene.name}: is not in {CATALOG}"
             return
-        said = dict(scene.tiles.attrs)
-        if missing := [key for key in GROUP if key not in said]:
-            yield f"{scene.name}: its group does not say {', '.join(missing)}"
+        attributes = dict(scene.tiles.attrs)
+        if missing := [key for key in GROUP if key not in attributes]:
+            yield f"{scene.name}: its group lacks {', '.join(missing)}"
             return
-        known = entry.scene.bytes > 0 or not entry.scene.files  # of images on servers, the size need not be known
-        if len(entry.scene.metadata_digest) != 64 or not known or not entry.scene.images:
-            yield f"{scene.name}: {CATALOG} does not say which files it was made from"
+        has_size = entry.scene.bytes > 0 or not entry.scene.files  # the size of images on servers may be unknown
+        if len(entry.scene.metadata_digest) != 64 or not has_size or not entry.scene.images:
+            yield f"{scene.name}: {CATALOG} does not record which files it was made from"
         grid = tile_grid(entry, data.config.grid)
         if grid is None:
-            yield f"{scene.name}: no tile fits into the footprint that {CATALOG} has"
+            yield f"{scene.name}: no tile fits into its footprint in {CATALOG}"
             return
-        wanted: dict[str, Any] = json.loads(json.dumps(tile_attributes(entry, grid, data.config.tiles)))
-        if differing := sorted(key for key in said.keys() | wanted.keys() if said.get(key) != wanted.get(key)):
+        expected: dict[str, Any] = json.loads(json.dumps(tile_attributes(entry, grid, data.config.tiles)))
+        if differing := sorted(k for k in attributes.keys() | expected.keys() if attributes.get(k) != expected.get(k)):
             yield f"{scene.name}: its group and {CATALOG} differ in {', '.join(differing)}"
         for key, value in placement_attributes(grid).items():
             if scene.labels.attrs.get(key) != value:
-                yield f"{scene.name}: {key} of its labels is not that of its tiles"
+                yield f"{scene.name}: {key} of its labels differs from that of its tiles"
         if not scene.labels.attrs.get("product") or "sheets" not in scene.labels.attrs:
-            yield f"{scene.name}: its labels do not say which land cover they were made from"
+            yield f"{scene.name}: its labels do not record which land cover they were made from"
 
     return data.each(check)
 
 
 def check_metadata(data: DataSet) -> list[str]:
-    """What the stores' roots say of their scenes is what the scenes say; pixels and labels have the same scenes."""
-    found = []
-    there = {root: contents.list_scenes(root) for root in (data.tiles, *data.label_sets)}
-    for root, names in there.items():
-        found += [f"{name}: is in {data.tiles} or in {root} alone" for name in {*names} ^ {*there[data.tiles]}]
-        held = contents.read_consolidated(root)
-        of_scenes = {path: said for path, said in held.items() if path.partition("/")[0] in names}
-        found += [f"{path}: {root} holds metadata of a scene that is not there" for path in held.keys() - of_scenes]
-        found += [f"{name}: {root} does not hold its metadata" for name in names if name not in held]
-        for path, said in of_scenes.items():
+    """Check that consolidated metadata equal those of the scenes, and that pixels and labels have the same scenes."""
+    faults = []
+    scenes = {root: contents.list_scenes(root) for root in (data.tiles, *data.label_sets)}
+    for root, names in scenes.items():
+        faults += [f"{name}: is in only one of {data.tiles} and {root}" for name in {*names} ^ {*scenes[data.tiles]}]
+        consolidated = contents.read_consolidated(root)
+        of_scenes = {path: metadata for path, metadata in consolidated.items() if path.partition("/")[0] in names}
+        faults += [f"{path}: {root} has metadata of a missing scene" for path in consolidated.keys() - of_scenes]
+        faults += [f"{name}: {root} lacks its metadata" for name in names if name not in consolidated]
+        for path, metadata in of_scenes.items():
             try:
                 same = contents.read_metadata(root, path) == {
-                    k: v for k, v in said.items() if k != "consolidated_metadata"
+                    k: v for k, v in metadata.items() if k != "consolidated_metadata"
                 }
             except (OSError, ValueError):
                 same = False
             if not same:
-                found.append(f"{path}: its metadata and those that the root of {root} holds differ")
-    return found
+                faults.append(f"{path}: its metadata differ from those in the root of {root}")
+    return faults
 
 
 def check_statuses(data: DataSet) -> list[str]:
-    """Every block is built, in tiles and labels, by a code that has a name; the counts are those of dataset.json."""
+    """Check that every block is built in tiles and labels, with known status codes, and the counts of dataset.json."""
 
     def check(scene: StoredScene) -> Iterator[str]:
         for group, names in ((scene.tiles, layout.TILE_STATUS), (scene.labels, layout.LABEL_STATUS)):
@@ -114,24 +114,24 @@ def check_statuses(data: DataSet) -> list[str]:
                     yield f"{block}: the status of {group.store_path} cannot be read: {shorten(error)}"
                     continue
                 if (status >= len(names)).any():
-                    yield f"{block}: status {status.max()} of {group.store_path} has no meaning"
+                    yield f"{block}: status {status.max()} of {group.store_path} is not defined"
                 if not status.all() and (scene.name, i, j) not in data.failed:
                     yield f"{block}: not built in {group.store_path}"
 
-    found = data.each(check)
-    if not found:
+    faults = data.each(check)
+    if not faults:
         unlisted = {entry["scene"] for entry in data.refused if entry["stage"] == "index"}
-        held = np.concatenate([scene.status.ravel() for scene in data.scenes if scene.name not in unlisted])
-        counts = dict(contents.count_statuses(held, layout.TILE_STATUS))
+        statuses = np.concatenate([scene.status.ravel() for scene in data.scenes if scene.name not in unlisted])
+        counts = dict(contents.count_statuses(statuses, layout.TILE_STATUS))
         if counts != data.summary["counts"]["tiles"]:
-            found.append(f"{DATASET}: counts {data.summary['counts']['tiles']}, the stores hold {counts}")
-    return found
+            faults.append(f"{DATASET}: counts {data.summary['counts']['tiles']}, but the stores have {counts}")
+    return faults
 
 
 def check_shards(data: DataSet, tiles: int | None) -> list[str]:
-    """Every block with an accepted tile has a shard, and only those; it can be read, and its checksums are right.
+    """Check that exactly the blocks with an accepted tile have a shard, which can be read with correct checksums.
 
-    tiles: how many of each shard are read; None for all.
+    tiles: number of tiles to read per shard; None for all.
     """
 
     def check(scene: StoredScene) -> Iterator[str]:
@@ -140,9 +140,9 @@ def check_shards(data: DataSet, tiles: int | None) -> list[str]:
         for i, j, (rows, cols) in scene.blocks():
             accepted = np.argwhere(scene.status[rows, cols] == layout.ACCEPTED)
             block = f"{scene.name} block ({i}, {j})"
-            if (there := (i, j) in keys) != bool(len(accepted)):
-                yield f"{block}: " + ("a shard without accepted tiles" if there else "its shard is missing")
-            elif there and tiles != 0:
+            if (has_shard := (i, j) in keys) != bool(len(accepted)):
+                yield f"{block}: " + ("a shard without accepted tiles" if has_shard else "its shard is missing")
+            elif has_shard and tiles != 0:
                 yield from check_shard(
                     image, block, rows, cols, accepted if tiles is None else accepted[:tiles], tiles is None
                 )
@@ -151,11 +151,11 @@ def check_shards(data: DataSet, tiles: int | None) -> list[str]:
 
 
 def check_shard(
-    image: Any, block: str, rows: slice, cols: slice, accepted: npt.NDArray[np.int64], whole: bool
+    image: Any, block: str, rows: slice, cols: slice, accepted: npt.NDArray[np.int64], full: bool
 ) -> Iterator[str]:
-    """Faults of one shard. accepted: (n, 2) tiles to read, in the block; whole: read the block instead."""
+    """The faults of one shard. accepted: (n, 2) row, column in the block of the tiles to read. full: read all tiles."""
     try:
-        if whole:
+        if full:
             pixels = image[rows, cols].read().result()
             filled = pixels.any(axis=(2, 3, 4))
         else:
@@ -168,13 +168,13 @@ def check_shard(
     marked = np.zeros_like(filled)
     marked[tuple(accepted.T)] = True
     for r, c in np.argwhere(marked != filled):
-        what = "is accepted, but has no pixels" if marked[r, c] else "was rejected, but has pixels"
-        yield f"{block}: tile ({rows.start + r}, {cols.start + c}) {what}"
+        fault = "is accepted, but has no pixels" if marked[r, c] else "was rejected, but has pixels"
+        yield f"{block}: tile ({rows.start + r}, {cols.start + c}) {fault}"
 
 
 def check_labels(data: DataSet) -> list[str]:
-    """In every label set, shares sum to 1 where anything is known and are 0 elsewhere, as status says."""
-    found = []
+    """Check that in every label set shares sum to 1 where anything is known and are 0 elsewhere, as the status says."""
+    faults = []
     for root in data.label_sets:
 
         def check(scene: StoredScene, root: str = root) -> Iterator[str]:
@@ -189,23 +189,23 @@ def check_labels(data: DataSet) -> list[str]:
                     yield f"{scene.name} block ({i}, {j}): labels cannot be read: {shorten(error)}"
                     continue
                 fraction, known = block["fraction"].astype(float), block["known"].astype(float)
-                right = (fraction >= 0).all(axis=2) & (known >= 0) & (known <= 1 + ROUNDING)
-                right &= np.abs(fraction.sum(axis=2) - (known > 0)) <= ROUNDING
-                right &= (block["status"] == layout.LABEL_STATUS.index("labelled")) == (known > 0)
-                right |= block["status"] == 0
-                for r, c in np.argwhere(~right):
+                valid = (fraction >= 0).all(axis=2) & (known >= 0) & (known <= 1 + ROUNDING)
+                valid &= np.abs(fraction.sum(axis=2) - (known > 0)) <= ROUNDING
+                valid &= (block["status"] == layout.LABEL_STATUS.index("labelled")) == (known > 0)
+                valid |= block["status"] == 0
+                for r, c in np.argwhere(~valid):
                     yield (
                         f"{scene.describe_tile(tiles[0].start + r, tiles[1].start + c)}: its shares sum to "
-                        f"{fraction[r, c].sum():.6g}, where {known[r, c]:.6g} is known; "
+                        f"{fraction[r, c].sum():.6g}, its known share is {known[r, c]:.6g}; "
                         f"status {layout.LABEL_STATUS[block['status'][r, c]]}"
                     )
 
-        found += data.each(check)
-    return found
+        faults += data.each(check)
+    return faults
 
 
 def check_sample(data: DataSet, number: int) -> list[str]:
-    """Tiles drawn from the index are, byte for byte, what their source gives today."""
+    """Check that tiles drawn from the index are byte for byte what their source yields now."""
     index = data.index
     chosen = index.iloc[np.sort(np.random.default_rng(0).permutation(len(index))[:number])]
     block = data.config.grid.block
@@ -224,18 +224,18 @@ def check_sample(data: DataSet, number: int) -> list[str]:
             arrays, status, _ = make_tiles(TileJob(data.tiles, entry, data.config.tiles, grid, i, j))
             fraction, *_ = compute_labels(LabelJob(data.labels, name, cover, grid, i, j))
         except Exception as error:
-            return [f"{name} block ({i}, {j}): cannot be computed anew: {shorten(error)}"]
-        found = []
+            return [f"{name} block ({i}, {j}): cannot be computed again: {shorten(error)}"]
+        faults = []
         for row, col in zip(tiles["row"], tiles["col"], strict=True):
             r, c = row - i * block, col - j * block
             if status[r, c] != scene.status[row, col]:
-                found.append(
-                    f"{scene.describe_tile(row, col)} is {layout.TILE_STATUS[status[r, c]]} when computed anew"
+                faults.append(
+                    f"{scene.describe_tile(row, col)} is {layout.TILE_STATUS[status[r, c]]} when computed again"
                 )
             elif not np.array_equal(arrays["image"][r, c], np.asarray(scene.tiles["image"][row, col])):  # type: ignore[index]
-                found.append(f"{scene.describe_tile(row, col)} has other pixels when computed anew")
+                faults.append(f"{scene.describe_tile(row, col)} has other pixels when computed again")
             if not np.array_equal(fraction[r, c], np.asarray(scene.labels["fraction"][row, col])):  # type: ignore[index]
-                found.append(f"{scene.describe_tile(row, col)} has other shares when computed anew")
-        return found
+                faults.append(f"{scene.describe_tile(row, col)} has other shares when computed again")
+        return faults
 
     return [fault for group in groups for fault in check(group)]

@@ -1,4 +1,4 @@
-"""A data set as it lies there: its parts, each read when it is first asked for."""
+"""A stored data set, whose parts are read when they are first needed."""
 
 import io
 import json
@@ -26,12 +26,12 @@ from pipeline.geometry.grid import TileGrid
 
 @dataclass(frozen=True)
 class StoredScene:
-    """A scene's groups in a data set."""
+    """The groups of one scene in the stores of a data set."""
 
     name: str
     tiles: zarr.Group
     label_store: str
-    """Of the label set of the index."""
+    """The store of the label set of the index."""
 
     @cached_property
     def labels(self) -> zarr.Group:
@@ -39,16 +39,16 @@ class StoredScene:
 
     @cached_property
     def grid(self) -> TileGrid:
-        """Where the tiles lie, by what the group says of itself."""
-        said: Any = self.tiles.attrs
+        """The tile grid, from the attributes of the group."""
+        attributes: Any = self.tiles.attrs
         rows, cols = self.status.shape
-        shape = tuple((n - 1) * said["stride"] + said["tile"] for n in (rows, cols))
-        geobox = GeoBox(shape, Affine(*said["spatial:transform"]), said["proj:code"])
-        return TileGrid(geobox, said["tile"], said["stride"], self.block)
+        shape = tuple((n - 1) * attributes["stride"] + attributes["tile"] for n in (rows, cols))
+        geobox = GeoBox(shape, Affine(*attributes["spatial:transform"]), attributes["proj:code"])
+        return TileGrid(geobox, attributes["tile"], attributes["stride"], self.block)
 
     @cached_property
     def block(self) -> int:
-        """Side of a block, tiles."""
+        """Side length of a block, tiles."""
         return int(self.tiles["status"].chunks[0])  # type: ignore[union-attr]
 
     @cached_property
@@ -56,27 +56,27 @@ class StoredScene:
         return contents.read_status(self.tiles)
 
     def blocks(self) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
-        """Row and column of each block, and its tiles."""
+        """Row and column of each block, and the slices of its tiles."""
         rows, cols = self.tiles["status"].shape  # type: ignore[union-attr]
         for i, r in enumerate(range(0, rows, self.block)):
             for j, c in enumerate(range(0, cols, self.block)):
                 yield i, j, (slice(r, min(r + self.block, rows)), slice(c, min(c + self.block, cols)))
 
     def describe_tile(self, row: int, col: int) -> str:
-        """A tile's place for a person."""
+        """Name the scene, block and tile, for a message."""
         return f"{self.name} block ({row // self.block}, {col // self.block}): tile ({row}, {col})"
 
 
 class DataSet:
-    """A data set, each part of it read when a check first asks for it."""
+    """A data set, whose parts are read when a check first needs them."""
 
     def __init__(self, root: str, threads: ThreadPoolExecutor) -> None:
         self.root, self.threads = root, threads
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(files.read(files.join(self.root, DATASET)))
-        return found
+        summary: dict[str, Any] = json.loads(files.read(files.join(self.root, DATASET)))
+        return summary
 
     @cached_property
     def config(self) -> BuildConfig:
@@ -100,14 +100,14 @@ class DataSet:
 
     @property
     def label_sets(self) -> list[str]:
-        """All stores of labels."""
+        """All label stores."""
         return [files.join(self.root, layout.label_store(name)) for name in self.summary["label_sets"]]
 
     @cached_property
     def scenes(self) -> list[StoredScene]:
-        """Those in the stores, by name, but for scenes that the build was no more asked for."""
-        gone = {entry["scene"] for entry in self.refused if entry["reason"] == "gone"}
-        names = [name for name in contents.list_scenes(self.tiles) if name not in gone]
+        """The scenes in the stores, by name, without those that are no longer inputs of the build."""
+        removed = {entry["scene"] for entry in self.refused if entry["reason"] == "gone"}
+        names = [name for name in contents.list_scenes(self.tiles) if name not in removed]
         return [StoredScene(name, store.open_scene(self.tiles, name), self.labels) for name in names]
 
     @cached_property
@@ -116,24 +116,24 @@ class DataSet:
 
     @cached_property
     def failed(self) -> set[tuple[str, int, int]]:
-        """Scene, row and column of the blocks of which the quarantine says that they could not be built."""
+        """Scene, row and column of each block that could not be built, according to the quarantine."""
         return {(entry["scene"], i, j) for entry in self.refused for i, j in entry.get("blocks", ())}
 
     def each(self, check: Callable[[StoredScene], Iterable[str]]) -> list[str]:
-        """Faults of all scenes, in their order."""
+        """Run a check on all scenes in parallel; returns their faults, in the order of the scenes."""
         return [
             fault for faults in self.threads.map(lambda scene: listed(check, scene), self.scenes) for fault in faults
         ]
 
 
 def listed(check: Callable[[StoredScene], Iterable[str]], scene: StoredScene) -> list[str]:
-    """A scene's faults; that it cannot be read is one."""
+    """The faults of one scene. An unreadable scene is a fault too."""
     try:
         return list(check(scene))
-    except Exception as error:  # what a changed byte does to a reader is anybody's guess
+    except Exception as error:  # a changed byte can cause any error in a reader
         return [f"{scene.name}: cannot be checked: {shorten(error)}"]
 
 
 def shorten(error: Exception) -> str:
-    """The first line of an error, without what its library adds for its own authors."""
+    """The first line of an error message, without the details that a library appends in brackets."""
     return (str(error) or type(error).__name__).splitlines()[0].split(" [")[0]

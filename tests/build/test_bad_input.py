@@ -59,7 +59,7 @@ def test_what_cannot_be_used_is_quarantined_each_with_its_sentence_and_the_other
     for (kind, broken), details in zip(BROKEN.items(), said, strict=True):
         assert any(broken.words in detail for detail in details), (kind, details)
     assert len(BROKEN) > 60
-    assert f"{GOOD} built, 0 of them in part, {len(entries)} refused" in capsys.readouterr().out
+    assert f"{GOOD} built, 0 of them incomplete, {len(entries)} refused" in capsys.readouterr().out
     assert main([*arguments, "--strict"]) == 3
 
 
@@ -78,7 +78,7 @@ def test_no_land_cover_under_a_scene_leaves_its_tiles_out_of_the_index(
     summary = json.loads((out / "dataset.json").read_text())
     assert 0 < len(index) < len(whole)
     assert summary["counts"]["unknown"] == len(whole) - len(index)
-    assert f"{len(whole) - len(index)} left out for want of land cover" in capsys.readouterr().out
+    assert f"{len(whole) - len(index)} left out because too little land cover is known" in capsys.readouterr().out
     assert set(index["tile"]) == set(whole["tile"]) - set(whole["tile"][whole.geometry.bounds["maxy"] < 25]) - {
         tile for tile in whole["tile"][whole.geometry.bounds["miny"] < 25] if tile not in set(index["tile"])
     }
@@ -97,10 +97,10 @@ def test_no_land_cover_under_a_scene_leaves_its_tiles_out_of_the_index(
         ({"--stride": "65"}, "stride must be in 1..64 px"),
         ({"--tile": "0"}, "tile"),
         ({"--label-set": "corine_2018"}, "corine_2018"),
-        ({"--out": "/dev/null"}, "/dev/null: cannot be made a directory"),
-        ({"--out": "/dev/null/dataset"}, "/dev/null/dataset: cannot be made a directory"),
-        ({"--dashboard": "no address"}, "no workers can be started, with their dashboard at no address"),
-        ({"--performance-report": "/no/such/report.html"}, "/no/such/report.html: there is no such directory"),
+        ({"--out": "/dev/null"}, "/dev/null: cannot create this directory"),
+        ({"--out": "/dev/null/dataset"}, "/dev/null/dataset: cannot create this directory"),
+        ({"--dashboard": "no address"}, "cannot start workers with their dashboard at no address"),
+        ({"--performance-report": "/no/such/report.html"}, "/no/such/report.html: its directory does not exist"),
         ({"--params": "/no/such/params.yaml"}, "/no/such/params.yaml"),
         ({"--scheduler": "tcp://127.0.0.1:9"}, "no Dask scheduler answers"),
     ],
@@ -132,7 +132,7 @@ def test_an_unknown_parameter_is_named(built: Built, tmp_path: Path, capsys: pyt
     params.write_text("build: {grid: {tile: 64, strid: 48}}\n")
     values = dict(zip(built.arguments[::2], built.arguments[1::2], strict=True)) | {"--params": str(params)}
     assert main([*(part for pair in values.items() for part in pair), "--out", str(tmp_path / "dataset")]) == 2
-    assert "grid.strid is not a setting of a build; grid.stride?" in capsys.readouterr().err
+    assert "grid.strid is not a setting of a build; stride?" in capsys.readouterr().err
 
 
 def test_a_directory_without_scenes_says_so(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +140,7 @@ def test_a_directory_without_scenes_says_so(built: Built, tmp_path: Path, capsys
     arguments = [*built.arguments, "--out", str(tmp_path / "dataset"), "--workers", "1"]
     arguments[arguments.index("--scenes") + 1] = str(tmp_path / "empty")
     assert main(arguments) == 2
-    assert "no TIFF and no archive" in capsys.readouterr().err
+    assert "no TIFF, archive or STAC item" in capsys.readouterr().err
 
 
 def test_a_scene_lost_between_catalog_and_tiles_is_quarantined(built: Built, tmp_path: Path) -> None:

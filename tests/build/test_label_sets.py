@@ -84,7 +84,7 @@ def test_a_product_is_added_without_touching_a_pixel_and_compared(
     capsys.readouterr()
     # An index of the tiles on which the sets agree, and the proof of it.
     params = tmp_path / "params.yaml"
-    params.write_text((built.directory / "params.yaml").read_text().replace("block: 8", "block: 8, min_agreement: 0.3"))
+    params.write_text((built.directory / "params.yaml").read_text().replace("index: {", "index: {min_agreement: 0.3, "))
     assert main([*arguments, "--params", str(params), "--only", "index"]) == 0
     assert 0 < read_index(again).num_rows < len(after)
     assert verify([str(again)]) == 0
@@ -94,13 +94,13 @@ def test_a_product_is_added_without_touching_a_pixel_and_compared(
     assert 0 < turned.num_rows == enough
     assert set(turned["year_gap"].to_pylist()) == {2016 - date.year for date in after["acquired"]}
     assert relabel.main(["--data", str(out), "--landcover", str(other), "--label-set", "nlcd_2019"]) == 2
-    assert "error: labels is nlcd_2019, expected one of dynamic_world_2016" in capsys.readouterr().err
+    assert "error: label_set is nlcd_2019, expected one of dynamic_world_2016" in capsys.readouterr().err
     # The first command knows nothing of the new set, and says so.
     capsys.readouterr()
     assert main([*built.arguments, "--out", str(out), "--workers", "1", "--only", "index"]) == 0
     said = capsys.readouterr().err
-    assert f"{OTHER}: their land cover is not given any more; the index leaves them out" in said
-    assert f"the index was of {OTHER}, and is of {BASE} from now on" in said
+    assert f"{OTHER}: their land cover is no longer among the inputs; the index leaves them out" in said
+    assert f"the index changes from label set {OTHER} to {BASE}" in said
 
 
 def test_the_papers_classes_are_another_taxonomy_and_never_mixed_with_the_base(
@@ -200,4 +200,4 @@ def test_a_class_may_not_be_named_as_a_column_of_the_index(
         f'name = "mine"\nversion = 1\nclasses = [{{ name = "place", colour = "#000000" }}]\n[base]\n{rows}\n'
     )
     assert main([*built.arguments, "--out", str(tmp_path / "dataset"), "--taxonomy", str(taxonomy)]) == 2
-    assert "mine-1: no class may be named place, as a column of the index" in capsys.readouterr().err
+    assert "mine-1: class place has the name of an index column" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def test_a_replaced_image_is_refused_by_name_before_anything_is_written(
     said = capsys.readouterr().err.splitlines()[-1]
     assert image.parent.name in said
     assert "source.sha256_of_every_20th_pixel was" in said
-    assert "delete the scene there to have it built anew" in said
+    assert "delete the scene from the store to rebuild it" in said
     assert digests_of(directory / "dataset") == before
     shutil.rmtree(directory / "dataset" / layout.TILES / image.parent.name)
     assert main(arguments) == 0
@@ -102,8 +102,8 @@ def test_a_failed_block_costs_its_own_tiles_and_is_tried_again(
     unlucky = built.entries[0].scene.id
 
     def failing(job: TileJob) -> TileReport:
-        if job.scene.id == unlucky and (job.i, job.j) in ((0, 1), (1, 1)):
-            raise SceneError(f"{job.scene.images[0].path}: cannot be read at block {job.i}")
+        if job.scene == unlucky and (job.i, job.j) in ((0, 1), (1, 1)):
+            raise SceneError(f"{job.entry.scene.images[0].path}: cannot be read at block {job.i}")
         return build_tiles(job)
 
     def run() -> dict[str, Any]:
@@ -179,8 +179,8 @@ def test_a_block_that_no_worker_has_the_memory_for_is_refused(
     out = tmp_path / "dataset"
     arguments = [*built.arguments, "--out", str(out), "--workers", "1", "--memory"]
     assert main([*arguments, "300MB"]) == 2
-    assert "a worker of 300 MB has no room for its libraries" in capsys.readouterr().err
+    assert "a worker with 300 MB has too little memory for its libraries" in capsys.readouterr().err
     assert main([*arguments, "400MB"]) == 2  # nothing is built
     entries = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert {entry["reason"] for entry in entries if entry["stage"] == "tiles"} == {"MemoryError"}
-    assert all("give a smaller block" in entry["detail"] for entry in entries if entry["stage"] == "tiles")
+    assert all("use smaller blocks" in entry["detail"] for entry in entries if entry["stage"] == "tiles")

@@ -114,7 +114,7 @@ def test_a_signal_stops_cleanly_and_a_second_run_goes_on(
     _, said = process.communicate(timeout=60)
     assert process.returncode == status, said
     assert not list(scratch.glob("geokr-*"))
-    assert "the same command goes on from here" in said
+    assert "run the same command again to resume" in said
     assert "Traceback" not in said
     assert not (out / "index.parquet").exists()
     written = {path: path.stat().st_mtime_ns for path in done}

@@ -146,8 +146,10 @@ def test_what_is_known_is_not_read_again(bucket: Server, arguments: list[str]) -
 
 def remote(config: BuildConfig) -> BuildConfig:
     """The settings of `built` with inputs and data set in the bucket."""
-    world = {"scenes": ["s3://bucket/world/scenes"], "landcover": ["s3://bucket/world/landcover"]}
-    return config.model_copy(update={**world, "dem": "s3://bucket/world/dem.tif", "out": URL})
+    places = {"scenes": ["s3://bucket/world/scenes"], "dem": "s3://bucket/world/dem.tif"}
+    survey = config.survey.model_copy(update=places)
+    labels = config.labels.model_copy(update={"landcover": ["s3://bucket/world/landcover"]})
+    return config.model_copy(update={"survey": survey, "labels": labels, "out": URL})
 
 
 def test_an_image_that_was_replaced_is_surveyed_again(built: Built, bucket: Server) -> None:

@@ -182,9 +182,9 @@ def test_jobs_in_one_process_wait_for_memory(little_room: MemoryBudget) -> None:
 def test_a_job_gives_its_memory_back_however_it_ends(little_room: MemoryBudget) -> None:
     for memory in (60, 100):
         with suppress(SceneError), little_room.reserve(memory):
-            assert little_room.taken == memory
+            assert little_room.reserved == memory
             raise SceneError
-        assert little_room.taken == 0
+        assert little_room.reserved == 0
 
 
 def test_a_job_too_large_for_its_worker_is_not_held_up_for_ever(little_room: MemoryBudget) -> None:
@@ -324,14 +324,14 @@ def told(*workers: tuple[int, int | None]) -> Workers:
 def test_there_is_room_for_as_many_jobs_as_threads_and_memory_allow() -> None:
     workers = told((4, beside(250 * MB)), (1, None), (2, beside(900 * MB)))
     assert [workers.slots(memory * MB) for memory in (0, 50, 100, 125, 126, 500, 901)] == [7, 7, 5, 5, 4, 3, 3]
-    assert told().places(100) == 1
-    assert told(*[(1, None)] * 7).places(0) == 7
+    assert told().slots(100) == 1
+    assert told(*[(1, None)] * 7).slots(0) == 7
 
 
 def test_a_job_is_too_large_if_no_worker_holds_it_beside_its_libraries() -> None:
     two = told((1, beside(0)), (1, beside(300 * MB)))
     assert two.too_small(300 * MB) is None
-    assert "takes up to 301 MB beside the 377 MB of the libraries, and no worker has more than 677 MB" in str(
+    assert "takes up to 301 MB in addition to the 377 MB of the libraries, and no worker has more than 677 MB" in str(
         two.too_small(301 * MB)
     )
     assert told().too_small(10**15) is told((1, None), (1, beside(0))).too_small(10**15) is None  # nobody sets a limit
@@ -359,8 +359,8 @@ def test_a_scheduler_that_answers_no_more_is_told_in_a_sentence(answer: Any) -> 
     if answer == {"workers": {}}:  # answers, and waits for workers
         assert Workers(client).capacities() == []
         return
-    with pytest.raises(ClusterError, match="the scheduler was lost; the same command goes on from here"):
-        Workers(client).all()
+    with pytest.raises(ClusterError, match="the scheduler was lost; run the same command again to resume"):
+        Workers(client).capacities()
 
 
 @pytest.mark.parametrize("memories", [(0, 100 * MB), (100 * MB, 0), (1, 100 * MB, 1)])

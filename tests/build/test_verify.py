@@ -123,14 +123,14 @@ def test_pixels_that_are_no_fault_of_the_disk(dataset: Path, capsys: pytest.Capt
     assert failed(dataset, capsys, "--full") == {}
     found = failed(dataset, capsys, "--sample", "200")
     assert set(found) == {"sample"}
-    assert "has other pixels when computed anew" in found["sample"]
+    assert "has other pixels when computed again" in found["sample"]
     assert found["sample"].startswith(f"{scene} block ({i}, {j})")
 
 
 def test_a_source_that_is_gone(dataset: Path, built: Built, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.move(built.directory / "scenes", built.directory / "away")
     try:
-        assert "cannot be computed anew" in failed(dataset, capsys, "--sample", "1")["sample"]
+        assert "cannot be computed again" in failed(dataset, capsys, "--sample", "1")["sample"]
     finally:
         shutil.move(built.directory / "away", built.directory / "scenes")
 
@@ -204,9 +204,9 @@ def test_a_row_that_is_not_there(dataset: Path, capsys: pytest.CaptureFixture[st
         ("col", 999, "is listed, but the scene has"),
         ("satellite", "GF9", "has satellite GF9, its scene"),
         ("sensor", "PMS9", "has sensor PMS9, its scene"),
-        ("cloud", 0.5, "has cloud 0.5, by the stores 0.0"),
-        ("agreement", 0.5, "has agreement 0.5, by the stores nan"),
-        ("year_gap", 9, "has year_gap 9.0, by the stores 0.0"),
+        ("cloud", 0.5, "has cloud 0.5, in the stores 0.0"),
+        ("agreement", 0.5, "has agreement 0.5, in the stores nan"),
+        ("year_gap", 9, "has year_gap 9.0, in the stores 0.0"),
         ("scene", "ghost", "ghost: is listed, but is not in the stores"),
     ],
 )
@@ -235,7 +235,7 @@ def test_a_train_tile_moved_onto_a_validation_tile(dataset: Path, capsys: pytest
     rewrite(dataset, move)
     found = failed(dataset, capsys, "--fast")
     assert set(found) == {"index", "splits"}
-    assert found["index"] == f"{place(index.loc[train])} does not lie where the index has it"
+    assert found["index"] == f"{place(index.loc[train])} has another footprint in the index"
     assert f"of val shares ground with {place(index.loc[train])} of train" in found["splits"]
     assert " block (" in found["splits"].split(" of val")[0]
 
@@ -255,7 +255,7 @@ def test_a_tile_between_two_splits_that_is_said_to_be_of_one(dataset: Path, caps
     rewrite(dataset, claim)
     found = failed(dataset, capsys, "--fast")
     assert set(found) == {"index", "splits"}
-    assert found["index"] == f"{place(index.loc[tile])} is of train, and by its place of None"
+    assert found["index"] == f"{place(index.loc[tile])} is in split train, but by its location in None"
     assert f"shares ground with {place(index.loc[tile])} of train" in found["splits"]
 
 
@@ -319,9 +319,9 @@ def change(file: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda said: said.update(stride=47), "stride of its labels is not that of its tiles"),
-        (lambda said: said.pop("product"), "its labels do not say which land cover they were made from"),
-        (lambda said: said.pop("sheets"), "its labels do not say which land cover they were made from"),
+        (lambda said: said.update(stride=47), "stride of its labels differs from that of its tiles"),
+        (lambda said: said.pop("product"), "its labels do not record which land cover they were made from"),
+        (lambda said: said.pop("sheets"), "its labels do not record which land cover they were made from"),
     ],
 )
 def test_labels_that_do_not_say_where_they_are_from(
@@ -340,7 +340,7 @@ def test_a_catalog_that_does_not_say_what_a_scene_was_made_from(
     catalog[column] = value
     catalog.to_parquet(dataset / "scenes.parquet", index=False)
     found = failed(dataset, capsys, "--fast")["provenance"]
-    assert found == f"{catalog['id'].iloc[0]}: scenes.parquet does not say which files it was made from"
+    assert found == f"{catalog['id'].iloc[0]}: scenes.parquet does not record which files it was made from"
 
 
 def test_a_store_whose_root_says_other_than_its_scenes(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -348,9 +348,9 @@ def test_a_store_whose_root_says_other_than_its_scenes(dataset: Path, capsys: py
     root = dataset / LABELS / "zarr.json"
     whole = root.read_text()
     edits: dict[str, Callable[[dict[str, Any]], Any]] = {
-        "does not hold its metadata": lambda held: held.pop(scene),
-        "holds metadata of a scene that is not there": lambda held: held.update(ghost={}),
-        "its metadata and those that the root of": lambda held: held[scene]["attributes"].update(stride=47),
+        "lacks its metadata": lambda held: held.pop(scene),
+        "has metadata of a missing scene": lambda held: held.update(ghost={}),
+        "its metadata differ from those in the root of": lambda held: held[scene]["attributes"].update(stride=47),
     }
     for said, edit in edits.items():
         change(root, lambda document: edit(document["consolidated_metadata"]["metadata"]))  # noqa: B023 - used at once
@@ -408,7 +408,8 @@ def test_labels_that_cannot_be(dataset: Path, capsys: pytest.CaptureFixture[str]
         case _:
             group["status"][row, col] = layout.LABEL_STATUS.index("unknown")
     found = failed(dataset, capsys)["labels"]
-    assert found.startswith(f"{place({'scene': scene, 'row': row, 'col': col})}: its shares sum to 1, where ")
+    tile = place({"scene": scene, "row": row, "col": col})
+    assert found.startswith(f"{tile}: its shares sum to 1, its known share is ")
 
 
 def test_a_tile_of_which_too_little_is_known(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -437,12 +438,12 @@ def test_labels_that_their_sheets_do_not_give(dataset: Path, capsys: pytest.Capt
     found = failed(dataset, capsys, "--sample", "12")
     assert set(found) == {"sample"}
     assert found["sample"].startswith(f"{scene} block (")
-    assert found["sample"].endswith("has other shares when computed anew")
+    assert found["sample"].endswith("has other shares when computed again")
 
 
 def test_a_count_that_is_not_the_indexs(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(dataset / "dataset.json", lambda said: said["counts"].update(index=1))
-    assert failed(dataset, capsys, "--fast")["index"].endswith(" rows, dataset.json says 1")
+    assert failed(dataset, capsys, "--fast")["index"].endswith(" rows, but dataset.json counts 1")
 
 
 def test_another_layout(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

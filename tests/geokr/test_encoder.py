@@ -47,7 +47,7 @@ def test_bands_are_found_by_name(run: Path) -> None:
     encoder, image = load_encoder(run), pixels(5)
     given = ("blue", "swir16", "green", "red", "nir")
     assert torch.equal(encoder(image, bands=given), encoder(image[:, [4, 3, 2, 0]]))
-    with pytest.raises(ValueError, match=r"looks at nir, red, green, blue; nir, green missing in \('red', 'blue'\)"):
+    with pytest.raises(ValueError, match=r"needs nir, red, green, blue; nir, green missing in \('red', 'blue'\)"):
         encoder(image[:, :2], bands=("red", "blue"))
     with pytest.raises(ValueError, match=r"expected \(n, 4, y, x\) pixels, got \(3, 5, 32, 32\)"):
         encoder(image)
@@ -84,8 +84,8 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path, run: Path) -> None:
     text = tmp_path / "text.safetensors"
     text.write_text("no weights")
     for path, model, sentence in (
-        (foreign, None, "foreign.pth: it does not say what network its weights are of; name timm's model"),
-        (foreign, "resnet99", "resnet99: timm knows no mean"),
+        (foreign, None, "foreign.pth: the file does not name the network of its weights; pass timm's name as `model`"),
+        (foreign, "resnet99", "resnet99: timm has no mean"),
         (foreign, "resnet34", "foreign.pth: not weights of this model"),
         (text, "resnet18", "text.safetensors: not a file of weights"),
         (tmp_path, None, "encoder.safetensors: no such file of weights"),

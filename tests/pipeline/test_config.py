@@ -75,7 +75,7 @@ def test_a_file_gives_settings_and_the_command_line_goes_over_them(tmp_path: Pat
         ("build: {survey: {stretch: [99, 1]}}", "survey: the stretch must run from a lower to a higher percentile"),
         ("build: {survey: {stretch: [1]}}", "survey.stretch.1: Field required"),
         ("build: {survey: {stretch: [1, 101]}}", "survey.stretch.1: Input should be less than or equal to 100"),
-        ("build: {survey: {geoid: a}}", "survey: a geoid is of use to a DEM alone"),
+        ("build: {survey: {geoid: a}}", "survey: a geoid can only be used together with a DEM"),
         (
             "build: {tiles: {rules: {dark_share: 1.5}}}",
             "tiles.rules.dark_share: Input should be less than or equal",

@@ -83,7 +83,7 @@ def test_a_raw_scene_is_held_against_a_coarser_map(tmp_path: Path, capsys: pytes
     assert east == pytest.approx(24.0, abs=2.0)
     assert north == pytest.approx(0.0, abs=2.0)
     assert main([str(tmp_path / "raw"), "--reference", str(tmp_path / "raw")]) == 2
-    assert "the reference must lie on a map" in capsys.readouterr().err
+    assert "the reference must be georeferenced" in capsys.readouterr().err
 
 
 def test_pictures_of_nothing_in_common_tell_no_shift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,12 +99,12 @@ def test_pictures_of_nothing_in_common_tell_no_shift(tmp_path: Path, capsys: pyt
     ("arguments", "sentence"),
     [
         (["gone.tif", "--reference", "reference.tif"], "gone.tif"),
-        (["reference.tif", "--reference", "far.tif"], "the reference shows no part of"),
-        (["empty", "--reference", "reference.tif"], "empty: no image is in there"),
-        ([".", "--reference", "reference.tif"], "holds 2 scenes; name one of them"),
+        (["reference.tif", "--reference", "far.tif"], "the reference does not overlap"),
+        (["empty", "--reference", "reference.tif"], "empty: contains no image"),
+        ([".", "--reference", "reference.tif"], "contains 2 scenes; name one of them"),
         (
             ["reference.tif", "--reference", "reference.tif", "--chip", "8"],
-            "chips must be at least 32 px and one, got 8 px",
+            "--chip must be at least 32 px and --across at least 1, got 8 px",
         ),
     ],
 )

@@ -64,7 +64,7 @@ def test_all_three_deliveries_become_tiles(built: tuple[Path, str]) -> None:
 
 def test_the_missing_dem_is_said_aloud_and_kept(built: tuple[Path, str], entries: list[Entry]) -> None:
     for entry in entries:
-        assert f"{entry.scene.id}: no DEM: the ground is taken as flat at" in built[1]
+        assert f"{entry.scene.id}: no DEM: the ground is assumed flat at" in built[1]
         group = store.open_scene(str(built[0] / layout.TILES), entry.scene.id)
         assert group.attrs["dem"] is None
         assert group.attrs["ground_height"] == entry.scene.images[0].model.height_off

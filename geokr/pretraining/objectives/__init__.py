@@ -1,4 +1,4 @@
-"""What a run minimises: one file an objective, chosen here."""
+"""Objectives, which define the loss of a run: one file each."""
 
 from geokr.pretraining.objectives.mean_teacher import MeanTeacher
 from geokr.pretraining.objectives.objective import Objective
@@ -7,7 +7,7 @@ from geokr.pretraining.objectives.supervised import Supervised
 
 
 def choose(name: str) -> type[Objective]:
-    """The objective of a name: see TrainConfig."""
+    """Look up an objective by name: see TrainConfig."""
     match name:
         case "geokr":
             return MeanTeacher
@@ -15,5 +15,5 @@ def choose(name: str) -> type[Objective]:
             return Reference
         case "supervised":
             return Supervised
-        case other:
-            raise ValueError(f"there is no objective {other}")
+        case _:
+            raise ValueError(f"there is no objective {name}")

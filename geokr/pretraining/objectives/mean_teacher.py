@@ -1,8 +1,9 @@
 """Objective `geokr`: the label, and consistency with a mean teacher.
 
-The teacher is a moving average of the student (Tarvainen & Valpola 2017). Ours averages batch-norm statistics along
-with the weights, since both belong to the same network, and predicts in evaluation mode: its answer for a tile then
-depends on that tile alone, it is the answer of the network that is exported, and it costs no statistics of its own.
+The teacher is a moving average of the student (Tarvainen & Valpola 2017). This one averages the batch-norm statistics
+together with the weights, since both belong to the same network, and predicts in evaluation mode. Its prediction for a
+tile then depends on that tile only, it is the prediction of the exported network, and the teacher needs no batch
+statistics of its own.
 """
 
 import copy
@@ -21,7 +22,7 @@ from geokr.pretraining.objectives.objective import FIRST_VIEW, SECOND_VIEW, Part
 
 
 class MeanTeacher:
-    """KL(A || p) + consistency * KL(p || q), where q is the teacher's answer for another view."""
+    """KL(A || p) + consistency * KL(p || q), where q is the teacher's prediction for another view."""
 
     measures: ClassVar[tuple[str, ...]] = ("kl", "disagreement")
     formula: ClassVar[str] = "KL(A || p) + {consistency:g} KL(p || q)"
@@ -59,7 +60,7 @@ def mean_teacher_losses(
 
 
 def ramp_up(step: int, length: float) -> float:
-    """Weight of the consistency relative to its full value, rising to 1 over `length` steps.
+    """The weight of the consistency relative to its full value, which rises to 1 over `length` steps.
 
     exp(-5 (1 - t)^2) (Laine & Aila 2017; Tarvainen & Valpola 2017).
     """
@@ -69,9 +70,10 @@ def ramp_up(step: int, length: float) -> float:
 
 
 def ema_decay(step: int, limit: float) -> float:
-    """The share of itself that the teacher keeps after optimiser step `step`, counted from 1.
+    """The share of its own weights that the teacher keeps after optimiser step `step`, counted from 1.
 
-    min(1 - 1 / (step + 1), limit): early on an even mean of all students so far, which forgets the random start.
+    min(1 - 1 / (step + 1), limit). In the first steps the teacher is the plain mean of all students so far, so that it
+    forgets the random start.
     """
     return min(1.0 - 1.0 / (step + 1), limit)
 
@@ -80,18 +82,23 @@ def ema_decay(step: int, limit: float) -> float:
 def ema_update(teacher: nn.Module, student: nn.Module, keep: float, *, buffers: bool) -> None:
     """Move the teacher towards the student: theta_t = keep * theta_t + (1 - keep) * theta_s.
 
-    buffers: floating-point ones are averaged too, and the others copied; without it they are left alone.
+    buffers: if true, floating-point buffers are averaged too and all other buffers are copied; otherwise the teacher's
+    buffers do not change.
     """
     pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
     if buffers:
-        for mine, its in zip(teacher.buffers(), student.buffers(), strict=True):
-            if mine.is_floating_point():
-                pairs.append((mine, its))  # type: ignore[arg-type]
+        for average, current in zip(teacher.buffers(), student.buffers(), strict=True):
+            if average.is_floating_point():
+                pairs.append((average, current))  # type: ignore[arg-type]
             else:
-                mine.copy_(its)
-    torch._foreach_lerp_([local_tensor(mine) for mine, _ in pairs], [local_tensor(its) for _, its in pairs], 1.0 - keep)
+                average.copy_(current)
+    averages, currents = (
+        [local_tensor(average) for average, _ in pairs],
+        [local_tensor(current) for _, current in pairs],
+    )
+    torch._foreach_lerp_(averages, currents, 1.0 - keep)
 
 
 def local_tensor(value: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor; both networks are shared out alike."""
+    """The part of a tensor on this process. Both networks are sharded in the same way."""
     return value.to_local() if isinstance(value, DTensor) else value

@@ -1,4 +1,4 @@
-"""What an objective is to the run that minimises it."""
+"""The interface between an objective and the run that minimises it."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -12,56 +12,58 @@ from geokr.pretraining.classifier import Classifier
 from geokr.pretraining.config import TrainConfig
 
 FIRST_VIEW, SECOND_VIEW = range(2)
-"""Streams of random numbers: two views of a tile are drawn independently."""
+"""Random streams: the two views of a tile are drawn independently."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a step's tiles, as an objective sees it."""
+    """A part of a step's tiles, as passed to an objective."""
 
     student: nn.Module
-    """The objective's student as a step calls it: inside DistributedDataParallel where there are several processes."""
+    """The student as a training step calls it: wrapped in DistributedDataParallel if there are several processes."""
     view: Callable[[int], torch.Tensor]
-    """The view of a stream: (n, band, size, size) float, normalised. Of `SECOND_VIEW` it shows the other date of a
-    place where pairs are read."""
+    """Computes the view of a random stream: (n, band, size, size) float, normalised. If pairs are read, `SECOND_VIEW`
+    shows the other date of the place."""
     precision: Callable[[], AbstractContextManager[Any]]
-    """The context that networks compute in."""
+    """Returns the autocast context that networks compute in."""
     target: torch.Tensor
-    """(n, class) float32, rows sum to 1: the label."""
+    """Labels: (n, class) float32, rows sum to 1."""
     step: int
-    """Steps done before this one."""
+    """Number of steps done before this one."""
     total: int
-    """Steps that the run has."""
+    """Number of steps of the run."""
 
 
 class Objective(Protocol):
-    """Networks, their losses, and what becomes of them after a step.
+    """Networks, their losses, and their update after a step.
 
-    A file in this folder holds one, and `objectives.choose` names it. It is made from the student, whose encoder a
-    run pre-trains, the settings and the number of steps; its own draws come from torch's global generator.
+    Each objective has a file in this folder, and `objectives.choose` looks it up by name. It is created from the
+    student, whose encoder the run pre-trains, the settings and the number of steps. Its own random draws use torch's
+    global generator.
     """
 
     measures: ClassVar[tuple[str, ...]]
-    """What `losses` gives beside the loss. The first is `kl`, KL(A || p) in nats, which the curves show."""
+    """Names of what `losses` returns in addition to the loss. The first is `kl`, KL(A || p) in nats, for the curves."""
     formula: ClassVar[str]
-    """The loss, for the model card; settings in braces."""
+    """Formula of the loss for the model card, with settings in braces."""
     takes_pairs: ClassVar[bool]
-    """Whether two dates of a place can be its two views."""
+    """Whether it can use two dates of a place as the two views."""
     normalises: ClassVar[bool]
-    """Whether the networks' input is normalised; otherwise pixels in 0..1 go in as they are."""
+    """Whether the input of the networks is normalised; otherwise the input is pixels in 0..1."""
     exported: ClassVar[str]
-    """Name of the network that is validated, and whose encoder is exported."""
+    """Name of the network that is validated and whose encoder is exported."""
     networks: Mapping[str, nn.Module]
-    """By name. The first is `student`, which the optimiser moves. Batch-norm statistics of those in training mode are
-    averaged over processes after a step."""
+    """Networks by name. The first is `student`, which the optimiser updates. After a step, the batch-norm statistics of
+    networks in training mode are averaged over processes."""
     memory: Mapping[str, torch.Tensor]
-    """What a checkpoint must hold beside the networks, such as a queue of features: tensors that are changed in place.
-    They are never averaged. All processes must hold the same: what one of them adds, it gathers from all."""
+    """State that a checkpoint must contain in addition to the networks, such as a queue of features: tensors that are
+    changed in place. They are never averaged. They must be equal on all processes, so new values must be gathered from
+    all processes first."""
 
     def __init__(self, student: Classifier, config: TrainConfig, total: int) -> None: ...
 
     def losses(self, part: Part) -> torch.Tensor:
-        """The loss of each tile, and the measures: (n, 1 + measures) float32. Gradients reach the student alone."""
+        """Compute loss and measures of each tile: (n, 1 + measures) float32. Only the student gets gradients."""
 
     def update(self, step: int) -> None:
-        """What changes after an optimiser's step, counted from 1."""
+        """Update the objective after an optimiser step, counted from 1."""

@@ -1,7 +1,8 @@
-"""Objective `reference`: loss and teacher of the paper's published code, to the letter.
+"""Objective `reference`: exactly the loss and the teacher of the paper's published code.
 
-Its teacher averages weights alone, not batch-norm statistics, at steps that become rarer, and predicts in training
-mode. Both networks see one view, which is not normalised, and their heads start differently.
+Its teacher averages only the weights, not the batch-norm statistics, at steps that become less frequent, and predicts
+in training mode. Both networks see the same view, which is not normalised, and their heads have different initial
+weights.
 """
 
 import copy
@@ -56,21 +57,22 @@ def reference_losses(
 
     student, teacher: (n, class) logits.
 
-    Means over classes of -A log p and of -p log q: cross-entropies, as many times smaller than those of a tile
-    as there are classes. Less than the paper's KL by the entropy of A, which has no gradient, and more by the
-    entropy of p, which has one: it rewards a student that is sure.
+    The loss is the mean over classes of -A log p plus `consistency` times that of -p log q. These means are the
+    cross-entropies of a tile divided by the number of classes. They differ from the paper's KL: the first term also
+    contains the entropy of A, which has no gradient. The second also contains the entropy of p, whose gradient rewards
+    a confident student.
     """
-    classes = -target * torch.log_softmax(student, dim=1)
-    others = -torch.softmax(student, dim=1) * torch.log_softmax(teacher.detach(), dim=1)
-    loss = classes.mean(dim=1) + consistency * others.mean(dim=1)
+    label_terms = -target * torch.log_softmax(student, dim=1)
+    teacher_terms = -torch.softmax(student, dim=1) * torch.log_softmax(teacher.detach(), dim=1)
+    loss = label_terms.mean(dim=1) + consistency * teacher_terms.mean(dim=1)
     return torch.stack([loss, divergence(target, student), disagreement(student, teacher)], dim=1)
 
 
 def update_steps(periods: Sequence[int], batch: int, total: int) -> frozenset[int]:
-    """At which steps, counted from 1, the published code updates its teacher in a run of `total` steps.
+    """The steps, counted from 1, at which the published code updates its teacher in a run of `total` steps.
 
-    It waits for `step % period == 1`, then takes the next period; the first one serves twice, the last for
-    ever. periods: in steps of 16 tiles, so that at `batch` tiles each lasts 16 / batch times as many steps.
+    It waits for `step % period == 1`, then continues with the next period. The first period is used twice, the last
+    one until the end. periods: in steps of 16 tiles; with `batch` tiles, each has 16 / batch times as many steps.
     """
     lengths = [max(1, int(period / batch * 16)) for period in periods]
     updates, step = set(), 1

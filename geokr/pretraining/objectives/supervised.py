@@ -1,4 +1,4 @@
-"""Objective `supervised`: the label alone, without a teacher."""
+"""Objective `supervised`: only the label, without a teacher."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -32,4 +32,4 @@ class Supervised:
         return torch.stack([kl, kl], dim=1)
 
     def update(self, step: int) -> None:
-        """Nothing changes but the student."""
+        """Do nothing: only the student changes."""

@@ -303,7 +303,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_summary_of_an_unfinished_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="built to the end") as caught:
+    with pytest.raises(ValueError, match="a finished data set") as caught:
         read_summary(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / DATASET}: ")
     (tmp_path / DATASET).write_text(json.dumps({"schema": 1}))

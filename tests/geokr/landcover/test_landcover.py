@@ -584,7 +584,7 @@ def test_sheets_are_found_in_several_directories_by_product_and_year(
     ):
         (tmp_path / name).write_text("not a sheet")
     covers = find_landcover([tmp_path / "a", str(tmp_path / "b"), tmp_path / "c" / "nlcd2011.tif"])
-    assert caplog.messages == [f"{tmp_path}/a/dem.tif and 1 more: no product names its sheets so; passed over"]
+    assert caplog.messages == [f"{tmp_path}/a/dem.tif and 1 more: no product matches this file name; ignored"]
     assert {cover.name: len(cover.sheets) for cover in covers} == {
         "globeland30_2010": 1,
         "globeland30_2020": 2,
@@ -643,7 +643,7 @@ def test_a_file_that_is_no_raster_is_refused(tmp_path: Path) -> None:
 def test_a_sheet_that_is_cut_short_is_refused_before_it_is_needed(tmp_path: Path) -> None:
     path = at((105.0, 22.5), side=300, size=30.0).write(tmp_path / "n48_20_2020lc030.tif")
     path.write_bytes(path.read_bytes()[:-30_000])
-    assert refused([path]) == f"{path}: its last cells cannot be read; is it cut short?"
+    assert refused([path]) == f"{path}: its last block cannot be read; the file may be truncated"
 
 
 def test_a_sheet_that_is_damaged_is_told_when_it_is_read(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_a_taxonomy_of_the_users_is_named_by_the_rows_themselves(tmp_path: Path)
     assert legend.taxonomy == "weather-3"
     assert legend.shares([5]).tolist() == [[0.75, 0.0, 0.25]]
     message = refusal(product(tmp_path, '{ code = 5, to = "water" }'), mine)
-    assert "code 5 does not say what it is in the taxonomy weather" in message
+    assert "code 5 has no key `weather` to give its class in the taxonomy" in message
 
 
 def test_a_taxonomy_that_follows_from_the_base_takes_every_product(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_taxonomy_that_follows_from_the_base_takes_every_product(tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        (WEATHER + '[base]\nwater = "wet"\n', "`base` speaks of ['water']"),
+        (WEATHER + '[base]\nwater = "wet"\n', "`base` maps ['water']"),
         (WEATHER + "[base]\n" + "\n".join(f'{name} = "moist"' for name in CLASSES), "goes to ['moist']"),
         (WEATHER + "[base]\n" + "\n".join(f"{name} = {{ wet = 0.5 }}" for name in CLASSES), "sum to 1"),
         (WEATHER.replace("dry", "wet"), "a class is named twice"),
@@ -220,7 +220,9 @@ def test_a_broken_taxonomy_is_refused_by_name_and_fault(tmp_path: Path, text: st
 
 
 def test_a_taxonomy_that_is_nowhere_is_told_which_there_are() -> None:
-    with pytest.raises(ValueError, match=r"nowhere: no taxonomy of that name, and no file; there are .*paper, own"):
+    with pytest.raises(
+        ValueError, match=r"nowhere: no taxonomy of that name, and no such file; available: .*paper, own"
+    ):
         read_taxonomy("nowhere")
 
 
@@ -238,8 +240,8 @@ def test_a_taxonomy_that_is_nowhere_is_told_which_there_are() -> None:
         ("{ code = 5, to = { water = 0.5, bare = 0.4 } }", "sum to 1"),
         ("{ code = 5, to = { water = 1.5, bare = -0.5 } }", "code 5"),
         ("{ code = 5, to = {} }", "sum to 1"),
-        ('{ code = 5.5, to = "water" }', "code 5.5 is not a whole number"),
-        ('{ code = "5", to = "water" }', "code '5' is not a whole number"),
+        ('{ code = 5.5, to = "water" }', "code 5.5 is not an integer"),
+        ('{ code = "5", to = "water" }', "code '5' is not an integer"),
         ("{ code = 5, to = 7 }", "int"),
         ('{ code = 5, to = { water = "all" } }', "all"),
         ("{ code = 5 }", "'to' is missing"),
@@ -276,8 +278,8 @@ def test_a_broken_file_is_refused_by_name_and_fault(tmp_path: Path, text: bytes,
     ("change", "fault"),
     [
         ({"codes": {1: (1.0,)}}, "code 1"),
-        ({"codes": {1: (0.0,) * 10}}, "sum to 1"),
-        ({"codes": {1: (float("nan"),) * 10}}, "sum to 1"),
+        ({"codes": {1: (0.0,) * 10}}, "a sum above 0 and at most 1"),
+        ({"codes": {1: (float("nan"),) * 10}}, "a sum above 0 and at most 1"),
         ({"codes": {1: (1.0,) + (0.0,) * 9}, "ignored": frozenset({1})}, "both ignored and mapped"),
     ],
 )

@@ -309,7 +309,7 @@ def test_a_sheet_counts_within_its_nominal_extent(
 def test_a_zone_that_is_none_is_refused_or_meets_no_other(tmp_path: Path, file: str) -> None:
     write(tmp_path, Example(file, LONLAT, (9.5, 78.0), 0.001, ("",), {10: ""}))
     if file.startswith("00"):
-        with pytest.raises(LandCoverError, match="the military grid has no zone 0R"):
+        with pytest.raises(LandCoverError, match="MGRS has no grid zone 0R"):
             find_landcover([tmp_path])
     else:
         assert find_landcover([tmp_path])[0].sheets[0].extent == (6, 72, 12, 84)
@@ -325,7 +325,7 @@ def test_a_file_with_other_bands_than_years_is_refused(tmp_path: Path) -> None:
 def test_a_raster_of_fractions_is_refused(tmp_path: Path) -> None:
     file = "DynamicWorld_2021.tif"
     path = write(tmp_path, Example(file, LONLAT, (102.0, 24.0), 0.001, ("",), {10: ""}, dtype="float32"))
-    with pytest.raises(LandCoverError, match=f"{path}: its cells are of type float32, expected whole numbers"):
+    with pytest.raises(LandCoverError, match=f"{path}: its cells are of type float32, expected integers"):
         find_landcover([tmp_path])
 
 
@@ -403,14 +403,14 @@ def test_the_users_description_goes_before_a_shipped_one(tmp_path: Path) -> None
     ("text", "fault"),
     [
         (MINE.replace('name = "mine"', ""), "'name' is missing"),
-        (MINE.replace('"mine"', '"My map"'), "must be of small letters"),
+        (MINE.replace('"mine"', '"My map"'), "may contain only lower-case letters"),
         (MINE.replace("[[sheets]]", "[[sheet]]"), "'sheets' is missing"),
         (MINE.replace("(?P<year>", "("), "no group `year` in its name"),
         (MINE.replace("(?P<year>", "(?P<year"), "not a regular expression"),
-        (MINE.replace('"bounds"', '"around"'), "no sheet can have the extent 'around'"),
+        (MINE.replace('"bounds"', '"around"'), "unknown extent 'around'"),
         (MINE.replace('"bounds"', '"grid_zone"'), "no group ['band', 'zone']"),
         (MINE.replace('extent = "bounds"', ""), "'extent' is missing"),
-        (MINE.replace('"bounds"', '{ degrees = 3, corner = "middle" }'), "no sheet can have the extent"),
+        (MINE.replace('"bounds"', '{ degrees = 3, corner = "middle" }'), "unknown extent"),
         ("name = ", "not a TOML file"),
     ],
 )
@@ -444,7 +444,7 @@ def test_a_legend_with_a_fault_is_refused_before_work_starts(
 def test_a_description_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LandCoverError, match=r"mine\.toml: cannot be read: No such file"):
         load_products([tmp_path / "mine.toml"])
-    with pytest.raises(LandCoverError, match=r"no \.toml file is in there"):
+    with pytest.raises(LandCoverError, match=r"the directory contains no \.toml file"):
         load_products([tmp_path])
 
 
@@ -467,7 +467,7 @@ def test_the_products_are_listed_and_described(capsys: pytest.CaptureFixture[str
     status, out, _ = run(capsys, "describe", "esri", "--taxonomy", "own")
     assert " rangeland" in out
     status, _, err = run(capsys, "describe", "nothing")
-    assert (status, err.startswith("error: nothing: no such product; there are cci_lc, ")) == (2, True)
+    assert (status, err.startswith("error: nothing: no such product; available: cci_lc, ")) == (2, True)
 
 
 def test_a_directory_is_checked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -477,8 +477,8 @@ def test_a_directory_is_checked(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert status == 0
     assert "globeland30_2010: 1 sheets" in out
     assert "WGS 84 / UTM zone 48N (EPSG:32648)" in out
-    assert "codes in 54 cells, of some blocks of each sheet: 0 16.7 %, 10 16.7 %" in out
-    assert "not placed" not in out
+    assert "codes in 54 cells (a sample of blocks of each sheet): 0 16.7 %, 10 16.7 %" in out
+    assert "not recognised" not in out
 
 
 def test_a_check_tells_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -488,14 +488,14 @@ def test_a_check_tells_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_pat
     (tmp_path / "dem.tif").write_bytes(b"")
     status, out, _ = run(capsys, "check", str(tmp_path), "--legend", str(own(tmp_path)), "--all")
     assert status == 1
-    assert f"code 3000 is not in the legend, first met in {tmp_path / 'ours_2018.tif'}" in out
+    assert f"code 3000 is not in the legend, first seen in {tmp_path / 'ours_2018.tif'}" in out
     assert f"cannot be used: {bad}: not a raster that can be read" in out
-    assert f"not placed: {tmp_path / 'dem.tif'}" in out
+    assert f"not recognised: {tmp_path / 'dem.tif'}" in out
     status, _, err = run(capsys, "check", str(tmp_path / "nowhere"))
     assert (status, "no such file or directory" in err) == (2, True)
     (tmp_path / "empty").mkdir()
     status, out, _ = run(capsys, "check", str(tmp_path / "empty"))
-    assert (status, "no land-cover sheet is recognised here" in out) == (1, True)
+    assert (status, "no land-cover sheet recognised" in out) == (1, True)
 
 
 def test_a_check_looks_into_some_blocks_or_all(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -507,6 +507,6 @@ def test_a_check_looks_into_some_blocks_or_all(capsys: pytest.CaptureFixture[str
     with rasterio.open(path, "w", **profile, transform=transform, blockxsize=16, blockysize=16, tiled=True) as file:
         file.write(cells, 1)
     status, out, _ = run(capsys, "check", str(tmp_path))
-    assert (status, "codes in 4096 cells, of some blocks" in out) == (0, True)
+    assert (status, "codes in 4096 cells (a sample of blocks" in out) == (0, True)
     status, out, _ = run(capsys, "check", str(tmp_path), "--all")
     assert (status, "codes in 6400 cells: " in out, "code 77 is not in the legend" in out) == (1, True, True)

@@ -55,7 +55,7 @@ def test_conditions_choose_tiles(described: Path, where: tuple[str, ...], expect
         ("gsd", "not a condition: 'gsd'; expected one like"),
         ("gsd<2|3", "< takes one value"),
         ("sensor=a||b", "= takes one value"),
-        ("year_gap<soon", r"index\.parquet: year_gap<soon: soon is not of its type, int32"),
+        ("year_gap<soon", r"index\.parquet: year_gap<soon: soon is not of the column's type, int32"),
         ("cirrus<1", r"index\.parquet has no column cirrus, only tile, scene"),
         ("year_gap>100", "no tile of split train with known >= 0 and year_gap>100"),
         ("__import__('os')=1", "not a condition"),
@@ -98,13 +98,15 @@ def test_weights_are_products_of_columns(described: Path) -> None:
 
 
 def test_a_weight_that_is_none_is_refused(described: Path) -> None:
-    with pytest.raises(ValueError, match=r"1 of 6 chosen tiles have no weight, or a negative one, by agreement"):
+    with pytest.raises(ValueError, match=r"1 of 6 selected tiles have a missing or negative weight \(agreement\)"):
         select_tiles(described, Selection("train", weight=("agreement",)))
-    with pytest.raises(ValueError, match="6 of 6 chosen tiles have no weight, or a negative one, by the function"):
+    with pytest.raises(
+        ValueError, match=r"6 of 6 selected tiles have a missing or negative weight \(the weight function\)"
+    ):
         select_tiles(described, Selection("train", weight=lambda rows: np.full(rows.num_rows, -1.0)))
-    with pytest.raises(ValueError, match="the weight of every chosen tile is 0"):
+    with pytest.raises(ValueError, match="the weight of every selected tile is 0"):
         select_tiles(described, Selection("train", where=("year_gap=0",), weight=("year_gap",)))
-    with pytest.raises(ValueError, match=r"gave an array of shape \(2,\), expected \(6,\)"):
+    with pytest.raises(ValueError, match=r"returned an array of shape \(2,\), expected \(6,\)"):
         select_tiles(described, Selection("train", weight=lambda rows: np.ones(2)))
     with pytest.raises(ValueError, match="has no column cirrus"):
         select_tiles(described, Selection("train", weight=("cirrus",)))

@@ -201,7 +201,7 @@ def test_numbers_of_another_step_are_not_in_the_card(run: Path, tmp_path: Path) 
     (tmp_path / "run/metrics.json").write_text(json.dumps(metrics | {"steps": 2}))
     assert export.main([str(tmp_path / "run"), "--out", str(tmp_path / "model")]) == 0
     card = (tmp_path / "model/README.md").read_text()
-    assert "| not judged at this step | |" in card
+    assert "| not validated at this step | |" in card
     assert f"{metrics['val_kl']:.4f}" not in card
 
 
@@ -290,7 +290,7 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, caplog: pyt
         return made(name, **settings)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ValueError, match=r"cannot be had \(no route to host\); set pretrained to a file"):
+    with pytest.raises(ValueError, match=r"are not available \(no route to host\); set pretrained to a file"):
         build("test_resnet", RGB, 3, 32, True)
     _, start = build("test_resnet", RGB, 3, 32, "auto")
     assert start == "random weights"

@@ -115,7 +115,7 @@ def test_stopping_at_any_step_changes_nothing(
         if learner.step == at:
             signal.raise_signal(number)
 
-    monkeypatch.setattr(train, "learn", interrupted)
+    monkeypatch.setattr(train, "train_step", interrupted)
     for following in [*stops, (0, signal.SIGINT)]:
         assert command(coloured, parts, *settings) == 128 + number
         assert load(parts / LAST).step == at
@@ -141,7 +141,7 @@ def test_a_kill_between_checkpoints_loses_only_the_steps_since(
         train_step(learner, batch)
 
     run = tmp_path / "run"
-    monkeypatch.setattr(train, "learn", killed)
+    monkeypatch.setattr(train, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
         command(coloured, run, *settings)
     monkeypatch.undo()
@@ -168,7 +168,7 @@ def test_a_finished_run_says_so(coloured: Path, tmp_path: Path, capsys: pytest.C
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     capsys.readouterr()
     assert command(coloured, tmp_path, "steps=2", "prefetch=1") == 0
-    assert capsys.readouterr().err == f"{tmp_path}: finished after 2 steps; delete it to begin again\n"
+    assert capsys.readouterr().err == f"{tmp_path}: finished after 2 steps; delete it to start again\n"
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
 
 
@@ -192,8 +192,8 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
         assert message.count("\n") == 1
         return message.removeprefix("geokr.train: ")
 
-    other = f"{run}/last.pt is of a run with other settings or tiles"
-    ways = f"go back to those, give another --out, delete {run}, or add --restart-if-changed\n"
+    other = f"{run}/last.pt belongs to a run with other settings or tiles"
+    ways = f"restore these, choose another --out, delete {run}, or add --restart-if-changed\n"
     assert refused(dataset, "steps=1", "lr=0.5") == f"{other} (lr 0.001, now 0.5): {ways}"
     more = grey(build, tmp_path / "more", 90, tiles=17)
     assert refused(more, "steps=1") == f"{other} (other training tiles): {ways}"
@@ -418,7 +418,7 @@ def test_of_a_pair_the_teacher_sees_the_other_date(build, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("settings", [["objective=supervised"], ["shuffle_buffer=64"]])
 def test_pairs_need_two_views_and_a_permutation(coloured: Path, settings: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"pairs (are for objectives with two views|cannot be read with a shuffle)"):
+    with pytest.raises(ValueError, match=r"pairs (need an objective with two views|cannot be read with a shuffle)"):
         train.make_loaders(str(coloured), configure("geokr", None, ["pairs=true", *settings]), ALONE)
 
 
@@ -435,7 +435,7 @@ def test_what_an_objective_remembers_survives_a_stop(
         if learner.step == 4:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(train, "learn", interrupted)
+    monkeypatch.setattr(train, "train_step", interrupted)
     assert command(coloured, parts, "steps=9") == 128 + signal.SIGINT
     assert command(coloured, parts, "steps=9") == 0
     assert same_state(whole / LAST, parts / LAST)
@@ -527,7 +527,7 @@ def test_activations_computed_again_change_nothing(coloured: Path) -> None:
     train_step(kept, next(iter(kept.training)))
     assert len(calls) == 2
     for network in ("student", "teacher"):
-        states = [getattr(learner, network).state_dict() for learner in (kept, again)]
+        states = [learner.objective.networks[network].state_dict() for learner in (kept, again)]
         for name, value in states[0].items():
             assert torch.allclose(value, states[1][name], atol=1e-6), name
 
@@ -577,7 +577,7 @@ def test_stopping_and_going_on_holds_for_all_of_the_state(
         if learner.step == 5:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(train, "learn", interrupted)
+    monkeypatch.setattr(train, "train_step", interrupted)
     assert command(coloured, tmp_path / "parts", *settings) == 128 + signal.SIGTERM
     assert bool(load(tmp_path / "parts" / LAST).scaler) == ("amp=fp16" in settings)
     monkeypatch.undo()
@@ -684,8 +684,8 @@ from geokr.pretraining.processes import process_group, unsharded
 from tests.queue_objective import Queue
 
 data, out, *settings = sys.argv[1:]
-learners, begin, learn = [], train.begin, train.learn
-train.begin = lambda *arguments: learners.append(begin(*arguments)) or learners[-1]
+learners, begin, learn = [], train.create_learner, train.train_step
+train.create_learner = lambda *arguments: learners.append(begin(*arguments)) or learners[-1]
 
 def stopped(learner, batch):
     learn(learner, batch)
@@ -699,9 +699,9 @@ with process_group("cpu") as process:
     assert run("copied", "model=test_vit") == 0
     assert run("batch-norm", "model=test_resnet") == 0
     assert run("shared", "model=test_vit", "shard=true") == 0
-    train.learn = stopped
+    train.train_step = stopped
     assert run("stopped", "model=test_vit", "shard=true", "steps=14") == 128 + signal.SIGTERM
-    train.learn = learn
+    train.train_step = learn
     stopped_at = learners[-1].step
     assert run("stopped", "model=test_vit", "shard=false", "steps=14") == 0
     assert run("not-stopped", "model=test_vit", "steps=14") == 0

@@ -165,7 +165,7 @@ def test_what_cannot_be_read_is_a_sentence(tmp_path: Path, s3: Server, served: s
         f"s3://bucket/{tmp_path.name}/none": "no such file or directory",
         f"{served}/none": "no such file or directory",
         f"{served}/forbidden/a.tgz": "the server answers 403 Forbidden",
-        f"{served}/a.tgz?key=1": "an address with a query is not read by ranges",
+        f"{served}/a.tgz?key=1": "an address with a query cannot be read by ranges of bytes",
     }.items():
         for reading in (inputs.stat, inputs.sample_digest, inputs.open_file):
             with pytest.raises(OSError, match=r"^[^\n]+$") as caught:
@@ -276,7 +276,7 @@ def test_metadata_of_megabytes_is_not_fetched(tmp_path: Path, s3: Server) -> Non
     with s3.listening() as asked:
         (refusal,) = found(url)
     assert isinstance(refusal, Refusal)
-    assert "there is no product XML beside it" in refusal.detail
+    assert "there is no product XML next to it" in refusal.detail
     assert f"GET /bucket/{tmp_path.name}/{NAME}/{STEM}.rpb" in asked
     assert f"GET /bucket/{tmp_path.name}/{NAME}/{STEM}.xml" not in asked
 
@@ -346,7 +346,7 @@ def test_land_cover_in_a_bucket_is_that_on_a_disk(
         assert landcover(["check", place]) == 0
         said.append(capsys.readouterr().out.replace(place, "PLACE"))
     assert said[0] == said[1]
-    assert "not placed: PLACE/lulc.tif" in said[0]
+    assert "not recognised: PLACE/lulc.tif" in said[0]
 
 
 def test_land_cover_over_http_is_that_on_a_disk(tmp_path: Path, served: str) -> None:

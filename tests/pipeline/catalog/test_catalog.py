@@ -139,7 +139,7 @@ def test_each_radiometry_is_decided_by_the_survey(tmp_path: Path) -> None:
     assert toa is not None
     assert toa.numbers["gain"] == [0.2] * 4
     assert toa.numbers["solar_zenith"] == pytest.approx(4.3, abs=1)  # near noon in May, at 25 N 105 E
-    with pytest.raises(SceneError, match=r"calibration\.csv has no coefficients of GF1 PMS1 2020 blue; give a table"):
+    with pytest.raises(SceneError, match=r"calibration\.csv has no coefficients for GF1 PMS1 2020 blue; give a table"):
         surveyed(scene, radiometry="toa")
     scaled = replace(scene, images=(replace(scene.images[0], scales=(1e-4,) * 4, offsets=(-0.1,) * 4),))
     own = surveyed(scaled, radiometry="toa").radiometry
@@ -364,7 +364,7 @@ def test_a_scene_delivered_twice_counts_once(tmp_path: Path) -> None:
         refused = quarantine.read(tmp_path / "out")
         assert [(item["scene"], item["reason"]) for item in refused] == [(NAME, "duplicate")] * 2
         places = (scenes / "m.tar", scenes / "z" / f"{STEM}.tiff")
-        wanted = [f"{place}: the scene is there already, from {entry.scene.images[0].path}" for place in places]
+        wanted = [f"{place}: the scene was already found in {entry.scene.images[0].path}" for place in places]
         assert sorted(item["detail"] for item in refused) == sorted(wanted)
 
 
@@ -450,7 +450,7 @@ def test_a_dem_of_elsewhere_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "scenes" / "a", members())
     away = Affine(0.001, 0, LON + 10, 0, -0.001, LAT + 10)
     dem = write_dem(tmp_path / "dem.tif", np.full((50, 50), 400.0), away, "EPSG:4326")
-    with pytest.raises(ConfigError, match=r"dem\.tif: it covers none of the scenes that need heights"):
+    with pytest.raises(ConfigError, match=r"dem\.tif: the DEM covers none of the scenes that need heights"):
         catalog.run(config(tmp_path, dem=dem), None)
     assert not (tmp_path / "out" / CATALOG).exists()
 
@@ -545,9 +545,9 @@ def test_a_ground_without_dem_is_said_aloud(tmp_path: Path, caplog: pytest.LogCa
         catalog.run(config(tmp_path), None)
         catalog.run(config(tmp_path, dem=slope(tmp_path, holes=True)), None)
     said = [record.getMessage() for record in caplog.records]
-    assert f"{NAME}: no DEM: the ground is taken as flat at 500 m above the ellipsoid" in said[0]
-    assert "dem.tif does not say what its heights are above; they are taken as above the ellipsoid" in said[1]
-    assert f"{NAME}: 77 cells of the DEM hold no height; they were interpolated" in said[2]
+    assert f"{NAME}: no DEM: the ground is assumed flat at 500 m above the ellipsoid" in said[0]
+    assert "dem.tif does not state what its heights refer to; they are used as heights above the ellipsoid" in said[1]
+    assert f"{NAME}: 77 cells of the DEM have no height; they were interpolated" in said[2]
     assert len(said) == 3
 
 
@@ -559,7 +559,8 @@ def test_a_dem_that_ends_within_the_scene_is_said_aloud(tmp_path: Path, caplog: 
         half = write_dem(tmp_path / "half.tif", west, file.transform, file.crs.to_string())
     with caplog.at_level(logging.WARNING):
         catalog.run(config(tmp_path, dem=half), None)
-    assert any("of the outline; the rest is taken as flat at 500 m" in record.getMessage() for record in caplog.records)
+    message = "of the footprint; the rest is assumed flat at 500 m"
+    assert any(message in record.getMessage() for record in caplog.records)
 
 
 def test_a_dem_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -573,10 +574,10 @@ def test_a_dem_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_a_directory_without_scenes_is_said(tmp_path: Path) -> None:
     (tmp_path / "scenes").mkdir()
-    with pytest.raises(ConfigError, match="no TIFF and no archive is in there"):
+    with pytest.raises(ConfigError, match="no TIFF, archive or STAC item found"):
         catalog.run(config(tmp_path), None)
     (tmp_path / "scenes" / "photo.tif").write_bytes(tiff(coordinates()))
-    with pytest.raises(ConfigError, match=r"none of the scenes can be used; .*quarantine.jsonl says why"):
+    with pytest.raises(ConfigError, match=r"none of the scenes can be used; see .*quarantine.jsonl for the reasons"):
         catalog.run(config(tmp_path), None)
 
 

@@ -103,7 +103,7 @@ def test_a_block_outside_the_grid_is_refused(at: tuple[int, int]) -> None:
         ((40, 60), 10, 0, 2, "stride must be in 1..10 px, got 0"),
         ((40, 60), 10, 11, 2, "stride must be in 1..10 px, got 11"),
         ((40, 60), 10, 10, 0, "block must be at least 1 tile, got 0"),
-        ((45, 60), 10, 10, 2, "45 px is not a whole number of tiles of 10 px every 10 px"),
+        ((45, 60), 10, 10, 2, "45 px is not a whole number of tiles of 10 px with stride 10 px"),
         ((40, 9), 10, 10, 2, "9 px is not a whole number of tiles"),
     ],
 )

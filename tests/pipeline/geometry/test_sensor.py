@@ -148,8 +148,8 @@ def test_heights_are_broadcast() -> None:
         ({"lat_scale": 0.0}, "lat_scale must be a positive number, got 0.0"),
         ({"lon_scale": -0.1}, "lon_scale must be a positive number, got -0.1"),
         ({"height_scale": math.nan}, "height_scale must be a positive number, got nan"),
-        ({"lat_off": 95.0}, "latitude 95.0, longitude 105.3 is no place on Earth"),
-        ({"lon_off": 400.0}, "latitude 24.8, longitude 400.0 is no place on Earth"),
+        ({"lat_off": 95.0}, "latitude 95.0, longitude 105.3 is not a place on Earth"),
+        ({"lon_off": 400.0}, "latitude 24.8, longitude 400.0 is not a place on Earth"),
     ],
 )
 def test_a_camera_refuses_nonsense_by_name(change: dict[str, Any], sentence: str) -> None:
@@ -196,5 +196,5 @@ def test_a_model_comes_back_from_json(model: RPC | Georeferenced) -> None:
 
 
 def test_a_model_of_unknown_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="no sensor model is called 'sar'"):
+    with pytest.raises(ValueError, match="unknown sensor model 'sar'"):
         model_from_json({"kind": "sar"})

@@ -149,7 +149,7 @@ def test_a_dem_of_the_whole_earth_goes_on_past_its_edge(tmp_path: Path, left: fl
     assert Terrain(dem, FLAT).relief(lons, lats).cells.size < 100  # and not all the way round
     coarse = Terrain(dem, FLAT).relief(lons, lats, most=10)
     assert coarse.cells.size < 20
-    assert coarse.at(*coarse.place(lons, lats)) == pytest.approx(found, abs=0.5)
+    assert coarse.heights_at(*coarse.cell_coordinates(lons, lats)) == pytest.approx(found, abs=0.5)
 
 
 @pytest.mark.parametrize("lon", [179.95, -179.95, 180.0])

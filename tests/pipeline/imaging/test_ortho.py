@@ -259,7 +259,7 @@ def test_an_image_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None
 def test_a_gsd_that_asks_for_half_the_world_is_refused(tmp_path: Path) -> None:
     """What OpenCV cannot resample is said before it is read."""
     image = image_of(tmp_path / "image.tif", coordinates(), camera(40_000, 60))
-    with pytest.raises(SceneError, match=r"image\.tif: a block of 40 x 8 px at 8 m draws on 40000 x 60 px of it"):
+    with pytest.raises(SceneError, match=r"image\.tif: a block of 40 x 8 px at 8 m needs 40000 x 60 px of the image"):
         orthorectify(area(40, 8, 10_000.0), replace(image, width=40_000, height=60), FLAT)
 
 

@@ -97,7 +97,7 @@ def test_the_weighted_sum_of_the_bands_becomes_the_panchromatic_image() -> None:
     [
         ((0.5, 0.5), "2 weights for 3 bands"),
         ((0.5, -0.1, 0.6), "weights must not be negative"),
-        ((0.0, 0.0, 0.0), "not all be 0"),
+        ((0.0, 0.0, 0.0), "must not all be 0"),
     ],
 )
 def test_weights_that_make_no_sense_are_refused(weights: tuple[float, ...], sentence: str) -> None:
@@ -106,7 +106,7 @@ def test_weights_that_make_no_sense_are_refused(weights: tuple[float, ...], sent
 
 
 def test_images_of_two_grids_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(2, 3\) panchromatic pixels for \(2, 2\) of colour"):
+    with pytest.raises(ValueError, match=r"the panchromatic image has shape \(2, 3\), the colour image \(2, 2\)"):
         brovey(np.ones((2, 2, 3), np.uint8), np.ones((2, 3), np.uint8), equal_weights(3))
 
 

@@ -88,7 +88,7 @@ def test_a_zero_in_one_band_of_several_counts() -> None:
     [
         (0, True, "the image holds no data"),
         (7, False, "the image holds no data"),
-        (7, True, "the image has one value, 7, from its 1 to its 99 % percentile"),
+        (7, True, "the image has one value, 7, from its 1 % to its 99 % percentile"),
     ],
 )
 def test_an_image_without_contrast_is_refused(value: int, valid: bool, sentence: str) -> None:
@@ -179,7 +179,7 @@ def test_stored_pixels_turn_back_into_digital_numbers(radiometry: Radiometry) ->
 
 
 def test_radiometry_refuses_bands_it_has_no_numbers_for() -> None:
-    with pytest.raises(ValueError, match="3 bands, but numbers for 4"):
+    with pytest.raises(ValueError, match="the pixels have 3 bands, but the radiometry has 4"):
         unchanged_numbers("uint16", 4).apply(np.zeros((2, 2, 3), np.uint16))
 
 
@@ -204,7 +204,7 @@ def test_reflectance_is_that_of_the_formula_written_out() -> None:
 
 
 def test_reflectance_without_a_sun_is_refused() -> None:
-    with pytest.raises(RadiometryError, match=r"the Sun stands 88\.0 degrees from the zenith"):
+    with pytest.raises(RadiometryError, match=r"the Sun is 88\.0 degrees from the zenith"):
         toa_radiometry(GF2, 88.0, 1.0)
 
 
@@ -232,14 +232,14 @@ HEADER = "satellite,sensor,year,band,gain,offset,irradiance\n"
     [
         ("GF1,WFV1,2013,blue,5.851,0.0039,1968", r"line 2: GF1 WFV1 2013 blue: a gain of 5.851 .* reciprocal\?"),
         ("GF2,PMS2,2015,pan,0,0,1364", "line 2: GF2 PMS2 2015 pan: the gain must be positive, got 0"),
-        ("GF1,PMS1,2015,blue,0.211,0,1543", "a solar irradiance of 1543 W/m2/um; in the band blue it is 1850 to 2050"),
-        ("GF1,PMS1,2015,green,0.18,0,1543", "in the band green it is 1750 to 1950"),
+        ("GF1,PMS1,2015,blue,0.211,0,1543", "the solar irradiance of band blue must be 1850 to 2050 W/m2/um, got 1543"),
+        ("GF1,PMS1,2015,green,0.18,0,1543", "the solar irradiance of band green must be 1750 to 1950"),
         ("GF1,PMS1,2015,blue,-0.2,0,1945", "the gain must be positive"),
-        ("GF1,PMS1,2015,blue,nan,0,1945", "a value that is not a finite number"),
-        ("GF1,PMS1,2015,blue,0.2,80,1945", "makes a reflectance of more than 0.1 by itself"),
+        ("GF1,PMS1,2015,blue,nan,0,1945", "a value is not a finite number"),
+        ("GF1,PMS1,2015,blue,0.2,80,1945", "alone gives a reflectance of more than 0.1"),
         ("GF1,PMS1,x,blue,0.2,0,1945", "line 2: invalid literal"),
         ("GF1,PMS1,2015,blue,0.2", "line 2: "),
-        ("GF1,PMS1,2015,blue,0.2,0,1945\nGF1,PMS1,2015,blue,0.2,0,1945", "line 3: GF1 PMS1 2015 blue is there twice"),
+        ("GF1,PMS1,2015,blue,0.2,0,1945\nGF1,PMS1,2015,blue,0.2,0,1945", "line 3: GF1 PMS1 2015 blue is listed twice"),
     ],
 )
 def test_a_row_that_cannot_be_right_is_refused_by_line(tmp_path: Path, row: str, sentence: str) -> None:

@@ -214,7 +214,7 @@ BAD: dict[str, tuple[Files, str, str]] = {
     "empty image": (changed(".tiff", lambda b: b""), f"{STEM}.tiff", "not an image that can be opened"),
     "no image at all": (changed(".tiff", lambda b: b"<html>404</html>"), f"{STEM}.tiff", "not an image"),
     "cut in its header": (changed(".tiff", lambda b: b[:40]), f"{STEM}.tiff", "not an image that can be opened"),
-    "no RPB": (without(".rpb"), f"{STEM}.tiff", "there is no RPB beside it, and the image has no georeference"),
+    "no RPB": (without(".rpb"), f"{STEM}.tiff", "there is no RPB next to it, and the image has no georeference"),
     "empty RPB": (changed(".rpb", lambda b: b""), f"{STEM}.rpb", "the file is empty"),
     "RPB of zeros": (changed(".rpb", lambda b: bytes(len(b))), f"{STEM}.rpb", "lineOffset is missing"),
     "broken RPB": (changed(".rpb", lambda b: b[: len(b) // 2]), f"{STEM}.rpb", "is missing"),
@@ -226,14 +226,14 @@ BAD: dict[str, tuple[Files, str, str]] = {
     "RPB of another place": (
         changed(".rpb", lambda b: rpb(camera(lon=LON - 10)).encode()),
         f"{STEM}.rpb",
-        "it places the image at 95.3 E 24.8 N, 10 degrees from where its name says",
+        "it places the image at 95.3 E 24.8 N, 10 degrees from the centre in its name",
     ),
     "RPB that sees no ground": (
         changed(".rpb", lambda b: rpb(replace(camera(), line_num=camera().samp_num)).encode()),
         f"{STEM}.tiff",
         "the RPC has no ground point for a pixel of the image",
     ),
-    "no XML": (without(".xml"), f"{STEM}.tiff", "there is no product XML beside it"),
+    "no XML": (without(".xml"), f"{STEM}.tiff", "there is no product XML next to it"),
     "empty XML": (changed(".xml", lambda b: b""), f"{STEM}.xml", "the file is empty"),
     "cut XML": (changed(".xml", lambda b: b[:-9]), f"{STEM}.xml", "not a product XML"),
     "XML with entities": (
@@ -271,12 +271,12 @@ BAD: dict[str, tuple[Files, str, str]] = {
     "a CRS without a place on Earth": (
         {"plan.tif": tiff(coordinates(), crs='LOCAL_CS["site",UNIT["metre",1]]', transform=PLACED["transform"])},
         "plan.tif",
-        "its coordinate system does not lead to longitude and latitude",
+        "its coordinate system cannot be converted to longitude and latitude",
     ),
     "nowhere": (
         {"far.tif": tiff(coordinates(), crs="EPSG:4326", transform=Affine(0.01, 0, 0, 0, -0.01, 120))},
         "far.tif",
-        "its georeference leads to no place on Earth",
+        "its georeference leads to coordinates that are not on Earth",
     ),
     "the whole world": (
         {"world.tif": tiff(coordinates(), crs="EPSG:4326", transform=Affine(4, 0, -180, 0, -2.5, 87.5))},
@@ -286,7 +286,7 @@ BAD: dict[str, tuple[Files, str, str]] = {
     "over the pole": (
         {"pole.tif": tiff(coordinates(), crs="EPSG:3031", transform=Affine(100, 0, -4000, 0, -100, 3000))},
         "pole.tif",
-        "it holds a pole, round which",
+        "it contains a pole, so it has no outline",
     ),
     "a transform without inverse": (
         {"flat.tif": tiff(coordinates(), crs="EPSG:32648", transform=Affine(0, 0, 5e5, 0, 0, 2.7e6))},
@@ -342,8 +342,13 @@ ARCHIVES: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
         "unreadable",
         "cannot be unpacked",
     ),
-    "without image": (".tar.gz", lambda p: write_archive(p, without(".tiff")), "no_image", "the archive holds no TIFF"),
-    "without anything": (".tar", lambda p: write_archive(p, {}), "no_image", "the archive holds no TIFF"),
+    "without image": (
+        ".tar.gz",
+        lambda p: write_archive(p, without(".tiff")),
+        "no_image",
+        "the archive contains no TIFF",
+    ),
+    "without anything": (".tar", lambda p: write_archive(p, {}), "no_image", "the archive contains no TIFF"),
     "of too many members": (".tar", too_many, "unreadable", "the archive has more than 10000 members"),
 }
 
@@ -392,8 +397,8 @@ def test_members_that_lead_outside_are_passed_over(tmp_path: Path) -> None:
     assert scene.id == NAME
     assert [fault.reason for fault in faults if isinstance(fault, Refusal)] == ["unsafe"] * 2
     assert [fault.detail for fault in faults if isinstance(fault, Refusal)] == [
-        f"{path}: its member '../above.tif' leads outside the archive, and is passed over",
-        f"{path}: so it is with 5 more of its members",
+        f"{path}: member '../above.tif' leads outside the archive; it is skipped",
+        f"{path}: further members skipped: 5",
     ]
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
@@ -408,9 +413,9 @@ def test_an_xml_that_is_only_a_link_is_none(tmp_path: Path) -> None:
         archive.addfile(entry)
     link, refusal = found(path)
     assert isinstance(link, Refusal)
-    assert f"its member '{STEM}.xml' is a link" in link.detail
+    assert f"member '{STEM}.xml' is a link" in link.detail
     assert isinstance(refusal, Refusal)
-    assert "there is no product XML beside it" in refusal.detail
+    assert "there is no product XML next to it" in refusal.detail
 
 
 def test_metadata_of_megabytes_is_none(tmp_path: Path) -> None:
@@ -418,7 +423,7 @@ def test_metadata_of_megabytes_is_none(tmp_path: Path) -> None:
     for path in (write_folder(tmp_path / "folder", files), write_archive(tmp_path / "archive.tar", files)):
         (refusal,) = found(path)
         assert isinstance(refusal, Refusal)
-        assert "there is no product XML beside it" in refusal.detail
+        assert "there is no product XML next to it" in refusal.detail
 
 
 def test_a_folder_that_cannot_be_listed_and_names_of_no_encoding_are_refused(tmp_path: Path) -> None:

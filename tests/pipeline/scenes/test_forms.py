@@ -98,7 +98,7 @@ def test_two_images_of_a_delivery_are_one_scene(tmp_path: Path, satellite: str, 
         (["MSS1"], "pansharpened", "no panchromatic image, but --imagery pansharpened needs one"),
         (["PAN1"], "mss", "no multispectral image, but --imagery mss needs one"),
         (["MSS1", "MSS2"], "mss", "2 multispectral images, but --imagery mss needs one"),
-        (["MSS1", "PAN1"], "pansharpened", "a panchromatic image of 4 bands"),
+        (["MSS1", "PAN1"], "pansharpened", "the panchromatic image has 4 bands"),
     ],
 )
 def test_an_image_that_is_not_there_is_named(

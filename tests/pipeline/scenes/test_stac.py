@@ -172,7 +172,7 @@ def test_a_panchromatic_asset_sharpens(tmp_path: Path) -> None:
     assert sharp.pan is not None
     assert (sharp.gsd, sharp.pan.gsd, sharp.bands) == (15.0, 15.0, ("red", "green", "blue", "nir"))
     (refusal,) = read_all(write(tmp_path / "b", *sentinel()), imagery="pansharpened")
-    assert "none of its assets holds pan" in refusal.detail
+    assert "none of its assets contains pan" in refusal.detail
 
 
 # --- where items are found
@@ -313,14 +313,14 @@ def spoiled(change: str) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 SPOILED = {
-    "no bands": "none of its assets holds red or green or blue or nir; they are scl",
+    "no bands": "none of its assets contains red or green or blue or nir; the assets are scl",
     "gone": "B04.tif: not an image that can be opened",
     "elsewhere": "its bbox is [10, 10, 11, 11], but",
     "floats": "pixels are ['float32'], expected uint8 or uint16",
-    "two types": "the pixels of its bands are of two types, uint16 and uint8",
-    "more bands": "its asset red is said to have 1 bands, but has 2",
+    "two types": "the pixels of its bands are of different types, uint16 and uint8",
+    "more bands": "its asset red should have 1 bands, but has 2",
     "no georeference": "its asset red has no georeference",
-    "a system of GDAL's": "/vsimem/B04.tif is no address of an image",
+    "a system of GDAL's": "/vsimem/B04.tif is not an address of an image",
     "a VRT": "not an image that can be opened",
     "an id that leads elsewhere": "'../../out' cannot be the name of a scene",
     "no id": "an item without id or assets",
@@ -342,8 +342,8 @@ def test_an_item_that_cannot_be_used_ends_in_a_sentence(tmp_path: Path, change: 
     ("text", "sentence"),
     [
         ("", "cannot be read as STAC"),
-        ("[1]", "the JSON is no object"),
-        ("{}", "no STAC Item, ItemCollection or Collection"),
+        ("[1]", "the JSON is not an object"),
+        ("{}", "not a STAC Item, ItemCollection, Collection or Catalog"),
         ('{"type": "FeatureCollection"}', "the collection has no list of features"),
         ("[" * 100_000, "cannot be read as STAC"),
     ],

@@ -112,7 +112,7 @@ def test_a_folder_that_may_be_anothers_is_not_used(tmp_path: Path, scratch: Path
     (tmp_path / "elsewhere").mkdir()
     scratch.symlink_to(tmp_path / "elsewhere")
     path = member_path(str(write_archive(tmp_path / "a.tgz", members())), IMAGE)
-    with pytest.raises(SceneError, match="belongs to somebody else; set GEOKR_SCRATCH"):
+    with pytest.raises(SceneError, match="belongs to another user; set GEOKR_SCRATCH"):
         local_copy(path).__enter__()
     assert not [*(tmp_path / "elsewhere").iterdir()]
 
@@ -184,7 +184,7 @@ def test_the_remains_of_a_killed_run_are_replaced(tmp_path: Path, scratch: Path)
 
 def test_an_archive_that_changed_since_it_was_listed_is_named(tmp_path: Path, scratch: Path) -> None:
     archive = write_archive(tmp_path / "a.tgz", members())
-    with pytest.raises(SceneError, match=r"a\.tgz: gone\.tif cannot be unpacked: it is not there any more"):
+    with pytest.raises(SceneError, match=r"a\.tgz: gone\.tif cannot be unpacked: the archive no longer contains it"):
         local_copy(member_path(str(archive), "gone.tif")).__enter__()
     archive.write_bytes(archive.read_bytes()[:9_000])
     with pytest.raises(SceneError, match=rf"a\.tgz: {IMAGE} cannot be unpacked"):

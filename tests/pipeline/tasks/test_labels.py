@@ -313,7 +313,7 @@ def test_of_a_scene_that_is_not_whole_the_rest_is_listed(dataset: Path, kind: st
     assert (whole.missing, listed.missing) == (0, 2)
     assert listed.columns["tile"].tolist() == whole.columns["tile"][~gone].tolist()
     status[:] = 0
-    with pytest.raises(layout.StoreError, match="none of the tiles of this scene are built"):
+    with pytest.raises(layout.StoreError, match="none of the tiles of this scene is built"):
         rows(dataset)
 
 

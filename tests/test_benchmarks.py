@@ -1,0 +1,121 @@
+"""Benchmarks on a machine without real data: they use made data, or report what they need and let the others run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import figure, labels, ortho, real_data, same_bytes, tiles, zion
+from geokr.landcover.discovery import find_landcover
+from geokr.landcover.shares import class_shares
+from pipeline.scenes.gaofen import parse_rpb
+
+
+@pytest.fixture(params=["unset", "empty"], autouse=True)
+def no_real_data(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GEOKR_REAL_DATA is unset, and there is no `data` folder; or it names an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GEOKR_REAL_DATA", raising=False)
+    if request.param == "empty":
+        (tmp_path / "real").mkdir()
+        monkeypatch.setenv("GEOKR_REAL_DATA", "real")
+
+
+@pytest.mark.parametrize(
+    ("main", "files"),
+    [(zion.main, "zion_landsat8.tif and zion_nlcd2011.tif"), (figure.main, "ESA_WorldCover_10m_2020_v100_N00E006")],
+)
+def test_a_benchmark_that_needs_real_data_reports_it_in_one_sentence(
+    main: Callable[[list[str]], int], files: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([]) == real_data.MISSING
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert f"did not run: it needs {files}" in output.err
+    assert "GEOKR_REAL_DATA" in output.err
+
+
+def test_a_file_that_is_missing_is_named_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "zion_landsat8.tif").touch()
+    assert zion.main(["--data", str(tmp_path)]) == real_data.MISSING
+    assert f"it needs zion_nlcd2011.tif in {tmp_path};" in capsys.readouterr().err
+
+
+def test_all_benchmarks_run_although_one_lacks_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[str] = []
+
+    def benchmark(name: str, status: int) -> Callable[[list[str]], int]:
+        return lambda _: runs.append(name) or status  # type: ignore[func-returns-value]
+
+    statuses = {"first": 0, "lacking": real_data.MISSING, "last": 0}
+    monkeypatch.setattr(command, "BENCHMARKS", {name: benchmark(name, status) for name, status in statuses.items()})
+    assert command.main([]) == 0
+    assert runs == ["first", "lacking", "last"]
+    assert command.main(["lacking"]) == real_data.MISSING
+    monkeypatch.setitem(command.BENCHMARKS, "failing", benchmark("failing", 1))
+    assert command.main([]) == 1
+    monkeypatch.setattr(command, "BENCHMARKS", {"lacking": benchmark("lacking", real_data.MISSING)})
+    assert command.main([]) == 0
+
+
+def test_ortho_runs_with_a_made_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = []
+
+    def multispectral(folder: Path, rpb: Path, source: str, rounds: int) -> bool:
+        sources.append(source)
+        for path, (width, height, _, gsd) in (
+            (rpb, ortho.MSS),
+            (rpb.with_name(ortho.rpb_name("PAN1")), ortho.PAN),
+        ):
+            rpc = parse_rpb(path.read_text())
+            col, row = np.array([0.0, width, width]), np.array([0.0, 0.0, height])
+            for ground in (0.0, ortho.ROUGH):
+                corners = rpc.image(*rpc.ground(col, row, np.array(ground)), np.array(ground))
+                assert np.abs(np.stack(corners) - (col, row)).max() < 1e-3
+            lon, lat = rpc.ground(col, row, np.array(1500.0))
+            side = np.hypot(np.diff(lon) * np.cos(np.radians(lat[0])), np.diff(lat)) * 111_200.0
+            assert np.allclose(side / (width, height), gsd, rtol=0.02)
+        return True
+
+    monkeypatch.setattr(ortho, "multispectral", multispectral)
+    assert ortho.main(["--only", "mss"]) == 0
+    assert sources == ["made"]
+
+
+def test_ortho_prefers_the_real_camera(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sources = []
+
+    def multispectral(folder: Path, rpb: Path, source: str, rounds: int) -> bool:
+        sources.append((source, rpb))
+        return True
+
+    monkeypatch.setattr(ortho, "multispectral", multispectral)
+    ortho.write_rpbs(tmp_path / "originals")
+    assert ortho.main(["--only", "mss", "--originals", str(tmp_path / "originals")]) == 0
+    assert sources == [("real", tmp_path / "originals" / ortho.rpb_name("MSS1"))]
+
+
+def test_the_made_sheet_is_a_worldcover_sheet_with_data_under_the_tiles(tmp_path: Path) -> None:
+    path = labels.write_sheet(tmp_path / "landcover" / real_data.WORLDCOVER)
+    (cover,) = find_landcover([path])
+    assert cover.name == "worldcover_2020"
+    left, bottom, right, top = 228_000, 33_000 - (49 * 200 + 256), 228_000 + 59 * 200 + 256, 33_000
+    corners = np.array([[(left, top), (right, top), (right, bottom), (left, bottom)]], float)
+    assert class_shares(corners, "EPSG:32632", cover).known == pytest.approx(1.0)
+    assert path.stat().st_size < 20 << 20
+
+
+def test_tiles_come_from_the_sample_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    builds: list[list[str]] = []
+    monkeypatch.setattr(tiles, "make_world", lambda arguments: 0)
+    monkeypatch.setattr(tiles.build_levir_kr, "main", lambda arguments: builds.append(arguments) or 1)
+    with pytest.raises(RuntimeError, match="was not built"):
+        tiles.dataset(tmp_path / "folder")
+    assert builds[0][:2] == ["--scenes", f"{tmp_path}/folder/world/scenes"]
+
+
+def test_same_bytes_leaves_real_builds_out() -> None:
+    assert same_bytes.real_builds() == {}
