@@ -13,7 +13,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.sample.camera import Camera, fit_rpc
 from pipeline.sample.files import SHOTS, place_camera, surrounding_box, write_dem, write_sheets
-from pipeline.sample.level1a import Shot, relief, rpb_text, xml_text
+from pipeline.sample.level1a import Shot, find_height_range, rpb_text, xml_text
 from pipeline.sample.world import World
 
 WIDTH, HEIGHT = 7300, 6908
@@ -58,7 +58,7 @@ def write_archive(directory: Path, count: int, width: int = WIDTH, height: int =
     for shot in deliveries:
         folder = directory / "scenes" / shot.name
         folder.mkdir(parents=True, exist_ok=True)
-        low, high = relief(shot.camera, world.height)
+        low, high = find_height_range(shot.camera, world.height)
         rpc = fit_rpc(shot.camera, low - 300, high + 300)
         (folder / f"{shot.image}.rpb").write_text(rpb_text(rpc), encoding="ascii")
         (folder / f"{shot.image}.xml").write_text(xml_text(shot), encoding="utf-8")

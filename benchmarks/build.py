@@ -42,7 +42,7 @@ from pipeline.catalog.table import read_catalog
 from pipeline.config import BuildConfig
 from pipeline.imaging.quality import Rules, judge
 from pipeline.plan import tile_grid
-from pipeline.runtime.cluster import cluster
+from pipeline.runtime.cluster import open_cluster
 from pipeline.runtime.stream import JobBatch, stream
 from pipeline.runtime.worker import configure_libraries
 from pipeline.stages import catalog, index, labels, tiles
@@ -92,7 +92,7 @@ def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
         configure_libraries()
         seconds, memory = build(None), most_memory()
     else:
-        with cluster(workers, dashboard="127.0.0.1:0") as client:
+        with open_cluster(workers, dashboard="127.0.0.1:0") as client:
             seconds, memory = build(client), max(client.run(most_memory).values())
     grids = [grid for entry in read_catalog(out / "scenes.parquet") if (grid := tile_grid(entry, config.grid))]
     return {"seconds": seconds, "tiles": sum(grid.rows * grid.cols for grid in grids), "memory": memory}
@@ -102,7 +102,7 @@ def many(archive: Path, out: Path) -> dict[str, Any]:
     """Build the scenes of `write_many` on all cores. Returns the number of blocks built."""
     config, covers = small_tiles(archive, out), find_landcover([archive / "landcover"])
     out.mkdir(parents=True)
-    with cluster(dashboard="127.0.0.1:0") as client:
+    with open_cluster(dashboard="127.0.0.1:0") as client:
         entries = catalog.run(config, client)
         tiles.run(config, entries, client)
         labels.run(config, covers, entries, client)
@@ -220,7 +220,7 @@ def blocks(side: int = 16) -> dict[str, Any]:
     """Stream empty blocks over two workers. Returns seconds, blocks, and the peak memory of this process, bytes."""
     per_scene = 16  # a scene of 4 x 4 blocks, 4,096 tiles
     scenes = math.ceil(TILES / side**2 / per_scene)
-    with cluster(2, dashboard="127.0.0.1:0") as client:
+    with open_cluster(2, dashboard="127.0.0.1:0") as client:
         began = time.perf_counter()
         batches = (JobBatch(f"tiles-scene{k}", range(per_scene)) for k in range(scenes))
         done = sum(1 for _ in stream(nothing, batches, client))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from pipeline.runtime.progress import LOG
+from pipeline.runtime.progress import LOG_FILE
 from pipeline.sample.files import SHOTS, write_world
 
 PARAMS = """
@@ -37,7 +37,7 @@ def digests(dataset: Path) -> dict[str, str]:
     return {
         path.relative_to(dataset).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(dataset.rglob("*"))
-        if path.is_file() and path.name != LOG
+        if path.is_file() and path.name != LOG_FILE
     }
 
 

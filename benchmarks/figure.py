@@ -19,7 +19,7 @@ from rasterio.windows import from_bounds
 from benchmarks.real_data import MISSING, WORLDCOVER, has_files, real_folder
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.outlines import LONLAT, project_rings
-from geokr.landcover.shares import class_shares
+from geokr.landcover.shares import compute_class_shares
 
 UTM = "EPSG:32632"
 VIEW = 6.655, 0.225, 6.775, 0.345
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     rotation = np.array([[np.cos(ROTATION), np.sin(ROTATION)], [-np.sin(ROTATION), np.cos(ROTATION)]])
     square = np.array([(-1, 1), (1, 1), (1, -1), (-1, -1)]) * SIDE / 2
     corners = (grid + square) @ rotation + centre
-    labels = class_shares(corners, UTM, cover)
+    labels = compute_class_shares(corners, UTM, cover)
     outlines = project_rings(corners, UTM, LONLAT)
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), width_ratios=(1, 1.15), layout="constrained")

@@ -39,7 +39,7 @@ from benchmarks.real_data import WORLDCOVER, real_folder
 from geokr.dataset import store
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.outlines import Floats, project, project_rings
-from geokr.landcover.shares import class_shares
+from geokr.landcover.shares import compute_class_shares
 from geokr.landcover.sheets import LandCover
 from pipeline.geometry.grid import TileGrid
 from pipeline.tasks.labels import LabelJob, build_labels
@@ -133,13 +133,13 @@ def compare(name: str, gsd: float, size: float, crs: str, folder: Path, rounds: 
     cover = write_map(folder, corners, size, crs)
     polygons = np.asarray(shapely.polygons(project_rings(corners, UTM, crs)))
     peer = by_exactextract(polygons, cover)
-    shares = class_shares(corners, UTM, cover)
+    shares = compute_class_shares(corners, UTM, cover)
     area = shares.fraction * shares.known[:, None]
     difference = float(np.abs(area - peer()).max())
     equal = "yes" if difference <= EQUAL else "NO"
     times: list[tuple[float, float]] = []
     while len(times) < rounds:
-        times.append((seconds(lambda: class_shares(corners, UTM, cover)), seconds(peer)))
+        times.append((seconds(lambda: compute_class_shares(corners, UTM, cover)), seconds(peer)))
     our_rate, peer_rate = (len(corners) / statistics.median(column) for column in zip(*times, strict=True))
     system = "utm" if crs == UTM else "lonlat"
     print(
@@ -166,7 +166,7 @@ def whole_sheet(path: str, out: str, answer: "multiprocessing.Queue[tuple[int, i
     """
     (cover,) = find_landcover([path])
     warm_up = np.array([[(6.6, 0.2), (6.601, 0.2), (6.601, 0.201), (6.6, 0.201)]])
-    class_shares(warm_up, LONLAT, cover)
+    compute_class_shares(warm_up, LONLAT, cover)
     shape = (49 * 200 + 256, 59 * 200 + 256)
     grid = TileGrid(GeoBox(shape, Affine(1, 0, 228_000, 0, -1, 33_000), "EPSG:32632"), 256, 200, 16)
     store.create_labels(

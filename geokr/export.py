@@ -20,9 +20,9 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from geokr.encoder import ENCODER, build_encoder, to_torchvision
-from geokr.pretraining.card import model_card, published_name, stac_item, to_json
+from geokr.pretraining.card import format_model_card, make_stac_item, public_name, to_json
 from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load
-from geokr.storage.files import replacing
+from geokr.storage.files import replace_file
 
 FORMS = ("onnx", "pt2", "torchvision")
 """Forms in addition to the safetensors file with timm's names."""
@@ -34,7 +34,7 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
     The header maps strings to strings, with lists as JSON: model, image_size, bands, mean, std, classes, dataset,
     objective, start (the weights that the encoder started from) and step.
     """
-    with replacing(out) as file:
+    with replace_file(out) as file:
         file.write(_sort_header(to_safetensors(encoder_weights(checkpoint), encoder_header(checkpoint))))
 
 
@@ -55,7 +55,7 @@ def encoder_header(checkpoint: Checkpoint) -> dict[str, str]:
         "mean": json.dumps(checkpoint.mean),
         "std": json.dumps(checkpoint.std),
         "classes": json.dumps(checkpoint.facts["classes"]),
-        "dataset": published_name(checkpoint.dataset),
+        "dataset": public_name(checkpoint.dataset),
         "objective": str(checkpoint.config["objective"]),
         "start": checkpoint.start,
         "step": str(checkpoint.step),
@@ -102,11 +102,11 @@ def export_all(checkpoint: Checkpoint, out: Path, forms: tuple[str, ...], metric
                 _export_onnx(encoder, example, out / filenames[-1])
             case "pt2":
                 filenames.append("encoder.pt2")
-                with replacing(out / filenames[-1]) as file:
+                with replace_file(out / filenames[-1]) as file:
                     torch.export.save(_trace(encoder, example), file)
             case _:
                 filenames.append("torchvision.safetensors")
-                with replacing(out / filenames[-1]) as file:
+                with replace_file(out / filenames[-1]) as file:
                     file.write(
                         _sort_header(
                             to_safetensors(to_torchvision(encoder_weights(checkpoint)), encoder_header(checkpoint))
@@ -114,10 +114,10 @@ def export_all(checkpoint: Checkpoint, out: Path, forms: tuple[str, ...], metric
                     )
     sizes = {name: (out / name).stat().st_size for name in filenames}
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    with replacing(out / "README.md") as file:
-        file.write(model_card(checkpoint, features, metrics).encode())
-    with replacing(out / "item.json") as file:
-        file.write(to_json(stac_item(checkpoint, features, parameters, sizes, metrics)).encode())
+    with replace_file(out / "README.md") as file:
+        file.write(format_model_card(checkpoint, features, metrics).encode())
+    with replace_file(out / "item.json") as file:
+        file.write(to_json(make_stac_item(checkpoint, features, parameters, sizes, metrics)).encode())
     return filenames
 
 
@@ -137,7 +137,7 @@ def _export_onnx(encoder: nn.Module, example: torch.Tensor, out: Path) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         program.save(f"{folder}/encoder.onnx", external_data=False)
-        with replacing(out) as file:
+        with replace_file(out) as file:
             file.write(Path(folder, "encoder.onnx").read_bytes())
 
 

@@ -69,7 +69,7 @@ def suggest(name: str, known: Collection[str]) -> str:
     return f"; {matches[0]}?" if matches else ""
 
 
-def differences(before: Mapping[str, Any], after: Mapping[str, Any], ignored: Collection[str] = ()) -> list[str]:
+def list_differences(before: Mapping[str, Any], after: Mapping[str, Any], ignored: Collection[str] = ()) -> list[str]:
     """List what differs between two sets of settings, one phrase per setting: `lr 0.1, now 0.2`.
 
     ignored: keys that are not compared.

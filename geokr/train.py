@@ -34,15 +34,15 @@ from geokr.pretraining.learner import (
     Learner,
     create_learner,
     gather_facts,
-    snapshot,
+    make_checkpoint,
     train_step,
 )
 from geokr.pretraining.objectives import choose
 from geokr.pretraining.objectives.objective import FIRST_VIEW, SECOND_VIEW
 from geokr.pretraining.processes import Process, barrier, max_over_ranks, process_group, sum_over_ranks
 from geokr.pretraining.validation import Validation, validate
-from geokr.settings import differences
-from geokr.storage.files import replacing
+from geokr.settings import list_differences
+from geokr.storage.files import replace_file
 
 METRICS = "metrics.json"
 DIVERGED = "diverged"
@@ -76,13 +76,13 @@ def train(dataset: str, run: Path, config: TrainConfig, process: Process, restar
             stack.callback(journal.close)
         bar = stack.enter_context(progress_bar(learner))
         signals = stack.enter_context(catch_signals())
-        stream = batches(training, learner.step, learner.total)
+        stream = iterate_batches(training, learner.step, learner.total)
         clock = Clock()
         result = None
         while learner.step < learner.total:
             start = time.perf_counter()
             batch = next(stream)
-            clock.waited += time.perf_counter() - start
+            clock.wait_seconds += time.perf_counter() - start
             clock.tiles += config.batch
             train_step(learner, batch)
             bar.update()
@@ -111,7 +111,7 @@ def train(dataset: str, run: Path, config: TrainConfig, process: Process, restar
         # There is no result if an earlier process ended after the last step but before this point.
         result = result or validate_and_log(learner, run, journal)
 
-    final = snapshot(learner)
+    final = make_checkpoint(learner)
     if process.rank == 0:
         write_results(learner, final, run, result)
     barrier(process)
@@ -131,7 +131,7 @@ def find_checkpoint(
         return None
     last = load(run / LAST)
     barrier(process)  # all processes must have read it before one of them moves it
-    changed = differences(last.config, config.model_dump(), WITHOUT_EFFECT)
+    changed = list_differences(last.config, config.model_dump(), WITHOUT_EFFECT)
     changed += [
         f"other {name.replace('_', ' ')}"
         for name, value in dataclasses.asdict(facts).items()
@@ -176,7 +176,7 @@ def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[T
     )
 
 
-def batches(training: TileLoader, step: int, total: int) -> Iterator[Batch]:
+def iterate_batches(training: TileLoader, step: int, total: int) -> Iterator[Batch]:
     """Iterate over the batches of the steps from `step` to `total`, epoch after epoch."""
     while step < total:
         epoch, start = divmod(step, len(training))
@@ -189,27 +189,32 @@ def batches(training: TileLoader, step: int, total: int) -> Iterator[Batch]:
 class Clock:
     """Time measurements since the last log line."""
 
-    since: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+    wait_seconds: float = 0.0
     """Time spent waiting for tiles, s."""
     tiles: int = 0
 
 
 def log_losses(learner: Learner, journal: Journal | None, bar: Any, clock: Clock) -> None:
     """Log mean losses since the last log line, tiles per second, and the share of time spent waiting for tiles."""
-    rows = sum_over_ranks(learner.window, learner.process)[: learner.step - learner.noted] / learner.process.world
+    rows = (
+        sum_over_ranks(learner.recent_losses, learner.process)[: learner.step - learner.logged_steps]
+        / learner.process.world
+    )
     names = ("loss", *learner.objective.measures)
     losses = dict(zip(names, rows.mean(dim=0).tolist(), strict=True))
-    learner.noted = learner.step
+    learner.logged_steps = learner.step
     # Read after the sums, for which the host has waited until all steps were computed.
-    elapsed = time.perf_counter() - clock.since
-    speed, waiting = clock.tiles / elapsed, clock.waited / elapsed
+    elapsed = time.perf_counter() - clock.started
+    speed, waiting = clock.tiles / elapsed, clock.wait_seconds / elapsed
     bar.set_postfix_str(
         f"loss {losses['loss']:.4f}, {speed:.0f} tiles/s, {waiting:.0%} waiting for data", refresh=False
     )
     skipped = {}
     if learner.config.on_error == "skip":
-        skipped["skipped"] = int(sum_over_ranks(learner.window.new_tensor(learner.training.skipped), learner.process))
+        skipped["skipped"] = int(
+            sum_over_ranks(learner.recent_losses.new_tensor(learner.training.skipped), learner.process)
+        )
     if journal is not None:
         rate = learner.optimiser.param_groups[0]["lr"]
         journal.write(
@@ -222,15 +227,18 @@ def raise_if_diverged(learner: Learner, run: Path) -> None:
 
     The tiles of the step are saved next to the last checkpoint, in one file per process: image, fraction and weight.
     """
-    rows = sum_over_ranks(learner.window, learner.process)[: learner.step - learner.noted, 0] / learner.process.world
+    rows = (
+        sum_over_ranks(learner.recent_losses, learner.process)[: learner.step - learner.logged_steps, 0]
+        / learner.process.world
+    )
     diverged = [(i, loss) for i, loss in enumerate(rows.tolist()) if not loss <= learner.config.highest_loss]
     if not diverged:
         return
-    step, loss = learner.noted + diverged[0][0], diverged[0][1]
-    batch = next(batches(learner.training, step, learner.total))  # the tiles are a function of the step
+    step, loss = learner.logged_steps + diverged[0][0], diverged[0][1]
+    batch = next(iterate_batches(learner.training, step, learner.total))  # the tiles are a function of the step
     path = run / DIVERGED / f"step{step + 1}-rank{learner.process.rank}.safetensors"
     tensors = {"image": batch.image, "fraction": batch.fraction, "weight": batch.weight}
-    with replacing(path) as file:
+    with replace_file(path) as file:
         file.write(to_safetensors(tensors, {"step": str(step + 1), "loss": str(loss)}))
     raise ValueError(f"the loss is {loss:g} at step {step + 1}, its tiles are in {path}: try a lower lr, or amp=fp32")
 
@@ -257,7 +265,7 @@ def validate_and_log(learner: Learner, run: Path, journal: Journal | None, batch
 
 def save_state(learner: Learner, path: Path) -> None:
     """Save the state on rank 0. All processes must call this function."""
-    state = snapshot(learner)
+    state = make_checkpoint(learner)
     if learner.process.rank == 0:
         save(path, state)
 
@@ -278,7 +286,7 @@ def write_results(learner: Learner, final: Checkpoint, run: Path, result: Valida
         "tiles": learner.facts.training_tiles,
         "val_tiles": learner.facts.held_out_tiles,
     }
-    with replacing(run / METRICS) as file:
+    with replace_file(run / METRICS) as file:
         file.write((json.dumps(metrics, indent=2) + "\n").encode())
 
 

@@ -31,7 +31,7 @@ from pipeline.imaging.ortho import Resampling
 from pipeline.imaging.radiometry import Kind, RadiometryError
 from pipeline.plan import check_coverage, dry_run
 from pipeline.report.summary import summary_table
-from pipeline.runtime.cluster import ClusterError, cluster, count_threads
+from pipeline.runtime.cluster import ClusterError, count_threads, open_cluster
 from pipeline.runtime.progress import log_event
 from pipeline.runtime.signals import report_stop, stop_on_signals
 from pipeline.scenes.scene import Imagery
@@ -163,7 +163,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
     """Run all stages, or only the one in --only, on one cluster. Each stage is recorded in the log of the data set."""
     out = config.out
     entries: list[Entry] | None = None
-    with cluster(
+    with open_cluster(
         options.workers, options.scheduler, options.dashboard, options.memory, options.performance_report
     ) as client:
         print(f"dashboard: {client.dashboard_link}", file=sys.stderr)

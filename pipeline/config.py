@@ -43,7 +43,7 @@ class SurveyConfig(Strict):
     """Weight of each band in the panchromatic band; equal weights by default."""
 
     @model_validator(mode="after")
-    def _sensible(self) -> "SurveyConfig":
+    def _check_settings(self) -> "SurveyConfig":
         if self.geoid is not None and self.dem is None:
             raise ValueError("a geoid can only be used together with a DEM")
         if self.coefficients is not None and self.radiometry != "toa":
@@ -66,7 +66,7 @@ class GridConfig(Strict):
     """Side length of a block, tiles. A block is the unit of work and of memory, and one shard."""
 
     @model_validator(mode="after")
-    def _sensible(self) -> "GridConfig":
+    def _check_settings(self) -> "GridConfig":
         if self.stride > self.tile:
             raise ValueError(f"stride must be in 1..{self.tile} px (the tile), got {self.stride}")
         if (side := (self.block - 1) * self.stride + self.tile) > LARGEST_BLOCK:
@@ -103,7 +103,7 @@ class SplitConfig(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
-    def _whole(self) -> "SplitConfig":
+    def _check_shares(self) -> "SplitConfig":
         if abs(sum(self.shares.values()) - 1) > 1e-9:
             raise ValueError(f"the shares of the splits must sum to 1, got {self.shares}")
         return self

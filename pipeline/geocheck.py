@@ -20,13 +20,13 @@ from odc.geo.geobox import GeoBox
 
 from geokr.crs import transformer
 from geokr.storage.inputs import InputError
-from pipeline.geometry.grid import area_centre, choose_crs
+from pipeline.geometry.grid import choose_crs, find_area_centre
 from pipeline.geometry.sensor import RPC, Floats
 from pipeline.geometry.terrain import Terrain
 from pipeline.imaging.ortho import orthorectify
 from pipeline.scenes.delivery import Refusal, read_delivery
 from pipeline.scenes.discovery import find_deliveries
-from pipeline.scenes.footprint import flat_terrain, image_footprint
+from pipeline.scenes.footprint import image_footprint, make_flat_terrain
 from pipeline.scenes.scene import Image, Scene, SceneError
 
 COARSE = 0.1
@@ -84,9 +84,9 @@ def measure_shifts(scene: Scene, reference: Scene, terrain: Terrain, chip: int =
     image, ref_image = scene.images[0], reference.images[0]
     footprint, ref_footprint = (
         image_footprint(image, terrain),
-        image_footprint(ref_image, flat_terrain(ref_image.model)),
+        image_footprint(ref_image, make_flat_terrain(ref_image.model)),
     )
-    crs, gsd = choose_crs(*area_centre(footprint)), max(image.gsd, ref_image.gsd)
+    crs, gsd = choose_crs(*find_area_centre(footprint)), max(image.gsd, ref_image.gsd)
     overlap = shapely.intersection(project_footprint(footprint, crs), project_footprint(ref_footprint, crs))
     if overlap.is_empty:
         raise SceneError(f"{ref_image.path}: the reference does not overlap {scene.id}")
@@ -103,7 +103,7 @@ def measure_shifts(scene: Scene, reference: Scene, terrain: Terrain, chip: int =
             if ref_chip is None or scene_chip is None:
                 continue
             count += 1
-            shift = correlate(ref_chip, scene_chip)
+            shift = measure_shift(ref_chip, scene_chip)
             if shift is not None:
                 centres.append((corner_x + side / 2, corner_y - side / 2))
                 offsets.append((shift[0] * gsd, -shift[1] * gsd))
@@ -121,7 +121,7 @@ def read_grey_chip(geobox: GeoBox, image: Image, other: Image, terrain: Terrain)
 
     Grey is the mean of the bands that both images have, or of all bands if they have none in common.
     """
-    ground = terrain if isinstance(image.model, RPC) else flat_terrain(image.model)
+    ground = terrain if isinstance(image.model, RPC) else make_flat_terrain(image.model)
     ortho = orthorectify(geobox, image, ground)
     if not ortho.valid.all():
         return None
@@ -130,7 +130,7 @@ def read_grey_chip(geobox: GeoBox, image: Image, other: Image, terrain: Terrain)
     return None if mean.std() == 0 else mean - mean.mean()
 
 
-def correlate(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> tuple[float, float] | None:
+def measure_shift(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> tuple[float, float] | None:
     """Shift (right, down) of the second chip against the first, px; None if it cannot be measured.
 
     Phase correlation of the coarse half of the spectrum only: detail finer than some four pixels depends on how the two
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scene, reference = read_one_scene(options.scene), read_one_scene(options.reference)
         if isinstance(reference.images[0].model, RPC):
             raise SceneError(f"{options.reference}: the reference must be georeferenced")
-        terrain = replace(flat_terrain(scene.images[0].model), dem=options.dem, geoid=options.geoid)
+        terrain = replace(make_flat_terrain(scene.images[0].model), dem=options.dem, geoid=options.geoid)
         if options.chip < 32 or options.across < 1:
             raise SceneError(
                 f"--chip must be at least 32 px and --across at least 1, got {options.chip} px and {options.across}"

@@ -11,11 +11,11 @@ from geokr.storage.rasters import fingerprint
 from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig, GridConfig, TilesConfig
 from pipeline.geometry.grid import TileGrid, make_scene_grid, peak_bytes
-from pipeline.imaging.radiometry import Kind, Radiometry, Stretch, from_stretch
+from pipeline.imaging.radiometry import Kind, Radiometry, Stretch, radiometry_from_stretch
 from pipeline.runtime.worker import LIBRARIES
 from pipeline.scenes.delivery import Refusal, read_delivery
 from pipeline.scenes.discovery import find_deliveries
-from pipeline.scenes.footprint import flat_terrain
+from pipeline.scenes.footprint import make_flat_terrain
 from pipeline.scenes.scene import Scene
 
 
@@ -63,7 +63,7 @@ def tile_attributes(entry: Entry, grid: TileGrid, config: TilesConfig) -> dict[s
 
 def stored_radiometry(entry: Entry) -> Radiometry:
     """How the pixels of a scene are stored."""
-    return entry.radiometry or from_stretch(entry.stretch, len(entry.scene.bands))
+    return entry.radiometry or radiometry_from_stretch(entry.stretch, len(entry.scene.bands))
 
 
 def terrain_attributes(entry: Entry) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def dry_run(config: BuildConfig, covers: list[LandCover]) -> list[str]:
             if isinstance(scene, Refusal):
                 lines.append(f"refused   {scene.detail}")
             elif scene.id not in entries:
-                entries[scene.id] = Entry(scene, flat_terrain(scene.images[0].model), Stretch(0, 1), 0.0)
+                entries[scene.id] = Entry(scene, make_flat_terrain(scene.images[0].model), Stretch(0, 1), 0.0)
     check_coverage(config, covers, [*entries.values()])
     for name, entry in sorted(entries.items()):
         grid = tile_grid(entry, config.grid)

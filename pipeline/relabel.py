@@ -19,7 +19,7 @@ from geokr.storage import files, rasters
 from pipeline.catalog.table import CATALOG, read_catalog
 from pipeline.config import BuildConfig, LabelsConfig
 from pipeline.report.summary import summary_table
-from pipeline.runtime.cluster import ClusterError, cluster
+from pipeline.runtime.cluster import ClusterError, open_cluster
 from pipeline.runtime.signals import report_stop, stop_on_signals
 from pipeline.stages import index, labels
 
@@ -79,7 +79,7 @@ def relabel(options: argparse.Namespace) -> list[str]:
     all_covers = sorted({cover.name: cover for cover in [*existing, *covers]}.values(), key=lambda cover: cover.name)
     index.choose_label_set(config.index, all_covers)
     entries = read_catalog(files.join(options.data, CATALOG))
-    with files.lock_directory(options.data, "builds"), stop_on_signals(), cluster(options.workers) as client:
+    with files.lock_directory(options.data, "builds"), stop_on_signals(), open_cluster(options.workers) as client:
         labels.run(config, covers, entries, client)
         return summary_table(index.run(config, all_covers, entries, client))
 

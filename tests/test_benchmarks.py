@@ -9,7 +9,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import figure, labels, ortho, real_data, same_bytes, tiles, zion
 from geokr.landcover.discovery import find_landcover
-from geokr.landcover.shares import class_shares
+from geokr.landcover.shares import compute_class_shares
 from pipeline.scenes.gaofen import parse_rpb
 
 
@@ -104,7 +104,7 @@ def test_the_made_sheet_is_a_worldcover_sheet_with_data_under_the_tiles(tmp_path
     assert cover.name == "worldcover_2020"
     left, bottom, right, top = 228_000, 33_000 - (49 * 200 + 256), 228_000 + 59 * 200 + 256, 33_000
     corners = np.array([[(left, top), (right, top), (right, bottom), (left, bottom)]], float)
-    assert class_shares(corners, "EPSG:32632", cover).known == pytest.approx(1.0)
+    assert compute_class_shares(corners, "EPSG:32632", cover).known == pytest.approx(1.0)
     assert path.stat().st_size < 20 << 20
 
 

@@ -33,7 +33,7 @@ def test_parameter_files_are_read_by_both_halves(params: Path) -> None:
 
 def test_the_stages_are_those_of_the_sample_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert (ROOT / "dvc.yaml").read_text() == stages.written(Path("workflows/sample.yaml"))
+    assert (ROOT / "dvc.yaml").read_text() == stages.render(Path("workflows/sample.yaml"))
     assert stages.main(["--check", "workflows/sample.yaml"]) == 0
 
 
@@ -181,7 +181,7 @@ def test_every_input_is_a_dependency_of_the_stages_that_read_it(tmp_path: Path) 
     text["train"]["pretrained"] = "start.pth"
     params = tmp_path / "mine.yaml"
     params.write_text(yaml.safe_dump(text))
-    deps = {name: set(stage["deps"]) for name, stage in stages.stages(params)["stages"].items()}
+    deps = {name: set(stage["deps"]) for name, stage in stages.make_stages(params)["stages"].items()}
     maps = {"maps", "more", "own.toml", "classes.toml"}
     assert deps["catalog"] == {"a", "b", "dem.vrt", "geoid.tif", "mine.csv"}
     assert deps["tiles"] >= {"a", "b", "dem.vrt", "geoid.tif"}

@@ -32,12 +32,12 @@ KEPT = {"cache": False, "persist": True}
 PLOT = {"cache": False, "x": "step", "y": "loss"}
 
 
-def local(paths: Iterable[str | None]) -> list[str]:
+def local_paths(paths: Iterable[str | None]) -> list[str]:
     """The local ones of some paths, without duplicates. DVC does not track paths on servers."""
     return [*dict.fromkeys(path for path in paths if path is not None and not inputs.is_remote(path))]
 
 
-def stages(params: Path) -> dict[str, Any]:
+def make_stages(params: Path) -> dict[str, Any]:
     """The content of dvc.yaml for a parameter file. Raises ConfigError if the parameter file is invalid."""
     config, content = read_config(params, {}), yaml.safe_load(params.read_text(encoding="utf-8"))
     missing = [key for key in ("name", "preset", SECTION) if key not in content]
@@ -50,7 +50,7 @@ def stages(params: Path) -> dict[str, Any]:
     start = configure(preset, params).pretrained
     out, run = config.out, f"runs/{name}"
     survey, labels = config.survey, config.labels
-    terrain, landcover = [survey.dem, survey.geoid], [*labels.landcover, *labels.legends, taxonomy(config)]
+    terrain, landcover = [survey.dem, survey.geoid], [*labels.landcover, *labels.legends, taxonomy_file(config)]
     catalog, tiles = f"{out}/scenes.parquet", f"{out}/tiles.zarr"
 
     def build(stage: str, deps: Iterable[str | None], groups: Sequence[str], outs: Iterable[str]) -> dict[str, Any]:
@@ -58,13 +58,13 @@ def stages(params: Path) -> dict[str, Any]:
         command = f"python -m pipeline.build_levir_kr --params {params} --only {stage}"
         return {
             "cmd": [check, command],
-            "deps": local(deps),
+            "deps": local_paths(deps),
             "params": [{str(params): [f"build.{group}" for group in ("out", *groups)]}],
             "outs": [{path: KEPT if stage != "index" else {"cache": False}} for path in outs],
         }
 
     stage_definitions: dict[str, Any] = {}
-    if any(path.startswith(f"{WORLD}/") for path in local([*survey.scenes, *landcover])):
+    if any(path.startswith(f"{WORLD}/") for path in local_paths([*survey.scenes, *landcover])):
         stage_definitions["sample"] = {
             "desc": "Write the sample world.",
             "cmd": f"python -m pipeline.sample {WORLD}",
@@ -96,7 +96,7 @@ def stages(params: Path) -> dict[str, Any]:
         "desc": "Pre-train the encoder.",
         "cmd": f"python -m geokr.train --data {out} --out {run} --preset {preset} --params {params} "
         "--restart-if-changed",
-        "deps": local([tiles, f"{out}/index.parquet", f"{out}/dataset.json", weights(start)]),
+        "deps": local_paths([tiles, f"{out}/index.parquet", f"{out}/dataset.json", weights_file(start)]),
         "params": [{str(params): ["preset", "train"]}],
         "outs": [{f"{run}/encoder.safetensors": {"cache": False}}],
         "metrics": [{f"{run}/metrics.json": {"cache": False}}],
@@ -111,12 +111,12 @@ def stages(params: Path) -> dict[str, Any]:
     return {"stages": stage_definitions, "plots": [{"loss": {"title": title, "x": "step", "y": curves}}]}
 
 
-def taxonomy(config: BuildConfig) -> str | None:
+def taxonomy_file(config: BuildConfig) -> str | None:
     """The file of the taxonomy, if the user wrote one; otherwise None."""
     return config.labels.taxonomy if "/" in config.labels.taxonomy or config.labels.taxonomy.endswith(".toml") else None
 
 
-def weights(start: bool | str) -> str | None:
+def weights_file(start: bool | str) -> str | None:
     """The weights file from which the encoder starts, if the setting names a file; otherwise None."""
     return start if isinstance(start, str) and start != "auto" else None
 
@@ -128,9 +128,9 @@ class Plain(yaml.SafeDumper):
         return True
 
 
-def written(params: Path) -> str:
+def render(params: Path) -> str:
     """The text of dvc.yaml."""
-    return HEAD.format(params=params) + yaml.dump(stages(params), Dumper=Plain, sort_keys=False, width=120)
+    return HEAD.format(params=params) + yaml.dump(make_stages(params), Dumper=Plain, sort_keys=False, width=120)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if dvc.yaml is out of date")
     options = parser.parse_args(argv)
     try:
-        text = written(options.params)
+        text = render(options.params)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

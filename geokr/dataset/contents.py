@@ -34,18 +34,18 @@ class SceneContents:
     block's statuses are only ever written together."""
 
 
-def scene_contents(root: str, names: Iterable[str]) -> dict[str, SceneContents]:
+def read_scene_contents(root: str, names: Iterable[str]) -> dict[str, SceneContents]:
     """Read what a store contains of the named scenes, by name. Scenes with incomplete groups are left out.
 
     Reads no chunk, only two small files and one listing per scene: a store of a thousand scenes takes a second.
     """
     try:
-        return sync(_scene_contents(root, list(names)))
+        return sync(_read_scene_contents(root, list(names)))
     except FileNotFoundError:  # no store yet
         return {}
 
 
-async def _scene_contents(root: str, names: list[str]) -> dict[str, SceneContents]:
+async def _read_scene_contents(root: str, names: list[str]) -> dict[str, SceneContents]:
     store = open_store(root)
     prototype = default_buffer_prototype()
 

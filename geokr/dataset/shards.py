@@ -9,7 +9,7 @@ from numcodecs import Blosc
 
 BLOSC = Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)
 """The fastest of the measured codecs, with the smallest output: see docs/decisions.md."""
-OVERHEAD = 16
+BLOSC_HEADER_BYTES = 16
 """Size of Blosc's header, bytes: how much an incompressible chunk grows."""
 
 
@@ -22,19 +22,19 @@ def encode_shard(values: npt.NDArray[Any], keep: npt.NDArray[np.bool_], side: in
     if not keep.any():
         return None
     index = np.full((side, side, 2), 2**64 - 1, "<u8")  # this value marks a tile at the fill value
-    max_chunk_bytes = values[0, 0].nbytes + OVERHEAD + 4
+    max_chunk_bytes = values[0, 0].nbytes + BLOSC_HEADER_BYTES + 4
     shard = np.empty(int(keep.sum()) * max_chunk_bytes + index.nbytes + 4, np.uint8)
     end = 0
     for r, c in np.argwhere(keep):
-        encoded = with_checksum(BLOSC.encode(np.ascontiguousarray(values[r, c])))
+        encoded = append_checksum(BLOSC.encode(np.ascontiguousarray(values[r, c])))
         shard[end : end + len(encoded)] = np.frombuffer(encoded, np.uint8)
         index[r, c] = end, len(encoded)
         end += len(encoded)
-    encoded = with_checksum(index.tobytes())
+    encoded = append_checksum(index.tobytes())
     shard[end : end + len(encoded)] = np.frombuffer(encoded, np.uint8)
     return shard[: end + len(encoded)]
 
 
-def with_checksum(data: bytes) -> bytes:
+def append_checksum(data: bytes) -> bytes:
     """Append the checksum to the data, in the format of the codec `crc32c`."""
     return data + int(google_crc32c.value(data)).to_bytes(4, "little")

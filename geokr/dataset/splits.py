@@ -11,16 +11,16 @@ import numpy.typing as npt
 
 EARTH_RADIUS = 6371007.181
 """Radius of the sphere with the area of WGS84, m."""
-TRUE_SCALE = math.cos(math.radians(30.0))
+COS_TRUE_SCALE = math.cos(math.radians(30.0))
 """Cosine of the standard parallel of the cells' projection, as in EASE-Grid 2.0: cells are square at 30 degrees."""
 
 
 def count_columns(cell: float) -> int:
     """Count the cells around the globe. The number is an integer, so that the cells meet at the antimeridian."""
-    return max(1, round(2 * math.pi * EARTH_RADIUS * TRUE_SCALE / cell))
+    return max(1, round(2 * math.pi * EARTH_RADIUS * COS_TRUE_SCALE / cell))
 
 
-def cell_ranges(lonlat: npt.NDArray[np.float64], cell: float) -> npt.NDArray[np.int64]:
+def find_cell_ranges(lonlat: npt.NDArray[np.float64], cell: float) -> npt.NDArray[np.int64]:
     """Find the equal-area cells that each footprint touches: (n, 4) int64 first and last column, first and last row.
 
     lonlat: (n, corner, 2) float64, degrees. cell: side of a cell, m. The cells form a grid in Lambert's cylindrical
@@ -30,7 +30,7 @@ def cell_ranges(lonlat: npt.NDArray[np.float64], cell: float) -> npt.NDArray[np.
     """
     lon = np.unwrap(lonlat[..., 0], period=360.0, axis=1)
     grid_x = lon * (count_columns(cell) / 360.0)
-    grid_y = np.sin(np.deg2rad(lonlat[..., 1])) * (EARTH_RADIUS / TRUE_SCALE / cell)
+    grid_y = np.sin(np.deg2rad(lonlat[..., 1])) * (EARTH_RADIUS / COS_TRUE_SCALE / cell)
     ranges = []
     for values in (grid_x, grid_y):
         low, high = values.min(axis=1), values.max(axis=1)
@@ -71,7 +71,7 @@ def split_by_place(
         raise ValueError("a corner of a footprint has a coordinate that is not finite")
     names = np.array([*shares, None], dtype=object)
     edges = np.cumsum(list(shares.values()))[:-1]
-    ranges = cell_ranges(lonlat, cell)
+    ranges = find_cell_ranges(lonlat, cell)
     choice = np.full(len(ranges), -2)  # index of the split; -2: no cell visited yet, -1: cells of two splits
     columns = int((ranges[:, 1] - ranges[:, 0]).max(initial=0)) + 1
     rows = int((ranges[:, 3] - ranges[:, 2]).max(initial=0)) + 1

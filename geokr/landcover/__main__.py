@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print("\n".join(describe_product(products, options.product, options.taxonomy)))
                 return 0
         all_valid = True
-        for line, valid in check_places(options.directories, products, options.taxonomy, options.all):
+        for line, valid in check_paths(options.directories, products, options.taxonomy, options.all):
             print(line, flush=True)
             all_valid &= valid
         return 0 if all_valid else 1
@@ -97,17 +97,17 @@ def describe_product(products: Sequence[Product], name: str, taxonomy: str) -> l
     return lines
 
 
-def check_places(
+def check_paths(
     paths: Sequence[str], products: Sequence[Product], taxonomy: str, every_cell: bool
 ) -> Iterator[tuple[str, bool]]:
     """Report lines on the sheets under directories or URLs, each with whether it reports no fault."""
     inventory = take_inventory(paths, products, taxonomy)
-    for cover in inventory.covers:
+    for cover in inventory.land_covers:
         west, south, east, north = np.array([sheet.outline.bounds for sheet in cover.sheets]).T
         yield (
             (
                 f"{cover.name}: {len(cover.sheets)} sheets, longitude {west.min():.2f} to {east.max():.2f}, "
-                f"latitude {south.min():.2f} to {north.max():.2f}, in {', '.join(crs_names(cover))}, "
+                f"latitude {south.min():.2f} to {north.max():.2f}, in {', '.join(list_crs_names(cover))}, "
                 f"classes of {cover.legend.taxonomy}"
             ),
             True,
@@ -115,13 +115,13 @@ def check_places(
         yield from check_codes(cover, every_cell)
     for fault in inventory.faults:
         yield f"cannot be used: {fault}", False
-    for path in inventory.unplaced:
+    for path in inventory.unrecognised:
         yield f"not recognised: {path}: no product matches its name; describe its product in a --legend file", True
-    if not inventory.covers and not inventory.faults:
+    if not inventory.land_covers and not inventory.faults:
         yield f"{', '.join(paths)}: no land-cover sheet recognised", False
 
 
-def crs_names(cover: LandCover) -> list[str]:
+def list_crs_names(cover: LandCover) -> list[str]:
     """Short names of the CRSs of a product's sheets."""
     systems = {sheet.crs: CRS(sheet.crs) for sheet in cover.sheets}
     return sorted({f"{crs.name}" + (f" (EPSG:{code})" if (code := crs.to_epsg()) else "") for crs in systems.values()})

@@ -17,7 +17,7 @@ CODES = 256
 
 
 @njit(cache=True, nogil=True)
-def code_areas(
+def sum_code_areas(
     points: Floats,
     offsets: Ints,
     owners: Ints,

@@ -35,24 +35,24 @@ def find_landcover(
     inventory = take_inventory(locations, products, taxonomy)
     if inventory.faults:
         raise LandCoverError(inventory.faults[0])
-    if not inventory.covers:
+    if not inventory.land_covers:
         names = ", ".join(product.name for product in products)
         raise LandCoverError(f"{', '.join(locations)}: no land-cover sheet recognised; known products: {names}")
-    if inventory.unplaced:
-        more = f" and {len(inventory.unplaced) - 1} more" if len(inventory.unplaced) > 1 else ""
-        log.warning("%s%s: no product matches this file name; ignored", inventory.unplaced[0], more)
-    return inventory.covers
+    if inventory.unrecognised:
+        more = f" and {len(inventory.unrecognised) - 1} more" if len(inventory.unrecognised) > 1 else ""
+        log.warning("%s%s: no product matches this file name; ignored", inventory.unrecognised[0], more)
+    return inventory.land_covers
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
     """Land cover under directories or URLs."""
 
-    covers: list[LandCover]
+    land_covers: list[LandCover]
     """Sorted by name; only sheets without a fault."""
     faults: list[str]
     """One sentence for each sheet that cannot be used."""
-    unplaced: list[str]
+    unrecognised: list[str]
     """Rasters that match no product."""
 
 
@@ -62,12 +62,12 @@ def take_inventory(paths: Iterable[str | Path], products: Sequence[Product], tax
     Raises LandCoverError if a path does not exist, or a description or taxonomy cannot be used.
     """
     faults: list[str] = []
-    unplaced: list[str] = []
+    unrecognised: list[str] = []
     recognised: list[tuple[str, Product, dict[str, Any], dict[str, str]]] = []
     for file in list_files(paths):
         product, match = next(((p, m) for p in products if (m := p.match(PurePosixPath(file).name))), (None, None))
         if product is None or match is None:
-            unplaced += [file] if PurePosixPath(file).suffix.lower() in RASTERS else []
+            unrecognised += [file] if PurePosixPath(file).suffix.lower() in RASTERS else []
         else:
             recognised.append((file, product, *match))
     editions: dict[tuple[str, int], tuple[Product, dict[str, Sheet]]] = {}
@@ -94,7 +94,7 @@ def take_inventory(paths: Iterable[str | Path], products: Sequence[Product], tax
     ]
     for cover in covers:
         faults += find_overlaps(cover.sheets)
-    return Inventory(covers, faults, unplaced)
+    return Inventory(covers, faults, unrecognised)
 
 
 def list_files(paths: Iterable[str | Path]) -> Iterator[str]:

@@ -11,7 +11,7 @@ Extent = tuple[float, float, float, float]
 """West, south, east and north, degrees. East may exceed 180."""
 
 
-def nominal_extent(path: str, rule: Any, parts: dict[str, str], region: shapely.Polygon) -> Extent | None:
+def find_nominal_extent(path: str, rule: Any, parts: dict[str, str], region: shapely.Polygon) -> Extent | None:
     """The extent in which a sheet counts; None if all of its cells count.
 
     rule: the key `extent` of the product's `[[sheets]]`. parts: named groups of the file name. region: outline of the
@@ -23,9 +23,9 @@ def nominal_extent(path: str, rule: Any, parts: dict[str, str], region: shapely.
         case [west, south, east, north]:
             return west, south, east, north
         case "globeland30":
-            extent = globeland30_extent(path, region, parts)
+            extent = find_globeland30_extent(path, region, parts)
         case "grid_zone":
-            extent = grid_zone_extent(path, int(parts["zone"]), parts["band"].upper())
+            extent = find_grid_zone_extent(path, int(parts["zone"]), parts["band"].upper())
         case _:
             west, corner = parse_degrees(parts["longitude"]), parse_degrees(parts["latitude"])
             south = corner - (rule["degrees"] if rule["corner"] == "upper left" else 0)
@@ -47,7 +47,7 @@ def parse_degrees(text: str) -> float:
     return -number if text[0] in "SWsw" else number
 
 
-def globeland30_extent(path: str, region: shapely.Polygon, parts: dict[str, str]) -> Extent:
+def find_globeland30_extent(path: str, region: shapely.Polygon, parts: dict[str, str]) -> Extent:
     """The nominal extent of a GlobeLand30 sheet: 5 degrees of latitude by 6 of longitude (12 poleward of 60).
 
     The name gives the UTM zone and a latitude. That latitude is the band's edge nearer to the equator or the one
@@ -64,7 +64,7 @@ def globeland30_extent(path: str, region: shapely.Polygon, parts: dict[str, str]
     return west, south, west + (6.0 if max(abs(south), abs(north)) <= 60.0 else 12.0), north
 
 
-def grid_zone_extent(path: str, zone: int, band: str) -> Extent:
+def find_grid_zone_extent(path: str, zone: int, band: str) -> Extent:
     """The extent of an MGRS grid zone: 6 degrees by 8 (12 in band X), with the exceptions around Norway and Svalbard.
 
     Source: DMA TM 8358.1, chapter 3. Raises LandCoverError if there is no such zone.

@@ -151,7 +151,7 @@ def read_legend(path: Path, taxonomy: Taxonomy | None = None) -> Legend:
                 raise ValueError(f"code {code} is listed twice")
             rows[code] = row
         if taxonomy is None:
-            taxonomy, targets = product_classes(product["name"], rows)
+            taxonomy, targets = make_own_taxonomy(product["name"], rows)
         else:
             targets = {code: map_row(row, taxonomy, base_classes) for code, row in rows.items()}
         shares = {code: tuple(parts.get(name, 0.0) for name in taxonomy.classes) for code, parts in targets.items()}
@@ -186,7 +186,7 @@ def map_row(row: Mapping[str, Any], taxonomy: Taxonomy, base_classes: tuple[str,
     return shares
 
 
-def product_classes(
+def make_own_taxonomy(
     product: str, rows: Mapping[int, Mapping[str, Any]]
 ) -> tuple[Taxonomy, dict[int, dict[str, float]]]:
     """A taxonomy of a product's own codes, named after them, and the class of each code."""

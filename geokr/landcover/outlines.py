@@ -52,7 +52,7 @@ def project_rings(corners: Floats, source: str, target: str, tolerance: float = 
         for latitude in (90.0, -90.0):
             pole = find_pole(corners, source, latitude)
             if pole is not None:
-                return ring_around_pole(corners, source, target, pole, latitude)
+                return project_around_pole(corners, source, target, pole, latitude)
     halved = project_ring(densify(corners, np.arange(2) / 2), source, target)
     starts, midpoints = halved[:, 0::2], halved[:, 1::2]
     ends = np.roll(starts, -1, axis=1)
@@ -93,7 +93,7 @@ def find_pole(corners: Floats, crs: str, latitude: float) -> Floats | None:
     return pole if (distance < (POLE_MARGIN + 1) * np.hypot(size[:, 0], size[:, 1])).any() else None
 
 
-def ring_around_pole(corners: Floats, source: str, target: str, pole: Floats, latitude: float) -> Floats:
+def project_around_pole(corners: Floats, source: str, target: str, pole: Floats, latitude: float) -> Floats:
     """Like `project_rings`, for footprints near a pole: (n, m, 2). pole: its position in the source CRS.
 
     On an edge that passes a pole at a distance d, most of the change in longitude lies within a few d of the nearest
@@ -107,7 +107,7 @@ def ring_around_pole(corners: Floats, source: str, target: str, pole: Floats, la
     hits_pole = np.linalg.norm(foot, axis=2).min(axis=1) < 1e-3
     if hits_pole.any():
         offset = np.where(hits_pole[:, None, None], 2e-3 * np.array([np.cos(1.0), np.sin(1.0)]), 0.0)
-        return ring_around_pole(corners + offset, source, target, pole, latitude)
+        return project_around_pole(corners + offset, source, target, pole, latitude)
     distance = np.abs(start[..., 0] * edge[..., 1] - start[..., 1] * edge[..., 0]) / length**2
     distance = np.maximum(distance, 1e-3 / length)
     low, high = np.arcsinh(-nearest / distance), np.arcsinh((1 - nearest) / distance)
@@ -125,7 +125,7 @@ def ring_around_pole(corners: Floats, source: str, target: str, pole: Floats, la
     return np.concatenate([points, last, pole_end, pole_start], axis=1)
 
 
-def ring_bounds(points: Floats) -> Floats:
+def compute_bounds(points: Floats) -> Floats:
     """Minimum x, minimum y, maximum x and maximum y of each ring: (n, 4) from (n, m, 2)."""
     return np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)
 

@@ -8,16 +8,16 @@ import shapely
 from rasterio.windows import Window
 
 from geokr.crs import is_geographic
-from geokr.landcover.coverage import code_areas
+from geokr.landcover.coverage import sum_code_areas
 from geokr.landcover.legend import Legend
-from geokr.landcover.outlines import LONLAT, Floats, project, project_rings, ring_bounds, to_equal_area
+from geokr.landcover.outlines import LONLAT, Floats, compute_bounds, project, project_rings, to_equal_area
 from geokr.landcover.products import LandCoverError
 from geokr.landcover.sheets import LandCover, Sheet, read_cells
 
 LARGEST_WINDOW = 2**26
 """Largest number of cells to read at once; a single footprint may need more."""
 
-DOUBT = 1e-9
+ROUNDING = 1e-9
 """Shares up to this may result from rounding alone, and do not count as an occurrence of a code."""
 
 
@@ -44,7 +44,7 @@ class Rings:
     owners: npt.NDArray[np.int64]
     """(ring,): the footprint that each ring belongs to, in ascending order."""
 
-    def of(self, first: int, last: int) -> "Rings":
+    def select(self, first: int, last: int) -> "Rings":
         """The rings of the footprints first..last - 1, with owners counted from `first`."""
         a, b = np.searchsorted(self.owners, [first, last])
         begin, end = self.offsets[a], self.offsets[b]
@@ -52,8 +52,8 @@ class Rings:
 
 
 def select_sheets(corners: Floats, crs: str, cover: LandCover) -> LandCover:
-    """A copy of a product with only those sheets that may touch a footprint. corners, crs: see `class_shares`."""
-    boxes = bounding_boxes(corners, crs)
+    """A copy of a product with the sheets that may touch a footprint. corners, crs: see `compute_class_shares`."""
+    boxes = compute_bounding_boxes(corners, crs)
     outlines = np.array([sheet.outline for sheet in cover.sheets], dtype=object)[:, None]
     touched = np.zeros(len(cover.sheets), bool)
     for lon_shift in (-360.0, 0.0, 360.0):
@@ -61,7 +61,7 @@ def select_sheets(corners: Floats, crs: str, cover: LandCover) -> LandCover:
     return replace(cover, sheets=tuple(cover.sheets[k] for k in np.flatnonzero(touched)))
 
 
-def class_shares(corners: Floats, crs: str, cover: LandCover) -> Shares:
+def compute_class_shares(corners: Floats, crs: str, cover: LandCover) -> Shares:
     """Class shares of quadrilateral footprints, as areas of intersection.
 
     corners: (n, 4, 2) float64 in `crs`, in order around the footprint; its edges are straight in that CRS. A sheet
@@ -72,7 +72,7 @@ def class_shares(corners: Floats, crs: str, cover: LandCover) -> Shares:
     """
     areas = np.zeros((len(corners), len(cover.legend.classes)))
     unlisted: frozenset[int] = frozenset()
-    boxes = bounding_boxes(corners, crs)
+    boxes = compute_bounding_boxes(corners, crs)
     for lon_shift in (-360.0, 0.0, 360.0):  # near the antimeridian, sheet and footprint may differ by 360 degrees
         shifted_boxes = shift_boxes(boxes, lon_shift)
         for sheet in cover.sheets:
@@ -85,14 +85,14 @@ def class_shares(corners: Floats, crs: str, cover: LandCover) -> Shares:
             inside, crossing = candidates[~crosses_extent], candidates[crosses_extent]
             if len(inside):
                 rings = project_to_sheet(corners[inside], crs, sheet, lon_shift)
-                shares, codes = sheet_shares(rings, len(inside), sheet, cover.legend)
+                shares, codes = compute_sheet_shares(rings, len(inside), sheet, cover.legend)
                 areas[inside] += shares
                 unlisted |= codes
             if len(crossing):
                 rings, weight = clip_to_extent(
                     project_rings(corners[crossing], crs, LONLAT) + np.array([lon_shift, 0.0]), sheet
                 )
-                shares, codes = sheet_shares(rings, len(crossing), sheet, cover.legend)
+                shares, codes = compute_sheet_shares(rings, len(crossing), sheet, cover.legend)
                 areas[crossing] += shares * weight[:, None]
                 unlisted |= codes
     known = areas.sum(axis=1)
@@ -104,9 +104,9 @@ def class_shares(corners: Floats, crs: str, cover: LandCover) -> Shares:
     return Shares(fraction, np.minimum(known, 1.0), unlisted)
 
 
-def bounding_boxes(corners: Floats, crs: str) -> Floats:
+def compute_bounding_boxes(corners: Floats, crs: str) -> Floats:
     """West, south, east and north bounds of footprints, with a margin: (n, 4), degrees."""
-    bounds = ring_bounds(project_rings(corners, crs, LONLAT, 1e-3)) if len(corners) else np.zeros((0, 4))
+    bounds = compute_bounds(project_rings(corners, crs, LONLAT, 1e-3)) if len(corners) else np.zeros((0, 4))
     margin = 0.01 * np.maximum(bounds[:, 2] - bounds[:, 0], bounds[:, 3] - bounds[:, 1])[:, None]
     return np.asarray(bounds + margin * np.array([-1, -1, 1, 1]))
 
@@ -147,7 +147,7 @@ def clip_to_extent(outlines: Floats, sheet: Sheet) -> tuple[Rings, Floats]:
     return Rings(project(points, LONLAT, sheet.crs), offsets, owners[has_area]), area_share
 
 
-def sheet_shares(rings: Rings, footprints: int, sheet: Sheet, legend: Legend) -> tuple[Floats, frozenset[int]]:
+def compute_sheet_shares(rings: Rings, footprints: int, sheet: Sheet, legend: Legend) -> tuple[Floats, frozenset[int]]:
     """Area share of each class in footprints: (footprint, class), and the codes that the legend does not list.
 
     Raises LandCoverError that names the sheet if it cannot be read.
@@ -160,8 +160,8 @@ def sheet_shares(rings: Rings, footprints: int, sheet: Sheet, legend: Legend) ->
     c1, r1 = (int(high) + 1 for high in np.floor(points.max(axis=0)))
     if (c1 - c0) * (r1 - r0) > LARGEST_WINDOW and footprints > 1:
         half = footprints // 2
-        shares1, unlisted1 = sheet_shares(rings.of(0, half), half, sheet, legend)
-        shares2, unlisted2 = sheet_shares(rings.of(half, footprints), footprints - half, sheet, legend)
+        shares1, unlisted1 = compute_sheet_shares(rings.select(0, half), half, sheet, legend)
+        shares2, unlisted2 = compute_sheet_shares(rings.select(half, footprints), footprints - half, sheet, legend)
         return np.concatenate([shares1, shares2]), unlisted1 | unlisted2
     col, row = (np.clip(np.array(ends), 0, size) for ends, size in (((c0, c1), sheet.width), ((r0, r1), sheet.height)))
     cells, codes = read_cells(sheet, Window(col[0], row[0], col[1] - col[0], row[1] - row[0]))
@@ -169,10 +169,10 @@ def sheet_shares(rings: Rings, footprints: int, sheet: Sheet, legend: Legend) ->
     if is_geographic(sheet.crs):  # the area of a cell is proportional to the cosine of the latitude of its centre
         latitude = top + e * (np.arange(r0, r1) + 0.5)
         weights = np.cos(np.deg2rad(np.clip(latitude, -90.0, 90.0)))
-    areas = code_areas(
+    areas = sum_code_areas(
         points - [c0, r0], rings.offsets, rings.owners, footprints, cells, col[0] - c0, row[0] - r0, c1 - c0, weights
     )
     total = areas.sum(axis=1)
     shares = np.divide(areas, total[:, None], out=np.zeros_like(areas), where=total[:, None] > 0)
-    present = np.flatnonzero((shares[:, : len(codes)] > DOUBT).any(axis=0))
+    present = np.flatnonzero((shares[:, : len(codes)] > ROUNDING).any(axis=0))
     return shares[:, present] @ legend.shares(codes[present]), legend.unlisted(codes[present]) - {sheet.nodata}

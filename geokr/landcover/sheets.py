@@ -22,7 +22,7 @@ from rasterio.windows import Window
 
 from geokr.crs import is_geographic
 from geokr.landcover.coverage import CODES
-from geokr.landcover.extents import Extent, nominal_extent
+from geokr.landcover.extents import Extent, find_nominal_extent
 from geokr.landcover.legend import Legend
 from geokr.landcover.outlines import LONLAT, Floats, project, project_rings
 from geokr.landcover.products import LandCoverError
@@ -96,8 +96,8 @@ def read_sheets(path: str, rule: dict[str, Any], parts: dict[str, str]) -> list[
     if CRS(crs) == CRS(LONLAT):
         crs = LONLAT
     shape = tuple(transform)[:6], width, height
-    region = sheet_outline(path, crs, *shape)
-    extent = nominal_extent(path, rule["extent"], parts, region)
+    region = compute_outline(path, crs, *shape)
+    extent = find_nominal_extent(path, rule["extent"], parts, region)
     if extent is not None:
         extent_box = shapely.box(*extent)
         region = shapely.intersection(region, extent_box) if isinstance(rule["extent"], list) else extent_box
@@ -119,7 +119,7 @@ def read_last_block(path: str, raster: Any) -> None:
         raise LandCoverError(f"{path}: its last block cannot be read; the file may be truncated") from error
 
 
-def sheet_outline(path: str, crs: str, transform: Sequence[float], width: int, height: int) -> shapely.Polygon:
+def compute_outline(path: str, crs: str, transform: Sequence[float], width: int, height: int) -> shapely.Polygon:
     """Outline of a raster's cells in longitude and latitude; slightly too large, so that it contains every cell.
 
     Raises LandCoverError if the cells do not lie on Earth.
@@ -130,7 +130,7 @@ def sheet_outline(path: str, crs: str, transform: Sequence[float], width: int, h
     tolerance = 1e-5
     try:
         ring = project_rings(corners, crs, LONLAT, tolerance)
-        if is_geographic(crs) or round_trips(ring[0], corners[0, 0], crs, abs(a)):
+        if is_geographic(crs) or projects_back(ring[0], corners[0, 0], crs, abs(a)):
             # The outline is straight between its points: without a margin, it would miss some locations at the edge.
             polygon = shapely.Polygon(ring[0])
             return polygon.buffer(tolerance * polygon.length)
@@ -151,7 +151,7 @@ def sheet_outline(path: str, crs: str, transform: Sequence[float], width: int, h
     return shapely.box(*(lonlat.min(axis=0) - margin), *(lonlat.max(axis=0) + margin))
 
 
-def round_trips(ring: Floats, corner: Floats, crs: str, tolerance: float) -> bool:
+def projects_back(ring: Floats, corner: Floats, crs: str, tolerance: float) -> bool:
     """Whether the first point of a ring projects back to its corner, and not to the opposite side of the globe."""
     return bool(np.abs(project(ring[:1], LONLAT, crs)[0] - corner).max() < tolerance)
 

@@ -103,19 +103,19 @@ class TileLoader:
             raise ValueError("balanced tiles are drawn at random: set shuffle")
         self.classes, tiles = select_tiles(dataset, selection)
         self._reader = _open_reader(self.dataset, split, tiles, self.bands)
-        self.scenes_left_out: tuple[str, ...] = tuple(self._reader.lacking)
+        self.scenes_left_out: tuple[str, ...] = tuple(self._reader.scenes_without_bands)
         """Scenes with selected tiles that lack one of the bands."""
-        self.chosen = self._reader.tiles
+        self.selected = self._reader.tiles
         """The tiles that can be read, in the order of the index."""
         self._companions: Companions | None = None
-        self._candidates = np.arange(len(self.chosen))
-        if self.chosen.place is not None and self.chosen.date is not None:
-            self._companions = find_companions(self.chosen.place, self.chosen.date)
+        self._candidates = np.arange(len(self.selected))
+        if self.selected.place is not None and self.selected.date is not None:
+            self._companions = find_companions(self.selected.place, self.selected.date)
             self._candidates = np.flatnonzero(self._companions.others)
             if len(self._candidates) == 0:
                 raise ValueError(f"{dataset}: split {split} has no place of two dates with bands {', '.join(bands)}")
         self._chance = class_probabilities(self.fraction, balance) if balance else None
-        self._shard = np.unique(self._reader.block[self._candidates], axis=0, return_inverse=True)[1].ravel()
+        self._shard = np.unique(self._reader.shard_cell[self._candidates], axis=0, return_inverse=True)[1].ravel()
         self._warned_shards: set[str] = set()
         self.skipped = 0
         """Number of tiles that could not be read so far, on this rank."""
@@ -130,7 +130,7 @@ class TileLoader:
     @property
     def fraction(self) -> npt.NDArray[np.float32]:
         """(tile, class): labels of the tiles of an epoch, in the order of the index."""
-        return self.chosen.fraction[self._candidates]
+        return self.selected.fraction[self._candidates]
 
     def __len__(self) -> int:
         """Number of batches in an epoch on this rank. Without `shuffle`, ranks may differ by one."""
@@ -173,7 +173,7 @@ class TileLoader:
 
     def _rank_part(self, step: Positions) -> Positions:
         """Select this rank's part of the tiles of one step."""
-        step = step[np.lexsort((self.chosen.col[step], self.chosen.row[step], self.chosen.scene[step]))]
+        step = step[np.lexsort((self.selected.col[step], self.selected.row[step], self.selected.scene[step]))]
         return step[self.rank * self.batch : (self.rank + 1) * self.batch]
 
     def statistics(self, tiles: int = 1024) -> tuple[list[float], list[float]]:
@@ -214,7 +214,7 @@ class TileLoader:
     def _read_by_shard(self, order: Positions) -> Iterator[Batch]:
         """Read batches of consecutive positions. Each shard is read at its first tile and kept until its last tile."""
         steps = len(order) // self.batch
-        shard = np.unique(self._reader.block[order], axis=0, return_inverse=True)[1].ravel()
+        shard = np.unique(self._reader.shard_cell[order], axis=0, return_inverse=True)[1].ravel()
         by_shard = np.argsort(shard, kind="stable")
         runs = np.split(by_shard, np.flatnonzero(np.diff(shard[by_shard])) + 1)
         slot = np.empty(len(order), dtype=np.int64)
@@ -230,7 +230,7 @@ class TileLoader:
         errors_of: dict[int, dict[int, str]] = {}
         for ahead in range(steps + self.prefetch):
             for number in runs_at_step.get(ahead, ()):
-                target = np.empty((len(tiles_of[number]), *self._reader.tile), dtype=np.uint8)
+                target = np.empty((len(tiles_of[number]), *self._reader.tile_shape), dtype=np.uint8)
                 reads[number] = self._reader.request(tiles_of[number], target)
             step = ahead - self.prefetch
             if step < 0:
@@ -263,14 +263,14 @@ class TileLoader:
             self.skipped += len(errors)
             readable = np.setdiff1d(np.arange(len(positions)), list(errors))
             positions, images = positions[readable], [_pin(image[readable]) for image in images]
-        tiles = self.chosen
+        tiles = self.selected
         fraction, known, weight = (
             _pin(torch.from_numpy(values[positions])) for values in (tiles.fraction, tiles.known, tiles.weight)
         )
         return Batch(images[0], fraction, known, weight, images[1] if len(images) > 1 else None)
 
     def _allocate(self, tiles: int) -> torch.Tensor:
-        shape = (tiles, *self._reader.tile)
+        shape = (tiles, *self._reader.tile_shape)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
 
@@ -280,11 +280,11 @@ def _pin(values: torch.Tensor) -> torch.Tensor:
 
 def _open_reader(dataset: str, split: str, tiles: Tiles, bands: Sequence[str]) -> TileReader:
     reader = TileReader(f"{dataset}/{TILES}", tiles, bands)
-    if reader.lacking:
+    if reader.scenes_without_bands:
         log.warning(
             "%s: %d scenes of split %s lack a band of %s, left out",
             dataset,
-            len(reader.lacking),
+            len(reader.scenes_without_bands),
             split,
             ", ".join(bands),
         )
@@ -304,27 +304,27 @@ class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         self.bands = tuple(bands)
         self.classes, tiles = select_tiles(dataset, selection)
         self._reader: TileReader | None = _open_reader(str(dataset), selection.split, tiles, self.bands)
-        self.chosen = self._reader.tiles
+        self.selected = self._reader.tiles
         self._root = self._reader.root
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}  # each worker process opens the shards itself
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.selected)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
         """Read samples by number. Raises ValueError naming the shard and the tile if one cannot be read."""
-        self._reader = self._reader or TileReader(self._root, self.chosen, self.bands)
+        self._reader = self._reader or TileReader(self._root, self.selected, self.bands)
         positions = np.asarray(indices, dtype=np.int64)
-        image = torch.empty((len(positions), *self._reader.tile), dtype=torch.uint8)
+        image = torch.empty((len(positions), *self._reader.tile_shape), dtype=torch.uint8)
         if errors := self._reader.finish(self._reader.request(positions, image.numpy())):
             raise ValueError(next(iter(errors.values())))
         arrays = {
-            name: torch.from_numpy(getattr(self.chosen, name)[positions]) for name in ("fraction", "known", "weight")
+            name: torch.from_numpy(getattr(self.selected, name)[positions]) for name in ("fraction", "known", "weight")
         }
         return [
             {"image": image[i], **{name: values[i] for name, values in arrays.items()}} for i in range(len(positions))

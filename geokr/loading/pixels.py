@@ -74,26 +74,26 @@ class TileReader:
         self.root = root
         context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE}})
         store = ts.KvStore.open(files.kvstore_spec(root), context=context).result()
-        self._arrays, self.lacking = _open_scenes(store, context, root, tiles.scenes, tuple(bands))
-        """`lacking`: scenes that lack one of `bands` -> the bands that they have."""
+        self._arrays, self.scenes_without_bands = _open_scenes(store, context, root, tiles.scenes, tuple(bands))
+        """Scenes that lack one of `bands` -> the bands that they have."""
         if not self._arrays:
-            available = "; ".join(sorted({", ".join(bands) for bands in self.lacking.values()}))
+            available = "; ".join(sorted({", ".join(bands) for bands in self.scenes_without_bands.values()}))
             raise ValueError(f"{root}: no scene with these tiles has bands {', '.join(bands)}; they have {available}")
         self.tiles = tiles.filter(np.array([name in self._arrays for name in tiles.scenes])[tiles.scene])
         """The tiles of the scenes that have all bands."""
-        self.tile: tuple[int, ...] = next(iter(self._arrays.values())).shape[2:]
+        self.tile_shape: tuple[int, ...] = next(iter(self._arrays.values())).shape[2:]
         """Shape of a tile: (band, y, x)."""
         sides = np.ones((len(tiles.scenes), 2), dtype=np.int64)
         for number, name in enumerate(tiles.scenes):
             if name in self._arrays:
                 sides[number] = self._arrays[name].chunk_layout.write_chunk.shape[:2]
         i, j = self.tiles.row // sides[self.tiles.scene, 0], self.tiles.col // sides[self.tiles.scene, 1]
-        self.block = np.stack([self.tiles.scene, i, j], axis=1)
+        self.shard_cell = np.stack([self.tiles.scene, i, j], axis=1)
         """(tile, 3): scene, and row and column of the tile's shard in the scene."""
 
     def shard(self, position: int) -> str:
         """Path or URL of the shard that contains a tile."""
-        scene, i, j = self.block[position]
+        scene, i, j = self.shard_cell[position]
         return f"{self.root}/{self.tiles.scenes[scene]}/image/c/{i}/{j}/0/0/0"
 
     def request(self, positions: Positions, target: npt.NDArray[np.uint8]) -> PendingRead:

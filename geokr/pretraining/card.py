@@ -12,7 +12,7 @@ from geokr.pretraining.objectives import choose
 from geokr.storage.files import in_bucket
 
 MLM = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
-"""Schema of the STAC extension for machine learning models that `stac_item` follows."""
+"""Schema of the STAC extension for machine learning models that `make_stac_item` follows."""
 
 NUMBERS = {
     "val_kl": r"KL(A \|\| p), nats",
@@ -24,12 +24,12 @@ NUMBERS = {
 """Keys of metrics.json that a card shows -> their meaning, over the held-out tiles."""
 
 
-def published_name(dataset: str) -> str:
+def public_name(dataset: str) -> str:
     """The name of a data set to publish: its address in a bucket, or the name of its local directory."""
     return dataset if in_bucket(dataset) else Path(dataset).absolute().name
 
 
-def model_card(checkpoint: Checkpoint, features: int, metrics: Mapping[str, Any]) -> str:
+def format_model_card(checkpoint: Checkpoint, features: int, metrics: Mapping[str, Any]) -> str:
     """The model card: Markdown with a YAML header for model hubs. metrics: as in metrics.json, or empty."""
     config, facts = checkpoint.config, checkpoint.facts
     bands = ", ".join(config["bands"])
@@ -71,7 +71,7 @@ The input is (pixels / 255 - mean) / std, with images of {config["image_size"]} 
 ## Data
 
 {facts["training_tiles"]} training tiles and {facts["held_out_tiles"]} held out by place, from the data set
-`{published_name(checkpoint.dataset)}`, labelled with `{facts["labels"]}`.{describe_extent(facts)}
+`{public_name(checkpoint.dataset)}`, labelled with `{facts["labels"]}`.{describe_extent(facts)}
 
 | class | mean share in training | absolute error of held-out shares |
 |---|---|---|
@@ -116,7 +116,7 @@ def list_licences(labels: str) -> list[str]:
     ]
 
 
-def stac_item(
+def make_stac_item(
     checkpoint: Checkpoint, features: int, parameters: int, files: Mapping[str, int], metrics: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Describe the encoder as a STAC item with the MLM extension.
@@ -141,7 +141,7 @@ def stac_item(
         "mlm:framework": "pytorch",
         "mlm:total_parameters": parameters,
         "mlm:pretrained": True,
-        "mlm:pretrained_source": published_name(checkpoint.dataset),
+        "mlm:pretrained_source": public_name(checkpoint.dataset),
         "mlm:batch_size_suggestion": config["batch"],
         "mlm:accelerator": None,
         "mlm:input": [

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from geokr.storage.files import replacing
+from geokr.storage.files import replace_file
 
 VERSION = 3
 """Version of the file format. Files of another version are refused."""
@@ -53,7 +53,7 @@ class Checkpoint:
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically: if the process is killed, the file has either the old or the new checkpoint."""
     state = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
-    with replacing(path) as file:
+    with replace_file(path) as file:
         torch.save({"version": VERSION, **state}, file)
 
 

@@ -28,7 +28,7 @@ class Classifier(nn.Module):
         return self.head(features), features
 
 
-def build(
+def build_classifier(
     name: str, bands: Sequence[str], classes: int, image_size: int, pretrained: bool | str
 ) -> tuple[Classifier, str]:
     """Build a network, and describe the weights that its encoder starts from. pretrained: see TrainConfig.

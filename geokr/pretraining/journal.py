@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from geokr.storage.files import replacing
+from geokr.storage.files import replace_file
 
 LOG = "log.jsonl"
 CURVES = {"train": "plots/train.csv", "val": "plots/val.csv"}
@@ -38,7 +38,7 @@ class Journal:
                 continue
             if row["step"] <= start:
                 self._rows.append(row)
-        with replacing(path) as file:
+        with replace_file(path) as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in self._rows)
         self._file = path.open("a", encoding="utf-8")
         self._tensorboard = _open_tensorboard(run, start) if "tensorboard" in loggers else None
@@ -81,7 +81,7 @@ class Journal:
         figure = confusion_figure(confusion, classes)
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=80)
-        with replacing(self.run / CONFUSION) as file:
+        with replace_file(self.run / CONFUSION) as file:
             file.write(image.getbuffer())
         if self._dvclive is not None:
             self._dvclive.log_image("confusion.png", figure)
@@ -111,7 +111,7 @@ class Journal:
             table = csv.writer(text, lineterminator="\n")
             table.writerow(["step", "loss"])
             table.writerows({row["step"]: row["kl"] for row in self._rows if row["split"] == split}.items())
-            with replacing(self.run / path) as file:
+            with replace_file(self.run / path) as file:
                 file.write(text.getvalue().encode())
 
     def close(self) -> None:

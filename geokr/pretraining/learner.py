@@ -17,7 +17,7 @@ from geokr.dataset.index import read_extent, read_summary
 from geokr.loading.loader import Batch, TileLoader
 from geokr.pretraining.augment import augment, derive_seed
 from geokr.pretraining.checkpoint import Checkpoint
-from geokr.pretraining.classifier import Classifier, build
+from geokr.pretraining.classifier import Classifier, build_classifier
 from geokr.pretraining.config import TrainConfig
 from geokr.pretraining.objectives import choose
 from geokr.pretraining.objectives.objective import SECOND_VIEW, Objective, Part
@@ -98,14 +98,14 @@ class Learner:
     """Scaler of the loss for fp16; otherwise it does nothing."""
     dtype: torch.dtype
     """Data type that the networks compute in."""
-    window: torch.Tensor
+    recent_losses: torch.Tensor
     """(LOG_EVERY, 1 + measures) float64: the loss and the objective's measures for each step since the last log
     line."""
     total: int
     """Number of steps of the run."""
     step: int = 0
     """Number of steps done."""
-    noted: int = 0
+    logged_steps: int = 0
     """Number of steps that have been logged."""
     best: dict[str, float] | None = None
     """Step and result of the validation with the lowest KL so far: {"step": ..., "kl": ...}."""
@@ -161,7 +161,7 @@ def create_learner(
     """
     torch.manual_seed(derive_seed(config.seed, 0, INITIAL))
     pretrained = config.pretrained if last is None else False  # the weights come from the checkpoint instead
-    student, start = build(config.model, config.bands, len(training.classes), config.image_size, pretrained)
+    student, start = build_classifier(config.model, config.bands, len(training.classes), config.image_size, pretrained)
     if config.sync_batch_norm and process.world > 1:
         if process.device.type != "cuda":
             raise ValueError("sync_batch_norm needs GPUs: set it to false")
@@ -203,7 +203,7 @@ def create_learner(
         start=start,
         scaler=GradScaler(process.device.type, enabled=dtype == torch.float16),
         dtype=dtype,
-        window=torch.zeros(LOG_EVERY, 1 + len(objective.measures), dtype=torch.float64, device=process.device),
+        recent_losses=torch.zeros(LOG_EVERY, 1 + len(objective.measures), dtype=torch.float64, device=process.device),
         total=total,
     )
     if last is not None:
@@ -249,7 +249,7 @@ def train_step(learner: Learner, batch: Batch) -> None:
     weight = weight * (process.world / total)  # gradients are averaged over processes
 
     learner.optimiser.zero_grad(set_to_none=True)
-    sums = torch.zeros_like(learner.window[0])
+    sums = torch.zeros_like(learner.recent_losses[0])
     parts = [values.chunk(config.accumulate) for values in (image, pair, target, weight)]
     for number, (images, pair_images, targets, weights) in enumerate(zip(*parts, strict=True)):
         sync_gradients(learner.parallel, number == config.accumulate - 1)
@@ -266,7 +266,7 @@ def train_step(learner: Learner, batch: Batch) -> None:
 
     average_buffers([network for network in learner.objective.networks.values() if network.training], process)
     learner.objective.update(step + 1)
-    learner.window[step - learner.noted] = sums
+    learner.recent_losses[step - learner.logged_steps] = sums
     learner.step += 1
 
 
@@ -299,7 +299,7 @@ def preserve_buffers(model: nn.Module, enabled: bool) -> Iterator[None]:
         buffer.copy_(value)
 
 
-def snapshot(learner: Learner) -> Checkpoint:
+def make_checkpoint(learner: Learner) -> Checkpoint:
     """Collect the state to resume from. If weights are sharded, all processes must call this function."""
     return Checkpoint(
         step=learner.step,
@@ -315,7 +315,7 @@ def snapshot(learner: Learner) -> Checkpoint:
         memory={name: value.cpu().clone() for name, value in learner.objective.memory.items()},
         optimiser=unsharded(learner.optimiser.state_dict()),
         scaler=learner.scaler.state_dict(),
-        window=learner.window[: learner.step - learner.noted].clone(),
+        window=learner.recent_losses[: learner.step - learner.logged_steps].clone(),
         best=learner.best,
     )
 
@@ -338,6 +338,6 @@ def _restore(learner: Learner, last: Checkpoint) -> None:
     }
     learner.optimiser.load_state_dict({**last.optimiser, "state": state})
     learner.scaler.load_state_dict(last.scaler)
-    learner.window[: len(last.window)] = last.window
-    learner.step, learner.noted = last.step, last.step - len(last.window)
+    learner.recent_losses[: len(last.window)] = last.window
+    learner.step, learner.logged_steps = last.step, last.step - len(last.window)
     learner.start, learner.best = last.start, last.best

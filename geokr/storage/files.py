@@ -70,12 +70,12 @@ def write(path: str | Path, data: bytes | memoryview) -> None:
         bucket, key = _split(path)
         _result(bucket.write(key, bytes(data)), path)
         return
-    with replacing(path) as file:
+    with replace_file(path) as file:
         file.write(data)
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
+def replace_file(path: str | Path) -> Iterator[BinaryIO]:
     """Yield a temporary file on a disk that replaces `path` once it is complete, with the guarantees of `write`."""
     file = Path(path)
     make_directory(file.parent)

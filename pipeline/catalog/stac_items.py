@@ -26,7 +26,7 @@ COMMON_NAMES = {
     "rededge", "rededge071", "rededge075", "rededge078", "lwir", "lwir11", "lwir12", "green05",
 }  # fmt: skip
 """Common names of the eo extension."""
-OURS = {"red_edge_1": "rededge071", "red_edge_2": "rededge075"}
+COMMON_NAME_OF = {"red_edge_1": "rededge071", "red_edge_2": "rededge075"}
 """Band name of this project -> common name of the eo extension, where they differ."""
 
 
@@ -125,7 +125,7 @@ def to_asset(image: Image, scene: Scene) -> pystac.Asset:
 
 def to_band(name: str) -> dict[str, str]:
     """Convert a band name to a band object of the eo extension."""
-    common = OURS.get(name, name)
+    common = COMMON_NAME_OF.get(name, name)
     return {"name": name} | ({"common_name": common} if common in COMMON_NAMES else {})
 
 

@@ -98,7 +98,7 @@ class TileGrid:
         left, bottom, right, top = self.geobox.boundingbox
         return np.array([[(left, top), (right, top), (right, bottom), (left, bottom)]])
 
-    def places(self, rows: Iterable[int], cols: Iterable[int]) -> list[str]:
+    def place_ids(self, rows: Iterable[int], cols: Iterable[int]) -> list[str]:
         """Identifiers of the tiles' places, equal for tiles of all scenes with the same origin, zone and GSD.
 
         Format: `<EPSG code>_<GSD in m>_<east>_<north>`; the last two are counted in strides from the zone's origin.
@@ -131,7 +131,7 @@ def choose_crs(lon: float, lat: float) -> str:
     return utm_zone(lon, lat)
 
 
-def area_centre(footprint: shapely.Polygon) -> tuple[float, float]:
+def find_area_centre(footprint: shapely.Polygon) -> tuple[float, float]:
     """Longitude and latitude of a footprint's centre of area, computed on the ground and not in degrees.
 
     The projection is Lambert's azimuthal equal-area on the sphere, about the mean of the corners: Snyder, Map
@@ -159,7 +159,7 @@ def make_scene_grid(footprint: shapely.Polygon, gsd: float, tile: int, stride: i
     footprint: longitude and latitude, degrees; across the antimeridian, longitudes continue past 180. gsd: side of a
     pixel, m. The CRS is that of the footprint's centre, however far the scene extends into another zone.
     """
-    crs = choose_crs(*area_centre(footprint))
+    crs = choose_crs(*find_area_centre(footprint))
     ring = shapely.get_coordinates(footprint.exterior)
     x, y = transformer("EPSG:4326", crs).transform(ring[:, 0], ring[:, 1])
     step, side = stride * gsd, tile * gsd

@@ -115,7 +115,7 @@ class Terrain:
         try:
             with open_heights(self.dem) as source:
                 crs = horizontal_crs(self.dem, source.crs)
-                box, wrap_width, period = dem_window(source, crs, lon, lat)
+                box, wrap_width, period = find_dem_window(source, crs, lon, lat)
                 if box is None:
                     return flat_relief(self.height)
                 step = 1 << max(0, math.ceil(math.log2((box[2] - box[0]) * (box[3] - box[1]) / most) / 2))
@@ -158,17 +158,17 @@ class Terrain:
             return 0.0
         return float(np.isfinite(Terrain(self.dem, np.nan).heights(lon, lat)).mean())
 
-    def holes(self, lon: Floats, lat: Floats) -> int:
+    def count_holes(self, lon: Floats, lat: Floats) -> int:
         """Number of cells without a height in the window of the DEM that contains the points; 0 without a DEM."""
         if self.dem is None:
             return 0
         with open_heights(self.dem) as source:
-            box, wrap_width, _ = dem_window(source, horizontal_crs(self.dem, source.crs), lon, lat)
+            box, wrap_width, _ = find_dem_window(source, horizontal_crs(self.dem, source.crs), lon, lat)
             if box is None:
                 return 0
             count = 0
             for top in range(box[1], box[3], 1024):
-                cells, inside = window_cells(source, (box[0], top, box[2], min(top + 1024, box[3])), 1, wrap_width)
+                cells, inside = read_raw_cells(source, (box[0], top, box[2], min(top + 1024, box[3])), 1, wrap_width)
                 count += int(np.isnan(cells[inside]).sum())
         return count
 
@@ -177,7 +177,7 @@ Box = tuple[int, int, int, int]
 """First column, first row, last column + 1 and last row + 1 of a window."""
 
 
-def dem_window(source: Any, crs: str, lon: Floats, lat: Floats) -> tuple[Box | None, int, float]:
+def find_dem_window(source: Any, crs: str, lon: Floats, lat: Floats) -> tuple[Box | None, int, float]:
     """The window of an open DEM that points need, with a border that may extend beyond it; None if nothing is inside.
 
     Also returns the number of columns in 360 degrees of longitude: first as an integer, or 0 if the DEM does not go
@@ -193,11 +193,11 @@ def dem_window(source: Any, crs: str, lon: Floats, lat: Floats) -> tuple[Box | N
     if period:
         col = wrap_columns(col, col[0], period)
         col -= np.rint((col.min() + col.max() - source.width) / 2 / period) * period
-    (c0, c1), (r0, r1) = held(col, np.inf if wrap_width else source.width), held(row, source.height)
+    (c0, c1), (r0, r1) = clip_span(col, np.inf if wrap_width else source.width), clip_span(row, source.height)
     return ((c0, r0, c1, r1) if c0 < c1 and r0 < r1 else None), wrap_width, period
 
 
-def held(positions: Floats, size: float) -> tuple[int, int]:
+def clip_span(positions: Floats, size: float) -> tuple[int, int]:
     """First cell and last cell + 1 that positions need, with a border, limited to the DEM and a border; or (0, 0)."""
     low = -1.0 if np.isfinite(size) else -np.inf
     first, last = math.floor(max(low, positions.min())) - 1, math.ceil(min(size + 1.0, positions.max())) + 2
@@ -230,10 +230,12 @@ def read_cells(source: Any, box: Box, step: int, wrap_width: int) -> npt.NDArray
     is the mean of step x step cells of the DEM. wrap_width: number of columns in 360 degrees of longitude, or 0 if the
     DEM does not go round the Earth.
     """
-    cells, inside = window_cells(source, box, step, wrap_width)
+    cells, inside = read_raw_cells(source, box, step, wrap_width)
     if not np.isfinite(cells[inside]).all():
         edge = FILL * step
-        padded, _ = window_cells(source, (box[0] - edge, box[1] - edge, box[2] + edge, box[3] + edge), step, wrap_width)
+        padded, _ = read_raw_cells(
+            source, (box[0] - edge, box[1] - edge, box[2] + edge, box[3] + edge), step, wrap_width
+        )
         finite = np.isfinite(padded)
         filled = fillnodata(np.where(finite, padded, HOLE), finite.astype(np.uint8), FILL)[FILL:-FILL, FILL:-FILL]
         cells = np.where(inside & (filled != HOLE), filled, np.float32(np.nan))
@@ -245,7 +247,7 @@ def read_cells(source: Any, box: Box, step: int, wrap_width: int) -> npt.NDArray
     return np.where(np.logical_and.outer(*adjacent), cells[np.ix_(*nearest)], np.float32(np.nan))
 
 
-def window_cells(
+def read_raw_cells(
     source: Any, box: Box, step: int, wrap_width: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Heights as stored in a DEM, NaN in holes and beyond it; and a mask of the cells that lie within the DEM."""

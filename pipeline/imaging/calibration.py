@@ -108,7 +108,7 @@ def toa_radiometry(bands: Mapping[str, Coefficients], zenith: float, distance: f
     return Radiometry("toa", tuple(low), tuple(high), "uint16", numbers)
 
 
-def sun_position(when: datetime, lon: float, lat: float) -> tuple[float, float]:
+def find_sun(when: datetime, lon: float, lat: float) -> tuple[float, float]:
     """Solar zenith angle, degrees, and Earth-Sun distance, astronomical units.
 
     Accurate to a hundredth of a degree, by the Astronomical Almanac's low-precision formulas (valid 1950 to 2050).
@@ -127,12 +127,12 @@ def sun_position(when: datetime, lon: float, lat: float) -> tuple[float, float]:
     return math.degrees(math.acos(max(-1.0, min(1.0, height)))), distance
 
 
-def solar_zenith(fields: Mapping[str, str], when: datetime, lon: float, lat: float) -> float:
+def find_solar_zenith(fields: Mapping[str, str], when: datetime, lon: float, lat: float) -> float:
     """Solar zenith angle, degrees: from the metadata, checked against time and place, or computed from these if absent.
 
     Raises RadiometryError if the two differ by more than three degrees: some files store an elevation under this name.
     """
-    computed, _ = sun_position(when, lon, lat)
+    computed, _ = find_sun(when, lon, lat)
     for name, sign in (
         ("SolarZenith", 1),
         ("SunZenith", 1),

@@ -114,7 +114,7 @@ def orthorectify(
     lattice = fit_lattice(geobox, image.model, terrain)
     pixels, valid = np.empty((*shape, len(image.bands)), image.dtype), np.zeros(shape, np.bool_)
     reach = lattice.reach()
-    window = source_window(reach, image.width, image.height)
+    window = find_source_window(reach, image.width, image.height)
     if window is None:
         pixels[...] = 0
         return Ortho(pixels, valid, None, lattice)
@@ -171,7 +171,7 @@ def mark_nodata(valid: Valid, kind: Resampling) -> Pixels | None:
     return np.asarray(mask[..., None])
 
 
-def source_window(reach: Floats, width: int, height: int) -> tuple[int, int, int, int] | None:
+def find_source_window(reach: Floats, width: int, height: int) -> tuple[int, int, int, int] | None:
     """The window of an image that samples draw on: first column, first row, width, height; None if there is none."""
     finite = np.isfinite(reach).all(axis=-1)
     if not finite.any():

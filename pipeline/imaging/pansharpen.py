@@ -14,7 +14,7 @@ def equal_weights(bands: int) -> tuple[float, ...]:
     return (1.0 / bands,) * bands
 
 
-def brovey(colour: Pixels, pan: Pixels, weights: Sequence[float]) -> None:
+def sharpen_brovey(colour: Pixels, pan: Pixels, weights: Sequence[float]) -> None:
     """Sharpen in place by weighted Brovey: each band times the panchromatic value over the weighted sum of the bands.
 
     colour: (y, x, band), pan: (y, x), on one grid and of one unsigned type. The result is rounded and clipped to the
@@ -27,11 +27,13 @@ def brovey(colour: Pixels, pan: Pixels, weights: Sequence[float]) -> None:
         raise ValueError(f"{len(weights)} weights for {colour.shape[2]} bands")
     if not (min(weights) >= 0 and sum(weights) > 0):
         raise ValueError(f"weights must not be negative and must not all be 0, got {[*weights]}")
-    _brovey(colour, pan, np.array(weights, np.float64), float(np.iinfo(colour.dtype).max))
+    _sharpen_brovey(colour, pan, np.array(weights, np.float64), float(np.iinfo(colour.dtype).max))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _brovey(colour: Pixels, pan: Pixels, weights: npt.NDArray[np.float64], type_max: float) -> None:  # pragma: no cover
+def _sharpen_brovey(
+    colour: Pixels, pan: Pixels, weights: npt.NDArray[np.float64], type_max: float
+) -> None:  # pragma: no cover
     rows, cols, bands = colour.shape
     for i in range(rows):
         for j in range(cols):

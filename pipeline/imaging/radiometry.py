@@ -116,7 +116,7 @@ def radiometry_from_json(value: dict[str, Any]) -> Radiometry:
     return Radiometry(**value | {"low": tuple(value["low"]), "high": tuple(value["high"])})
 
 
-def from_stretch(stretch: Stretch, bands: int) -> Radiometry:
+def radiometry_from_stretch(stretch: Stretch, bands: int) -> Radiometry:
     """Return the radiometry of one stretch for all bands, as in the paper."""
     return Radiometry("percentile", (stretch.low,) * bands, (stretch.high,) * bands, "uint8", {})
 
@@ -136,12 +136,12 @@ def stretch_per_band(
     return Radiometry("percentile-per-band", *ends, "uint8", {"percentiles": [low, high]})
 
 
-def unchanged_numbers(dtype: str, bands: int) -> Radiometry:
+def identity_radiometry(dtype: str, bands: int) -> Radiometry:
     """Return the radiometry that stores digital numbers unchanged."""
     return Radiometry("dn", (0.0,) * bands, (float(np.iinfo(dtype).max),) * bands, dtype, {})
 
 
-def from_scales(scales: Sequence[float], offsets: Sequence[float]) -> Radiometry:
+def radiometry_from_scales(scales: Sequence[float], offsets: Sequence[float]) -> Radiometry:
     """Return the conversion to reflectance from scales and offsets that the metadata state, as STAC catalogs do."""
     if not all(scale > 0 for scale in scales):
         raise RadiometryError(f"scales must be positive, got {[*scales]}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from geokr.storage import files
-from pipeline.runtime.progress import LOG
+from pipeline.runtime.progress import LOG_FILE
 
 
 def summary_table(summary: dict[str, Any]) -> list[str]:
@@ -43,7 +43,7 @@ def run_table(metrics: dict[str, Any], run: Path) -> list[str]:
 
 def dashboard_line(dataset: str | Path) -> list[str]:
     """A line with the dashboard address of the last build; no line if the log has none."""
-    path = files.join(dataset, LOG)
+    path = files.join(dataset, LOG_FILE)
     lines = files.read(path).decode().splitlines() if files.exists(path) else []
     addresses = [line["dashboard"] for line in map(json.loads, lines) if "dashboard" in line]
     return [f"{'dashboard was':<18}{addresses[-1]}"] if addresses else []

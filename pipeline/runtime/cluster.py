@@ -22,7 +22,7 @@ from pipeline.runtime.worker import KILLED, LIBRARIES, configure_libraries, usab
 
 log = logging.getLogger(__name__)
 
-DEATHS = 1
+ALLOWED_DEATHS = 1
 """How many workers may die while they run a task. One more, and the task is suspected of killing them."""
 
 
@@ -77,7 +77,7 @@ def set_up_workers(client: Client) -> Iterator[None]:
 
 
 @contextmanager
-def cluster(
+def open_cluster(
     workers: int | None = None,
     scheduler: str | None = None,
     dashboard: str = "127.0.0.1:8787",
@@ -126,7 +126,7 @@ def cluster(
                     local_directory=scratch,
                     env={"GEOKR_SCRATCH": os.environ.get("GEOKR_SCRATCH", f"{scratch}/unpacked")},
                     silence_logs=logging.CRITICAL,
-                    scheduler_kwargs={"allowed_failures": DEATHS},
+                    scheduler_kwargs={"allowed_failures": ALLOWED_DEATHS},
                 )
             except RuntimeError as error:
                 raise ClusterError(f"cannot start workers with their dashboard at {dashboard}: {error}") from error
@@ -144,7 +144,7 @@ def write_report(report: str | None) -> "performance_report | nullcontext[None]"
     return nullcontext() if report is None else performance_report(filename=report)
 
 
-def scheduler_lost(error: BaseException) -> ClusterError:
+def scheduler_error(error: BaseException) -> ClusterError:
     """The error for a scheduler that no longer answers."""
     return ClusterError(f"the scheduler was lost; run the same command again to resume ({error})")
 
@@ -155,7 +155,7 @@ def require_scheduler() -> Iterator[None]:
     try:
         yield
     except (CancelledError, OSError) as error:
-        raise scheduler_lost(error) from error
+        raise scheduler_error(error) from error
 
 
 def count_threads(client: Client) -> int:

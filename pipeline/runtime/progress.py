@@ -16,16 +16,16 @@ from geokr.storage import files
 
 log = logging.getLogger(__name__)
 
-LOG = "build.jsonl"
+LOG_FILE = "build.jsonl"
 """One JSON object per line: `time`, `event` and the values of the event. Each run appends to it."""
-EVERY = 60.0
+INTERVAL = 60.0
 """Interval, s, of the progress events in the log and, without a terminal, of the progress lines."""
 
 
 def log_event(dataset: str | Path, event: str, **facts: Any) -> None:
     """Append a line to the log of the data set."""
     line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
-    files.append(f"{dataset}/{LOG}", json.dumps(line))
+    files.append(f"{dataset}/{LOG_FILE}", json.dumps(line))
 
 
 class Progress:
@@ -53,7 +53,7 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         elif kind is None:
-            log.info(self.line())
+            log.info(self.format_line())
 
     def add(self, units: int, passed: int | None = None) -> None:
         """Count units that are done. passed: how many of them passed, in a stage that judges its units."""
@@ -65,14 +65,14 @@ class Progress:
             if self.judged:
                 self.bar.set_postfix({self.good: f"{100 * self.passed / self.judged:.0f}%"}, refresh=False)
 
-    def facts(self) -> dict[str, Any]:
+    def collect_facts(self) -> dict[str, Any]:
         """Numbers for the log: done, total, unit, seconds, units per second and, if judged, the share that passed."""
         seconds = time.monotonic() - self.began
         counts = {"done": self.done, "total": self.total, "unit": self.unit, "seconds": round(seconds, 1)}
         rate = {"per_second": round(self.done / max(seconds, 1e-9), 1)}
         return counts | rate | ({self.good: round(self.passed / self.judged, 4)} if self.judged else {})
 
-    def line(self) -> str:
+    def format_line(self) -> str:
         """One line of text: `tiles: 1,024 of 5,120 tiles, 20 %, 212 tiles/s, 71 % accepted, 19 s left`."""
         seconds = time.monotonic() - self.began
         rate = self.done / max(seconds, 1e-9)
@@ -91,10 +91,10 @@ class Progress:
         return ", ".join(parts)
 
     def _tick(self) -> None:
-        while not self.ended.wait(EVERY):
-            log_event(self.dataset, "progress", stage=self.stage, **self.facts())
+        while not self.ended.wait(INTERVAL):
+            log_event(self.dataset, "progress", stage=self.stage, **self.collect_facts())
             if self.bar is None:
-                log.info(self.line())
+                log.info(self.format_line())
 
 
 def format_duration(seconds: float) -> str:

@@ -17,12 +17,12 @@ from dask.distributed import (
 )
 
 from geokr.dataset.layout import StoreWriteError
-from pipeline.runtime.cluster import require_scheduler, scheduler_lost
+from pipeline.runtime.cluster import require_scheduler, scheduler_error
 from pipeline.runtime.worker import KILLED, LIBRARIES, Job, Result, attempt, usable_memory
 
-AHEAD = 3
+TASKS_PER_THREAD = 3
 """Tasks in flight per thread: enough that no thread waits, few enough that the scheduler's memory does not grow."""
-OPEN = 2 * AHEAD
+OPEN_BATCHES = 2 * TASKS_PER_THREAD
 """Batches that are open at once. A slow batch then occupies at most half of the threads while others have jobs."""
 
 
@@ -47,21 +47,24 @@ class Workers:
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self.asked = -1.0
-        self.found: list[tuple[int, int]] = []
+        self.queried_at = -1.0
+        self.reported: list[tuple[int, int]] = []
         """Threads and memory limit (bytes, 0 if unlimited) of each worker, as last reported."""
 
     def capacities(self) -> list[tuple[int, int]]:
-        if (now := time.monotonic()) > self.asked + 1.0:
+        if (now := time.monotonic()) > self.queried_at + 1.0:
             with require_scheduler():
                 info = self.client.scheduler_info(n_workers=-1)
             if "workers" not in info:
-                raise scheduler_lost(ConnectionError("it does not report its workers"))
+                raise scheduler_error(ConnectionError("it does not report its workers"))
             workers = info["workers"].values()
-            self.asked, self.found = now, [(worker["nthreads"], worker["memory_limit"] or 0) for worker in workers]
-        return self.found
+            self.queried_at, self.reported = (
+                now,
+                [(worker["nthreads"], worker["memory_limit"] or 0) for worker in workers],
+            )
+        return self.reported
 
-    def slots(self, memory: int) -> int:
+    def count_slots(self, memory: int) -> int:
         """How many jobs with this promised peak, bytes, fit into the workers' memory at once: at least one."""
         jobs_per_worker = [
             min(threads, max(1, int(usable_memory(limit) / memory))) if limit and memory else threads
@@ -69,7 +72,7 @@ class Workers:
         ]
         return max(1, sum(jobs_per_worker))
 
-    def too_small(self, memory: int) -> MemoryError | None:
+    def memory_error(self, memory: int) -> MemoryError | None:
         """The error for a job that no worker has enough memory for, otherwise None."""
         limits = [limit for _, limit in self.capacities()]
         if not limits or 0 in limits or memory <= usable_memory(max(limits)):
@@ -89,7 +92,7 @@ def draw_jobs(batches: Iterable[JobBatch[Job]], in_flight: Counter[str]) -> Iter
     opened: list[tuple[JobBatch[Job], Iterator[Job]]] = []
     while True:
         # One batch at a time: opening a batch may take a while, and jobs of the first batch can already run.
-        if len(opened) < OPEN and (batch := next(unopened, None)) is not None:
+        if len(opened) < OPEN_BATCHES and (batch := next(unopened, None)) is not None:
             opened.append((batch, iter(batch.jobs)))
         if not opened:
             return
@@ -138,15 +141,17 @@ def stream(
             future = next(completed)
         batch, job = running.pop(future.key)
         in_flight[batch.name] -= 1
-        return batch, job, task_result(future)
+        return batch, job, read_result(future)
 
     jobs = draw_jobs(batches, in_flight)
     suspects: list[tuple[JobBatch[Job], Job]] = []
     memory = 0  # the largest promised peak so far, bytes
     while True:
-        while len(running) < AHEAD * workers.slots(memory) and (next_job := next(jobs, None)) is not None:
+        while (
+            len(running) < TASKS_PER_THREAD * workers.count_slots(memory) and (next_job := next(jobs, None)) is not None
+        ):
             batch, job = next_job
-            if refusal := workers.too_small(batch.memory):
+            if refusal := workers.memory_error(batch.memory):
                 yield job, refusal
                 continue
             memory = max(memory, batch.memory)
@@ -163,7 +168,7 @@ def stream(
         yield next_ended()[1:]
 
 
-def task_result(future: "Future[Any]") -> Any:
+def read_result(future: "Future[Any]") -> Any:
     """The result of a task that ended, or its error. Raises errors that should stop the other tasks too."""
     try:
         return future.result()
@@ -172,6 +177,6 @@ def task_result(future: "Future[Any]") -> Any:
     except StoreWriteError:
         raise
     except (CancelledError, OSError) as error:  # errors of the job itself come as results
-        raise scheduler_lost(error) from error
+        raise scheduler_error(error) from error
     except Exception as error:
         return error

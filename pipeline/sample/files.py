@@ -19,7 +19,7 @@ from affine import Affine
 from geokr.crs import transformer
 from pipeline.geometry.sensor import Floats
 from pipeline.sample.camera import Camera, Pixels
-from pipeline.sample.level1a import Shot, relief, write_delivery
+from pipeline.sample.level1a import Shot, find_height_range, write_delivery
 from pipeline.sample.world import CENTRE, CRS, World, noise
 
 MARGIN = 3000.0
@@ -72,7 +72,7 @@ SHOTS = (
 """The sample's scenes: two pairs, each of one place at two dates from opposite sides, and two that overlap both."""
 
 
-def seen(world: World, shot: Shot) -> Pixels:
+def make_view(world: World, shot: Shot) -> Pixels:
     """Return the function of what a delivery's camera sees: 10-bit digital numbers, 1 .. 1023, in four bands."""
     c, sun = shot.camera, shot.sun
     gain = 1000.0 * (1.0 - 0.15 * shot.haze)
@@ -183,10 +183,10 @@ def write_world(
         say(path.relative_to(directory).as_posix())
     scenes = []
     for shot in shots:
-        path = write_delivery(directory / "scenes", shot, world.height, seen(world, shot))
+        path = write_delivery(directory / "scenes", shot, world.height, make_view(world, shot))
         say(path.relative_to(directory).as_posix())
         values = asdict(shot) | {"acquired": shot.acquired.isoformat()}
-        heights = relief(shot.camera, world.height)
+        heights = find_height_range(shot.camera, world.height)
         scenes.append({"id": shot.name, "file": path.relative_to(directory).as_posix(), "relief": heights, **values})
     text = json.dumps({"seed": seed, "outdated": outdated, "world": asdict(world), "scenes": scenes}, indent=1)
     truth.write_text(text + "\n", encoding="utf-8")

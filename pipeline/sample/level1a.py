@@ -173,7 +173,7 @@ def archive_bytes(files: dict[str, bytes]) -> bytes:
     return packed.getvalue()
 
 
-def relief(camera: Camera, surface: Surface) -> tuple[float, float]:
+def find_height_range(camera: Camera, surface: Surface) -> tuple[float, float]:
     """Lowest and highest ground in an image, m above the ellipsoid."""
     col, row = np.meshgrid(np.linspace(0, camera.width, 60), np.linspace(0, camera.height, 60))
     height = camera.meet(col, row, surface)[2]
@@ -186,7 +186,7 @@ def write_delivery(directory: Path, shot: Shot, surface: Surface, pixels: Pixels
     surface: function of easting and northing; pixels: function of easting, northing and height; both in the CRS of the
     delivery's camera. The RPC is valid from 300 m below to 300 m above the heights in the image.
     """
-    low, high = relief(shot.camera, surface)
+    low, high = find_height_range(shot.camera, surface)
     files = {
         f"{shot.image}.tiff": tiff_bytes(render(shot.camera, surface, pixels, supersample)),
         f"{shot.image}.rpb": rpb_text(fit_rpc(shot.camera, low - 300, high + 300)).encode(),

@@ -131,12 +131,12 @@ class World:
         return east, north
 
     def parcel(self, e: Floats, n: Floats) -> npt.NDArray[np.intp]:
-        """Number of the parcel that contains a point: its index in the tables of `parcels`."""
-        tables = parcels(self)
-        numbers = nearest(e, n, WIDE, self.seed, 10)
+        """Number of the parcel that contains a point: its index in the tables of `make_parcels`."""
+        tables = make_parcels(self)
+        numbers = nearest_seed(e, n, WIDE, self.seed, 10)
         split = tables.split[numbers]
         if split.any():
-            numbers[split] = CELLS * CELLS + nearest(e[split], n[split], NARROW, self.seed, 20)
+            numbers[split] = CELLS * CELLS + nearest_seed(e[split], n[split], NARROW, self.seed, 20)
         east, north, radius = self.lake
         numbers[(e - east) ** 2 + (n - north) ** 2 < radius**2] = 2 * CELLS * CELLS
         return numbers
@@ -144,7 +144,7 @@ class World:
     def cover(self, e: Floats, n: Floats) -> npt.NDArray[np.uint8]:
         """Land cover today, as GlobeLand30 codes."""
         e, n = np.broadcast_arrays(np.asarray(e, float), np.asarray(n, float))
-        return np.asarray(CODES[parcels(self).today[self.parcel(e, n)]])
+        return np.asarray(CODES[make_parcels(self).today[self.parcel(e, n)]])
 
     def mapped(self, e: Floats, n: Floats, sheet: int | None = None) -> npt.NDArray[np.uint8]:
         """Land cover according to the map, as GlobeLand30 codes: land cover before the changes.
@@ -153,14 +153,14 @@ class World:
         the 25th parallel. None: at each point, the sheet of that side.
         """
         e, n = np.broadcast_arrays(np.asarray(e, float), np.asarray(n, float))
-        kind = np.array(parcels(self).mapped[self.parcel(e, n)])
+        kind = np.array(make_parcels(self).mapped[self.parcel(e, n)])
         if sheet is not None:
             is_north = transformer(CRS, "EPSG:4326").transform(e, n)[1] >= 25.0
             is_beyond = is_north != (sheet == 25)
-            stray = nearest(e[is_beyond], n[is_beyond], STRAY, self.seed, 30)
-            is_wrong = draws(self.seed, 33)[stray] < 0.05
+            stray = nearest_seed(e[is_beyond], n[is_beyond], STRAY, self.seed, 30)
+            is_wrong = random_table(self.seed, 33)[stray] < 0.05
             # One to seven classes further in the cyclic list: never the same class, and never the lake.
-            wrong_kind = (kind[is_beyond] % LAKE + 1 + (draws(self.seed, 34)[stray] * 7).astype(np.intp)) % LAKE
+            wrong_kind = (kind[is_beyond] % LAKE + 1 + (random_table(self.seed, 34)[stray] * 7).astype(np.intp)) % LAKE
             # The lake and water are two kinds of one class.
             wrong_kind[CODES[wrong_kind] == CODES[kind[is_beyond]]] = 0
             kind[is_beyond] = np.where(is_wrong, wrong_kind, kind[is_beyond])
@@ -169,11 +169,13 @@ class World:
     def reflectance(self, e: Floats, n: Floats, sun: Sun = (135.0, 35.0)) -> Floats:
         """Reflectance of the ground in `BANDS`: (band, ...) float64, lit by the Sun."""
         e, n = np.broadcast_arrays(np.asarray(e, float), np.asarray(n, float))
-        tables, number = parcels(self), self.parcel(e, n)
+        tables, number = make_parcels(self), self.parcel(e, n)
         kind = tables.today[number]
         weight = TEXTURE[kind]
         along = tables.east[number] * (e - CENTRE[0]) + tables.north[number] * (n - CENTRE[1])
-        block = draws(self.seed, 43)[torus(np.floor(e / 30.0).astype(np.intp), np.floor(n / 30.0).astype(np.intp))]
+        block = random_table(self.seed, 43)[
+            wrap_index(np.floor(e / 30.0).astype(np.intp), np.floor(n / 30.0).astype(np.intp))
+        ]
         light = 1.0 + weight[..., 0] * noise(e, n, 16.0, self.seed, 41)
         light += weight[..., 1] * noise(e, n, 70.0, self.seed, 42)
         light += weight[..., 2] * (4.0 * np.abs(along - np.floor(along) - 0.5) - 1.0)
@@ -212,7 +214,7 @@ class Parcels:
 
 
 @lru_cache(maxsize=4)
-def parcels(world: World) -> Parcels:
+def make_parcels(world: World) -> Parcels:
     """Generate the parcels of a world. Land cover is correlated over some 5 km and depends on the ground height."""
     seed = world.seed
     row, col = np.divmod(np.arange(CELLS * CELLS), CELLS)
@@ -248,17 +250,17 @@ def parcels(world: World) -> Parcels:
 
 
 @lru_cache(maxsize=64)
-def draws(seed: int, salt: int) -> Floats:
+def random_table(seed: int, salt: int) -> Floats:
     """Uniform random numbers for the cells of a table, flattened."""
     return np.random.default_rng([seed, 2, salt]).random(CELLS * CELLS)
 
 
-def torus(col: npt.NDArray[np.intp], row: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+def wrap_index(col: npt.NDArray[np.intp], row: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     """Index of a cell in a flattened table that repeats in both directions."""
     return (row % CELLS) * CELLS + col % CELLS
 
 
-def nearest(e: Floats, n: Floats, spacing: float, seed: int, salt: int) -> npt.NDArray[np.intp]:
+def nearest_seed(e: Floats, n: Floats, spacing: float, seed: int, salt: int) -> npt.NDArray[np.intp]:
     """Index in a flattened table of the seed point nearest to each position, which is that of its Voronoi cell.
 
     Each square of a lattice contains one seed point, at most 0.4 of the spacing from its middle along each axis. Only
@@ -267,11 +269,11 @@ def nearest(e: Floats, n: Floats, spacing: float, seed: int, salt: int) -> npt.N
     x, y = (e - CENTRE[0]) / spacing, (n - CENTRE[1]) / spacing
     left, lower = np.floor(x - 0.5).astype(np.intp), np.floor(y - 0.5).astype(np.intp)
     x, y = x - left - 0.5, y - lower - 0.5
-    shift_x, shift_y = (0.8 * draws(seed, salt + k) - 0.4 for k in (1, 2))
+    shift_x, shift_y = (0.8 * random_table(seed, salt + k) - 0.4 for k in (1, 2))
     best_distance = np.full(x.shape, np.inf)
     position = np.zeros(x.shape, dtype=np.intp)
     for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        cell = torus(left + j, lower + i)
+        cell = wrap_index(left + j, lower + i)
         distance = (x - j - shift_x[cell]) ** 2 + (y - i - shift_y[cell]) ** 2
         closer = distance < best_distance
         best_distance = np.where(closer, distance, best_distance)
@@ -281,7 +283,7 @@ def nearest(e: Floats, n: Floats, spacing: float, seed: int, salt: int) -> npt.N
 
 def noise(e: Floats, n: Floats, spacing: float, seed: int, salt: int) -> Floats:
     """Smooth noise in -1..1: random numbers on a lattice, interpolated between its nodes."""
-    table = draws(seed, salt)
+    table = random_table(seed, salt)
     x, y = (e - CENTRE[0]) / spacing, (n - CENTRE[1]) / spacing
     left, lower = np.floor(x).astype(np.intp), np.floor(y).astype(np.intp)
     x, y = x - left, y - lower

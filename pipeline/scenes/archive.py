@@ -36,10 +36,10 @@ MAX_RATIO = 100
 Images shrink to half their size at best.
 """
 
-AT_ONCE = 8 << 20
+READ_SIZE = 8 << 20
 """Bytes of an archive that are requested from a server at a time."""
 
-BROKEN = (
+ARCHIVE_ERRORS = (
     OSError, EOFError, ValueError, ArithmeticError, LookupError, RecursionError, NotImplementedError, struct.error,
     tarfile.TarError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
@@ -95,7 +95,7 @@ def read_contents(path: str) -> Contents:
             counts[name] += 1
     except SceneError as error:
         raise SceneError(f"{path}: {error}") from error
-    except BROKEN as error:
+    except ARCHIVE_ERRORS as error:
         raise SceneError(f"{path}: cannot be unpacked: {error or type(error).__name__}") from error
     for name in (name for name, count in counts.items() if count > 1):
         del files[name]
@@ -137,9 +137,9 @@ def check_limits(count: int, unpacked: int, packed: int) -> None:
 
 
 @contextmanager
-def tar_stream(path: str) -> Iterator[tarfile.TarFile]:
+def open_tar(path: str) -> Iterator[tarfile.TarFile]:
     """Open a tar, gzipped or not, for reading from start to end."""
-    with inputs.open_file(path, AT_ONCE) as file:
+    with inputs.open_file(path, READ_SIZE) as file:
         gzipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         stream = gzip.GzipFile(fileobj=file) if gzipped else file
@@ -150,7 +150,7 @@ def tar_stream(path: str) -> Iterator[tarfile.TarFile]:
 def tar_members(path: str) -> Iterator[Member]:
     """The members of a tar without its directories. Raises SceneError without the archive's name."""
     packed, unpacked = inputs.stat(path).size, 0
-    with tar_stream(path) as archive:
+    with open_tar(path) as archive:
         for n, entry in enumerate(archive):
             unpacked += entry.size
             check_limits(n + 1, unpacked, packed)
@@ -189,7 +189,7 @@ def tar_content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
 def zip_members(path: str) -> Iterator[Member]:
     """The members of a zip without its directories. Raises SceneError without the archive's name."""
     packed = inputs.stat(path).size
-    check_limits(zip_count(path), 0, packed)  # before zipfile reads the complete central directory into memory
+    check_limits(count_zip_members(path), 0, packed)  # before zipfile reads the complete central directory into memory
     with inputs.open_file(path) as file, zipfile.ZipFile(file) as archive:
         unpacked = 0
         for n, entry in enumerate(archive.infolist()):
@@ -215,7 +215,7 @@ def zip_content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
         return content.read(MAX_METADATA)
 
 
-def zip_count(path: str) -> int:
+def count_zip_members(path: str) -> int:
     """Number of members that a zip declares, or an estimate from the size of its central directory if that is larger.
 
     0 if the file is not a zip. After APPNOTE.TXT, 4.3.14 to 4.3.16.

@@ -17,7 +17,7 @@ from pipeline.geometry.sensor import Georeferenced, SensorModel
 from pipeline.scenes import archive, discovery, gaofen, stac
 from pipeline.scenes.archive import IMAGES
 from pipeline.scenes.discovery import Delivery
-from pipeline.scenes.footprint import flat_terrain, image_footprint, measure_gsd
+from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
 from pipeline.scenes.raster import Header, read_header
 from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
 
@@ -129,15 +129,15 @@ def read_product(files: Files, delivery: Delivery, imagery: Imagery) -> Scene:
         satellite=parts[main_name].satellite,
         sensor=parts[main_name].sensor,
         level=parts[main_name].level,
-        acquired=gaofen.acquisition_time(first.fields),
+        acquired=gaofen.read_acquisition_time(first.fields),
         gsd=(pan or first.image).gsd,
         images=(first.image,),
         pan=pan,
         delivery=delivery.path,
         bytes=image_bytes(delivery, (main_name, *filter(None, [pan_name]))),
         files=local_files((delivery.path,) if delivery.archive else files_read),
-        metadata_digest=sha256(files[name] or b"" for name in files_read if files[name] is not None),
-        footprint=image_footprint(first.image, flat_terrain(first.image.model)),
+        metadata_digest=hash_contents(files[name] or b"" for name in files_read if files[name] is not None),
+        footprint=image_footprint(first.image, make_flat_terrain(first.image.model)),
         metadata=first.fields,
     )
 
@@ -202,7 +202,7 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
         raise SceneError(f"{path}: there is no product XML next to it")
     try:
         fields = gaofen.parse_xml(files[xml] or b"")
-        gsd = gaofen.ground_distance(parts, fields)
+        gsd = gaofen.read_gsd(parts, fields)
         gaofen.check_name(parts, fields)
     except gaofen.GaofenError as error:
         raise SceneError(f"{xml}: {error}") from error
@@ -222,8 +222,8 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
             raise SceneError(f"{camera}: {error}") from error
     if parts.kind == "pan" and header.count != 1:
         raise SceneError(f"{path}: the panchromatic image has {header.count} bands, expected one")
-    image = header.image(path, gaofen.band_names(parts, fields, header.count), gsd, model)
-    footprint = image_footprint(image, flat_terrain(model))
+    image = header.image(path, gaofen.read_band_names(parts, fields, header.count), gsd, model)
+    footprint = image_footprint(image, make_flat_terrain(model))
     centre = footprint.centroid
     distance = np.hypot((centre.x - parts.lon + 180) % 360 - 180, centre.y - parts.lat)
     if distance > 3:
@@ -232,7 +232,7 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
             f"{camera or path}: it places the image at {position}, {distance:.0f} degrees from the centre in its name"
         )
     # Corners in the XML are kilometres off; those of a neighbouring scene are off by the length of a scene.
-    if xml_centre := gaofen.corner_centre(fields):
+    if xml_centre := gaofen.read_corner_centre(fields):
         east = ((xml_centre[0] - centre.x + 180) % 360 - 180) * np.cos(np.radians(centre.y))
         if np.hypot(east, xml_centre[1] - centre.y) > 0.5 * np.sqrt(footprint.area * np.cos(np.radians(centre.y))):
             xml_position = f"{xml_centre[0]:.2f} E {xml_centre[1]:.2f} N"
@@ -258,7 +258,7 @@ def read_georeferenced(name: str, delivery: Delivery, imagery: Imagery) -> Scene
     if imagery != "mss" and (imagery == "pansharpened" or names != ("pan",)):
         raise SceneError(f"{path}: no panchromatic image, but --imagery {imagery} needs one")
     image = header.image(path, names, 1.0, Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6]))
-    footprint = image_footprint(image, flat_terrain(image.model))
+    footprint = image_footprint(image, make_flat_terrain(image.model))
     gsd = measure_gsd(image)
     return Scene(
         id=PurePosixPath(name).stem,
@@ -272,7 +272,7 @@ def read_georeferenced(name: str, delivery: Delivery, imagery: Imagery) -> Scene
         delivery=delivery.path,
         bytes=image_bytes(delivery, (name,)),
         files=local_files((delivery.path,) if delivery.archive else (name,)),
-        metadata_digest=sha256((repr(header).encode(),)),
+        metadata_digest=hash_contents((repr(header).encode(),)),
         footprint=footprint,
         metadata=header.tags,
     )
@@ -286,7 +286,7 @@ def parse_tiff_time(text: str) -> datetime | None:
         return None
 
 
-def sha256(contents: Iterable[bytes]) -> str:
+def hash_contents(contents: Iterable[bytes]) -> str:
     """SHA-256 of the concatenated contents of files, as hexadecimal digits."""
     digest = hashlib.sha256()
     for content in contents:

@@ -70,11 +70,11 @@ def find_remote(url: str) -> list[Delivery]:
     if name.endswith(stac.DOCUMENTS):
         return [to_delivery(source) for source in stac.walk_items(url)]
     if name.endswith(ARCHIVES):
-        return [Delivery(url, (url,), source_version=version_of((url,), {url: inputs.stat(url)}))]
+        return [Delivery(url, (url,), source_version=hash_versions((url,), {url: inputs.stat(url)}))]
     if name.endswith(IMAGES):
         stats = stat_siblings(url)
         return [
-            Delivery(group[0], group, source_version=version_of(group, stats))
+            Delivery(group[0], group, source_version=hash_versions(group, stats))
             for group in group_products(stats)
             if url in group
         ]
@@ -94,7 +94,7 @@ def stat_siblings(url: str) -> dict[str, Stat]:
     return {url: Stat(0, "")} | stats
 
 
-def version_of(names: Iterable[str], stats: Mapping[str, Stat]) -> str:
+def hash_versions(names: Iterable[str], stats: Mapping[str, Stat]) -> str:
     """SHA-256 of the sizes and versions of files on a server; empty if the server reports no versions."""
     lines = [f"{name} {stats[name].size} {stats[name].version}" for name in names if name in stats]
     if not lines or any(line.endswith(" ") for line in lines):
@@ -112,7 +112,7 @@ def group_deliveries(names: list[str], stats: Mapping[str, Stat] | None = None) 
     assets = {asset["href"] for source in items for asset in source.item.get("assets", {}).values()}
     groups = group_products(name for name in names if name not in assets)
     groups += [(name,) for name in names if name.lower().endswith(ARCHIVES)]
-    deliveries = [Delivery(group[0], group, source_version=version_of(group, stats)) for group in groups]
+    deliveries = [Delivery(group[0], group, source_version=hash_versions(group, stats)) for group in groups]
     return sorted([*deliveries, *map(to_delivery, items)], key=lambda delivery: delivery.path)
 
 

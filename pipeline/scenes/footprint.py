@@ -13,11 +13,11 @@ from pipeline.geometry.sensor import Floats, Georeferenced, SensorModel
 from pipeline.geometry.terrain import Terrain
 from pipeline.scenes.scene import Image, SceneError
 
-WIDEST = 20.0
+MAX_EXTENT = 20.0
 """An image that spans more degrees of a great circle than this, about 2,200 km, is refused."""
 
 
-def flat_terrain(model: SensorModel) -> Terrain:
+def make_flat_terrain(model: SensorModel) -> Terrain:
     """The ground to assume without a DEM: flat, at the height offset of the RPC or at 0 m for a georeferenced image."""
     return Terrain(None, 0.0 if isinstance(model, Georeferenced) else model.height_off)
 
@@ -49,7 +49,7 @@ def image_footprint(image: Image, terrain: Terrain) -> shapely.Polygon:
     if abs(np.sum((np.diff(lon, append=lon[0]) + 180.0) % 360.0 - 180.0)) > 180.0:
         raise SceneError(f"{image.path}: it contains a pole, so it has no outline in longitude and latitude")
     lon = lon[0] + (lon - lon[0] + 180.0) % 360.0 - 180.0  # continuous across the antimeridian
-    if max(np.ptp(lon) * np.cos(np.radians(lat.mean())), np.ptp(lat)) > WIDEST:
+    if max(np.ptp(lon) * np.cos(np.radians(lat.mean())), np.ptp(lat)) > MAX_EXTENT:
         raise SceneError(
             f"{image.path}: it spans {np.ptp(lon):.0f} x {np.ptp(lat):.0f} degrees, too much for a UTM zone"
         )
@@ -66,7 +66,7 @@ def measure_gsd(image: Image) -> float:
     scenes of 10 m have 10 m, and not 10.004 m or 9.997 m.
     """
     col, row = np.array([0.0, 1.0, 0.0]) + image.width // 2, np.array([0.0, 0.0, 1.0]) + image.height // 2
-    lon, lat = image.model.ground(col, row, np.full(3, flat_terrain(image.model).height))
+    lon, lat = image.model.ground(col, row, np.full(3, make_flat_terrain(image.model).height))
     x, y = to_tangent_plane(lon, lat)
     area = abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))
     if isinstance(image.model, Georeferenced):

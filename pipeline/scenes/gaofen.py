@@ -139,7 +139,7 @@ def check_name(name: Name, fields: Mapping[str, str]) -> None:
     sensor = fields.get("SensorID", "").upper()
     if all(re.fullmatch(r"(PMS|WFV)\d?", value) for value in (sensor, name.sensor)) and sensor != name.sensor:
         raise GaofenError(f"SensorID is {sensor}, but the image is of {name.sensor}: the XML of another scene")
-    time = acquisition_time(fields)
+    time = read_acquisition_time(fields)
     try:
         day = datetime.strptime(name.date, "%Y%m%d").replace(tzinfo=UTC)
     except ValueError:
@@ -149,7 +149,7 @@ def check_name(name: Name, fields: Mapping[str, str]) -> None:
         raise GaofenError(f"its time is {time:%Y-%m-%d}, but the image is of {day:%Y-%m-%d}: the XML of another scene")
 
 
-def corner_centre(fields: Mapping[str, str]) -> tuple[float, float] | None:
+def read_corner_centre(fields: Mapping[str, str]) -> tuple[float, float] | None:
     """Mean longitude and latitude of the four corners in an XML, degrees; None if one of them is missing."""
     corners = [f"{side}{end}" for side in ("Top", "Bottom") for end in ("Left", "Right")]
     try:
@@ -160,7 +160,7 @@ def corner_centre(fields: Mapping[str, str]) -> tuple[float, float] | None:
     return lon[0] + sum((x - lon[0] + 180.0) % 360.0 - 180.0 for x in lon) / 4, sum(lat) / 4
 
 
-def acquisition_time(fields: Mapping[str, str]) -> datetime | None:
+def read_acquisition_time(fields: Mapping[str, str]) -> datetime | None:
     """Time of acquisition, UTC; None if the XML has none that can be parsed.
 
     CenterTime and StartTime are in Beijing time, ReceiveTime is in UTC. The two zones can give different dates.
@@ -174,7 +174,7 @@ def acquisition_time(fields: Mapping[str, str]) -> datetime | None:
     return None
 
 
-def ground_distance(name: Name, fields: Mapping[str, str]) -> float:
+def read_gsd(name: Name, fields: Mapping[str, str]) -> float:
     """Ground sampling distance, m, from the XML or else of the sensor. Raises GaofenError if neither is known."""
     try:
         value = float(fields["ImageGSD"])
@@ -188,7 +188,7 @@ def ground_distance(name: Name, fields: Mapping[str, str]) -> float:
     return value / 4 if name.kind == "pan" else value
 
 
-def band_names(name: Name, fields: Mapping[str, str], count: int) -> tuple[str, ...]:
+def read_band_names(name: Name, fields: Mapping[str, str], count: int) -> tuple[str, ...]:
     """Names of the `count` bands in the order of the file, from the `Bands` field of the XML or the usual order."""
     table = GF6_WFV_BANDS if (name.satellite, name.sensor) == ("GF6", "WFV") else PMS_BANDS
     numbers = [number.strip() for number in fields.get("Bands", "").split(",")]

@@ -19,7 +19,7 @@ from rasterio.windows import Window
 from geokr.storage import rasters
 from pipeline.geometry.sensor import SensorModel
 from pipeline.scenes.scene import Image, SceneError
-from pipeline.scenes.scratch import local_copy
+from pipeline.scenes.scratch import open_local_copy
 
 Pixels = npt.NDArray[Any]
 Valid = npt.NDArray[np.bool_] | None
@@ -32,7 +32,7 @@ OPTIONS = {
 }
 
 
-MAPPED = 64 << 20
+MAPPED_BYTES = 64 << 20
 """Bytes of an image that are mapped into memory at a time, because they count as memory of the process."""
 
 
@@ -44,7 +44,7 @@ def open_image(path: str, *, mapped: bool = False) -> Iterator[Any]:
     mapped: read uncompressed pixels through a memory mapping of the file, without GDAL's block cache.
     """
     options = OPTIONS | rasters.gdal_options() | ({"GTIFF_VIRTUAL_MEM_IO": "YES"} if mapped else {})
-    with rasterio.Env(**options), warnings.catch_warnings(), local_copy(path) as local_path:
+    with rasterio.Env(**options), warnings.catch_warnings(), open_local_copy(path) as local_path:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             with rasterio.open(local_path, driver="GTiff") as source:
@@ -169,7 +169,7 @@ def read_bands(
                 strip, source = slice(done, rows), window
                 if shape is None and file.compression is None:
                     line_bytes = file.width * file.count * np.dtype(image.dtype).itemsize
-                    strip = slice(done, min(done + max(1, MAPPED // line_bytes), rows))
+                    strip = slice(done, min(done + max(1, MAPPED_BYTES // line_bytes), rows))
                     source = Window(window.col_off, window.row_off + done, cols, strip.stop - done)
                 for part, pixels in zip(parts, arrays, strict=True):
                     file.read([*indexes[part]], window=source, out=np.moveaxis(pixels[strip], -1, 0))

@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import IO
 
 from geokr.storage import inputs, rasters
-from pipeline.scenes.archive import AT_ONCE, BROKEN, tar_stream
+from pipeline.scenes.archive import ARCHIVE_ERRORS, READ_SIZE, open_tar
 from pipeline.scenes.scene import SceneError
 
-BOUND = 32 << 30
+MAX_TOTAL = 32 << 30
 """Limit of the total size of the copies, bytes."""
-SPARE = 1 << 30
+MIN_FREE = 1 << 30
 """Disk space that is left free, bytes."""
 
 _MEMBER = re.compile(r"/vsi(tar|zip)/\{(.+?)\}/(.+)", re.DOTALL)
 
 
 @contextmanager
-def local_copy(path: str) -> Iterator[str]:
+def open_local_copy(path: str) -> Iterator[str]:
     """Yield the path for GDAL to open: for a member of a compressed archive, a copy kept while the context is active.
 
     For a member that is not compressed, or if there is no room for a copy, it is the GDAL path into the archive. Paths
@@ -81,7 +81,7 @@ def is_compressed(kind: str, archive: str, member: str, _state: inputs.Stat) -> 
             return packed.getinfo(member).compress_type != zipfile.ZIP_STORED
     except OSError:
         raise
-    except BROKEN:
+    except ARCHIVE_ERRORS:
         return False  # GDAL reports the fault more precisely
 
 
@@ -109,7 +109,7 @@ def unpack(archive: str, member: str, copy: Path) -> bool:
                 if target.tell() != size:
                     raise SceneError(f"{archive}: {member} ends after {target.tell()} of {size} bytes")
         new_file.replace(copy)
-    except BROKEN as error:
+    except ARCHIVE_ERRORS as error:
         new_file.unlink(missing_ok=True)
         if isinstance(error, SceneError):
             raise
@@ -121,10 +121,14 @@ def unpack(archive: str, member: str, copy: Path) -> bool:
 def open_member(archive: str, member: str) -> Iterator[tuple[IO[bytes], int]]:
     """Open a member: a stream and its size in bytes."""
     if archive.lower().endswith(".zip"):
-        with inputs.open_file(archive, AT_ONCE) as file, zipfile.ZipFile(file) as packed, packed.open(member) as source:
+        with (
+            inputs.open_file(archive, READ_SIZE) as file,
+            zipfile.ZipFile(file) as packed,
+            packed.open(member) as source,
+        ):
             yield source, packed.getinfo(member).file_size
         return
-    with tar_stream(archive) as stream:
+    with open_tar(archive) as stream:
         for entry in stream:
             if entry.isfile() and entry.name.removeprefix("./") == member:
                 content = stream.extractfile(entry)
@@ -143,11 +147,11 @@ def reserve(new_file: Path, size: int) -> bool:
         copies = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in folder.glob("*.[tn][ie][fw]"))
         total = sum(length for _, length, _ in copies)
         for _, length, file in copies:
-            if total + size <= BOUND and shutil.disk_usage(folder).free >= size + SPARE:
+            if total + size <= MAX_TOTAL and shutil.disk_usage(folder).free >= size + MIN_FREE:
                 break
             if remove_if_unused(file):
                 total -= length
-        if total + size > BOUND or shutil.disk_usage(folder).free < size + SPARE:
+        if total + size > MAX_TOTAL or shutil.disk_usage(folder).free < size + MIN_FREE:
             return False
         with new_file.open("wb") as target:
             try:

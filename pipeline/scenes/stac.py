@@ -21,7 +21,7 @@ import shapely
 from geokr.storage import files, rasters
 from geokr.storage.inputs import is_remote
 from pipeline.geometry.sensor import Georeferenced
-from pipeline.scenes.footprint import flat_terrain, image_footprint, measure_gsd
+from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
 from pipeline.scenes.raster import read_header
 from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
 
@@ -32,7 +32,7 @@ MAX_DOCUMENT = 256 << 20
 """A STAC document with more bytes than this is refused."""
 MAX_LINKS = 1_000_000
 """Documents that are read by following the links of a collection; further links are ignored."""
-ALSO = {"nir": ("nir08",), "nir08": ("nir",)}
+ALIASES = {"nir": ("nir08",), "nir08": ("nir",)}
 """Common name -> names that are accepted instead if no band has it: Landsat's near infrared is `nir08`."""
 NOT_DATA = {"visual", "overview", "thumbnail", "metadata"}
 """Roles of assets without measurements."""
@@ -172,7 +172,7 @@ def read_item(item: Json, href: str, document: str, imagery: Imagery, bands: Seq
     first = images[0]
     if len(types := {image.dtype for image in images}) > 1:
         raise SceneError(f"{href}: the pixels of its bands are of different types, {' and '.join(sorted(types))}")
-    footprint = image_footprint(first, flat_terrain(first.model))
+    footprint = image_footprint(first, make_flat_terrain(first.model))
     bbox = item.get("bbox")
     if isinstance(bbox, list) and len(bbox) in (4, 6) and all(isinstance(v, int | float) for v in bbox):
         box = shapely.box(bbox[0], bbox[1], bbox[len(bbox) // 2], bbox[len(bbox) // 2 + 1])
@@ -256,7 +256,7 @@ def select_images(item: Json, properties: Json, names: Sequence[str], href: str)
             available.setdefault(common_name(band), []).append((len(bands), key, index))
     chosen: dict[str, list[tuple[str, int]]] = {}
     for name in names:
-        candidates = next((available[alias] for alias in (name, *ALSO.get(name, ())) if alias in available), None)
+        candidates = next((available[alias] for alias in (name, *ALIASES.get(name, ())) if alias in available), None)
         if candidates is not None:
             _, key, index = min(candidates, key=lambda candidate: candidate[0])
             chosen.setdefault(key, []).append((name, index))

@@ -19,7 +19,7 @@ class MissingBlocks:
     """The blocks of a scene that are not in the store yet, row by row."""
 
     def __init__(self, grid: TileGrid, stored: contents.SceneContents | None) -> None:
-        self.grid, self.there = grid, stored
+        self.grid, self.stored = grid, stored
         rows, cols = grid.blocks
         self.done = stored.blocks if stored is not None else frozenset()
         sizes = (tile_count(grid, i, j) for i, j in self.done if i < rows and j < cols)
@@ -31,18 +31,18 @@ class MissingBlocks:
 
     def check(self, root: str, scene: str, attributes: dict[str, Any]) -> None:
         """Raise StoreError if the existing blocks were built from other input or with other settings."""
-        if self.there is not None:
-            store.require_same(root, scene, self.there.attributes, attributes)
+        if self.stored is not None:
+            store.require_same(root, scene, self.stored.attributes, attributes)
 
 
 class Failures:
     """Jobs that failed, as one quarantine entry for each scene and reason."""
 
     def __init__(self) -> None:
-        self.found: dict[tuple[str, str], dict[tuple[int, int], str]] = {}
+        self.errors: dict[tuple[str, str], dict[tuple[int, int], str]] = {}
 
     def add(self, scene: str, block: tuple[int, int], error: Exception) -> None:
-        self.found.setdefault((scene, type(error).__name__), {})[block] = str(error) or repr(error)
+        self.errors.setdefault((scene, type(error).__name__), {})[block] = str(error) or repr(error)
 
     def entries(self) -> list[dict[str, Any]]:
         """The quarantine entries. The detail is that of the first block, whatever the order in which blocks failed."""
@@ -50,14 +50,14 @@ class Failures:
             {
                 "scene": scene,
                 "reason": reason,
-                "detail": self.sentence(scene, blocks),
+                "detail": self.describe(scene, blocks),
                 "blocks": sorted(map(list, blocks)),
             }
-            for (scene, reason), blocks in sorted(self.found.items())
+            for (scene, reason), blocks in sorted(self.errors.items())
         ]
 
     @staticmethod
-    def sentence(scene: str, blocks: dict[tuple[int, int], str]) -> str:
+    def describe(scene: str, blocks: dict[tuple[int, int], str]) -> str:
         first = blocks[min(blocks)]
         return first if scene in first else f"{scene}: {first}"
 
@@ -67,15 +67,15 @@ class Tally:
 
     def __init__(self, config: BuildConfig, stage: str, left: Mapping[str, int]) -> None:
         """left: scene -> number of tiles to build."""
-        self.config, self.stage, self.left = config, stage, dict(left)
+        self.config, self.stage, self.tiles_left = config, stage, dict(left)
         self.total = sum(left.values())
         self.counts: dict[str, Counter[str]] = {}
 
     def add(self, scene: str, tiles: int, **counts: int) -> None:
         scene_counts = self.counts.setdefault(scene, Counter())
         scene_counts.update(tiles=tiles, **counts)
-        self.left[scene] -= tiles
-        if not self.left[scene]:
+        self.tiles_left[scene] -= tiles
+        if not self.tiles_left[scene]:
             log_event(self.config.out, "scene", stage=self.stage, scene=scene, **self.counts.pop(scene))
 
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 PARTIAL = "scenes.partial.parquet"
 """Entries of an unfinished catalog, from which an interrupted run resumes. Deleted when the catalog is complete."""
-EVERY = 60.0
+WRITE_INTERVAL = 60.0
 """Interval at which the entries surveyed so far are written, s."""
 LARGEST_INT32 = 2**31 - 1
 """The product number that deliveries contain if the real one exceeds 32 bits."""
@@ -81,7 +81,7 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
                     scenes = [refuse(Path(source).name, type(scenes).__name__, f"{source}: {scenes}")]
                 progress.add(1, sum(isinstance(item, Entry) for item in scenes) > 0)
                 results += [(source, item) for item in scenes]
-                if time.monotonic() > last_written + EVERY:
+                if time.monotonic() > last_written + WRITE_INTERVAL:
                     write_partial()
                     last_written = time.monotonic()
         except (KeyboardInterrupt, ClusterError):
@@ -186,7 +186,7 @@ def check_unchanged(config: BuildConfig, entries: list[Entry]) -> None:
     The message says what changed and how to continue. Nothing has been overwritten at that point.
     """
     root = files.join(config.out, layout.TILES)
-    built = contents.scene_contents(root, [entry.scene.id for entry in entries])
+    built = contents.read_scene_contents(root, [entry.scene.id for entry in entries])
     for entry in entries:
         grid, stored = tile_grid(entry, config.grid), built.get(entry.scene.id)
         if grid is not None and stored is not None:

@@ -15,7 +15,7 @@ from pipeline.plan import tile_grid
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.stream import Client, JobBatch, stream
 from pipeline.stages.blocks import record_refusals
-from pipeline.tasks.rows import RowJob, SceneRows, assemble, footprint_polygons, scene_rows
+from pipeline.tasks.rows import RowJob, SceneRows, build_table, footprint_polygons, list_scene
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     parts: list[tuple[str, SceneRows]] = []
     refused: list[dict[str, Any]] = []
     with Progress(out, "index", len(grids), "scene") as progress:
-        for job, rows in stream(scene_rows, batches, client):
+        for job, rows in stream(list_scene, batches, client):
             progress.add(1)
             if isinstance(rows, Exception):
                 detail = str(rows) or repr(rows)
@@ -52,7 +52,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     if not parts:
         raise ConfigError(f"no scene was built completely; see {files.join(out, quarantine.FILE)} for the reasons")
     parts.sort(key=lambda item: item[0])
-    table = assemble([rows for _, rows in parts], config.index.split)
+    table = build_table([rows for _, rows in parts], config.index.split)
     for split, tiles in table.counts()["splits"].items():
         if config.index.split.shares[split] and not tiles:
             log.warning(

@@ -32,7 +32,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     unlisted: set[int] = set()
     for cover in covers:
         root = files.join(config.out, layout.label_store(cover.name))
-        built = contents.scene_contents(root, [entry.scene.id for entry in entries])
+        built = contents.read_scene_contents(root, [entry.scene.id for entry in entries])
         pending: list[tuple[Entry, MissingBlocks, LandCover, dict[str, Any]]] = []
         grids = [(entry, grid) for entry in entries if (grid := tile_grid(entry, config.grid)) is not None]
         local_covers = [select_sheets(grid.outline, str(grid.geobox.crs), cover) for _, grid in grids]

@@ -22,7 +22,7 @@ def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> Non
     """
     root = files.join(config.out, layout.TILES)
     refused: list[dict[str, Any]] = []
-    built = contents.scene_contents(root, [entry.scene.id for entry in entries])
+    built = contents.read_scene_contents(root, [entry.scene.id for entry in entries])
     pending: list[tuple[Entry, MissingBlocks]] = []
     for entry in entries:
         scene, grid = entry.scene, tile_grid(entry, config.grid)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from geokr.dataset import layout, store
-from geokr.landcover.shares import class_shares
+from geokr.landcover.shares import compute_class_shares
 from geokr.landcover.sheets import LandCover
 from pipeline.geometry.grid import TileGrid
 
@@ -60,6 +60,6 @@ def compute_labels(job: LabelJob) -> tuple[npt.NDArray[np.float32], npt.NDArray[
     block = job.grid.block_at(job.i, job.j)
     corners = job.grid.corners(block.rows, block.cols)  # (row, col, 4, 2)
     shape = corners.shape[:2]
-    shares = class_shares(corners.reshape(-1, 4, 2), str(job.grid.geobox.crs), job.cover)
+    shares = compute_class_shares(corners.reshape(-1, 4, 2), str(job.grid.geobox.crs), job.cover)
     fraction = shares.fraction.astype(np.float32).reshape(*shape, -1)
     return fraction, shares.known.astype(np.float32).reshape(shape), shares.unlisted

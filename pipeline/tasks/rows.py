@@ -27,7 +27,7 @@ class RowJob:
     grid: TileGrid
     label_set: str
     """`<product>_<year>`, the label set of the index."""
-    others: tuple[str, ...]
+    other_label_sets: tuple[str, ...]
     """Label sets to compare it with, for the column `agreement`."""
     config: IndexConfig
 
@@ -50,7 +50,7 @@ class SceneRows:
     """(n, 4, 2) float64: footprint corners, longitude and latitude in degrees."""
 
 
-def scene_rows(job: RowJob) -> SceneRows:
+def list_scene(job: RowJob) -> SceneRows:
     """List the tiles of one scene. Tiles of blocks that could not be built are only counted, as missing.
 
     Raises StoreError if the scene is not in the stores or none of its blocks is built.
@@ -85,7 +85,7 @@ def scene_rows(job: RowJob) -> SceneRows:
     columns: dict[str, npt.NDArray[Any]] = {
         "tile": np.array([f"{scene.id}_r{r:03d}_c{c:03d}" for r, c in zip(row, col, strict=True)], dtype=object),
         "scene": np.full(n, scene.id, dtype=object),
-        "place": np.array(grid.places(row.tolist(), col.tolist()), dtype=object),
+        "place": np.array(grid.place_ids(row.tolist(), col.tolist()), dtype=object),
         "row": row.astype(np.int32),
         "col": col.astype(np.int32),
         "satellite": np.full(n, scene.satellite, dtype=object),
@@ -111,7 +111,7 @@ def measure_agreement(job: RowJob, fraction: npt.NDArray[np.float32], classes: o
     no such set.
     """
     total, count = np.zeros(fraction.shape[:2]), np.zeros(fraction.shape[:2])
-    for name in job.others:
+    for name in job.other_label_sets:
         root = files.join(job.dataset, layout.label_store(name))
         try:
             if contents.read_attributes(root, job.scene.id)["classes"] != classes:
@@ -160,7 +160,7 @@ class Table:
         return shares
 
 
-def assemble(parts: Sequence[SceneRows], split: SplitConfig) -> Table:
+def build_table(parts: Sequence[SceneRows], split: SplitConfig) -> Table:
     """Concatenate the rows of at least one scene, in this order, and assign their splits."""
     corners = np.concatenate([part.corners for part in parts])
     columns = {key: np.concatenate([part.columns[key] for part in parts]) for key in parts[0].columns}

@@ -13,19 +13,19 @@ from geokr.storage.inputs import InputError
 from pipeline.catalog.table import Entry
 from pipeline.config import SurveyConfig
 from pipeline.geometry.sensor import Georeferenced
-from pipeline.imaging.calibration import CALIBRATION, read_coefficients, solar_zenith, sun_position, toa_radiometry
-from pipeline.imaging.pansharpen import brovey, equal_weights
+from pipeline.imaging.calibration import CALIBRATION, find_solar_zenith, find_sun, read_coefficients, toa_radiometry
+from pipeline.imaging.pansharpen import equal_weights, sharpen_brovey
 from pipeline.imaging.radiometry import (
     Radiometry,
     RadiometryError,
-    from_scales,
+    identity_radiometry,
     percentile_stretch,
+    radiometry_from_scales,
     stretch_per_band,
-    unchanged_numbers,
 )
 from pipeline.scenes.delivery import Refusal, read_delivery, refuse
 from pipeline.scenes.discovery import Delivery
-from pipeline.scenes.footprint import flat_terrain, image_footprint
+from pipeline.scenes.footprint import image_footprint, make_flat_terrain
 from pipeline.scenes.raster import Pixels, Valid, read_image
 from pipeline.scenes.scene import Image, Scene, SceneError
 
@@ -61,7 +61,7 @@ def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entr
     source_version: see `discovery.Delivery`. Raises SceneError, which names the file and the fault.
     """
     first = scene.images[0]
-    terrain = flat_terrain(first.model)
+    terrain = make_flat_terrain(first.model)
     if not isinstance(first.model, Georeferenced):
         terrain = replace(terrain, dem=config.dem, geoid=config.geoid)
     footprint = image_footprint(first, terrain)
@@ -80,7 +80,7 @@ def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entr
             weights = config.pansharpen_weights or equal_weights(len(sample))
             pan, _ = read_decimated(scene.pan, shape)
             sharpened = np.ascontiguousarray(np.moveaxis(sample, 0, -1))
-            brovey(sharpened, pan[0], weights)
+            sharpen_brovey(sharpened, pan[0], weights)
             sample = np.moveaxis(sharpened, -1, 0)
         stretch = percentile_stretch(sample, valid, *config.stretch)
         radiometry = decide_radiometry(scene, config, sample, valid)
@@ -89,7 +89,7 @@ def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entr
     digest = hashlib.sha256()
     for pixels in samples:
         digest.update(pixels.tobytes())
-    heights = terrain.coverage(*outline), terrain.holes(*outline)
+    heights = terrain.coverage(*outline), terrain.count_holes(*outline)
     return Entry(scene, terrain, stretch, *heights, radiometry, weights, digest.hexdigest(), source_version)
 
 
@@ -103,7 +103,7 @@ def decide_radiometry(
         case "percentile-per-band":
             return stretch_per_band(sample, valid, *config.stretch, scene.bands)
         case "dn":
-            return unchanged_numbers(scene.dtype, len(scene.bands))
+            return identity_radiometry(scene.dtype, len(scene.bands))
         case "toa":
             return top_of_atmosphere(scene, config.coefficients or CALIBRATION)
 
@@ -113,7 +113,7 @@ def top_of_atmosphere(scene: Scene, table: str | Path) -> Radiometry:
     scales = [scale for image in scene.images for scale in image.scales]
     if len(scales) == len(scene.bands):
         offsets = [offset for image in scene.images for offset in (image.offsets or (0.0,) * len(image.bands))]
-        return from_scales(scales, offsets)
+        return radiometry_from_scales(scales, offsets)
     if scene.acquired is None:
         raise RadiometryError("reflectance needs the acquisition time of the image, which is not known")
     table_coefficients, coefficients = read_coefficients(table), {}
@@ -124,8 +124,8 @@ def top_of_atmosphere(scene: Scene, table: str | Path) -> Radiometry:
             raise RadiometryError(f"{Path(table).name} has no coefficients for {label}; give a table that has them")
         coefficients[band] = table_coefficients[key]
     centre = scene.footprint.centroid
-    zenith = solar_zenith(scene.metadata, scene.acquired, centre.x, centre.y)
-    return toa_radiometry(coefficients, zenith, sun_position(scene.acquired, centre.x, centre.y)[1])
+    zenith = find_solar_zenith(scene.metadata, scene.acquired, centre.x, centre.y)
+    return toa_radiometry(coefficients, zenith, find_sun(scene.acquired, centre.x, centre.y)[1])
 
 
 def read_decimated(image: Image, shape: tuple[int, int]) -> tuple[Pixels, Valid]:

@@ -13,9 +13,9 @@ from pipeline.catalog.table import Entry
 from pipeline.config import TilesConfig
 from pipeline.geometry.grid import Block, TileGrid
 from pipeline.imaging.ortho import Ortho, orthorectify
-from pipeline.imaging.pansharpen import brovey
+from pipeline.imaging.pansharpen import sharpen_brovey
 from pipeline.imaging.quality import MISSING_LINES, VOID, Rules, judge
-from pipeline.imaging.radiometry import from_stretch
+from pipeline.imaging.radiometry import radiometry_from_stretch
 from pipeline.scenes.raster import Pixels
 from pipeline.scenes.scene import SceneError
 
@@ -72,7 +72,7 @@ def make_tiles(job: TileJob) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[n
     """
     block = job.grid.block_at(job.i, job.j)
     ortho = orthorectify_scene(block.geobox, job)
-    stretched = from_stretch(job.entry.stretch, ortho.pixels.shape[2])
+    stretched = radiometry_from_stretch(job.entry.stretch, ortho.pixels.shape[2])
     stored = stretched.apply(ortho.pixels)
     grey = mean_of_bands(stored)
     radiometry = job.entry.radiometry
@@ -97,7 +97,7 @@ def orthorectify_scene(geobox: GeoBox, job: TileJob) -> Ortho:
     pixels = colour[0].pixels if len(colour) == 1 else np.concatenate([part.pixels for part in colour], axis=2)
     if scene.pan is not None:
         try:
-            brovey(pixels, orthos[-1].pixels[..., 0], entry.pan_weights)
+            sharpen_brovey(pixels, orthos[-1].pixels[..., 0], entry.pan_weights)
         except ValueError as error:
             raise SceneError(f"{scene.pan.path}: {error}") from error
     masks = [part.missing for part in orthos if part.missing is not None]

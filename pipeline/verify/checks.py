@@ -21,7 +21,7 @@ ROUNDING = 1e-6
 """How far the sum of the float32 shares of a tile may differ from 1."""
 
 
-GROUP = (
+REQUIRED_ATTRIBUTES = (
     "proj:code",
     "spatial:transform",
     "tile",
@@ -57,7 +57,7 @@ def check_provenance(data: DataSet) -> list[str]:
             yield f"{scene.name}: is not in {CATALOG}"
             return
         attributes = dict(scene.tiles.attrs)
-        if missing := [key for key in GROUP if key not in attributes]:
+        if missing := [key for key in REQUIRED_ATTRIBUTES if key not in attributes]:
             yield f"{scene.name}: its group lacks {', '.join(missing)}"
             return
         has_size = entry.scene.bytes > 0 or not entry.scene.files  # the size of images on servers may be unknown
@@ -76,7 +76,7 @@ def check_provenance(data: DataSet) -> list[str]:
         if not scene.labels.attrs.get("product") or "sheets" not in scene.labels.attrs:
             yield f"{scene.name}: its labels do not record which land cover they were made from"
 
-    return data.each(check)
+    return data.check_scenes(check)
 
 
 def check_metadata(data: DataSet) -> list[str]:
@@ -118,7 +118,7 @@ def check_statuses(data: DataSet) -> list[str]:
                 if not status.all() and (scene.name, i, j) not in data.failed:
                     yield f"{block}: not built in {group.store_path}"
 
-    faults = data.each(check)
+    faults = data.check_scenes(check)
     if not faults:
         unlisted = {entry["scene"] for entry in data.refused if entry["stage"] == "index"}
         statuses = np.concatenate([scene.status.ravel() for scene in data.scenes if scene.name not in unlisted])
@@ -147,7 +147,7 @@ def check_shards(data: DataSet, tiles: int | None) -> list[str]:
                     image, block, rows, cols, accepted if tiles is None else accepted[:tiles], tiles is None
                 )
 
-    return data.each(check)
+    return data.check_scenes(check)
 
 
 def check_shard(
@@ -200,7 +200,7 @@ def check_labels(data: DataSet) -> list[str]:
                         f"status {layout.LABEL_STATUS[block['status'][r, c]]}"
                     )
 
-        faults += data.each(check)
+        faults += data.check_scenes(check)
     return faults
 
 

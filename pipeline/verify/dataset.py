@@ -119,14 +119,16 @@ class DataSet:
         """Scene, row and column of each block that could not be built, according to the quarantine."""
         return {(entry["scene"], i, j) for entry in self.refused for i, j in entry.get("blocks", ())}
 
-    def each(self, check: Callable[[StoredScene], Iterable[str]]) -> list[str]:
+    def check_scenes(self, check: Callable[[StoredScene], Iterable[str]]) -> list[str]:
         """Run a check on all scenes in parallel; returns their faults, in the order of the scenes."""
         return [
-            fault for faults in self.threads.map(lambda scene: listed(check, scene), self.scenes) for fault in faults
+            fault
+            for faults in self.threads.map(lambda scene: list_faults(check, scene), self.scenes)
+            for fault in faults
         ]
 
 
-def listed(check: Callable[[StoredScene], Iterable[str]], scene: StoredScene) -> list[str]:
+def list_faults(check: Callable[[StoredScene], Iterable[str]], scene: StoredScene) -> list[str]:
     """The faults of one scene. An unreadable scene is a fault too."""
     try:
         return list(check(scene))

@@ -15,11 +15,11 @@ from geokr.dataset.splits import split_by_place
 from pipeline.tasks.rows import RowJob, footprint_polygons, measure_agreement
 from pipeline.verify.dataset import DataSet, StoredScene
 
-SHARED = 1e-6
+OVERLAP_TOLERANCE = 1e-6
 """Overlap of two tiles, as a share of the smaller, that counts as rounding; one pixel of 256 x 256 is 1.5e-5."""
 
 
-MOVED = 1e-9
+CORNER_TOLERANCE = 1e-9
 """How far a footprint corner may be from the corner of its tile, degrees: a tenth of a millimetre."""
 
 
@@ -70,14 +70,14 @@ def check_index(data: DataSet, read_labels: bool) -> list[str]:
         )
         corners = np.stack(lonlat, axis=-1)
         for k in np.flatnonzero(
-            ~shapely.equals_exact(part.geometry.to_numpy(), footprint_polygons(corners), tolerance=MOVED)
+            ~shapely.equals_exact(part.geometry.to_numpy(), footprint_polygons(corners), tolerance=CORNER_TOLERANCE)
         ):
             yield f"{scene.describe_tile(row[k], col[k])} has another footprint in the index"
         expected = split_by_place(corners, split.shares, split.cell, split.seed)
         listed = part["split"].to_numpy(dtype=object, na_value=None)
         for k in np.flatnonzero(expected != listed):
             yield f"{scene.describe_tile(row[k], col[k])} is in split {listed[k]}, but by its location in {expected[k]}"
-        for k in np.flatnonzero(part["place"].to_numpy() != scene.grid.places(row.tolist(), col.tolist())):
+        for k in np.flatnonzero(part["place"].to_numpy() != scene.grid.place_ids(row.tolist(), col.tolist())):
             yield f"{scene.describe_tile(row[k], col[k])} has another place in the index"
         attributes: Any = scene.tiles.attrs
         scene_values = {
@@ -92,7 +92,7 @@ def check_index(data: DataSet, read_labels: bool) -> list[str]:
     faults = [
         f"{name}: is listed, but is not in the stores" for name in rows_by_scene.keys() - {s.name for s in data.scenes}
     ]
-    faults += data.each(check)
+    faults += data.check_scenes(check)
     if len(index) != data.summary["counts"]["index"]:
         faults.append(f"{INDEX} has {len(index)} rows, but {DATASET} counts {data.summary['counts']['index']}")
     return faults
@@ -127,7 +127,7 @@ def check_splits(data: DataSet) -> list[str]:
         polygons, tree_polygons = small.geometry.to_numpy(), large.geometry.to_numpy()
         a, b = shapely.STRtree(tree_polygons).query(polygons, predicate="intersects")
         overlap = shapely.area(shapely.intersection(polygons[a], tree_polygons[b]))
-        shared = overlap > SHARED * np.minimum(shapely.area(polygons[a]), shapely.area(tree_polygons[b]))
+        shared = overlap > OVERLAP_TOLERANCE * np.minimum(shapely.area(polygons[a]), shapely.area(tree_polygons[b]))
         for i, j in zip(a[shared], b[shared], strict=True):
             tile, other_tile = describe_tile(data, small.iloc[i]), describe_tile(data, large.iloc[j])
             faults.append(f"{tile} of {first} shares ground with {other_tile} of {second}")

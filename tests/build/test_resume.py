@@ -147,14 +147,14 @@ def test_without_a_terminal_there_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(progress, "EVERY", 0.1)
+    monkeypatch.setattr(progress, "INTERVAL", 0.1)
     caplog.set_level(logging.INFO)  # which the command sets unless somebody listens
     assert main([*built.arguments, "--out", str(tmp_path / "dataset"), "--workers", "1"]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "tiles: " in line]
     assert len(said) > 2
     assert any("tiles/s" in line and "% accepted" in line and line.endswith("left") for line in said)
     assert "took" in said[-1]
-    lines = [json.loads(line) for line in (tmp_path / "dataset" / progress.LOG).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "dataset" / progress.LOG_FILE).read_text().splitlines()]
     events = [line["event"] for line in lines]
     assert events[0] == "run"
     assert [line["stage"] for line in lines if line["event"] == "stage"] == ["catalog", "tiles", "labels", "index"]

@@ -24,9 +24,18 @@ from dask.distributed import KilledWorker, LocalCluster
 from geokr.dataset.layout import StoreError, StoreWriteError
 from pipeline.runtime import stream as module
 from pipeline.runtime import worker
-from pipeline.runtime.cluster import ClusterError, cluster
+from pipeline.runtime.cluster import ClusterError, open_cluster
 from pipeline.runtime.signals import block_interrupts, report_stop, stop_on_signals
-from pipeline.runtime.stream import AHEAD, OPEN, Client, JobBatch, LostWorkersError, Workers, draw_jobs, stream
+from pipeline.runtime.stream import (
+    OPEN_BATCHES,
+    TASKS_PER_THREAD,
+    Client,
+    JobBatch,
+    LostWorkersError,
+    Workers,
+    draw_jobs,
+    stream,
+)
 from pipeline.runtime.worker import KILLED, LIBRARIES, MemoryBudget, attempt
 from pipeline.scenes.scene import SceneError
 
@@ -40,7 +49,7 @@ def beside(memory: int) -> int:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with cluster(workers=2, dashboard="127.0.0.1:0") as client:
+    with open_cluster(workers=2, dashboard="127.0.0.1:0") as client:
         yield client
 
 
@@ -80,7 +89,7 @@ def test_no_more_jobs_are_drawn_than_there_is_room_for(client: Client) -> None:
 
     for ended, (job, result) in enumerate(stream(double, [JobBatch("count", jobs())], client), start=1):
         assert result == 2 * job
-        assert len(drawn) <= ended + AHEAD * 2
+        assert len(drawn) <= ended + TASKS_PER_THREAD * 2
     assert len(drawn) == 200
 
 
@@ -136,7 +145,7 @@ def hold(share: float) -> int:
 def test_a_worker_whose_memory_is_nearly_full_goes_on() -> None:
     """Dask would pause it until it had less, which is never."""
     ended: list[tuple[float, object]] = []
-    with cluster(workers=1, dashboard="127.0.0.1:0", memory=1_000_000_000) as client:
+    with open_cluster(workers=1, dashboard="127.0.0.1:0", memory=1_000_000_000) as client:
         work = threading.Thread(target=lambda: ended.extend(stream(hold, [JobBatch("hold", [0.87, 0.0])], client)))
         work.start()
         work.join(60)
@@ -234,7 +243,7 @@ def test_batches_are_opened_as_they_are_needed() -> None:
     opened: list[int] = []
 
     def batches() -> Iterator[JobBatch[int]]:
-        for n in range(3 * OPEN):
+        for n in range(3 * OPEN_BATCHES):
             opened.append(n)
             yield JobBatch(f"{n}", [n] * 2)
 
@@ -245,8 +254,8 @@ def test_batches_are_opened_as_they_are_needed() -> None:
         assert done or opened == [0]
         flying[batch.name] += 1
         most = max(most, len(opened) - sum(flying[f"{n}"] == 2 for n in opened))
-    assert most == OPEN
-    assert opened == [*range(3 * OPEN)]
+    assert most == OPEN_BATCHES
+    assert opened == [*range(3 * OPEN_BATCHES)]
     assert set(flying.values()) == {2}
 
 
@@ -323,29 +332,31 @@ def told(*workers: tuple[int, int | None]) -> Workers:
 
 def test_there_is_room_for_as_many_jobs_as_threads_and_memory_allow() -> None:
     workers = told((4, beside(250 * MB)), (1, None), (2, beside(900 * MB)))
-    assert [workers.slots(memory * MB) for memory in (0, 50, 100, 125, 126, 500, 901)] == [7, 7, 5, 5, 4, 3, 3]
-    assert told().slots(100) == 1
-    assert told(*[(1, None)] * 7).slots(0) == 7
+    assert [workers.count_slots(memory * MB) for memory in (0, 50, 100, 125, 126, 500, 901)] == [7, 7, 5, 5, 4, 3, 3]
+    assert told().count_slots(100) == 1
+    assert told(*[(1, None)] * 7).count_slots(0) == 7
 
 
 def test_a_job_is_too_large_if_no_worker_holds_it_beside_its_libraries() -> None:
     two = told((1, beside(0)), (1, beside(300 * MB)))
-    assert two.too_small(300 * MB) is None
+    assert two.memory_error(300 * MB) is None
     assert "takes up to 301 MB in addition to the 377 MB of the libraries, and no worker has more than 677 MB" in str(
-        two.too_small(301 * MB)
+        two.memory_error(301 * MB)
     )
-    assert told().too_small(10**15) is told((1, None), (1, beside(0))).too_small(10**15) is None  # nobody sets a limit
-    assert isinstance(told((1, beside(0) - 1)).too_small(0), MemoryError)
+    assert (
+        told().memory_error(10**15) is told((1, None), (1, beside(0))).memory_error(10**15) is None
+    )  # nobody sets a limit
+    assert isinstance(told((1, beside(0) - 1)).memory_error(0), MemoryError)
 
 
 def test_workers_that_come_later_are_counted() -> None:
     client: Any = Played([(1, None)])
     workers = Workers(client)
-    assert workers.slots(0) == 1
+    assert workers.count_slots(0) == 1
     client.workers.append((3, None))
-    assert workers.slots(0) == 1  # asked for a moment ago
+    assert workers.count_slots(0) == 1  # asked for a moment ago
     workers.asked -= 2
-    assert workers.slots(0) == 4
+    assert workers.count_slots(0) == 4
 
 
 @pytest.mark.parametrize("answer", [{}, {"workers": {}}, CancelledError(), OSError("no route")])
@@ -375,7 +386,7 @@ def test_no_more_is_in_flight_than_memory_has_room_for(
     assert Counter(job for job, _ in found) == Counter(
         job for batch in [batches[large], *batches] for job in batch.jobs
     )
-    assert played.most == AHEAD * 2
+    assert played.most == TASKS_PER_THREAD * 2
 
 
 def test_others_go_on_while_a_slow_batch_fills_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +394,7 @@ def test_others_go_on_while_a_slow_batch_fills_its_places(monkeypatch: pytest.Mo
     batches = [JobBatch(name, [name] * 20) for name in ("slow", "a", "b", "c")]
     order = [job for job, _ in played.stream(monkeypatch, *batches)]
     assert order[60:] == ["slow"] * 20
-    assert played.most == AHEAD * 2
+    assert played.most == TASKS_PER_THREAD * 2
 
 
 def test_what_died_with_others_is_tried_again_alone_and_last(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from affine import Affine
 from PIL import Image as Picture
 
-from pipeline.geocheck import correlate, main, measure_shifts, read_one_scene
+from pipeline.geocheck import main, measure_shift, measure_shifts, read_one_scene
 from pipeline.geometry.terrain import Terrain
 from pipeline.imaging.ortho import orthorectify
 from tests.deliveries import GSD, camera, image_of, rpb, tiff, write_folder, xml
@@ -128,5 +128,5 @@ def test_a_shift_has_its_sign(right: int, down: int) -> None:
     """The second picture lies to the right of and below the first."""
     pixels = ground()[0].astype(np.float32)
     first, second = pixels[100:228, 100:228], pixels[100 - down : 228 - down, 100 - right : 228 - right]
-    found = correlate(first - first.mean(), second - second.mean())
+    found = measure_shift(first - first.mean(), second - second.mean())
     assert found == pytest.approx((right, down), abs=0.2)

@@ -17,7 +17,7 @@ from rasterio.warp import Resampling, reproject
 from geokr.dataset import contents, layout, store
 from geokr.dataset.index import read_summary
 from geokr.landcover.discovery import find_landcover
-from geokr.landcover.shares import class_shares
+from geokr.landcover.shares import compute_class_shares
 from pipeline.build_levir_kr import main
 from pipeline.catalog.table import Entry, read_catalog
 from pipeline.config import GridConfig
@@ -144,7 +144,7 @@ def test_shares_of_the_footprints_agree_with_counted_cells(
     scene = next(entry.scene for entry in entries if entry.scene.id == scene_id)
     # The outline's corners stand at every 16th point of its border.
     corners = np.array(scene.footprint.exterior.coords)[:-1:16]
-    shares = class_shares(corners[None], "EPSG:4326", cover)
+    shares = compute_class_shares(corners[None], "EPSG:4326", cover)
     total = sum(counts.values())
     expected = sum(n / total * cover.legend.shares([code])[0] for code, n in counts.items())
     assert shares.known[0] == pytest.approx(1, abs=1e-4)

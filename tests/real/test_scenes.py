@@ -8,14 +8,14 @@ import rasterio
 
 from pipeline.geocheck import measure_shifts, read_one_scene
 from pipeline.geometry.grid import TileGrid, make_scene_grid
-from pipeline.imaging.calibration import solar_zenith, sun_position
+from pipeline.imaging.calibration import find_solar_zenith, find_sun
 from pipeline.imaging.ortho import orthorectify
 from pipeline.imaging.pansharpen import equal_weights
 from pipeline.imaging.quality import MISSING_LINES, Rules, find_missing_lines
 from pipeline.imaging.radiometry import Stretch
 from pipeline.scenes.delivery import read_delivery
 from pipeline.scenes.discovery import find_deliveries
-from pipeline.scenes.footprint import flat_terrain, image_footprint
+from pipeline.scenes.footprint import image_footprint, make_flat_terrain
 from pipeline.scenes.scene import Imagery, Scene
 from pipeline.tasks.tiles import make_tiles, orthorectify_scene
 from tests.deliveries import tiff, tile_job
@@ -33,7 +33,7 @@ def scene_in(folder: Path, imagery: Imagery = "mss") -> Scene:
 
 def grid_of(scene: Scene, tile: int, stride: int, gsd: float | None = None) -> TileGrid:
     image = scene.images[0]
-    grid = make_scene_grid(image_footprint(image, flat_terrain(image.model)), gsd or scene.gsd, tile, stride, 99)
+    grid = make_scene_grid(image_footprint(image, make_flat_terrain(image.model)), gsd or scene.gsd, tile, stride, 99)
     assert grid is not None
     return grid
 
@@ -52,7 +52,7 @@ def test_the_two_bands_of_missing_lines_are_found(real: Path) -> None:
 
 def test_tiles_over_missing_lines_are_rejected_as_such(real: Path) -> None:
     scene = scene_in(real / "gaofen" / WFV)
-    terrain, grid = flat_terrain(scene.images[0].model), grid_of(scene, 128, 128)
+    terrain, grid = make_flat_terrain(scene.images[0].model), grid_of(scene, 128, 128)
     job = tile_job("", scene, terrain, Stretch(0, 255), grid)
     _, status, _ = make_tiles(job)
     found = orthorectify(grid.geobox, scene.images[0], terrain)
@@ -70,9 +70,9 @@ def test_the_sun_stands_where_the_xml_says(real: Path, name: str) -> None:
     scene = scene_in(real / "gaofen" / name)
     assert scene.acquired is not None
     centre = scene.footprint.centroid
-    computed, distance = sun_position(scene.acquired, centre.x, centre.y)
+    computed, distance = find_sun(scene.acquired, centre.x, centre.y)
     assert computed == pytest.approx(float(scene.metadata["SolarZenith"]), abs=0.3)
-    assert solar_zenith(scene.metadata, scene.acquired, centre.x, centre.y) == float(scene.metadata["SolarZenith"])
+    assert find_solar_zenith(scene.metadata, scene.acquired, centre.x, centre.y) == float(scene.metadata["SolarZenith"])
     assert 1.008 < distance < 1.018
 
 
@@ -81,11 +81,13 @@ def test_both_images_of_one_moment_lie_on_one_another(real: Path, tmp_path: Path
     pan = scene_in(real / "gaofen" / GF2, "pan")
     image = pan.images[0]
     box = grid_of(pan, 512, 512, 2 * image.gsd).geobox
-    found = orthorectify(box, image, flat_terrain(image.model))
+    found = orthorectify(box, image, make_flat_terrain(image.model))
     pixels = np.moveaxis(np.where(found.valid[..., None], np.maximum(found.pixels, 1), 0), -1, 0)
     (tmp_path / "map.tif").write_bytes(tiff(pixels, crs=str(box.crs), transform=box.transform, nodata=0))
     mss = scene_in(real / "gaofen" / GF2)
-    measured = measure_shifts(mss, read_one_scene(str(tmp_path / "map.tif")), flat_terrain(mss.images[0].model), 128, 6)
+    measured = measure_shifts(
+        mss, read_one_scene(str(tmp_path / "map.tif")), make_flat_terrain(mss.images[0].model), 128, 6
+    )
     print("\n".join(measured.lines()))
     assert len(measured.moved) > 15
     # The two cameras of the delivery are a pixel of these apart, all over the scene alike.
@@ -97,7 +99,7 @@ def test_a_real_delivery_is_sharpened(real: Path) -> None:
     """The mean of the bands is the panchromatic image; the ratios of the bands are those of the colour image."""
     scene = scene_in(real / "gaofen" / GF2, "pansharpened")
     assert scene.pan is not None
-    terrain = flat_terrain(scene.images[0].model)
+    terrain = make_flat_terrain(scene.images[0].model)
     box = grid_of(scene, 512, 512).geobox[1200:1800, 1100:1800]
     grid = TileGrid(box, 600, 600, 1) if box.shape == (600, 600) else None
     weights = equal_weights(len(scene.bands))

@@ -7,7 +7,7 @@ import rasterio
 from rasterio.windows import Window
 
 from geokr.landcover.discovery import find_landcover
-from geokr.landcover.shares import class_shares
+from geokr.landcover.shares import compute_class_shares
 
 NAME = "ESA_WorldCover_10m_2020_v100_N00E006_Map.tif"
 
@@ -23,7 +23,7 @@ def test_shares_of_a_footprint_on_cell_borders_are_those_of_the_counted_cells(re
     left, top = transform @ (col, row)
     right, bottom = transform @ (col + 130, row + 110)
     corners = np.array([[(left, top), (right, top), (right, bottom), (left, bottom)]])
-    shares = class_shares(corners, "EPSG:4326", cover)
+    shares = compute_class_shares(corners, "EPSG:4326", cover)
     codes, counts = np.unique(cells, return_counts=True)
     assert len(codes) > 2
     wanted = (cover.legend.shares(codes.astype(np.int64)) * counts[:, None]).sum(axis=0) / cells.size

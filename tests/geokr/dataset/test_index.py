@@ -19,7 +19,7 @@ from pyproj import Transformer
 
 from geokr.dataset.index import read_index, read_summary, write_index
 from geokr.dataset.layout import DATASET, INDEX
-from geokr.dataset.splits import cell_ranges, count_columns, draw_cells, split_by_place
+from geokr.dataset.splits import count_columns, draw_cells, find_cell_ranges, split_by_place
 
 Floats = npt.NDArray[np.float64]
 
@@ -111,7 +111,7 @@ def test_the_cells_of_a_tile_hold_its_bent_edges(offset: float, lat: float, gsd:
     # Lambert's cylindrical equal-area projection with true scale at 30 degrees.
     column = outlines[..., 0] * (count_columns(cell) / 360.0)
     row = np.sin(np.deg2rad(outlines[..., 1])) * RADIUS / math.cos(math.radians(30.0)) / cell
-    first_column, last_column, first_row, last_row = cell_ranges(corners, cell).T
+    first_column, last_column, first_row, last_row = find_cell_ranges(corners, cell).T
     assert (first_column <= column.min(axis=1)).all()
     assert (last_column + 1 >= column.max(axis=1)).all()
     assert (first_row <= row.min(axis=1)).all()

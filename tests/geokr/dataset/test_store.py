@@ -382,14 +382,14 @@ def test_a_block_is_built_when_its_status_has_its_name(root: str) -> None:
     (Path(root) / "half" / STATUS / "zarr.json").unlink()
     chunk = Path(root) / "scene" / STATUS / "c" / "1" / "0"
     chunk.rename(chunk.with_name("0.1f2e.partial"))
-    found = contents.scene_contents(root, ["scene", "empty", "half", "none"])
+    found = contents.read_scene_contents(root, ["scene", "empty", "half", "none"])
     assert {name: there.blocks for name, there in found.items()} == {
         "scene": {(0, 0), (0, 1), (1, 1)},
         "empty": frozenset(),
     }
     assert found["scene"].attributes == json.loads(json.dumps(ATTRIBUTES))
     assert found["scene"].shape == (5, 7)
-    assert contents.scene_contents(f"{root}/none", ["scene"]) == {}
+    assert contents.read_scene_contents(f"{root}/none", ["scene"]) == {}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from rasterio.windows import Window
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.legend import Legend
 from geokr.landcover.products import LandCoverError
-from geokr.landcover.shares import class_shares
+from geokr.landcover.shares import compute_class_shares
 from geokr.landcover.sheets import LandCover
 
 Floats = npt.NDArray[np.float64]
@@ -151,7 +151,7 @@ def quads(draw: st.DrawFn, cols: float, rows: float, sizes: tuple[float, float] 
 
 def agree(corners: Floats, crs: str, cover: LandCover, expected: Iterable[Floats], tolerance: float) -> None:
     """Assert that shares are as expected: (class,) for each footprint, its sum being what is known."""
-    found, wanted = class_shares(corners, crs, cover), np.stack(list(expected))
+    found, wanted = compute_class_shares(corners, crs, cover), np.stack(list(expected))
     assert found.known == pytest.approx(wanted.sum(axis=1), abs=tolerance)
     assert found.fraction * found.known[:, None] == pytest.approx(wanted, abs=tolerance)
     assert found.fraction.sum(axis=1) == pytest.approx(np.where(found.known > 0, 1.0, 0.0), abs=1e-12)
@@ -228,9 +228,9 @@ def test_a_footprints_shares_do_not_depend_on_its_company(
 ) -> None:
     cover, raster = plane
     corners = raster.corners(footprints)
-    together = class_shares(corners, str(raster.crs), cover)
+    together = compute_class_shares(corners, str(raster.crs), cover)
     for k in range(len(corners)):
-        alone = class_shares(corners[k : k + 1], str(raster.crs), cover)
+        alone = compute_class_shares(corners[k : k + 1], str(raster.crs), cover)
         assert alone.known[0] == pytest.approx(together.known[k], abs=COVERAGE)
         assert (alone.fraction * alone.known[0])[0] == pytest.approx(
             together.fraction[k] * together.known[k], abs=COVERAGE
@@ -246,7 +246,7 @@ def test_the_parts_of_a_footprint_weigh_up_to_the_whole(
     a, b, c, d = raster.corners(footprint)
     upper, lower = a + (d - a) * cut, b + (c - b) * cut
     rings = np.array([[a, b, lower, upper], [upper, lower, c, d], [a, b, c, d]])
-    shares = class_shares(rings, str(raster.crs), cover)
+    shares = compute_class_shares(rings, str(raster.crs), cover)
     areas = (shares.fraction * shares.known[:, None]) * shapely.area(shapely.polygons(rings))[:, None]
     whole = shapely.Polygon(rings[2]).area
     assert (areas[0] + areas[1]) / whole == pytest.approx(areas[2] / whole, abs=3 * COVERAGE)
@@ -254,10 +254,10 @@ def test_the_parts_of_a_footprint_weigh_up_to_the_whole(
 
 def test_footprints_from_no_places_have_no_shares(plane: tuple[LandCover, Raster]) -> None:
     cover, raster = plane
-    shares = class_shares(np.zeros((0, 4, 2)), "EPSG:32616", cover)
+    shares = compute_class_shares(np.zeros((0, 4, 2)), "EPSG:32616", cover)
     assert shares.fraction.shape == (0, len(cover.legend.classes))
     assert shares.known.shape == (0,)
-    away = class_shares(raster.corners([[(500, 0), (510, 0), (510, 9), (500, 9)]]), str(raster.crs), cover)
+    away = compute_class_shares(raster.corners([[(500, 0), (510, 0), (510, 9), (500, 9)]]), str(raster.crs), cover)
     assert away.known.tolist() == [0.0]
     assert not away.fraction.any()
 
@@ -267,23 +267,23 @@ def test_unlisted_codes_are_told_and_count_as_unknown(tmp_path: Path) -> None:
     raster = Raster(cells, 440_000.0, 2_765_000.0, 30.0, "EPSG:32648")
     (cover,) = find_landcover([raster.write(tmp_path / "nlcd_2019.tif")])
     square = np.array([(0.0, 0.0), (2.0, 0.0), (2.0, 2.0), (0.0, 2.0)])
-    shares = class_shares(raster.corners([square]), "EPSG:32648", cover)
+    shares = compute_class_shares(raster.corners([square]), "EPSG:32648", cover)
     assert shares.unlisted == {77}  # 78 lies outside the footprint, 0 is ignored, beyond the raster is no code
     assert shares.known[0] == pytest.approx(0.5, abs=COVERAGE)
     assert shares.fraction[0, cover.legend.classes.index("forest")] == pytest.approx(1.0, abs=1e-12)
-    beyond = class_shares(raster.corners([square + np.array((2.0, 0.0))]), "EPSG:32648", cover)
+    beyond = compute_class_shares(raster.corners([square + np.array((2.0, 0.0))]), "EPSG:32648", cover)
     assert beyond.unlisted == {78}
     assert beyond.known[0] == pytest.approx(0.25, abs=COVERAGE)
     with rasterio.open(tmp_path / "nlcd_2019.tif", "r+") as file:
         file.nodata = 77  # which the file itself calls no data: nobody need be told
     (cover,) = find_landcover([tmp_path / "nlcd_2019.tif"])
-    assert class_shares(raster.corners([square]), "EPSG:32648", cover).unlisted == frozenset()
+    assert compute_class_shares(raster.corners([square]), "EPSG:32648", cover).unlisted == frozenset()
 
 
 def test_of_ignored_codes_alone_nothing_is_known(tmp_path: Path) -> None:
     raster = Raster(np.zeros((9, 9), np.uint8), 440_000.0, 2_765_000.0, 30.0, "EPSG:32648")
     (cover,) = find_landcover([raster.write(tmp_path / "nlcd_2019.tif")])
-    shares = class_shares(raster.corners([[(1, 1), (5, 1), (5, 5), (1, 5)]]), "EPSG:32648", cover)
+    shares = compute_class_shares(raster.corners([[(1, 1), (5, 1), (5, 5), (1, 5)]]), "EPSG:32648", cover)
     assert shares.known.tolist() == [0.0]
     assert not shares.fraction.any()
     assert shares.unlisted == frozenset()
@@ -293,7 +293,7 @@ def test_zero_is_water_in_a_modis_map_and_its_unknown_datum_is_overridden(tmp_pa
     raster = Raster(np.zeros((40, 60), np.uint8), 101.0, 26.0, 0.05, CLARKE)
     (cover,) = find_landcover([raster.write(tmp_path / "MCD12C1.A2020001.061.2022172062638.tif")])
     corners = moved(np.array([(102.0, 25.0), (102.04, 25.0), (102.04, 24.96), (102.0, 24.96)]), LONLAT, "EPSG:32648")
-    shares = class_shares(corners[None], "EPSG:32648", cover)
+    shares = compute_class_shares(corners[None], "EPSG:32648", cover)
     assert cover.sheets[0].crs == LONLAT
     assert shares.known == pytest.approx([1.0], abs=1e-12)
     assert shares.fraction[0, cover.legend.classes.index("water")] == pytest.approx(1.0, abs=1e-12)
@@ -307,7 +307,7 @@ def test_places_at_the_bent_border_of_a_wide_sheet_are_found(tmp_path: Path) -> 
     square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)]) * side
     quads = np.stack([x, np.zeros_like(x)], axis=-1)[:, None] + square
     corners = raster.corners(quads)
-    assert class_shares(corners, "EPSG:5070", cover).known == pytest.approx(np.ones(len(x)), abs=COVERAGE)
+    assert compute_class_shares(corners, "EPSG:5070", cover).known == pytest.approx(np.ones(len(x)), abs=COVERAGE)
 
 
 @pytest.mark.parametrize("side", [60, 6000])
@@ -329,7 +329,7 @@ def test_what_is_read_does_not_depend_on_the_size_of_the_raster(
 
     monkeypatch.setattr(DatasetReader, "read", watched)
     corners = raster.corners([[(20.5, 30.5), (33.5, 30.5), (33.5, 39.5), (20.5, 39.5)]])
-    assert class_shares(corners, "EPSG:32648", cover).known == pytest.approx([1.0], abs=1e-12)
+    assert compute_class_shares(corners, "EPSG:32648", cover).known == pytest.approx([1.0], abs=1e-12)
     assert [(w.col_off, w.row_off, w.width, w.height) for w in windows] == [(20, 30, 14, 10)]
 
 
@@ -399,7 +399,7 @@ def test_each_of_four_disagreeing_sheets_counts_within_its_nominal_extent(
     cover, sheets = corner
     corners = around(footprints, crs, (108.0, 25.0))
     agree(corners, crs, cover, [by_sheets(ring, crs, sheets, cover.legend) for ring in corners], BENDING)
-    assert class_shares(corners, crs, cover).known == pytest.approx(np.ones(len(corners)), abs=CUT)
+    assert compute_class_shares(corners, crs, cover).known == pytest.approx(np.ones(len(corners)), abs=CUT)
 
 
 @given(st.lists(quads(20, 20, sizes=(0.0, 1.2)).map(lambda ring: ring - 10.0), min_size=1, max_size=2), either_zone)
@@ -409,7 +409,7 @@ def test_a_sheets_part_of_a_footprint_is_its_area_on_the_ellipsoid(
 ) -> None:
     cover, sheets = corner
     corners, geod = around(footprints, crs, (108.0, 25.0)), Geod(ellps="WGS84")
-    shares = class_shares(corners, crs, cover).fraction
+    shares = compute_class_shares(corners, crs, cover).fraction
     for ring, row in zip(corners, shares, strict=True):
         whole = outline(ring, crs, LONLAT)
         for extent, raster in sheets.items():
@@ -440,7 +440,7 @@ def test_a_footprint_that_only_touches_a_sheet_takes_nothing_from_it(
 ) -> None:
     cover, sheets = corner
     corners = np.array([ring]) + np.array((108.0, 25.0))
-    shares = class_shares(corners, LONLAT, cover)
+    shares = compute_class_shares(corners, LONLAT, cover)
     own = cover.legend.shares(np.unique(sheets[108.0, 25.0, 114.0, 30.0].cells)).sum(axis=0) > 0
     assert shares.known == pytest.approx([1.0], abs=1e-12)
     assert not shares.fraction[0, ~own].any()
@@ -464,8 +464,8 @@ def test_sheets_at_the_antimeridian_count_like_those_at_greenwich(
     here, there = {"west": ("EPSG:32630", "EPSG:32660"), "east": ("EPSG:32631", "EPSG:32601")}[side]
     corners = around(footprints, here, (0.0, 25.0))
     greenwich, antimeridian = (
-        class_shares(corners, here, both_corners[0]),
-        class_shares(corners, there, both_corners[1]),
+        compute_class_shares(corners, here, both_corners[0]),
+        compute_class_shares(corners, there, both_corners[1]),
     )
     assert greenwich.known == pytest.approx(np.ones(len(corners)), abs=CUT)
     assert antimeridian.known == pytest.approx(greenwich.known, abs=CUT)
@@ -501,7 +501,10 @@ def test_a_global_map_has_no_seam(
 ) -> None:
     here, there = {"west": ("EPSG:32630", "EPSG:32660"), "east": ("EPSG:32631", "EPSG:32601")}[side]
     corners = around(footprints, here, (0.0, latitude))
-    greenwich, antimeridian = class_shares(corners, here, both_worlds[0]), class_shares(corners, there, both_worlds[1])
+    greenwich, antimeridian = (
+        compute_class_shares(corners, here, both_worlds[0]),
+        compute_class_shares(corners, there, both_worlds[1]),
+    )
     assert greenwich.known == pytest.approx(np.ones(len(corners)), abs=CUT)
     assert antimeridian.known == pytest.approx(greenwich.known, abs=CUT)
     assert antimeridian.fraction == pytest.approx(greenwich.fraction, abs=BENDING)
@@ -657,7 +660,7 @@ def test_a_sheet_that_is_damaged_is_told_when_it_is_read(tmp_path: Path) -> None
     path.write_bytes(content)
     (cover,) = find_landcover([path])
     with pytest.raises(LandCoverError, match="cannot be read") as caught:
-        class_shares(raster.corners([[(10, 30), (290, 30), (290, 60), (10, 60)]]), "EPSG:32648", cover)
+        compute_class_shares(raster.corners([[(10, 30), (290, 30), (290, 60), (10, 60)]]), "EPSG:32648", cover)
     assert str(caught.value).startswith(f"{path}: ")
 
 

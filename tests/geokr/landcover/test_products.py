@@ -16,7 +16,7 @@ from geokr.landcover import __main__
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.legend import KNOWLEDGE, read_legend, read_taxonomy
 from geokr.landcover.products import LandCoverError, load_products, read_product
-from geokr.landcover.shares import class_shares
+from geokr.landcover.shares import compute_class_shares
 
 LONLAT = "EPSG:4326"
 SINUSOIDAL = "+proj=sinu +lon_0=0 +x_0=0 +y_0=0 +R=6371007.181 +units=m +no_defs"
@@ -193,7 +193,7 @@ def test_a_product_is_recognised_by_its_makers_naming_and_read_by_its_codes(tmp_
         assert cover.year == int(label[-4:])
         assert len(cover.sheets) == 1
         for k in range(len(names)):
-            shares = class_shares(column(example, k), crs, cover)
+            shares = compute_class_shares(column(example, k), crs, cover)
             assert shares.unlisted == frozenset()
             wanted = names[(k - band) % len(names)]
             assert shares.known[0] == pytest.approx(1.0 if wanted else 0.0, abs=1e-9)
@@ -348,7 +348,7 @@ def test_sheets_of_several_crss_that_cover_a_place_twice_are_refused_when_it_is_
     x, y = Transformer.from_crs(LONLAT, "EPSG:32648", always_xy=True).transform(101.995, 27.999)
     square = np.add([[(0, 0), (50, 0), (50, 50), (0, 50)]], [x, y])
     with pytest.raises(LandCoverError, match=r"dynamic_world_2020: several of its sheets cover longitude 101\.99"):
-        class_shares(square, "EPSG:32648", cover)
+        compute_class_shares(square, "EPSG:32648", cover)
 
 
 # --- the user's own
@@ -385,7 +385,7 @@ def test_any_raster_is_a_product_with_a_file_of_the_users(tmp_path: Path) -> Non
         assert cover.name == "mine_2018"
         example = Example("", "EPSG:32648", (104.0, 25.0), 10.0, (), {})
         corners = np.concatenate([column(example, k) for k in range(3)])
-        shares = class_shares(corners, "EPSG:32648", cover)
+        shares = compute_class_shares(corners, "EPSG:32648", cover)
         assert shares.known == pytest.approx([1.0, 0.75, 0.0], abs=1e-9)
         assert shares.fraction[0, BASE.index("forest")] == pytest.approx(1.0, abs=1e-9)
         assert shares.fraction[1, BASE.index("artificial")] == pytest.approx(1.0, abs=1e-9)

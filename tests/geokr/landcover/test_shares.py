@@ -17,7 +17,7 @@ from geokr.landcover import shares as module
 from geokr.landcover import sheets
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.outlines import LONLAT, POLE_MARGIN, project, project_rings, to_equal_area
-from geokr.landcover.shares import class_shares, select_sheets
+from geokr.landcover.shares import compute_class_shares, select_sheets
 from geokr.landcover.sheets import LandCover, open_sheet
 
 Floats = npt.NDArray[np.float64]
@@ -41,7 +41,7 @@ def globe(tmp_path_factory: pytest.TempPathFactory) -> LandCover:
 
 def eighths(cover: LandCover, corners: Floats, crs: str) -> Floats:
     """The share of each eighth of a turn, from 180 degrees west on."""
-    shares = class_shares(corners[None], crs, cover)
+    shares = compute_class_shares(corners[None], crs, cover)
     assert shares.known[0] == pytest.approx(1.0, abs=1e-9)
     order = [int(np.flatnonzero(row)[0]) for row in cover.legend.shares(CODES)]
     return np.asarray(shares.fraction[0, order])
@@ -99,7 +99,7 @@ def test_a_product_that_ends_before_the_pole_leaves_the_rest_unknown(globe: Land
         file.write(np.ones((10, 720), np.uint8), 1)
     (cover,) = find_landcover([path])
     corners = (square(4_000.0) + pole("EPSG:3413"))[None]
-    shares = class_shares(corners, "EPSG:3413", cover)
+    shares = compute_class_shares(corners, "EPSG:3413", cover)
     disc = np.pi * 1117.0**2 * 0.9729  # 0.01 degrees around the pole, in the projection's plane, where scale is 0.97
     assert 1 - shares.known[0] == pytest.approx(disc / 4000.0**2, abs=0.12)
     assert 0 < shares.known[0] < 1
@@ -136,15 +136,17 @@ def test_sheets_beyond_the_antimeridian_are_near(ring_of_sheets: LandCover, zone
     across = square(20_000.0, (x, y))[None]
     names = {Path(sheet.path).name[29:36] for sheet in select_sheets(across, crs, ring_of_sheets).sheets}
     assert names == {"N66E177", "N66W180"}
-    assert class_shares(across, crs, ring_of_sheets).known == pytest.approx([1.0], abs=1e-9)
+    assert compute_class_shares(across, crs, ring_of_sheets).known == pytest.approx([1.0], abs=1e-9)
     alone = select_sheets(across, crs, ring_of_sheets)
-    assert np.array_equal(class_shares(across, crs, alone).known, class_shares(across, crs, ring_of_sheets).known)
+    assert np.array_equal(
+        compute_class_shares(across, crs, alone).known, compute_class_shares(across, crs, ring_of_sheets).known
+    )
 
 
 def test_footprints_in_degrees_may_go_on_past_the_antimeridian(ring_of_sheets: LandCover) -> None:
     corners = np.array([[(179.9, 67.1), (180.1, 67.1), (180.1, 67.0), (179.9, 67.0)]])
     for turn in (0.0, -360.0):
-        assert class_shares(np.add(corners, [turn, 0.0]), LONLAT, ring_of_sheets).known == pytest.approx(
+        assert compute_class_shares(np.add(corners, [turn, 0.0]), LONLAT, ring_of_sheets).known == pytest.approx(
             [1.0], abs=1e-9
         )
 
@@ -167,7 +169,7 @@ def test_a_footprint_at_the_rim_of_the_sinusoidal_grid_is_cut_there(tmp_path: Pa
             file.write(np.full((cells, cells), code, np.uint8), 1)
     (cover,) = find_landcover([tmp_path])
     x, y = Transformer.from_crs(LONLAT, "EPSG:32601", always_xy=True).transform(180.0, 4.0)
-    shares = class_shares(square(8_000.0, (x, y))[None], "EPSG:32601", cover)
+    shares = compute_class_shares(square(8_000.0, (x, y))[None], "EPSG:32601", cover)
     assert shares.known == pytest.approx([1.0], abs=1e-6)
     for name in ("forest", "cultivated"):  # beyond the rim and before it
         assert shares.fraction[0, cover.legend.classes.index(name)] == pytest.approx(0.5, abs=1e-3)
@@ -198,15 +200,15 @@ def test_a_sheet_is_opened_once_by_a_worker(globe: LandCover, monkeypatch: pytes
 
     monkeypatch.setattr(rasterio, "open", counted)
     for corners in blocks(globe, 20):
-        class_shares(corners, LONLAT, globe)
+        compute_class_shares(corners, LONLAT, globe)
     assert len(count) == 1
 
 
 @pytest.mark.usefixtures("fresh")
 def test_threads_share_no_open_sheet_and_agree(globe: LandCover) -> None:
-    wanted = [class_shares(corners, LONLAT, globe).fraction for corners in blocks(globe, 60)]
+    wanted = [compute_class_shares(corners, LONLAT, globe).fraction for corners in blocks(globe, 60)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda corners: class_shares(corners, LONLAT, globe).fraction, blocks(globe, 60)))
+        found = list(pool.map(lambda corners: compute_class_shares(corners, LONLAT, globe).fraction, blocks(globe, 60)))
     assert all(np.array_equal(a, b) for a, b in zip(wanted, found, strict=True))
     assert open_sheet.cache_info().currsize > 1
 
@@ -220,13 +222,13 @@ def test_a_sheet_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
         with rasterio.open(path, "w", **profile, transform=Affine(0.1, 0, 100, 0, -0.1, 20)) as file:
             file.write(np.full((9, 9), code, np.uint8), 1)
         (cover,) = find_landcover([path])
-        shares = class_shares(inside, LONLAT, cover)
+        shares = compute_class_shares(inside, LONLAT, cover)
         assert shares.fraction[0, cover.legend.classes.index(name)] == pytest.approx(1.0, abs=1e-12)
 
 
 def test_a_window_too_large_is_read_in_parts(globe: LandCover, monkeypatch: pytest.MonkeyPatch) -> None:
     corners = np.concatenate(blocks(globe, 9))
-    whole = class_shares(corners, LONLAT, globe)
+    whole = compute_class_shares(corners, LONLAT, globe)
     sizes: list[float] = []
     read = sheets.read_cells
 
@@ -236,7 +238,7 @@ def test_a_window_too_large_is_read_in_parts(globe: LandCover, monkeypatch: pyte
 
     monkeypatch.setattr(module, "read_cells", watched)
     monkeypatch.setattr(module, "LARGEST_WINDOW", 100)
-    parts = class_shares(corners, LONLAT, globe)
+    parts = compute_class_shares(corners, LONLAT, globe)
     assert max(sizes) <= 100
     assert np.array_equal(parts.fraction, whole.fraction)
     assert np.array_equal(parts.known, whole.known)
@@ -251,10 +253,10 @@ def test_of_a_band_of_years_each_is_read_by_itself(tmp_path: Path) -> None:
     inside = np.array([[(101.1, 23.9), (101.3, 23.9), (101.3, 23.8), (101.1, 23.8)]])
     covers = find_landcover([path])
     classes = covers[0].legend.classes
-    largest = [classes[int(class_shares(inside, LONLAT, cover).fraction.argmax())] for cover in covers]
+    largest = [classes[int(compute_class_shares(inside, LONLAT, cover).fraction.argmax())] for cover in covers]
     assert [(cover.year, name) for cover, name in zip(covers, largest, strict=True)] == [
         (1985, "cultivated"),
         (1990, "forest"),
         (1995, "water"),
     ]
-    assert class_shares(inside, LONLAT, replace(covers[0], sheets=())).known.tolist() == [0.0]
+    assert compute_class_shares(inside, LONLAT, replace(covers[0], sheets=())).known.tolist() == [0.0]

@@ -43,7 +43,7 @@ def test_pixels_come_from_a_bucket_as_from_a_disk(addressed: Path, bucket: str) 
     disk = TileReader(f"{addressed}/tiles.zarr", tiles, BANDS)
     cloud = TileReader(f"{bucket}/tiles.zarr", tiles, BANDS)
     positions = np.random.default_rng(0).permutation(len(tiles))
-    here, there = (np.zeros((len(tiles), *disk.tile), np.uint8) for _ in range(2))
+    here, there = (np.zeros((len(tiles), *disk.tile_shape), np.uint8) for _ in range(2))
     assert disk.finish(disk.request(positions, here)) == {}
     assert cloud.finish(cloud.request(positions, there)) == {}
     assert here.any()
@@ -57,7 +57,7 @@ def test_a_shard_that_the_bucket_lacks_is_named(addressed: Path, bucket: str) ->
             files.write(f"{bucket}/{path.relative_to(addressed)}", path.read_bytes())
     _, tiles = select_tiles(addressed, Selection("train"))
     cloud = TileReader(f"{bucket}/tiles.zarr", tiles, BANDS)
-    target = np.zeros((len(tiles), *cloud.tile), np.uint8)
+    target = np.zeros((len(tiles), *cloud.tile_shape), np.uint8)
     wrong = cloud.finish(cloud.request(np.arange(len(tiles)), target))
     assert len(wrong) == 6
     assert all(why.startswith(f"{bucket}/tiles.zarr/gamma/image/c/1/0/0/0/0: tile (") for why in wrong.values())

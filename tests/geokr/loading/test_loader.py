@@ -186,7 +186,7 @@ def test_little_known_tiles_are_left_out(build, tmp_path: Path) -> None:
         {"only": np.full((1, 5, 3), 1 / 3, np.float32)},
         known=lambda scene, row, col: col / 4,
     )
-    assert TileLoader(dataset, Selection("train", min_known=0.5), batch=1).chosen.known.tolist() == [0.5, 0.75, 1.0]
+    assert TileLoader(dataset, Selection("train", min_known=0.5), batch=1).selected.known.tolist() == [0.5, 0.75, 1.0]
     with pytest.raises(ValueError, match="no tile of split test with known >= 0"):
         TileLoader(dataset, Selection("test"), batch=1)
     with pytest.raises(ValueError, match="split train has 5 tiles, too few for a batch of 6"):
@@ -271,8 +271,10 @@ def test_ranks_share_out_the_shards(addressed: Path, seed: int, batch: int, worl
 
 
 def places(loader: TileLoader) -> list[list[int]]:
-    scenes = [("alpha", "beta", "gamma").index(name) for name in loader.chosen.scenes]
-    return np.stack([np.array(scenes)[loader.chosen.scene], loader.chosen.row, loader.chosen.col], axis=1).tolist()
+    scenes = [("alpha", "beta", "gamma").index(name) for name in loader.selected.scenes]
+    return np.stack(
+        [np.array(scenes)[loader.selected.scene], loader.selected.row, loader.selected.col], axis=1
+    ).tolist()
 
 
 def test_resuming_shard_after_shard_does_not_read_what_came_before(addressed: Path) -> None:
@@ -376,7 +378,7 @@ def test_pairs_are_of_one_place_at_two_dates(build, tmp_path: Path) -> None:
     dataset = dated(build, tmp_path / "dated")
     loader = TileLoader(dataset, Selection("train", pairs=True), bands=ALL_BANDS, batch=3, seed=1)
     assert loader.tiles == 9
-    assert np.array_equal(loader.fraction, loader.chosen.fraction[np.sort(loader.order(0))])
+    assert np.array_equal(loader.fraction, loader.selected.fraction[np.sort(loader.order(0))])
     seen = set()
     for epoch in range(6):
         whole = list(loader.epoch(epoch))

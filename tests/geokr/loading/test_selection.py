@@ -92,7 +92,7 @@ def test_weights_are_products_of_columns(described: Path) -> None:
     loader = TileLoader(described, Selection("train", where=("agreement>=0",), weight=("agreement",)), batch=2, seed=2)
     order = loader.order(0)
     for i, batch in enumerate(loader):
-        assert sorted(batch.weight.tolist()) == sorted(loader.chosen.weight[order[2 * i : 2 * i + 2]].tolist())
+        assert sorted(batch.weight.tolist()) == sorted(loader.selected.weight[order[2 * i : 2 * i + 2]].tolist())
     _, tiles = select_tiles(described, Selection("train", weight=lambda rows: 0.5 ** rows["year_gap"].to_numpy()))
     assert tiles.weight.tolist() == [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from geokr.pretraining.checkpoint import VERSION, Checkpoint, load, save
-from geokr.storage.files import replacing
+from geokr.storage.files import replace_file
 
 STATE = Checkpoint(
     step=3,
@@ -32,7 +32,7 @@ def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> Non
     path = tmp_path / "run" / "last.pt"
     for content in (b"one", b"another"):
         before = path.read_bytes() if path.exists() else None
-        with replacing(path) as file:
+        with replace_file(path) as file:
             file.write(content)
             file.flush()
             assert (path.read_bytes() if path.exists() else None) == before
@@ -46,7 +46,7 @@ def test_a_write_that_ends_halfway_leaves_the_file_as_it_was(tmp_path: Path, fau
     path.write_bytes(b"one")
 
     def fail() -> None:
-        with replacing(path) as file:
+        with replace_file(path) as file:
             file.write(b"half of ano")
             raise fault
 
@@ -58,12 +58,12 @@ def test_a_write_that_ends_halfway_leaves_the_file_as_it_was(tmp_path: Path, fau
 
 def test_what_a_kill_left_of_a_file_is_written_over(tmp_path: Path) -> None:
     path, left = tmp_path / "last.pt", []
-    with replacing(path) as file:
+    with replace_file(path) as file:
         left += [*tmp_path.iterdir()]
         file.write(b"one")
     (partial,) = left
     partial.write_bytes(b"of a kill, and longer")
-    with replacing(path) as file:
+    with replace_file(path) as file:
         file.write(b"two")
     assert path.read_bytes() == b"two"
     assert [*tmp_path.iterdir()] == [path]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from geokr.pretraining.config import PRESETS, REFERENCE, WITHOUT_EFFECT, TrainConfig, configure
-from geokr.settings import differences
+from geokr.settings import list_differences
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -122,10 +122,10 @@ def test_the_cosine_rises_then_falls_to_nothing() -> None:
 def test_differences_that_matter_are_named() -> None:
     then = PRESETS["geokr"].model_dump()
     now = {**then, "lr": 0.5, "device": "cpu", "prefetch": 9}
-    assert differences(then, now, WITHOUT_EFFECT) == ["lr 0.001, now 0.5"]
+    assert list_differences(then, now, WITHOUT_EFFECT) == ["lr 0.001, now 0.5"]
     free = {"device", "compile", "channels_last", "recompute", "shard", "prefetch", "checkpoint_every", "loggers"}
     for name, value in then.items():  # what decides what is learnt is told, all of it
-        assert bool(differences(then, {**then, name: (value, "other")}, WITHOUT_EFFECT)) == (name not in free)
+        assert bool(list_differences(then, {**then, name: (value, "other")}, WITHOUT_EFFECT)) == (name not in free)
 
 
 def test_a_run_is_as_long_as_its_epochs_unless_steps_say_otherwise() -> None:

@@ -23,9 +23,9 @@ from geokr import export, train
 from geokr.dataset.index import read_extent, write_index
 from geokr.encoder import RGB, apply_weights, build_encoder, to_torchvision
 from geokr.landcover.legend import KNOWLEDGE, read_toml
-from geokr.pretraining.card import describe_extent, list_licences, published_name, stac_item, to_json
+from geokr.pretraining.card import describe_extent, list_licences, make_stac_item, public_name, to_json
 from geokr.pretraining.checkpoint import BEST, LAST, load
-from geokr.pretraining.classifier import build
+from geokr.pretraining.classifier import build_classifier
 
 SETTINGS = ["model=test_resnet", "image_size=32", "batch=32", "steps=3", "bands=nir,red,green,blue", "loggers=[]"]
 
@@ -42,7 +42,7 @@ def test_timm_loads_the_teachers_encoder(run: Path) -> None:
     encoder = timm.create_model("test_resnet", num_classes=0, in_chans=4)
     encoder.load_state_dict(load_file(run / "encoder.safetensors"), strict=True)
     checkpoint = load(run / LAST)
-    teacher, _ = build("test_resnet", ("nir", "red", "green", "blue"), 3, 32, False)
+    teacher, _ = build_classifier("test_resnet", ("nir", "red", "green", "blue"), 3, 32, False)
     teacher.load_state_dict(checkpoint.networks["teacher"])
     image = torch.rand(2, 4, 32, 32)
     assert torch.equal(encoder.eval()(image), teacher.encoder.eval()(image))
@@ -77,7 +77,7 @@ def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(run: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and their features by the trained teacher."""
     checkpoint = load(run / LAST)
-    teacher, _ = build("test_resnet", ("nir", "red", "green", "blue"), 3, 32, False)
+    teacher, _ = build_classifier("test_resnet", ("nir", "red", "green", "blue"), 3, 32, False)
     teacher.load_state_dict(checkpoint.networks["teacher"])
     image = torch.rand(5, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -170,7 +170,7 @@ def test_what_is_published_names_the_data_set_and_no_directory(folder: Path, run
     for text in ((folder / "README.md").read_text(), (folder / "item.json").read_text()):
         assert Path(place).name in text
         assert str(Path(place).parent) not in text
-    assert published_name("s3://bucket/data/levir-kr") == "s3://bucket/data/levir-kr"
+    assert public_name("s3://bucket/data/levir-kr") == "s3://bucket/data/levir-kr"
 
 
 def test_the_model_card_names_the_data_the_numbers_and_the_rights(folder: Path, run: Path) -> None:
@@ -208,7 +208,9 @@ def test_numbers_of_another_step_are_not_in_the_card(run: Path, tmp_path: Path) 
 def test_an_item_says_from_when_to_when_and_holds_no_number_that_json_lacks(run: Path) -> None:
     checkpoint = load(run / LAST)
     moments = ["2019-12-31T23:00:00", "2020-05-01T03:04:05"]
-    item = stac_item(replace(checkpoint, facts=checkpoint.facts | {"acquired": moments}), 9, 9, {}, {"val_kl": 0.5})
+    item = make_stac_item(
+        replace(checkpoint, facts=checkpoint.facts | {"acquired": moments}), 9, 9, {}, {"val_kl": 0.5}
+    )
     assert item["properties"]["start_datetime"] == "2019-12-31T23:00:00Z"
     assert item["properties"]["end_datetime"] == "2020-05-01T03:04:05Z"
     assert item["properties"]["mlm:hyperparameters"]["geokr:val_kl"] == 0.5
@@ -250,11 +252,11 @@ def test_exporting_again_gives_the_same_bytes(run: Path, tmp_path: Path) -> None
 def test_an_encoder_is_a_place_to_start_from(run: Path) -> None:
     expected = load_file(run / "encoder.safetensors")
     path = str(run / "encoder.safetensors")
-    same, start = build("test_resnet", ("nir", "red", "green", "blue"), 3, 32, path)
+    same, start = build_classifier("test_resnet", ("nir", "red", "green", "blue"), 3, 32, path)
     assert start == path
     assert all(torch.equal(value, expected[name]) for name, value in same.encoder.state_dict().items())
     # Bands are matched by name.
-    turned, _ = build("test_resnet", ("red", "nir"), 3, 32, path)
+    turned, _ = build_classifier("test_resnet", ("red", "nir"), 3, 32, path)
     weight = turned.encoder.state_dict()["conv1.0.weight"]
     assert torch.allclose(weight, 2 * expected["conv1.0.weight"][:, [1, 0]])
 
@@ -262,7 +264,9 @@ def test_an_encoder_is_a_place_to_start_from(run: Path) -> None:
 def test_weights_for_three_bands_serve_for_four(tmp_path: Path) -> None:
     whole = timm.create_model("test_resnet", num_classes=10)
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
-    classifier, start = build("test_resnet", ("nir", "blue", "green", "red"), 3, 32, str(tmp_path / "whole.pth"))
+    classifier, start = build_classifier(
+        "test_resnet", ("nir", "blue", "green", "red"), 3, 32, str(tmp_path / "whole.pth")
+    )
     weight, given = classifier.encoder.state_dict()["conv1.0.weight"], whole.state_dict()["conv1.0.weight"]
     assert torch.allclose(weight[:, 1:], 0.75 * given[:, [2, 1, 0]])
     assert torch.allclose(weight[:, 0], 0.75 * given.mean(1))
@@ -273,12 +277,12 @@ def test_weights_for_three_bands_serve_for_four(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_convnext").state_dict(), tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth: not weights of this model: .* is missing"):
-        build("test_resnet", RGB, 3, 32, str(tmp_path / "other.pth"))
+        build_classifier("test_resnet", RGB, 3, 32, str(tmp_path / "other.pth"))
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(ValueError, match=r"text\.pth: not a file of weights"):
-        build("test_resnet", RGB, 3, 32, str(tmp_path / "text.pth"))
+        build_classifier("test_resnet", RGB, 3, 32, str(tmp_path / "text.pth"))
     with pytest.raises(ValueError, match=r"none\.pth: no such file of weights"):
-        build("test_resnet", RGB, 3, 32, str(tmp_path / "none.pth"))
+        build_classifier("test_resnet", RGB, 3, 32, str(tmp_path / "none.pth"))
 
 
 def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -291,17 +295,17 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, caplog: pyt
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(ValueError, match=r"are not available \(no route to host\); set pretrained to a file"):
-        build("test_resnet", RGB, 3, 32, True)
-    _, start = build("test_resnet", RGB, 3, 32, "auto")
+        build_classifier("test_resnet", RGB, 3, 32, True)
+    _, start = build_classifier("test_resnet", RGB, 3, 32, "auto")
     assert start == "random weights"
     assert "the encoder starts at random" in caplog.text
 
 
 def test_models_that_timm_does_not_know() -> None:
     with pytest.raises(ValueError, match=r"timm has no model resnet5o; did you mean .*resnet50"):
-        build("resnet5o", RGB, 3, 32, False)
+        build_classifier("resnet5o", RGB, 3, 32, False)
     with pytest.raises(ValueError, match="does not take images of 36 px"):
-        build("test_vit", RGB, 3, 36, False)
+        build_classifier("test_vit", RGB, 3, 36, False)
 
 
 def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -257,13 +257,13 @@ def losses_of(learner: Learner, image: torch.Tensor, pair: torch.Tensor, target:
 
 def test_a_line_of_the_log_is_of_the_steps_since_the_last(coloured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learner, written = by_a_step(coloured), []
-    learner.window[:3] = torch.tensor([[1, 2, 3], [2, 4, 6], [6, 9, 12]])
+    learner.recent_losses[:3] = torch.tensor([[1, 2, 3], [2, 4, 6], [6, 9, 12]])
     journal: Any = SimpleNamespace(write=lambda *line: written.append(line))
     bar = SimpleNamespace(set_postfix_str=lambda *_, **__: None)
     monkeypatch.setattr(train.time, "perf_counter", lambda: 110.0)
-    train.log_losses(learner, journal, bar, train.Clock(since=100.0, waited=2.5, tiles=320))
+    train.log_losses(learner, journal, bar, train.Clock(started=100.0, wait_seconds=2.5, tiles=320))
     ((step, split, values),) = written
-    assert (step, split, learner.noted) == (3, "train", 3)
+    assert (step, split, learner.logged_steps) == (3, "train", 3)
     losses = {"loss": 3.0, "kl": 5.0, "disagreement": 7.0}
     assert values == {**losses, "lr": values["lr"], "tiles_per_s": 32.0, "waiting": 0.25}
 
@@ -272,7 +272,7 @@ def test_a_line_of_the_log_is_of_the_steps_since_the_last(coloured: Path, monkey
 def test_steps_go_through_epoch_after_epoch(coloured: Path, step: int) -> None:
     loader = TileLoader(coloured, Selection("train"), batch=32, seed=1)
     wanted = [batch.fraction for epoch in range(3) for batch in loader.epoch(epoch)]
-    found = [batch.fraction for batch in islice(train.batches(loader, step, 18), 18 - step)]
+    found = [batch.fraction for batch in islice(train.iterate_batches(loader, step, 18), 18 - step)]
     assert len(wanted) == 18
     assert all(torch.equal(*pair) for pair in zip(found, wanted[step:], strict=True))
     assert not torch.equal(wanted[0], wanted[6])
@@ -301,7 +301,7 @@ def test_parts_of_a_step_are_the_step(coloured: Path, objective: str) -> None:
     whole = by_a_step(coloured, *settings, weight=weight)
     parts = by_a_step(coloured, *settings, "accumulate=4", weight=weight)
     assert far(whole, parts) < 1e-5
-    assert torch.allclose(whole.window, parts.window, atol=1e-6)
+    assert torch.allclose(whole.recent_losses, parts.recent_losses, atol=1e-6)
     assert far(whole, by_a_step(coloured, *settings)) > 1e-3  # weights matter
 
 
@@ -355,7 +355,7 @@ def test_how_tiles_are_drawn_is_a_setting(coloured: Path) -> None:
     config = configure("geokr", None, [*SMALL, "min_known=0.75", *(f"{n}={v}" for n, v in options.items())])
     training, held_out = train.make_loaders(str(coloured), config, ALONE)
     alike = TileLoader(coloured, Selection("train", min_known=0.75), batch=32, **options)
-    assert (training.tiles, held_out.tiles) == (alike.tiles, int((held_out.chosen.known >= 0.75).sum()))
+    assert (training.tiles, held_out.tiles) == (alike.tiles, int((held_out.selected.known >= 0.75).sum()))
     assert training.tiles < 192
     for number in range(2):
         assert all(
@@ -409,7 +409,7 @@ def test_of_a_pair_the_teacher_sees_the_other_date(build, tmp_path: Path) -> Non
     train_step(learner, batch)
     alone = create_learner(config, ALONE, training, training, gather_facts(training, training))
     train_step(alone, replace(batch, pair=None))
-    assert learner.window[0, 2] != alone.window[0, 2]
+    assert learner.recent_losses[0, 2] != alone.recent_losses[0, 2]
     train_step(
         learner,
         replace(batch, **{name: getattr(batch, name)[:5] for name in ("image", "fraction", "known", "weight", "pair")}),
@@ -549,7 +549,7 @@ def test_other_ways_to_compute_come_to_the_same(
     common = ["model=test_resnet", "optimiser=sgd", "lr=0.01"]
     plain, other = by_a_step(coloured, *common), by_a_step(coloured, *common, *settings)
     assert far(plain, other) < tolerance
-    assert torch.allclose(plain.window[:3], other.window[:3], atol=tolerance)
+    assert torch.allclose(plain.recent_losses[:3], other.recent_losses[:3], atol=tolerance)
     if "amp=fp16" in settings:
         assert other.scaler.get_scale() > 1
     if settings[0].startswith("amp"):
@@ -596,7 +596,7 @@ def test_validation_judges_features_and_classes_too(coloured: Path) -> None:
     for epoch in range(10):
         for batch in training.epoch(epoch):
             train_step(learner, batch)
-            learner.noted = learner.step
+            learner.logged_steps = learner.step
     last = validate(learner)
     assert last.numbers["knn_top1"] > 0.8
     assert last.numbers["knn_mae"] < first.numbers["knn_mae"]

@@ -25,7 +25,7 @@ from pipeline.scenes.delivery import Refusal, read_delivery
 from pipeline.scenes.discovery import Delivery, find_deliveries
 from pipeline.scenes.raster import read_image
 from pipeline.scenes.scene import Scene, SceneError
-from pipeline.scenes.scratch import local_copy
+from pipeline.scenes.scratch import open_local_copy
 from pipeline.tasks.survey import read_and_survey
 from tests.broken import BROKEN
 from tests.deliveries import (
@@ -197,7 +197,7 @@ def test_an_archive_on_a_server_is_the_same_delivery(tmp_path: Path, publish: Pu
     assert replace(image, path=same.path) == same
     for window in (None, Window(20, 31, 40, 17)):
         assert np.array_equal(read_image(image, window)[0], read_image(same, window)[0])
-    with local_copy(image.path) as opened:
+    with open_local_copy(image.path) as opened:
         in_place = form in (".tar", "stored.zip")
         assert opened.startswith(
             f"/vsi{kind}/{{{rasters.gdal_path(url)}}}" if in_place else os.environ["GEOKR_SCRATCH"]
@@ -214,12 +214,12 @@ def test_another_archive_at_the_same_address_is_unpacked_anew(tmp_path: Path, pu
     packed = [file.read_bytes() for file in (path, write_archive(tmp_path / "other.tgz", other))]
     path.write_bytes(packed[0].ljust(100_000, b"\0"))  # which gzip passes over
     member = member_path(publish(path), f"{STEM}.tiff")
-    with local_copy(member) as first:
+    with open_local_copy(member) as first:
         pass
     path.write_bytes(packed[1].ljust(100_000, b"\0"))
     os.utime(path, (1e9, 1e9))
     publish(path)
-    with local_copy(member) as second:
+    with open_local_copy(member) as second:
         assert second != first
         assert Path(second).read_bytes() == other[f"{STEM}.tiff"]
 
@@ -227,7 +227,7 @@ def test_another_archive_at_the_same_address_is_unpacked_anew(tmp_path: Path, pu
 def test_without_room_an_archive_on_a_server_is_read_in_place(
     tmp_path: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.scenes.scratch.BOUND", 10)
+    monkeypatch.setattr("pipeline.scenes.scratch.MAX_TOTAL", 10)
     path = write_archive(tmp_path / f"{NAME}.tgz", members())
     assert np.array_equal(read_image(only(publish(path)).images[0])[0], read_image(only(path).images[0])[0])
 
@@ -301,7 +301,7 @@ def test_an_archive_that_is_not_there_is_named(tmp_path: Path, publish: Publish)
     with pytest.raises(FileNotFoundError, match=rf"^{url}x\.tar: no such file or directory$"):
         found(f"{url}x.tar")
     with pytest.raises(SceneError, match=rf"^{url}x: cannot be unpacked: {url}x: no such file or directory$"):
-        local_copy(f"/vsitar/{{{url}x}}/a.tif").__enter__()
+        open_local_copy(f"/vsitar/{{{url}x}}/a.tif").__enter__()
 
 
 # --- land cover and heights

@@ -477,7 +477,7 @@ def test_a_survey_that_is_interrupted_goes_on(tmp_path: Path, monkeypatch: pytes
         return read_and_survey(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(catalog, "EVERY", 1e9 if how == "stopped" else -1.0)
+        patch.setattr(catalog, "WRITE_INTERVAL", 1e9 if how == "stopped" else -1.0)
         patch.setattr(catalog, "read_and_survey", interrupted)
         with pytest.raises(KeyboardInterrupt if how == "stopped" else SystemExit):
             catalog.run(config(tmp_path), None)

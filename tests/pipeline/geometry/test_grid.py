@@ -15,11 +15,11 @@ from odc.geo.geobox import GeoBox
 from pyproj import Geod, Transformer
 
 from geokr.dataset import store
-from pipeline.geometry.grid import TileGrid, area_centre, choose_crs, make_scene_grid, peak_bytes, utm_zone
+from pipeline.geometry.grid import TileGrid, choose_crs, find_area_centre, make_scene_grid, peak_bytes, utm_zone
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.geometry.terrain import Terrain
 from pipeline.imaging.pansharpen import equal_weights
-from pipeline.imaging.radiometry import Stretch, unchanged_numbers
+from pipeline.imaging.radiometry import Stretch, identity_radiometry
 from pipeline.tasks.tiles import build_tiles
 from tests.deliveries import image_of, scene_of, tile_job
 
@@ -155,7 +155,7 @@ def test_scenes_of_one_place_and_gsd_share_tile_origins(
         assert grid is not None
         boxes.append(np.array(grid.geobox.boundingbox.bbox))
         origins.append(grid.corners(slice(0, grid.rows), slice(0, grid.cols))[:, :, 0].reshape(-1, 2))
-        names = grid.places(*np.divmod(np.arange(grid.rows * grid.cols), grid.cols))
+        names = grid.place_ids(*np.divmod(np.arange(grid.rows * grid.cols), grid.cols))
         for name, origin in zip(names, map(tuple, origins[-1].round(2)), strict=True):
             assert named.setdefault(name, origin) == origin  # a place has one name, and a name one place
     for ours, box, theirs in ((origins[0], boxes[1], origins[1]), (origins[1], boxes[0], origins[0])):
@@ -171,7 +171,7 @@ def test_tiles_of_another_size_zone_or_origin_are_of_another_place() -> None:
     origins = [(2, CRS, 0, 0), (4, CRS, 0, 0), (2, "EPSG:32649", 0, 0), (2, CRS, 40, 0), (2, CRS, 0, 40)]
     for gsd, crs, left, top in origins:
         grid = TileGrid(GeoBox((10, 10), Affine(gsd, 0, left, 0, -gsd, top), crs), 10, 10, 1)
-        names += grid.places([0], [0])
+        names += grid.place_ids([0], [0])
     assert len(set(names)) == 5
     assert names[0] == "32648_2_0_0"
 
@@ -237,7 +237,7 @@ def test_the_centre_decides_where_a_scene_belongs() -> None:
             assert str(grid.geobox.crs) == codes[k]
     # A sliver to the west does not outweigh the rest of the scene.
     lopsided = shapely.Polygon([(107.0, 20.0), (108.9, 20.3), (108.9, 19.7)])
-    assert area_centre(lopsided) == pytest.approx((108.267, 20.0), abs=0.01)
+    assert find_area_centre(lopsided) == pytest.approx((108.267, 20.0), abs=0.01)
 
 
 @pytest.mark.parametrize("lon", [179.95, 180.05, -180.05, -179.95])
@@ -278,7 +278,7 @@ def test_building_a_block_takes_no_more_memory_than_promised(
     scene = replace(
         scene_of(image), pan=image_of(tmp_path / "pan.tif", pixels[:1], model, gsd, nodata=0) if pan else None
     )
-    stored = unchanged_numbers("uint16", bands) if dn else None
+    stored = identity_radiometry("uint16", bands) if dn else None
     box = GeoBox((side, side), Affine(gsd, 0, 5e5 - side * gsd / 2, 0, -gsd, 2e6 + side * gsd / 2), CRS)
     root = str(tmp_path / "tiles.zarr")
     sizes: dict[str, Any] = {"bands": bands, "tile": tile, "block": block, "dtype": "uint16" if dn else "uint8"}

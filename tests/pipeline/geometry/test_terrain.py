@@ -82,8 +82,8 @@ def test_a_hole_is_filled_from_its_border_and_counted(tmp_path: Path, hole: floa
     x, y = np.meshgrid(np.arange(0.75, COLS), np.arange(0.75, ROWS))
     lon, lat = Transformer.from_crs(CRS, 4326, always_xy=True).transform(LEFT + x * CELL, TOP - y * CELL)
     assert terrain.coverage(lon, lat) == 1
-    assert terrain.holes(lon, lat) == 200
-    assert terrain.holes(lon[:5], lat[:5]) == 0
+    assert terrain.count_holes(lon, lat) == 200
+    assert terrain.count_holes(lon[:5], lat[:5]) == 0
 
 
 def test_a_hole_is_filled_alike_whatever_window_is_read(tmp_path: Path) -> None:

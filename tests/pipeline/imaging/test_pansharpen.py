@@ -18,7 +18,7 @@ from pyproj import Transformer
 from pipeline.geometry.grid import TileGrid
 from pipeline.geometry.terrain import Terrain
 from pipeline.imaging.ortho import orthorectify
-from pipeline.imaging.pansharpen import brovey, equal_weights
+from pipeline.imaging.pansharpen import equal_weights, sharpen_brovey
 from pipeline.imaging.quality import Rules
 from pipeline.imaging.radiometry import Stretch
 from pipeline.tasks.tiles import orthorectify_scene
@@ -58,7 +58,7 @@ def test_pixels_are_those_of_gdal(tmp_path: Path, dtype: type[np.unsignedinteger
     colour[5:8], pan[20:22] = 0, 0
     theirs = gdals(tmp_path, colour, pan, weights)
     ours = colour.copy()
-    brovey(ours, pan, weights)
+    sharpen_brovey(ours, pan, weights)
     assert ours.dtype == dtype
     assert np.abs(ours.astype(int) - theirs).max() <= 1  # a half rounded either way
     assert (ours == theirs).mean() > 0.999
@@ -74,7 +74,7 @@ def test_pixels_are_those_of_gdal(tmp_path: Path, dtype: type[np.unsignedinteger
 @settings(max_examples=50)
 def test_each_pixel_is_the_formula(colour: Any, pan: Any, weights: tuple[float, ...]) -> None:
     found = colour.copy()
-    brovey(found, pan, weights)
+    sharpen_brovey(found, pan, weights)
     for place in np.ndindex(4, 5):
         total = sum(w * int(v) for w, v in zip(weights, colour[place], strict=True))
         for k in range(3):
@@ -87,7 +87,7 @@ def test_the_weighted_sum_of_the_bands_becomes_the_panchromatic_image() -> None:
     colour = rng.integers(200, 800, (40, 30, 4)).astype(np.uint16)
     pan = rng.integers(200, 800, (40, 30)).astype(np.uint16)
     before = colour / colour.sum(axis=2, keepdims=True)
-    brovey(colour, pan, equal_weights(4))
+    sharpen_brovey(colour, pan, equal_weights(4))
     assert np.abs(colour.mean(axis=2) - pan).max() <= 0.5
     assert np.abs(colour / colour.sum(axis=2, keepdims=True) - before).max() < 3e-3  # and the colours stay
 
@@ -102,12 +102,12 @@ def test_the_weighted_sum_of_the_bands_becomes_the_panchromatic_image() -> None:
 )
 def test_weights_that_make_no_sense_are_refused(weights: tuple[float, ...], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        brovey(np.ones((2, 2, 3), np.uint8), np.ones((2, 2), np.uint8), weights)
+        sharpen_brovey(np.ones((2, 2, 3), np.uint8), np.ones((2, 2), np.uint8), weights)
 
 
 def test_images_of_two_grids_are_refused() -> None:
     with pytest.raises(ValueError, match=r"the panchromatic image has shape \(2, 3\), the colour image \(2, 2\)"):
-        brovey(np.ones((2, 2, 3), np.uint8), np.ones((2, 3), np.uint8), equal_weights(3))
+        sharpen_brovey(np.ones((2, 2, 3), np.uint8), np.ones((2, 3), np.uint8), equal_weights(3))
 
 
 def test_a_scenes_pixels_are_as_good_as_the_worst_of_its_images(tmp_path: Path) -> None:
@@ -135,5 +135,5 @@ def test_a_scenes_pixels_are_as_good_as_the_worst_of_its_images(tmp_path: Path) 
     assert np.array_equal(found.missing, np.logical_or.reduce(masks))
     assert found.lattice.error == max(part.lattice.error for part in each)
     colour = np.concatenate([part.pixels for part in each[:2]], axis=2)
-    brovey(colour, each[2].pixels[..., 0], weights)
+    sharpen_brovey(colour, each[2].pixels[..., 0], weights)
     assert np.array_equal(found.pixels[found.valid], colour[found.valid])

@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.imaging.calibration import Coefficients, read_coefficients, solar_zenith, sun_position, toa_radiometry
+from pipeline.imaging.calibration import Coefficients, find_solar_zenith, find_sun, read_coefficients, toa_radiometry
 from pipeline.imaging.radiometry import (
     REFLECTANCE,
     Radiometry,
     RadiometryError,
     Stretch,
-    from_scales,
-    from_stretch,
+    identity_radiometry,
     percentile_stretch,
     radiometry_from_json,
+    radiometry_from_scales,
+    radiometry_from_stretch,
     stretch_per_band,
-    unchanged_numbers,
 )
 
 LEVELS = st.floats(-70_000, 70_000)
@@ -38,7 +38,7 @@ def test_the_table_equals_arithmetic_on_every_digital_number(
 ) -> None:
     low, high = levels
     every = np.arange(np.iinfo(dtype).max + 1).astype(dtype).reshape(2, -1, 1)
-    found = from_stretch(Stretch(low, high), 1).apply(every)
+    found = radiometry_from_stretch(Stretch(low, high), 1).apply(every)
     wanted = np.clip((every.astype(np.float64) - low) / (high - low) * 255, 0, 255)
     assert found.shape == every.shape
     assert found.dtype == np.uint8
@@ -47,7 +47,7 @@ def test_the_table_equals_arithmetic_on_every_digital_number(
 
 
 def test_the_ends_become_0_and_255_and_what_lies_beyond_is_cut() -> None:
-    stretch = from_stretch(Stretch(200.0, 1220.0), 5)
+    stretch = radiometry_from_stretch(Stretch(200.0, 1220.0), 5)
     pixels = np.array([[0, 199, 200, 202, 203], [710, 1217, 1220, 1221, 65535]], np.uint16)
     assert stretch.apply(pixels).tolist() == [[0, 0, 0, 0, 1], [128, 254, 255, 255, 255]]
 
@@ -138,7 +138,7 @@ def test_a_band_of_one_value_is_refused_by_name() -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_digital_numbers_are_stored_as_they_are(dtype: str) -> None:
     every = np.arange(np.iinfo(dtype).max + 1).astype(dtype)[:, None]
-    found = unchanged_numbers(dtype, 1)
+    found = identity_radiometry(dtype, 1)
     assert np.array_equal(found.apply(every), every)
     assert found.apply(every).dtype == dtype
     assert np.array_equal(found.digital_numbers(every), every)
@@ -151,10 +151,10 @@ GF2 = {band: TABLE["GF2", "PMS1", 2016, band] for band in BANDS}
 def kinds() -> list[Radiometry]:
     values = sample()
     return [
-        from_stretch(percentile_stretch(values, EVERY), 4),
+        radiometry_from_stretch(percentile_stretch(values, EVERY), 4),
         stretch_per_band(values, EVERY, 1.0, 99.0, BANDS),
         toa_radiometry(GF2, 13.57, 1.0098),
-        unchanged_numbers("uint16", 4),
+        identity_radiometry("uint16", 4),
     ]
 
 
@@ -180,7 +180,7 @@ def test_stored_pixels_turn_back_into_digital_numbers(radiometry: Radiometry) ->
 
 def test_radiometry_refuses_bands_it_has_no_numbers_for() -> None:
     with pytest.raises(ValueError, match="the pixels have 3 bands, but the radiometry has 4"):
-        unchanged_numbers("uint16", 4).apply(np.zeros((2, 2, 3), np.uint16))
+        identity_radiometry("uint16", 4).apply(np.zeros((2, 2, 3), np.uint16))
 
 
 # --- reflectance
@@ -211,7 +211,7 @@ def test_reflectance_without_a_sun_is_refused() -> None:
 def test_reflectance_of_a_catalogs_scales() -> None:
     """Sentinel-2 and Landsat, whose files say how it follows from their numbers."""
     numbers = np.array([[[1000, 1000], [11_000, 65_535], [900, 7273]]], np.uint16)
-    stored = from_scales((1e-4, 2.75e-5), (-0.1, -0.2)).apply(numbers)
+    stored = radiometry_from_scales((1e-4, 2.75e-5), (-0.1, -0.2)).apply(numbers)
     wanted = np.clip(numbers * np.array([1e-4, 2.75e-5]) + [-0.1, -0.2], 0, None)
     assert np.abs(stored * REFLECTANCE - wanted).max() <= 0.5e-4 + 1e-9
 
@@ -263,7 +263,7 @@ def test_a_table_without_a_column_or_a_file_is_refused(tmp_path: Path) -> None:
 def test_the_sun_is_as_far_as_the_almanac_says(when: str, distance: float) -> None:
     """At its nearest and its farthest."""
     moment = datetime.strptime(when, "%Y-%m-%d %H:%M").replace(tzinfo=UTC)
-    assert sun_position(moment, 0.0, 0.0)[1] == pytest.approx(distance, abs=2e-4)
+    assert find_sun(moment, 0.0, 0.0)[1] == pytest.approx(distance, abs=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -280,27 +280,27 @@ def test_the_sun_is_as_far_as_the_almanac_says(when: str, distance: float) -> No
 )
 def test_the_sun_stands_where_real_metadata_say(when: str, lon: float, lat: float, zenith: float) -> None:
     moment = datetime.strptime(when, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
-    assert sun_position(moment, lon, lat)[0] == pytest.approx(zenith, abs=0.2)
+    assert find_sun(moment, lon, lat)[0] == pytest.approx(zenith, abs=0.2)
 
 
 def test_an_elevation_in_place_of_a_zenith_is_refused() -> None:
     moment, place = datetime(2020, 5, 10, 17, 3, 20, tzinfo=UTC), (-90.99, 17.60)
-    assert solar_zenith({"SolarZenith": "13.5727"}, moment, *place) == 13.5727
-    assert solar_zenith({"SunElevation": "76.4273"}, moment, *place) == pytest.approx(13.5727)
-    assert solar_zenith({"SolarZenith": ""}, moment, *place) == pytest.approx(13.57, abs=0.1)
+    assert find_solar_zenith({"SolarZenith": "13.5727"}, moment, *place) == 13.5727
+    assert find_solar_zenith({"SunElevation": "76.4273"}, moment, *place) == pytest.approx(13.5727)
+    assert find_solar_zenith({"SolarZenith": ""}, moment, *place) == pytest.approx(13.57, abs=0.1)
     with pytest.raises(RadiometryError, match=r"SolarZenith puts the Sun 76\.4 degrees .* it stood at 13\."):
-        solar_zenith({"SolarZenith": "76.4273"}, moment, *place)
+        find_solar_zenith({"SolarZenith": "76.4273"}, moment, *place)
 
 
 @pytest.mark.parametrize("name", ["SolarZenith", "SunZenith", "SolarElevation", "SunElevation", "SunAltitude"])
 def test_each_name_of_the_suns_place_means_what_it_says(name: str) -> None:
     """To within three degrees, which no clock or corner of a scene is off."""
     moment, place = datetime(2020, 5, 10, 17, 3, 20, tzinfo=UTC), (-90.99, 17.60)
-    there, _ = sun_position(moment, *place)
+    there, _ = find_sun(moment, *place)
     for off in (-2.9, 2.9, -3.1, 3.1):
         said = {name: repr(there + off if "Zenith" in name else 90 - there - off)}
         if abs(off) < 3:
-            assert solar_zenith(said, moment, *place) == pytest.approx(there + off)
+            assert find_solar_zenith(said, moment, *place) == pytest.approx(there + off)
             continue
         with pytest.raises(RadiometryError, match=f"{name} puts the Sun"):
-            solar_zenith(said, moment, *place)
+            find_solar_zenith(said, moment, *place)

@@ -17,8 +17,8 @@ from rasterio.errors import NotGeoreferencedWarning
 from geokr.crs import transformer
 from pipeline.sample.__main__ import main
 from pipeline.sample.camera import Camera, fit_rpc, render
-from pipeline.sample.files import SHOTS, seen, surrounding_box, write_dem, write_world
-from pipeline.sample.level1a import relief, rpb_text, tiff_bytes, write_delivery, xml_text
+from pipeline.sample.files import SHOTS, make_view, surrounding_box, write_dem, write_world
+from pipeline.sample.level1a import find_height_range, rpb_text, tiff_bytes, write_delivery, xml_text
 from pipeline.sample.world import CENTRE, CODES, CRS, LAKE, SPECTRA, World
 from pipeline.scenes.gaofen import parse_name, parse_rpb, parse_xml
 
@@ -157,7 +157,7 @@ def test_supersampling_is_the_mean_over_the_pixel():
 @pytest.mark.parametrize("seed", range(4))
 def test_every_scene_has_relief(seed):
     world = World.from_seed(seed)
-    assert min(np.ptp(relief(shot.camera, world.height)) for shot in SHOTS) >= 500
+    assert min(np.ptp(find_height_range(shot.camera, world.height)) for shot in SHOTS) >= 500
 
 
 def test_slope_is_the_derivative_of_height():
@@ -324,7 +324,7 @@ def test_gdal_opens_the_image_inside_the_archive(root):
         assert (source.count, source.height, source.width, source.dtypes[0]) == (4, 160, 130, "uint16")
         assert source.crs is None
         assert source.transform.is_identity
-        low, high = relief(shot.camera, World.from_seed(5).height)
+        low, high = find_height_range(shot.camera, World.from_seed(5).height)
         rpc = fit_rpc(shot.camera, low - 300, high + 300)
         assert source.rpcs.samp_off == pytest.approx(rpc.samp_off)
         assert source.rpcs.line_num_coeff == pytest.approx(rpc.line_num)
@@ -349,7 +349,7 @@ def test_the_world_can_be_made_again_from_its_truth(root):
     for scene, shot in zip(truth["scenes"], SMALL, strict=True):
         assert Camera(**scene["camera"]) == shot.camera
         assert (root / scene["file"]).exists()
-        assert scene["relief"] == list(relief(shot.camera, world.height))
+        assert scene["relief"] == list(find_height_range(shot.camera, world.height))
 
 
 def test_clouds_cover_the_share_asked_for():
@@ -358,7 +358,7 @@ def test_clouds_cover_the_share_asked_for():
     camera = shot.camera
     col, row = np.meshgrid(np.linspace(0, camera.width, 300), np.linspace(0, camera.height, 300))
     ground = camera.meet(col, row, world.height)
-    under, over = seen(world, clear)(*ground), seen(world, shot)(*ground)
+    under, over = make_view(world, clear)(*ground), make_view(world, shot)(*ground)
     opaque = (over - under) / (640 - under)
     assert opaque.min() == 0
     assert opaque.max() == pytest.approx(1)

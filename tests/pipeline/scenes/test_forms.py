@@ -160,7 +160,7 @@ def test_wide_field_images_have_no_suffix(tmp_path: Path) -> None:
 # --- masks
 
 
-@pytest.mark.parametrize("mapped", [raster.MAPPED, 2000])
+@pytest.mark.parametrize("mapped", [raster.MAPPED_BYTES, 2000])
 @pytest.mark.parametrize("form", ["alpha", "mask", "nodata"])
 def test_pixels_without_data_are_told_by_the_file(
     tmp_path: Path, form: str, mapped: int, monkeypatch: pytest.MonkeyPatch
@@ -169,7 +169,7 @@ def test_pixels_without_data_are_told_by_the_file(
 
     Read as a whole, and a few lines at a time, as large images are.
     """
-    monkeypatch.setattr(raster, "MAPPED", mapped)
+    monkeypatch.setattr(raster, "MAPPED_BYTES", mapped)
     pixels = coordinates(bands=3)
     row, col = np.mgrid[:HEIGHT, :WIDTH]
     known = col >= WIDTH // 3 + row // 4

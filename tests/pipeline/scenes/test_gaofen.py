@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from pipeline.scenes.gaofen import (
     GaofenError,
     Name,
-    acquisition_time,
-    band_names,
     check_name,
-    ground_distance,
     parse_name,
     parse_rpb,
     parse_rpc,
     parse_xml,
+    read_acquisition_time,
+    read_band_names,
+    read_gsd,
 )
 from tests.deliveries import NAME, STEM, camera, fields, rpb, rpc_text, xml
 
@@ -191,7 +191,7 @@ def test_an_xml_of_another_scene_is_told(change: dict[str, object], sentence: st
     ],
 )
 def test_times_become_utc(said: dict[str, str], utc: str) -> None:
-    found = acquisition_time(said)
+    found = read_acquisition_time(said)
     assert found == datetime.fromisoformat(utc)
     assert found is not None
     assert found.tzinfo is UTC
@@ -199,7 +199,7 @@ def test_times_become_utc(said: dict[str, str], utc: str) -> None:
 
 @pytest.mark.parametrize("said", [{}, {"CenterTime": ""}, {"CenterTime": "yesterday"}, {"StartTime": "0001-01-01"}])
 def test_a_time_that_cannot_be_read_is_unknown(said: dict[str, str]) -> None:
-    assert acquisition_time(said) is None
+    assert read_acquisition_time(said) is None
 
 
 def named(stem: str) -> Name:
@@ -231,12 +231,12 @@ def named(stem: str) -> Name:
     ],
 )
 def test_gsd_is_the_xmls_or_the_sensors(stem: str, said: str, metres: float) -> None:
-    assert ground_distance(named(stem), {"ImageGSD": said}) == metres
+    assert read_gsd(named(stem), {"ImageGSD": said}) == metres
 
 
 def test_a_gsd_that_nobody_knows_is_refused() -> None:
     with pytest.raises(GaofenError, match="ImageGSD is missing, and the GSD of GF4 PMI is not known"):
-        ground_distance(named("GF4_PMI"), {})
+        read_gsd(named("GF4_PMI"), {})
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_gsd_that_nobody_knows_is_refused() -> None:
     ],
 )
 def test_bands_follow_the_xmls_numbers(stem: str, said: str, count: int, names: str) -> None:
-    assert band_names(named(stem), {"Bands": said}, count) == tuple(names.split())
+    assert read_band_names(named(stem), {"Bands": said}, count) == tuple(names.split())
 
 
 # --- RPB
@@ -412,11 +412,11 @@ KEYS = ("ImageGSD", "Bands", "CenterTime", "StartTime", "ReceiveTime")
 @settings(max_examples=200)
 def test_only_gaofen_error_comes_of_what_an_xml_says(said: dict[str, Any], stem: str, count: int) -> None:
     name = parse_name(stem)
-    names = band_names(name, said, count)
+    names = read_band_names(name, said, count)
     assert len(set(names)) == count
-    time = acquisition_time(said)
+    time = read_acquisition_time(said)
     assert time is None or time.tzinfo is UTC
     try:
-        assert 0.1 <= ground_distance(name, said) <= 10_000
+        assert 0.1 <= read_gsd(name, said) <= 10_000
     except GaofenError as error:
         assert name.satellite in str(error)  # noqa: PT017 - raised for some of the examples only

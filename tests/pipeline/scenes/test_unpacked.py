@@ -16,7 +16,7 @@ from pipeline.scenes import scratch as module
 from pipeline.scenes.archive import member_path
 from pipeline.scenes.raster import open_image
 from pipeline.scenes.scene import SceneError
-from pipeline.scenes.scratch import local_copy
+from pipeline.scenes.scratch import open_local_copy
 from tests.deliveries import STEM, coordinates, members, write_archive, write_zip
 
 IMAGE = f"{STEM}.tiff"
@@ -51,10 +51,10 @@ def test_only_what_is_compressed_is_copied(tmp_path: Path, scratch: Path, form: 
 
 def test_another_archive_of_the_same_name_is_unpacked_anew(tmp_path: Path, scratch: Path) -> None:
     path = member_path(str(write_archive(tmp_path / "a.tgz", members())), IMAGE)
-    with local_copy(path) as first:
+    with open_local_copy(path) as first:
         pass
     os.utime(tmp_path / "a.tgz", (1, 1))
-    with local_copy(path) as second:
+    with open_local_copy(path) as second:
         assert first != second
     assert len(copies(scratch)) == 2
 
@@ -63,16 +63,16 @@ def test_the_oldest_copy_that_nobody_reads_makes_room(
     tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = len(members()[IMAGE])
-    monkeypatch.setattr(module, "BOUND", 2 * size + 10)
+    monkeypatch.setattr(module, "MAX_TOTAL", 2 * size + 10)
     paths = [member_path(str(write_archive(tmp_path / f"{k}.tgz", members())), IMAGE) for k in range(4)]
-    with local_copy(paths[0]):
+    with open_local_copy(paths[0]):
         pass
-    with local_copy(paths[0]) as kept:  # by one that found it there
-        with local_copy(paths[1]) as second:
+    with open_local_copy(paths[0]) as kept:  # by one that found it there
+        with open_local_copy(paths[1]) as second:
             assert len(copies(scratch)) == 2
-            with local_copy(paths[2]) as third:  # both are in use
+            with open_local_copy(paths[2]) as third:  # both are in use
                 assert third == paths[2]
-        with local_copy(paths[3]) as fourth:
+        with open_local_copy(paths[3]) as fourth:
             assert fourth != paths[3]
         assert Path(kept).exists()
         assert not Path(second).exists()
@@ -83,13 +83,13 @@ def test_the_copy_that_was_not_used_for_the_longest_time_goes_first(
     tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = len(members()[IMAGE])
-    monkeypatch.setattr(module, "BOUND", 3 * size + 10)
+    monkeypatch.setattr(module, "MAX_TOTAL", 3 * size + 10)
     found = []
     for k in (0, 1, 2, 0, 3):
         path = member_path(str(tmp_path / f"{k}.tgz"), IMAGE)
         if not (tmp_path / f"{k}.tgz").exists():
             write_archive(tmp_path / f"{k}.tgz", members())
-        with local_copy(path) as copy:
+        with open_local_copy(path) as copy:
             found.append(Path(copy))
             if len(found) < 4:  # an hour or two ago
                 os.utime(copy, (1000 * len(found),) * 2)
@@ -101,10 +101,10 @@ def test_what_killed_runs_left_half_written_counts_and_makes_room(
     tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = len(members()[IMAGE])
-    monkeypatch.setattr(module, "BOUND", size + 10)
+    monkeypatch.setattr(module, "MAX_TOTAL", size + 10)
     scratch.mkdir()
     (scratch / "remains.new").write_bytes(bytes(size))
-    with local_copy(member_path(str(write_archive(tmp_path / "a.tgz", members())), IMAGE)) as copy:
+    with open_local_copy(member_path(str(write_archive(tmp_path / "a.tgz", members())), IMAGE)) as copy:
         assert copies(scratch) == [Path(copy)]
 
 
@@ -113,14 +113,14 @@ def test_a_folder_that_may_be_anothers_is_not_used(tmp_path: Path, scratch: Path
     scratch.symlink_to(tmp_path / "elsewhere")
     path = member_path(str(write_archive(tmp_path / "a.tgz", members())), IMAGE)
     with pytest.raises(SceneError, match="belongs to another user; set GEOKR_SCRATCH"):
-        local_copy(path).__enter__()
+        open_local_copy(path).__enter__()
     assert not [*(tmp_path / "elsewhere").iterdir()]
 
 
 def test_without_room_on_the_disk_the_archive_is_read_in_place(
     tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SPARE", shutil.disk_usage(tmp_path).total)
+    monkeypatch.setattr(module, "MIN_FREE", shutil.disk_usage(tmp_path).total)
     path = member_path(str(write_archive(tmp_path / "a.tgz", members())), IMAGE)
     with open_image(path) as file:
         assert np.array_equal(file.read(), coordinates())
@@ -140,7 +140,7 @@ def test_many_readers_make_one_copy(tmp_path: Path, scratch: Path, monkeypatch: 
     monkeypatch.setattr(module, "unpack", watched)
 
     def read(_: int) -> int:
-        with local_copy(path) as copy:
+        with open_local_copy(path) as copy:
             return len(Path(copy).read_bytes())
 
     with ThreadPoolExecutor(8) as pool:
@@ -152,7 +152,7 @@ def test_many_readers_make_one_copy(tmp_path: Path, scratch: Path, monkeypatch: 
 def test_two_that_look_for_room_at_once_do_not_both_find_the_same(
     tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BOUND", len(members()[IMAGE]) + 10)
+    monkeypatch.setattr(module, "MAX_TOTAL", len(members()[IMAGE]) + 10)
     usage, both = shutil.disk_usage, threading.Barrier(2)
 
     def slow(folder: Path) -> object:
@@ -163,7 +163,7 @@ def test_two_that_look_for_room_at_once_do_not_both_find_the_same(
 
     def read(name: str) -> bool:
         path = member_path(str(write_archive(tmp_path / name, members())), IMAGE)
-        with local_copy(path) as copy:
+        with open_local_copy(path) as copy:
             both.wait(30)
             return copy != path
 
@@ -173,11 +173,11 @@ def test_two_that_look_for_room_at_once_do_not_both_find_the_same(
 
 def test_the_remains_of_a_killed_run_are_replaced(tmp_path: Path, scratch: Path) -> None:
     path = member_path(str(write_archive(tmp_path / "a.tgz", members())), IMAGE)
-    with local_copy(path) as copy:
+    with open_local_copy(path) as copy:
         pass
     Path(copy).rename(Path(copy).with_suffix(".new"))
     Path(copy).with_suffix(".new").write_bytes(b"half")
-    with local_copy(path) as again:
+    with open_local_copy(path) as again:
         assert Path(again).read_bytes() == members()[IMAGE]
     assert copies(scratch) == [Path(copy)]
 
@@ -185,16 +185,16 @@ def test_the_remains_of_a_killed_run_are_replaced(tmp_path: Path, scratch: Path)
 def test_an_archive_that_changed_since_it_was_listed_is_named(tmp_path: Path, scratch: Path) -> None:
     archive = write_archive(tmp_path / "a.tgz", members())
     with pytest.raises(SceneError, match=r"a\.tgz: gone\.tif cannot be unpacked: the archive no longer contains it"):
-        local_copy(member_path(str(archive), "gone.tif")).__enter__()
+        open_local_copy(member_path(str(archive), "gone.tif")).__enter__()
     archive.write_bytes(archive.read_bytes()[:9_000])
     with pytest.raises(SceneError, match=rf"a\.tgz: {IMAGE} cannot be unpacked"):
-        local_copy(member_path(str(archive), IMAGE)).__enter__()
+        open_local_copy(member_path(str(archive), IMAGE)).__enter__()
     damaged = write_zip(tmp_path / "a.zip", members())
     data = bytearray(damaged.read_bytes())
     data[5000] ^= 1  # found when the member has been read to its end
     damaged.write_bytes(data)
     with pytest.raises(SceneError, match=rf"a\.zip: {IMAGE} cannot be unpacked"):
-        local_copy(member_path(str(damaged), IMAGE)).__enter__()
+        open_local_copy(member_path(str(damaged), IMAGE)).__enter__()
     assert copies(scratch) == []
 
 
@@ -207,6 +207,6 @@ def test_what_fails_while_a_member_is_read_in_place_stays_what_it_is(tmp_path: P
 def test_a_members_name_decides_nothing_about_where_it_is_written(tmp_path: Path, scratch: Path) -> None:
     with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("../../above.tif"))
-    with local_copy(f"/vsitar/{{{tmp_path}/a.tgz}}/../../above.tif") as copy:
+    with open_local_copy(f"/vsitar/{{{tmp_path}/a.tgz}}/../../above.tif") as copy:
         assert Path(copy).parent == scratch
     assert not (tmp_path.parent / "above.tif").exists()

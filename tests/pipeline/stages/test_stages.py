@@ -40,7 +40,7 @@ def config(out: Path) -> BuildConfig:
 
 def logged(out: Path) -> list[dict[str, Any]]:
     """The lines of the log without their times."""
-    lines = [json.loads(line) for line in (out / progress.LOG).read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / progress.LOG_FILE).read_text().splitlines()]
     assert all(line.pop("time") for line in lines)
     return lines
 
@@ -101,10 +101,10 @@ def test_metadata_are_gathered_where_they_changed_or_were_not(tmp_path: Path) ->
     consolidate_if_changed(root, {}, False)  # no store yet
     for scene, changed in (("a", True), ("b", False)):
         store.create_tiles(root, scene, **arguments)
-        consolidate_if_changed(root, contents.scene_contents(root, contents.list_scenes(root)), changed)
+        consolidate_if_changed(root, contents.read_scene_contents(root, contents.list_scenes(root)), changed)
         assert {"a", scene} <= contents.read_consolidated(root).keys()
     before = (tmp_path / layout.TILES / "zarr.json").stat().st_mtime_ns
-    consolidate_if_changed(root, contents.scene_contents(root, ["a", "b"]), False)
+    consolidate_if_changed(root, contents.read_scene_contents(root, ["a", "b"]), False)
     assert (tmp_path / layout.TILES / "zarr.json").stat().st_mtime_ns == before
 
 
@@ -130,23 +130,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 def test_a_line_says_how_far_how_fast_how_good_and_how_long(tmp_path: Path, clock: list[float]) -> None:
     progress = Progress(tmp_path, "tiles", 5120, "tile")
-    assert progress.line() == "tiles: 0 of 5,120 tiles, 0 %, 0 tiles/s, time left unknown"
+    assert progress.format_line() == "tiles: 0 of 5,120 tiles, 0 %, 0 tiles/s, time left unknown"
     clock[0] += 8
     progress.add(1000, 750)
     progress.add(24, 18)
-    assert progress.line() == "tiles: 1,024 of 5,120 tiles, 20 %, 128 tiles/s, 75 % accepted, 32 s left"
-    assert progress.facts() == {
+    assert progress.format_line() == "tiles: 1,024 of 5,120 tiles, 20 %, 128 tiles/s, 75 % accepted, 32 s left"
+    assert progress.collect_facts() == {
         "done": 1024, "total": 5120, "unit": "tile", "seconds": 8.0, "per_second": 128.0, "accepted": 0.75,
     }  # fmt: skip
     clock[0] += 92
     progress.add(4096)  # not judged
-    assert progress.line() == "tiles: 5,120 of 5,120 tiles, 100 %, 51 tiles/s, 75 % accepted, took 2 min"
-    assert progress.facts() | {"per_second": 51.2, "accepted": 0.75} == progress.facts()
+    assert progress.format_line() == "tiles: 5,120 of 5,120 tiles, 100 %, 51 tiles/s, 75 % accepted, took 2 min"
+    assert progress.collect_facts() | {"per_second": 51.2, "accepted": 0.75} == progress.collect_facts()
 
 
 def test_a_stage_without_work_or_judgement_says_no_more_than_that(tmp_path: Path, clock: list[float]) -> None:
-    assert Progress(tmp_path, "index", 0, "scene").line() == "index: 0 of 0 scenes, took 0 s"
-    assert "accepted" not in Progress(tmp_path, "index", 0, "scene").facts()
+    assert Progress(tmp_path, "index", 0, "scene").format_line() == "index: 0 of 0 scenes, took 0 s"
+    assert "accepted" not in Progress(tmp_path, "index", 0, "scene").collect_facts()
 
 
 @pytest.mark.parametrize(
@@ -175,11 +175,11 @@ def test_the_last_line_is_said_of_a_stage_that_ended_well(
 
 
 def test_the_log_says_how_far_a_stage_is_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "EVERY", 0.001)
+    monkeypatch.setattr(progress, "INTERVAL", 0.001)
     with Progress(tmp_path, "index", 3, "scene") as bar:
         bar.add(2)
         until = time.monotonic() + 30
-        log = tmp_path / progress.LOG  # a line may be older than what was added
+        log = tmp_path / progress.LOG_FILE  # a line may be older than what was added
         while not (log.exists() and '"done": 2' in log.read_text()) and time.monotonic() < until:
             time.sleep(0.001)
     line = logged(tmp_path)[-1]

@@ -19,7 +19,7 @@ from pyproj import Transformer
 from geokr.dataset import contents, layout, store
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.products import LandCoverError
-from geokr.landcover.shares import class_shares
+from geokr.landcover.shares import compute_class_shares
 from geokr.landcover.sheets import LandCover
 from geokr.storage import files
 from pipeline.config import IndexConfig
@@ -27,7 +27,7 @@ from pipeline.geometry.grid import TileGrid
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.scenes.scene import Image, Scene
 from pipeline.tasks.labels import LabelJob, LabelReport, build_labels
-from pipeline.tasks.rows import RowJob, SceneRows, footprint_polygons, scene_rows
+from pipeline.tasks.rows import RowJob, SceneRows, footprint_polygons, list_scene
 
 CRS = "EPSG:32648"
 LEFT, TOP = 440_000.0, 2_765_000.0
@@ -131,7 +131,7 @@ def test_blocks_together_equal_the_whole(tmp_path_factory: pytest.TempPathFactor
     build(root, cover, tiles)
     fraction, known, status = labels(root)
     corners = tiles.corners(slice(0, ROWS), slice(0, COLS))
-    whole = class_shares(corners.reshape(-1, 4, 2), CRS, cover)
+    whole = compute_class_shares(corners.reshape(-1, 4, 2), CRS, cover)
     assert known.ravel() == pytest.approx(whole.known, abs=1e-6)
     assert fraction.reshape(-1, len(CLASSES)) == pytest.approx(whole.fraction, abs=1e-6)
     assert status.all()
@@ -212,7 +212,7 @@ def tiles_with(dataset: Path, status: npt.NDArray[np.uint8]) -> None:
 
 
 def rows(dataset: Path, min_known: float = 0.0, **changes: Any) -> SceneRows:
-    return scene_rows(RowJob(str(dataset), scene(**changes), grid(), SET, (), IndexConfig(min_known=min_known)))
+    return list_scene(RowJob(str(dataset), scene(**changes), grid(), SET, (), IndexConfig(min_known=min_known)))
 
 
 STATUSES = np.random.default_rng(1).integers(1, len(layout.TILE_STATUS), (ROWS, COLS), np.uint8)
@@ -336,7 +336,7 @@ def second(dataset: Path, name: str, codes: npt.NDArray[np.uint8], classes: tupl
 
 
 def compared(dataset: Path, *others: str, **limits: Any) -> SceneRows:
-    return scene_rows(RowJob(str(dataset), scene(), grid(), SET, others, IndexConfig(min_known=0.0, **limits)))
+    return list_scene(RowJob(str(dataset), scene(), grid(), SET, others, IndexConfig(min_known=0.0, **limits)))
 
 
 def test_agreement_is_one_minus_half_the_distance_to_the_other_sets(dataset: Path) -> None:
