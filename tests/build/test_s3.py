@@ -132,7 +132,7 @@ def test_xarray_and_the_loader_read_it(built: Built, bucket: Server) -> None:
     loaders = [TileLoader(place, Selection("val"), batch=16, shuffle=False) for place in (URL, built.dataset)]
     for batch, same in zip(*loaders, strict=True):
         assert np.array_equal(batch.image, same.image)
-        assert np.array_equal(batch.fraction, same.share)
+        assert np.array_equal(batch.fraction, same.fraction)
 
 
 def test_what_is_known_is_not_read_again(bucket: Server, arguments: list[str]) -> None:
