@@ -1,6 +1,7 @@
 """A file is the one before or the new one, whenever a run ends; and a checkpoint reads back as it was."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,21 @@ def test_a_checkpoint_reads_back_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(found.networks["student"]["head.weight"], STATE.networks["student"]["head.weight"])
     assert torch.equal(found.memory["queue"], STATE.memory["queue"])
     assert found.optimiser["state"][0]["step"] == 3
+
+
+def test_a_checkpoint_and_its_name_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+
+    def recording(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recording)
+    save(tmp_path / "last.pt", STATE)
+    file, directory = synced
+    assert file.startswith("last.pt.")
+    assert directory == tmp_path.name
 
 
 def test_a_checkpoint_of_another_version_or_with_code_is_refused(tmp_path: Path) -> None:
