@@ -4,8 +4,8 @@ encoder = load_encoder("runs/a")
 features = encoder(pixels, bands=("blue", "green", "red", "nir"))  # (n, band, y, x) uint8 -> (n, feature)
 """
 
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
+from pydantic import BaseModel, ConfigDict, Json, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from timm.models import load_state_dict
 from torch import nn
@@ -73,14 +74,13 @@ def load_encoder(path: str | Path, model: str | None = None) -> Encoder:
     """
     file = Path(path) / ENCODER if Path(path).is_dir() else Path(path)
     weights, header = read_file(file)
-    if "model" in header:
-        bands, mean, std = (json.loads(header[name]) for name in ("bands", "mean", "std"))
-        name, size = header["model"], int(header["image_size"])
+    if header is not None:
+        name, bands, mean, std, size = header.model, header.bands, header.mean, header.std, header.image_size
     elif model is None:
         raise ValueError(f"{file}: the file does not name the network of its weights; pass timm's name as `model`")
     else:
-        name, bands = model, RGB
-        defaults = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+        require_model(model)
+        name, bands, defaults = model, RGB, find_defaults(model)
         if defaults is None:
             raise ValueError(f"{model}: timm has no mean, standard deviation and size for its input")
         mean, std, size = defaults.mean, defaults.std, defaults.input_size[-1]
@@ -102,18 +102,31 @@ def build_encoder(name: str, bands: int, image_size: int, weights: bool = False)
 
     weights: download timm's weights. Raises ValueError if timm has no such model.
     """
+    require_model(name)
+    defaults = find_defaults(name)
+    settings: dict[str, Any] = {"num_classes": 0, "in_chans": bands}
+    if defaults is not None and defaults.fixed_input_size and defaults.input_size[-1] != image_size:
+        settings["img_size"] = image_size
+    try:
+        return timm.create_model(name, pretrained=weights, **settings)
+    except RuntimeError as error:  # a model without weights
+        raise ValueError(f"timm cannot create {name}: {error}") from error
+
+
+def require_model(name: str) -> None:
+    """Raise ValueError if timm has no model of this name, with suggestions."""
     if not timm.is_model(name):
         suggestions = get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(
             f"timm has no model {name}" + (f"; did you mean {' or '.join(suggestions)}?" if suggestions else "")
         )
+
+
+def find_defaults(name: str) -> Any:
+    """timm's description of the input of a model; None if it has none. Raises ValueError for an unknown tag."""
     try:
-        settings: dict[str, Any] = {"num_classes": 0, "in_chans": bands}
-        defaults = timm.get_pretrained_cfg(name)
-        if defaults is not None and defaults.fixed_input_size and defaults.input_size[-1] != image_size:
-            settings["img_size"] = image_size
-        return timm.create_model(name, pretrained=weights, **settings)
-    except RuntimeError as error:  # a tag that does not exist, or a model without weights
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
         raise ValueError(f"timm cannot create {name}: {error}") from error
 
 
@@ -124,24 +137,47 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     blue. Raises ValueError naming the file if it does not exist or does not contain weights.
     """
     weights, header = read_file(path)
-    return weights, tuple(json.loads(header["bands"])) if "bands" in header else RGB
+    return weights, RGB if header is None else header.bands
 
 
-def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read the weights in a .safetensors or .pth file, and its header, if any. Raises like `read_weights`."""
+class Header(BaseModel):
+    """What a file that this project wrote records about its encoder; lists are JSON."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    image_size: int
+    bands: Json[tuple[str, ...]]
+    mean: Json[tuple[float, ...]]
+    std: Json[tuple[float, ...]]
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> "Header":
+        if not 0 < len(self.bands) == len(self.mean) == len(self.std):
+            raise ValueError("bands, mean and std differ in length")
+        return self
+
+
+def read_file(path: Path) -> tuple[dict[str, torch.Tensor], Header | None]:
+    """Read the weights in a .safetensors or .pth file, and its header; None if another project wrote the file.
+
+    Raises like `read_weights`.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such file of weights")
+    header: Header | None = None
     try:
         weights = load_state_dict(str(path))  # unpickles only tensors
-        header: dict[str, str] = {}
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-        return weights, header
+            with safe_open(path, "pt") as file, suppress(ValidationError):
+                header = Header.model_validate(file.metadata() or {})
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path}: not a file of weights: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # the errors of pickle have no common base class
+    except Exception as error:  # pickle's own errors have no common base class
         raise ValueError(f"{path}: not a file with only weights: {type(error).__name__}") from error
+    if wrong := [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]:
+        raise ValueError(f"{path}: not a file with only weights: {wrong[0]} is no tensor")
+    return weights, header
 
 
 def apply_weights(

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -19,9 +19,20 @@ class Strict(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _reject_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
-            raise ValueError("Input should be a number")
+        # YAML reads `yes` and `on` as true, and pydantic takes true for 1.
+        if has_bool(value) and not allows_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("Input should not be true or false")
         return value
+
+
+def has_bool(value: Any) -> bool:
+    """Whether a value is true or false, or a list that contains one."""
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(has_bool, value)))
+
+
+def allows_bool(annotation: Any) -> bool:
+    """Whether a field of this type may be true or false."""
+    return annotation is bool or any(map(allows_bool, get_args(annotation)))
 
 
 class ConfigError(ValueError):
@@ -30,10 +41,12 @@ class ConfigError(ValueError):
 
 def split_names(value: Any) -> Any:
     """Split `a, b`, the form of a list on a command line, into its parts. Other values are returned unchanged."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",")] if value.strip() else []
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(split_names)]
 """Names, as a list or as `a, b`."""
 
 
@@ -45,10 +58,9 @@ def read_section(path: str | Path, section: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-    values = content.get(section) if isinstance(content, dict) else None
-    if not isinstance(values, dict):
+    if not isinstance(content, dict) or not isinstance(content.get(section, ""), dict | None):
         raise ConfigError(f"{path}: there is no section `{section}`")
-    return values
+    return content[section] or {}  # a section without a line is empty
 
 
 def explain(error: ValidationError) -> tuple[tuple[str, ...], str]:
@@ -56,7 +68,9 @@ def explain(error: ValidationError) -> tuple[tuple[str, ...], str]:
 
     The path is empty if the fault concerns the model as a whole.
     """
-    fault = error.errors()[0]
+    # A key in the wrong group is unknown there and missing elsewhere: the first is what the user can find.
+    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    fault = faults[0]
     key_path = tuple(str(part) for part in fault["loc"])
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return key_path, "no such setting"

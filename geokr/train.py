@@ -27,7 +27,7 @@ from geokr.loading.selection import Selection
 from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load, save
 from geokr.pretraining.config import PRESETS, WITHOUT_EFFECT, TrainConfig, configure
 from geokr.pretraining.console import catch_signals, print_once, progress_bar
-from geokr.pretraining.journal import CONFUSION, CURVES, HAS_MATPLOTLIB, Journal
+from geokr.pretraining.journal import CURVES, Journal
 from geokr.pretraining.learner import (
     LOG_EVERY,
     DataFacts,
@@ -47,7 +47,7 @@ from geokr.storage.files import replace_file
 METRICS = "metrics.json"
 DIVERGED = "diverged"
 
-RESULTS = (METRICS, ENCODER, *CURVES.values(), *((CONFUSION,) if HAS_MATPLOTLIB else ()))
+RESULTS = (METRICS, ENCODER, *CURVES.values())
 """Files of a finished run. If one is missing after the last step, only the end of the run is repeated."""
 
 
@@ -129,17 +129,23 @@ def find_checkpoint(
     """
     if not (run / LAST).exists():
         return None
-    last = load(run / LAST)
+    try:
+        last = load(run / LAST)
+    except ValueError as error:  # of another version, or damaged
+        if not restart:
+            raise
+        difference = str(error)
+    else:
+        changed = list_differences(last.config, config.model_dump(), WITHOUT_EFFECT)
+        changed += [
+            f"other {name.replace('_', ' ')}"
+            for name, value in dataclasses.asdict(facts).items()
+            if value != last.facts[name]
+        ]
+        if not changed:
+            return last
+        difference = f"{run / LAST} belongs to a run with other settings or tiles ({'; '.join(changed)})"
     barrier(process)  # all processes must have read it before one of them moves it
-    changed = list_differences(last.config, config.model_dump(), WITHOUT_EFFECT)
-    changed += [
-        f"other {name.replace('_', ' ')}"
-        for name, value in dataclasses.asdict(facts).items()
-        if value != last.facts[name]
-    ]
-    if not changed:
-        return last
-    difference = f"{run / LAST} belongs to a run with other settings or tiles ({'; '.join(changed)})"
     if not restart:
         raise ValueError(
             f"{difference}: restore these, choose another --out, delete {run}, or add --restart-if-changed"

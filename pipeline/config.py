@@ -153,17 +153,15 @@ def read_config(params: str | Path | None, options: Mapping[str, Any]) -> BuildC
     the setting.
     """
     values: dict[str, Any] = {} if params is None else read_section(params, SECTION)
+    for group in BuildConfig.model_fields:
+        if group != "out" and values.get(group) is None:  # a group without a line is empty
+            values[group] = {}
     for option, value in options.items():
         *groups, name = OPTIONS[option]
         target = values
         for group in groups:
-            if target.setdefault(group, {}) is None:
-                target[group] = {}
             target = target[group] if isinstance(target[group], dict) else {}  # the model refuses the group, below
         target[name] = value
-    for group in ("survey", "labels"):  # so that errors name the settings missing in them
-        if values.get(group) is None:
-            values[group] = {}
     try:
         return BuildConfig.model_validate(values)
     except ValidationError as error:

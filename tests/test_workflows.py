@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from affine import Affine
 from dvc.repo import Repo
 
 from geokr.pretraining.config import PRESETS, TrainConfig, configure
 from pipeline.config import BuildConfig, read_config, setting_names
+from tests.deliveries import STEM, members, write_dem, write_folder
 from workflows import stages
 
 ROOT = Path(__file__).parents[1]
@@ -158,7 +161,7 @@ def test_every_rule_and_split_setting_is_followed_too(project: Path, params: Pat
     for place in (("tiles", "rules"), ("index", "split")):
         for name, value in config[place[0]][place[1]].items():
             edit(project, "build", *place, **{name: others(value)})
-            assert stale(project) == [FIRST[place[0]]], (*place, name)
+            assert stale(project)[0] == FIRST[place[0]], (*place, name)
             params.write_text(before)
 
 
@@ -189,6 +192,41 @@ def test_every_input_is_a_dependency_of_the_stages_that_read_it(tmp_path: Path) 
     assert deps["index"] >= maps
     assert "start.pth" in deps["pretrain"]
     assert "sample" not in deps
+
+
+def test_what_belongs_to_an_input_is_a_dependency_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mosaic's rasters, the metadata next to an image that is named alone, a taxonomy's file whatever its name."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "scene", members())
+    write_dem(tmp_path / "north.tif", np.zeros((4, 4), np.float32), Affine(0.1, 0, 105, 0, -0.1, 25), "EPSG:4326")
+    (tmp_path / "dem.vrt").write_text(
+        '<VRTDataset rasterXSize="4" rasterYSize="4"><VRTRasterBand dataType="Float32" band="1"><SimpleSource>'
+        '<SourceFilename relativeToVRT="1">north.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>'
+    )
+    (tmp_path / "mine").write_text("a taxonomy")
+    text = yaml.safe_load((ROOT / "workflows/sample.yaml").read_text())
+    text["build"]["survey"] |= {"scenes": [f"scene/{STEM}.tiff"], "dem": "dem.vrt", "radiometry": "toa"}
+    text["build"]["labels"] |= {"landcover": ["maps"], "taxonomy": "mine"}
+    params = tmp_path / "with space.yaml"
+    params.write_text(yaml.safe_dump(text))
+    found = stages.make_stages(params)["stages"]
+    images = {f"scene/{STEM}{suffix}" for suffix in (".tiff", ".rpb", ".xml")}
+    assert set(found["catalog"]["deps"]) == {*images, "dem.vrt", "north.tif", "pipeline/imaging/calibration.csv"}
+    assert "mine" in found["labels"]["deps"]
+    assert all(f"'{params}'" in line for stage in found.values() for line in stage["cmd"])
+    text["build"]["out"] = "s3://bucket/dataset"
+    params.write_text(yaml.safe_dump(text))
+    assert stages.main([str(params)]) == 2
+    assert "DVC needs a local data set, got out: s3://bucket/dataset" in capsys.readouterr().err
+
+
+def test_each_stage_that_reads_parameters_checks_them_first() -> None:
+    """Otherwise a changed preset would be noted as run, with the command of the old one."""
+    for name, stage in stages.make_stages(ROOT / "workflows/sample.yaml")["stages"].items():
+        if name != "sample":
+            assert stage["cmd"][0].startswith("python -m workflows.stages --check ")
 
 
 def test_an_input_that_changed_concerns_the_stages_that_read_it(project: Path) -> None:

@@ -2,21 +2,25 @@
 
 DVC cannot turn a list in a parameter file into a list of dependencies. Therefore the stages are written out, each with
 the groups of settings that it reads and with every file and directory that these settings name. `--check` writes
-nothing, and fails if dvc.yaml differs from what would be written. The stages of a build run this check first.
+nothing, and fails if dvc.yaml differs from what would be written. Each stage runs this check first.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
 
+from geokr.landcover.legend import OWN, list_taxonomies
 from geokr.pretraining.config import SECTION, configure
 from geokr.settings import ConfigError
-from geokr.storage import inputs
+from geokr.storage import inputs, rasters
 from pipeline.config import BuildConfig, read_config
+from pipeline.scenes.discovery import find_deliveries
 
 DVC = Path("dvc.yaml")
 WORLD = "data/sample/world"
@@ -28,8 +32,27 @@ HEAD = """\
 # otherwise DVC would delete them first. Outputs are `cache: false`, so that large files are on the disk only once.
 # DVC records what it ran in dvc.lock; commit that file with your results.
 """
+CALIBRATION = "pipeline/imaging/calibration.csv"
+"""The built-in table of calibration coefficients."""
 KEPT = {"cache": False, "persist": True}
 PLOT = {"cache": False, "x": "step", "y": "loss"}
+
+
+def list_inputs(scenes: Iterable[str]) -> list[str]:
+    """The scenes' directories and files, and the files that belong to a single file: its metadata and other bands."""
+    paths = []
+    for scene in scenes:
+        files = [delivery.files for delivery in find_deliveries([scene])] if Path(scene).is_file() else []
+        paths += [scene, *(os.path.relpath(name) for names in files for name in names)]
+    return paths
+
+
+def list_rasters(path: str | None) -> list[str | None]:
+    """A raster, and the rasters that a mosaic (VRT) refers to, if it exists already."""
+    if path is None or inputs.is_remote(path) or not path.lower().endswith(".vrt") or not Path(path).is_file():
+        return [path]
+    with rasters.open_raster(path) as mosaic:
+        return [path, *sorted(os.path.relpath(name) for name in mosaic.files if Path(name) != Path(path))]
 
 
 def local_paths(paths: Iterable[str | None]) -> list[str]:
@@ -47,24 +70,31 @@ def make_stages(params: Path) -> dict[str, Any]:
             f"{params}: DVC cannot track missing sections; add {', '.join(missing)}, if only as empty sections"
         )
     name, preset = content["name"], content["preset"]
+    if not (isinstance(name, str) and isinstance(preset, str)):
+        raise ConfigError(f"{params}: name and preset must be texts, got {name!r} and {preset!r}")
+    if inputs.is_remote(config.out):
+        raise ConfigError(
+            f"{params}: DVC needs a local data set, got out: {config.out}; build it by the command instead"
+        )
     start = configure(preset, params).pretrained
     out, run = config.out, f"runs/{name}"
     survey, labels = config.survey, config.labels
-    terrain, landcover = [survey.dem, survey.geoid], [*labels.landcover, *labels.legends, taxonomy_file(config)]
+    scenes, terrain = list_inputs(survey.scenes), [*list_rasters(survey.dem), *list_rasters(survey.geoid)]
+    landcover = [*labels.landcover, *labels.legends, taxonomy_file(config)]
+    coefficients = (survey.coefficients or CALIBRATION) if survey.radiometry == "toa" else None
     catalog, tiles = f"{out}/scenes.parquet", f"{out}/tiles.zarr"
+    check = f"python -m workflows.stages --check {quote(str(params))}"
 
     def build(stage: str, deps: Iterable[str | None], groups: Sequence[str], outs: Iterable[str]) -> dict[str, Any]:
-        check = f"python -m workflows.stages --check {params}"
-        command = f"python -m pipeline.build_levir_kr --params {params} --only {stage}"
         return {
-            "cmd": [check, command],
+            "cmd": [check, f"python -m pipeline.build_levir_kr --params {quote(str(params))} --only {stage}"],
             "deps": local_paths(deps),
             "params": [{str(params): [f"build.{group}" for group in ("out", *groups)]}],
             "outs": [{path: KEPT if stage != "index" else {"cache": False}} for path in outs],
         }
 
     stage_definitions: dict[str, Any] = {}
-    if any(path.startswith(f"{WORLD}/") for path in local_paths([*survey.scenes, *landcover])):
+    if any(Path(os.path.normpath(path)).is_relative_to(WORLD) for path in local_paths([*scenes, *terrain, *landcover])):
         stage_definitions["sample"] = {
             "desc": "Write the sample world.",
             "cmd": f"python -m pipeline.sample {WORLD}",
@@ -73,11 +103,11 @@ def make_stages(params: Path) -> dict[str, Any]:
         }
     stage_definitions["catalog"] = {
         "desc": "Find the scenes; read their metadata and sample their pixels.",
-        **build("catalog", [*survey.scenes, *terrain, survey.coefficients], ["survey"], [catalog]),
+        **build("catalog", [*scenes, *terrain, coefficients], ["survey"], [catalog]),
     }
     stage_definitions["tiles"] = {
         "desc": "Orthorectify the scenes; cut, judge and store their tiles.",
-        **build("tiles", [catalog, *survey.scenes, *terrain], ["grid", "tiles"], [tiles]),
+        **build("tiles", [catalog, *scenes, *terrain], ["grid", "tiles"], [tiles]),
     }
     stage_definitions["labels"] = {
         "desc": "Intersect each tile with the land cover.",
@@ -88,16 +118,19 @@ def make_stages(params: Path) -> dict[str, Any]:
         **build(
             "index",
             [catalog, tiles, f"{out}/labels", *landcover],
-            ["index"],
+            [group for group in BuildConfig.model_fields if group != "out"],  # dataset.json records all settings
             [f"{out}/index.parquet", f"{out}/dataset.json"],
         ),
     }
     stage_definitions["pretrain"] = {
         "desc": "Pre-train the encoder.",
-        "cmd": f"python -m geokr.train --data {out} --out {run} --preset {preset} --params {params} "
-        "--restart-if-changed",
+        "cmd": [
+            check,
+            f"python -m geokr.train --data {quote(out)} --out {quote(run)} --preset {quote(preset)} "
+            f"--params {quote(str(params))} --restart-if-changed",
+        ],
         "deps": local_paths([tiles, f"{out}/index.parquet", f"{out}/dataset.json", weights_file(start)]),
-        "params": [{str(params): ["preset", "train"]}],
+        "params": [{str(params): ["name", "preset", "train"]}],
         "outs": [{f"{run}/encoder.safetensors": {"cache": False}}],
         "metrics": [{f"{run}/metrics.json": {"cache": False}}],
         "plots": [
@@ -113,7 +146,8 @@ def make_stages(params: Path) -> dict[str, Any]:
 
 def taxonomy_file(config: BuildConfig) -> str | None:
     """The file of the taxonomy, if the user wrote one; otherwise None."""
-    return config.labels.taxonomy if "/" in config.labels.taxonomy or config.labels.taxonomy.endswith(".toml") else None
+    name = config.labels.taxonomy
+    return None if name == OWN or name in list_taxonomies() else name
 
 
 def weights_file(start: bool | str) -> str | None:

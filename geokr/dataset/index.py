@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from geokr.dataset.layout import DATASET, INDEX
+from geokr.dataset.layout import DATASET, INDEX, SCHEMA
 from geokr.storage import files
 
 
@@ -62,10 +62,12 @@ def read_extent(dataset: str | Path) -> tuple[tuple[float, ...], tuple[str, ...]
 def read_summary(dataset: str | Path) -> dict[str, Any]:
     """Read `dataset.json`: schema version, classes, counts and settings.
 
-    Raises ValueError if `dataset` is not a finished data set.
+    Raises ValueError if `dataset` is not a finished data set, or has another schema version.
     """
     path = files.join(dataset, DATASET)
     if not files.exists(path):
         raise ValueError(f"{path}: no such file; is {dataset} a finished data set?")
     summary: dict[str, Any] = json.loads(files.read(path))
+    if summary.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: schema {summary.get('schema')}, but this program reads {SCHEMA}; build it again")
     return summary

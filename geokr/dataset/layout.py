@@ -4,7 +4,7 @@ INDEX = "index.parquet"
 DATASET = "dataset.json"
 TILES = "tiles.zarr"
 """The store of tiles inside a data set. It is named in this module, because training reads it without zarr-python."""
-SCHEMA = 1
+SCHEMA = 2
 """Version of the layout on disk. A reader rejects newer versions."""
 LABELS = "labels"
 TILE_STATUS = ("not_built", "accepted", "void", "dark", "flat", "cloud", "missing_lines")

@@ -97,12 +97,17 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a TOML file: {error}") from error
 
 
+def list_taxonomies() -> dict[str, Path]:
+    """The files of the shipped taxonomies, by name."""
+    return {path.stem: path for path in sorted((KNOWLEDGE / "taxonomies").glob("*.toml"))}
+
+
 def read_taxonomy(name: str = BASE) -> Taxonomy:
     """Read a shipped taxonomy, given its name, or a user's taxonomy, given the path of its file.
 
     Raises ValueError with one sentence that names the file and the fault.
     """
-    shipped = {path.stem: path for path in sorted((KNOWLEDGE / "taxonomies").glob("*.toml"))}
+    shipped = list_taxonomies()
     path = shipped.get(name, Path(name))
     if not path.is_file():
         raise ValueError(f"{name}: no taxonomy of that name, and no such file; available: {', '.join([*shipped, OWN])}")

@@ -24,8 +24,13 @@ Amount = Annotated[float, Field(ge=0)]
 
 
 def split_numbers(value: Any) -> Any:
-    """Parse the numbers of `1, 2`, a list on the command line; return any other value unchanged."""
-    return yaml.safe_load(f"[{value}]") if isinstance(value, str | int) else value
+    """Split `1, 2`, the form of a list on a command line, into its numbers. Other values are returned unchanged."""
+    if not isinstance(value, str | int):
+        return value
+    try:
+        return yaml.safe_load(f"[{value}]")
+    except yaml.YAMLError as error:
+        raise ValueError("expected whole numbers") from error
 
 
 class TrainConfig(Strict):
@@ -67,7 +72,12 @@ class TrainConfig(Strict):
     """Share of the run over which the weight of the consistency rises from almost 0 to its full value."""
     ema: Share = 0.999
     """Decay of the moving average: the share of its own weights that the teacher keeps at an update."""
-    ema_periods: Annotated[tuple[Size, ...], BeforeValidator(split_numbers)] = (500, 10500, 20500, 30500)
+    ema_periods: Annotated[tuple[Size, ...], Field(min_length=1), BeforeValidator(split_numbers)] = (
+        500,
+        10500,
+        20500,
+        30500,
+    )
     """Objective reference only: periods of the teacher updates, in steps of 16 tiles."""
 
     image_size: Size = 224

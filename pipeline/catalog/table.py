@@ -9,6 +9,7 @@ from pathlib import Path
 import geopandas
 import pyarrow.parquet as pq
 
+from geokr.settings import ConfigError
 from geokr.storage import files
 from pipeline.catalog import stac_items
 from pipeline.geometry.terrain import Terrain
@@ -135,7 +136,9 @@ def read_catalog(path: str | Path) -> list[Entry]:
 
 
 def to_entries(rows: geopandas.GeoDataFrame) -> list[Entry]:
-    """Convert the rows of a table to entries in the same order."""
+    """Convert the rows of a table to entries in the same order. Raises ConfigError if columns are missing."""
+    if len(rows) and (missing := {"pan_weights", "pixel_digest", "source_version"} - {*rows.columns}):
+        raise ConfigError(f"{CATALOG} of another version: it lacks {', '.join(sorted(missing))}; run the stage catalog")
     entries = []
     for row in rows.to_dict("records"):
         fields = {name: row[name] for name in Scene.__slots__ if name in row}

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 from geokr.dataset import contents, store
@@ -88,7 +88,7 @@ def run_blocks(
     client: Client | None,
     failures: Failures,
     passed_field: str,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Stream the blocks of a stage, and yield the report of each block that was built; errors go to `failures`.
 
     left: scene -> number of tiles to build. passed_field: the field of a report that counts the tiles that passed.

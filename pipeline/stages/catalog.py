@@ -119,7 +119,7 @@ def provenance(config: SurveyConfig) -> str:
     table = config.coefficients or str(CALIBRATION)
     return json.dumps(
         {
-            "survey": config.model_dump(mode="json", exclude={"scenes"}),
+            "survey": config.model_dump(mode="json", exclude={"scenes", "coefficients"}),
             "fingerprints": [path and fingerprint(path) for path in (config.dem, config.geoid)],
             "coefficients": files.sha256(table) if config.radiometry == "toa" else None,
             "software": {name: version(name) for name in SOFTWARE},

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from itertools import starmap
 from pathlib import PurePath
@@ -73,8 +74,11 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
 
         sizes = {entry.scene.id: unbuilt.tiles for entry, unbuilt, *_ in pending}
         stage = f"labels {cover.name}"
-        for report in run_blocks(config, stage, build_labels, batches(), sizes, client, failures, "labelled"):
-            unlisted |= report.unlisted
+        with closing(
+            run_blocks(config, stage, build_labels, batches(), sizes, client, failures, "labelled")
+        ) as reports:
+            for report in reports:
+                unlisted |= report.unlisted
         consolidate_if_changed(root, built, bool(pending))
     if unlisted:
         log.warning(

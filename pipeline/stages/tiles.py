@@ -1,6 +1,7 @@
 """The stage `tiles`: build every missing block of pixels."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from itertools import starmap
 from typing import Any
@@ -55,7 +56,8 @@ def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> Non
 
     failures = Failures()
     sizes = {entry.scene.id: unbuilt.tiles for entry, unbuilt in pending}
-    for _ in run_blocks(config, "tiles", build_tiles, batches(), sizes, client, failures, "accepted"):
-        pass  # the result of each block is in the store and in the log
+    with closing(run_blocks(config, "tiles", build_tiles, batches(), sizes, client, failures, "accepted")) as reports:
+        for _ in reports:
+            pass  # the result of each block is in the store and in the log
     consolidate_if_changed(root, built, bool(pending))
     record_refusals("tiles", config, refused + failures.entries())

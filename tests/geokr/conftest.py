@@ -12,6 +12,7 @@ import torch
 
 from geokr.dataset import layout, store
 from geokr.dataset.index import write_index
+from geokr.dataset.layout import SCHEMA
 
 BANDS = ("blue", "green", "red", "nir")
 CLASSES = ("water", "forest", "bare")
@@ -72,7 +73,7 @@ def write_dataset(
         [shapely.box(100, 30, 100.01, 30.01)] * count,
     )
     summary = {
-        "schema": 1,
+        "schema": SCHEMA,
         "classes": list(CLASSES),
         "colours": ["#0000ff", "#00ff00", "#888888"],
         "label_set": "made_2020",

@@ -85,7 +85,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path, run: Path) -> None:
     text.write_text("no weights")
     for path, model, sentence in (
         (foreign, None, "foreign.pth: the file does not name the network of its weights; pass timm's name as `model`"),
-        (foreign, "resnet99", "resnet99: timm has no mean"),
+        (foreign, "resnet99", "timm has no model resnet99; did you mean"),
         (foreign, "resnet34", "foreign.pth: not weights of this model"),
         (text, "resnet18", "text.safetensors: not a file of weights"),
         (tmp_path, None, "encoder.safetensors: no such file of weights"),
@@ -103,3 +103,29 @@ def test_it_moves_and_is_saved_as_any_module(run: Path) -> None:
     copy = Encoder(timm.create_model("test_resnet", num_classes=0, in_chans=4), BANDS, [0.0] * 4, [1.0] * 4, 32)
     copy.load_state_dict(encoder.state_dict())
     assert torch.equal(copy.eval()(pixels()), encoder(pixels()))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"model": "test_resnet"},
+        {"model": "test_resnet", "image_size": "32", "bands": "3", "mean": "[0]", "std": "[1]"},
+        {"model": "test_resnet", "image_size": "32", "bands": "x", "mean": "[0]", "std": "[1]"},
+        {"model": "test_resnet", "image_size": "32", "bands": '["a", "b"]', "mean": "[0]", "std": "[1]"},
+        {"format": "pt"},
+    ],
+)
+def test_a_header_of_another_project_says_nothing(tmp_path: Path, header: dict[str, str]) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path, header)
+    with pytest.raises(ValueError, match=r"weights\.safetensors: the file does not name the network"):
+        load_encoder(path)
+    assert load_encoder(path, "test_resnet").bands == ("red", "green", "blue")
+    with pytest.raises(ValueError, match=r"timm cannot create test_resnet\.bogus"):
+        load_encoder(path, "test_resnet.bogus")
+
+
+def test_a_file_with_something_else_among_its_weights_is_refused(tmp_path: Path) -> None:
+    torch.save({"conv1.0.weight": 3}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights\.pth: not a file with only weights: conv1\.0\.weight is no tensor"):
+        load_encoder(tmp_path / "weights.pth", "test_resnet")

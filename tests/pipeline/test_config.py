@@ -66,7 +66,9 @@ def test_a_file_gives_settings_and_the_command_line_goes_over_them(tmp_path: Pat
         ("build: {index: {split: {sed: 1}}}", "index.split.sed is not a setting of a build"),
         ("build: {grid: {tile: wide}}", "grid.tile: Input should be a valid integer"),
         ("build: {grid: {tile: 64.5}}", "grid.tile: Input should be a valid integer"),
-        ("build: {grid: {tile: true}}", "grid.tile: Input should be a number"),
+        ("build: {grid: {tile: true}}", "grid.tile: Input should not be true or false"),
+        ("build: {index: {min_agreement: true}}", "index.min_agreement: Input should not be true or false"),
+        ("build: {survey: {stretch: [false, 99]}}", "survey.stretch: Input should not be true or false"),
         ("build: {grid: {tile: 7}}", "grid.tile: Input should be greater than or equal to 8"),
         ("build: {grid: {stride: 0}}", "grid.stride: Input should be greater than or equal to 1"),
         ("build: {grid: {stride: 300}}", "grid: stride must be in 1..256 px (the tile), got 300"),
@@ -91,7 +93,6 @@ def test_a_file_gives_settings_and_the_command_line_goes_over_them(tmp_path: Pat
         ("", "there is no section `build`"),
         ("train: {}", "there is no section `build`"),
         ("build: 5", "there is no section `build`"),
-        ("build:", "there is no section `build`"),
         ("[1, 2]", "there is no section `build`"),
         ("build: {tile: [}", "cannot be read as YAML: while parsing"),
         ("build:\n\ttile: 5", "cannot be read as YAML: while scanning"),
@@ -100,6 +101,17 @@ def test_a_file_gives_settings_and_the_command_line_goes_over_them(tmp_path: Pat
 )
 def test_a_setting_at_fault_is_named_with_its_file(tmp_path: Path, text: str, sentence: str) -> None:
     assert refused(params(tmp_path, text)).startswith(sentence)
+
+
+@pytest.mark.parametrize("text", ["build:", "build:\n  grid:\n  tiles:\n  survey:\n  labels:\n  index:\n"])
+def test_a_section_without_a_line_is_empty(tmp_path: Path, text: str) -> None:
+    assert read_config(params(tmp_path, text), NEEDED) == read_config(None, NEEDED)
+    assert read_config(params(tmp_path, text), NEEDED | {"tile": 64, "stride": 48}).grid.tile == 64
+
+
+def test_settings_without_their_groups_are_named_with_them(tmp_path: Path) -> None:
+    said = refused(params(tmp_path, "build: {scenes: [a], landcover: [b], out: c, tile: 64}"), {})
+    assert said == "scenes is not a setting of a build; survey.scenes?"
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

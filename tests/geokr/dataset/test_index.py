@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 
 from geokr.dataset.index import read_index, read_summary, write_index
-from geokr.dataset.layout import DATASET, INDEX
+from geokr.dataset.layout import DATASET, INDEX, SCHEMA
 from geokr.dataset.splits import count_columns, draw_cells, find_cell_ranges, split_by_place
 
 Floats = npt.NDArray[np.float64]
@@ -306,5 +306,8 @@ def test_the_summary_of_an_unfinished_data_set_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="a finished data set") as caught:
         read_summary(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / DATASET}: ")
-    (tmp_path / DATASET).write_text(json.dumps({"schema": 1}))
-    assert read_summary(tmp_path) == {"schema": 1}
+    (tmp_path / DATASET).write_text(json.dumps({"schema": SCHEMA}))
+    assert read_summary(tmp_path) == {"schema": SCHEMA}
+    (tmp_path / DATASET).write_text(json.dumps({"schema": SCHEMA - 1}))
+    with pytest.raises(ValueError, match=rf"dataset\.json: schema {SCHEMA - 1}, but this program reads {SCHEMA}"):
+        read_summary(tmp_path)

@@ -32,7 +32,7 @@ from geokr.loading.loader import TileLoader
 from geokr.loading.selection import Selection
 from geokr.pretraining import console
 from geokr.pretraining import learner as learner_module
-from geokr.pretraining.checkpoint import BEST, LAST, load
+from geokr.pretraining.checkpoint import BEST, LAST, VERSION, load
 from geokr.pretraining.config import configure
 from geokr.pretraining.journal import Journal, confusion_figure
 from geokr.pretraining.learner import Learner, create_learner, gather_facts, train_step
@@ -875,3 +875,13 @@ def test_without_a_terminal_progress_is_a_line_each(capsys: pytest.CaptureFixtur
     said = capsys.readouterr().err
     assert "\r" not in said
     assert [line.split("%")[0] for line in said.splitlines()] == ["0", "50", "100", "100"]
+
+
+def test_a_checkpoint_of_another_version_is_moved_aside_if_asked(coloured: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    torch.save({"version": VERSION - 1}, run / LAST)
+    assert command(coloured, run, "steps=2") == 2
+    assert command(coloured, run, "steps=2", "--restart-if-changed") == 0
+    assert load(run / LAST).step == 2
+    assert (tmp_path / "run.1" / LAST).exists()
