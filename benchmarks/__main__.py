@@ -24,6 +24,9 @@ def main(argv: list[str]) -> int:
 
     If all run, one whose real data are missing does not count; if it is run by name, the status is MISSING.
     """
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: python -m benchmarks [NAME [options]]\nNAME: {', '.join(BENCHMARKS)}; all of them by default")
+        return 0
     if argv and argv[0] in BENCHMARKS:
         return BENCHMARKS[argv[0]](argv[1:])
     if argv:

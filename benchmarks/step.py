@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as temporary, process_group() as process:
         source, pixels = dataset(options.keep or Path(temporary))
         gpu = process.device.type == "cuda"
-        config = configure(pairs=[*(GPU if gpu else PROCESSOR), *options.settings])
+        config = configure(overrides=[*(GPU if gpu else PROCESSOR), *options.settings])
         learner = learner_of(source, config, process)
         shards = endless(learner.training)
         batch = next(shards)

@@ -18,8 +18,7 @@ from safetensors import SafetensorError, safe_open
 from timm.models import load_state_dict
 from torch import nn
 
-RGB = ("red", "green", "blue")
-"""Bands of the weights that timm and torchvision publish."""
+from geokr.dataset.layout import RGB
 
 ENCODER = "encoder.safetensors"
 """Name of the encoder file in a run and in an export."""
@@ -50,8 +49,9 @@ class Encoder(nn.Module):
         bands: names of the bands of `pixels`, in their order; by default, the encoder's bands. Bands that the encoder
         does not use are ignored. Raises ValueError if a band is missing, or for pixels of another type or shape.
         """
-        if pixels.dtype != torch.uint8:
-            raise ValueError(f"an encoder takes uint8 pixels, got {pixels.dtype}")
+        if not isinstance(pixels, torch.Tensor) or pixels.dtype != torch.uint8:
+            got = f"{type(pixels).__name__} of {getattr(pixels, 'dtype', 'no type')}"
+            raise ValueError(f"an encoder takes a tensor of uint8 pixels, got {got}")
         input_bands = self.bands if bands is None else tuple(bands)
         if missing := [name for name in self.bands if name not in input_bands]:
             raise ValueError(

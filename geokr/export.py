@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
             metrics = {}
         filenames = export_all(checkpoint, options.out, tuple(options.forms), metrics)
     except (ValueError, OSError) as error:
-        print(f"geokr.export: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     summary = f"encoder of {checkpoint.config['model']} after {checkpoint.step} steps"
     print(f"{options.out}: {summary}: {', '.join([*filenames, 'README.md', 'item.json'])}")

@@ -319,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
         with process_group(config.device) as process:
             return train(options.data, options.out, config, process, options.restart_if_changed)
     except (ValueError, OSError) as error:
-        print(f"geokr.train: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 

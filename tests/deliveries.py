@@ -28,7 +28,7 @@ from pipeline.imaging.quality import Rules
 from pipeline.imaging.radiometry import Radiometry, Stretch
 from pipeline.scenes.discovery import Delivery
 from pipeline.scenes.scene import Image, Scene
-from pipeline.tasks.survey import CatalogJob, survey
+from pipeline.tasks.survey import SurveyJob, survey
 from pipeline.tasks.tiles import TileJob
 
 LON, LAT, GROUND = 105.3, 24.8, 500.0
@@ -238,8 +238,8 @@ def surveyed(scene: Scene, dem: str | None = None, low: float = 1.0, high: float
     return survey(scene, survey_config(dem=dem, stretch=(low, high), **settings))
 
 
-def catalog_job(delivery: Delivery) -> CatalogJob:
-    return CatalogJob(delivery, survey_config())
+def catalog_job(delivery: Delivery) -> SurveyJob:
+    return SurveyJob(delivery, survey_config())
 
 
 def tile_job(

@@ -5,12 +5,14 @@ DATASET = "dataset.json"
 TILES = "tiles.zarr"
 """The store of tiles inside a data set. It is named in this module, because training reads it without zarr-python."""
 SCHEMA = 2
-"""Version of the layout on disk. A reader rejects newer versions."""
+"""Version of the layout on disk. A reader rejects any other version."""
 LABELS = "labels"
 TILE_STATUS = ("not_built", "accepted", "void", "dark", "flat", "cloud", "missing_lines")
 """Whether a tile was accepted, or why it was rejected. The code of a status is its position, so only append."""
 LABEL_STATUS = ("not_built", "labelled", "unknown")
 """Whether a tile has a label. `unknown`: the product covers no part of the tile with a class of the legend."""
+RGB = ("red", "green", "blue")
+"""Bands of an image in true colour, and of the weights that others publish."""
 ACCEPTED = TILE_STATUS.index("accepted")
 
 

@@ -130,8 +130,8 @@ def list_url(url: str) -> list[str]:
 def find_overlaps(sheets: Sequence[Sheet]) -> list[str]:
     """One sentence for each pair of sheets without a nominal extent that overlap by more than a cell.
 
-    Compares only sheets of the same CRS. An overlap of sheets in different CRSs is found later, by `class_shares`, in a
-    footprint that both cover.
+    Compares only sheets of the same CRS. An overlap of sheets in different CRSs is found later, by
+    `compute_class_shares`, in a footprint that both cover.
     """
     faults = []
     unbounded = [sheet for sheet in sheets if sheet.extent is None]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from geokr.dataset.layout import TILES
+from geokr.dataset.layout import RGB, TILES
 from geokr.loading.order import (
     DRAW,
     ORDER,
@@ -28,8 +28,6 @@ from geokr.loading.pixels import PendingRead, TileReader
 from geokr.loading.selection import Selection, Tiles, select_tiles
 
 log = logging.getLogger(__name__)
-
-RGB = ("red", "green", "blue")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +139,7 @@ class TileLoader:
         return self.epoch(0)
 
     def order(self, number: int) -> Positions:
-        """Positions in `chosen`, in the order of an epoch: for all ranks, with `shuffle_buffer` for this rank only."""
+        """Positions in `selected`, in an epoch's order: for all ranks, with `shuffle_buffer` for this rank only."""
         if not self.shuffle:
             return self._candidates
         tiles = np.arange(self.tiles)

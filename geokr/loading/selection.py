@@ -149,7 +149,8 @@ def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, 
     if rows.num_rows == 0:
         extra = "".join(f" and {text}" for text in selection.where)
         criteria = f"split {selection.split} with known >= {selection.min_known:g}{extra}"
-        raise ValueError(f"{dataset}/{INDEX}: no tile of {criteria}")
+        advice = f"does the build make {selection.split}, in cells (build.index.split.cell) smaller than the scenes?"
+        raise ValueError(f"{dataset}/{INDEX}: no tile of {criteria}; {advice}")
     total = np.stack([rows[name].to_numpy() for name in classes]).sum(axis=0, dtype=np.float64)
     if not (total > 0).any():
         raise ValueError(f"{dataset}: no tile of split {selection.split} contains any of {', '.join(classes)}")

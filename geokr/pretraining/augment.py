@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from geokr.dataset.layout import RGB
 from geokr.pretraining.config import TrainConfig
 
-RGB = ("red", "green", "blue")
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value: ITU-R BT.601."""
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from geokr.encoder import RGB, apply_weights, build_encoder, read_weights
+from geokr.dataset.layout import RGB
+from geokr.encoder import apply_weights, build_encoder, read_weights
 
 log = logging.getLogger(__name__)
 

@@ -172,13 +172,13 @@ class TrainConfig(Strict):
         """Number of steps of the run. epoch: steps per epoch."""
         return self.steps or self.epochs * epoch
 
-    def learning_rate(self, step: int, total: int, epoch: int) -> float:
-        """Learning rate of a step, counted from 0. total, epoch: number of steps in the run and in an epoch."""
+    def learning_rate(self, step: int, total: int, steps_per_epoch: int) -> float:
+        """Learning rate of a step, counted from 0. total: number of steps in the run."""
         rise = self.warm_up * total
         if step < rise:
             return self.lr * (step + 1) / (rise + 1)
         if self.schedule == "step":
-            return self.lr * self.decay ** (step // (epoch * self.decay_every))
+            return self.lr * self.decay ** (step // (steps_per_epoch * self.decay_every))
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, total - rise)))
 
 
@@ -206,7 +206,7 @@ REFERENCE = TrainConfig(
 PRESETS: Mapping[str, TrainConfig] = {"geokr": TrainConfig(), "reference": REFERENCE}
 
 
-def configure(preset: str = "geokr", params: Path | None = None, pairs: Sequence[str] = ()) -> TrainConfig:
+def configure(preset: str = "geokr", params: Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read the settings of a run: a preset, overridden by a parameter file, overridden by `key=value` pairs.
 
     Raises ConfigError with one sentence naming the source and the key if it is unknown, or if its value has the wrong
@@ -217,7 +217,7 @@ def configure(preset: str = "geokr", params: Path | None = None, pairs: Sequence
     config = PRESETS[preset]
     if params is not None:
         config = apply_changes(config, read_section(params, SECTION), source=f"{params}, {SECTION}")
-    return apply_changes(config, dict(read_pair(pair) for pair in pairs), source="command line")
+    return apply_changes(config, dict(read_pair(pair) for pair in overrides), source="command line")
 
 
 def apply_changes(config: TrainConfig, changes: Mapping[str, Any], source: str) -> TrainConfig:

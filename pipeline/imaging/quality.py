@@ -13,11 +13,11 @@ import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
 from geokr.dataset.layout import TILE_STATUS
+from geokr.settings import Share
 
 ACCEPTED, VOID, DARK, FLAT, CLOUD, MISSING_LINES = (
     TILE_STATUS.index(name) for name in ("accepted", "void", "dark", "flat", "cloud", "missing_lines")
 )
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,4 +46,4 @@ def dashboard_line(dataset: str | Path) -> list[str]:
     path = files.join(dataset, LOG_FILE)
     lines = files.read(path).decode().splitlines() if files.exists(path) else []
     addresses = [line["dashboard"] for line in map(json.loads, lines) if "dashboard" in line]
-    return [f"{'dashboard was':<18}{addresses[-1]}"] if addresses else []
+    return [f"{'last dashboard':<18}{addresses[-1]}"] if addresses else []

@@ -70,7 +70,7 @@ class Member:
 
 
 def member_path(archive: str, name: str) -> str:
-    """The GDAL path of a member. `scratch.local_copy` turns it into a path that can be opened."""
+    """The GDAL path of a member. `scratch.open_local_copy` turns it into a path that can be opened."""
     return f"/{'vsizip' if archive.lower().endswith('.zip') else 'vsitar'}/{{{archive}}}/{name}"
 
 

@@ -15,7 +15,7 @@ from pipeline.runtime.stream import Client, JobBatch, stream
 log = logging.getLogger(__name__)
 
 
-class MissingBlocks:
+class UnbuiltBlocks:
     """The blocks of a scene that are not in the store yet, row by row."""
 
     def __init__(self, grid: TileGrid, stored: contents.SceneContents | None) -> None:

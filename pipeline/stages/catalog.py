@@ -26,7 +26,7 @@ from pipeline.scenes.delivery import Refusal, refuse
 from pipeline.scenes.discovery import Delivery, find_deliveries
 from pipeline.scenes.scene import Scene
 from pipeline.stages.blocks import record_refusals
-from pipeline.tasks.survey import CatalogJob, read_and_survey
+from pipeline.tasks.survey import SurveyJob, read_and_survey
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,9 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     DEM covers none of them, and StoreError if a scene was built from other input or with other settings before.
     """
     path, partial = files.join(config.out, CATALOG), files.join(config.out, PARTIAL)
-    heights = {name: path and inputs.make_absolute(path) for name, path in config.survey if name in ("dem", "geoid")}
-    survey = config.survey.model_copy(update=heights)  # a worker may have another working directory
+    elevation = {"dem": config.survey.dem, "geoid": config.survey.geoid}
+    absolute = {name: raster and inputs.make_absolute(raster) for name, raster in elevation.items()}
+    survey = config.survey.model_copy(update=absolute)  # a worker may have another working directory
     report_heights(survey)
     made_with = provenance(survey)
     deliveries = list(find_deliveries(survey.scenes))
@@ -71,7 +72,7 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     def write_partial() -> None:
         write_catalog(partial, [item for _, item in results if isinstance(item, Entry)], made_with)
 
-    batches = (JobBatch(f"catalog-{Path(d.path).name}", [CatalogJob(d, survey)]) for d in changed)
+    batches = (JobBatch(f"catalog-{Path(d.path).name}", [SurveyJob(d, survey)]) for d in changed)
     last_written = time.monotonic()
     with Progress(config.out, "catalog", len(changed), "delivery") as progress:
         try:

@@ -56,7 +56,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     for split, tiles in table.counts()["splits"].items():
         if config.index.split.shares[split] and not tiles:
             log.warning(
-                "split %s has no tile: none lies completely in its cells of %g m; choose a smaller index.split.cell",
+                "split %s has no tile: none lies completely in its cells of %g m; reduce build.index.split.cell",
                 split,
                 config.index.split.cell,
             )

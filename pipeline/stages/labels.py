@@ -16,7 +16,7 @@ from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig
 from pipeline.plan import check_coverage, placement_attributes, tile_grid
 from pipeline.runtime.stream import Client, JobBatch
-from pipeline.stages.blocks import Failures, MissingBlocks, consolidate_if_changed, record_refusals, run_blocks
+from pipeline.stages.blocks import Failures, UnbuiltBlocks, consolidate_if_changed, record_refusals, run_blocks
 from pipeline.tasks.labels import LabelJob, build_labels
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     for cover in covers:
         root = files.join(config.out, layout.label_store(cover.name))
         built = contents.read_scene_contents(root, [entry.scene.id for entry in entries])
-        pending: list[tuple[Entry, MissingBlocks, LandCover, dict[str, Any]]] = []
+        pending: list[tuple[Entry, UnbuiltBlocks, LandCover, dict[str, Any]]] = []
         grids = [(entry, grid) for entry in entries if (grid := tile_grid(entry, config.grid)) is not None]
         local_covers = [select_sheets(grid.outline, str(grid.geobox.crs), cover) for _, grid in grids]
         fingerprints = rasters.fingerprints(
@@ -51,13 +51,13 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
                 "sheets": {PurePath(sheet.path).name: fingerprints[sheet.path] for sheet in local_cover.sheets},
                 "classes": list(cover.legend.classes),
             }
-            unbuilt = MissingBlocks(grid, built.get(scene.id))
+            unbuilt = UnbuiltBlocks(grid, built.get(scene.id))
             unbuilt.check(root, scene.id, attributes)
             if unbuilt.tiles:
                 pending.append((entry, unbuilt, local_cover, attributes))
 
         def batches(
-            root: str = root, pending: list[tuple[Entry, MissingBlocks, LandCover, dict[str, Any]]] = pending
+            root: str = root, pending: list[tuple[Entry, UnbuiltBlocks, LandCover, dict[str, Any]]] = pending
         ) -> Iterator[JobBatch[LabelJob]]:
             for entry, unbuilt, local_cover, attributes in pending:
                 scene, grid = entry.scene, unbuilt.grid

@@ -12,7 +12,7 @@ from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig
 from pipeline.plan import projected_bytes, stored_radiometry, tile_attributes, tile_grid
 from pipeline.runtime.stream import Client, JobBatch
-from pipeline.stages.blocks import Failures, MissingBlocks, consolidate_if_changed, record_refusals, run_blocks
+from pipeline.stages.blocks import Failures, UnbuiltBlocks, consolidate_if_changed, record_refusals, run_blocks
 from pipeline.tasks.tiles import TileJob, build_tiles
 
 
@@ -24,14 +24,14 @@ def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> Non
     root = files.join(config.out, layout.TILES)
     refused: list[dict[str, Any]] = []
     built = contents.read_scene_contents(root, [entry.scene.id for entry in entries])
-    pending: list[tuple[Entry, MissingBlocks]] = []
+    pending: list[tuple[Entry, UnbuiltBlocks]] = []
     for entry in entries:
         scene, grid = entry.scene, tile_grid(entry, config.grid)
         if grid is None:
             detail = f"{scene.images[0].path}: no tile of {config.grid.tile} px at {scene.gsd:g} m fits into the scene"
             refused.append({"scene": scene.id, "reason": "too_small", "detail": detail})
             continue
-        unbuilt = MissingBlocks(grid, built.get(scene.id))
+        unbuilt = UnbuiltBlocks(grid, built.get(scene.id))
         unbuilt.check(root, scene.id, tile_attributes(entry, grid, config.tiles))
         if unbuilt.tiles:
             pending.append((entry, unbuilt))

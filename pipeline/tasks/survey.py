@@ -34,14 +34,14 @@ SURVEY_STEP = 20
 
 
 @dataclass(frozen=True, slots=True)
-class CatalogJob:
+class SurveyJob:
     """The input for the survey of one delivery."""
 
     delivery: Delivery
     config: SurveyConfig
 
 
-def read_and_survey(job: CatalogJob) -> list[Entry | Refusal]:
+def read_and_survey(job: SurveyJob) -> list[Entry | Refusal]:
     """Read the scenes of one delivery and survey them; a scene that cannot be used becomes a Refusal."""
     results: list[Entry | Refusal] = []
     for scene in read_delivery(job.delivery, job.config.imagery, job.config.bands):

@@ -46,8 +46,6 @@ class TileReport:
 
     tiles: int
     accepted: int
-    lattice_step: int
-    """Distance between neighbouring lattice nodes, px."""
     lattice_error: float
     """Interpolation error measured, px of the image."""
 
@@ -81,7 +79,7 @@ def make_tiles(job: TileJob) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[n
     images, status, cloud = cut_tiles(stored, grey, ortho.valid, ortho.missing, block, job.grid, job.config.rules)
     error = np.full(status.shape, ortho.lattice.error, np.float32)
     accepted = int((status == layout.ACCEPTED).sum())
-    report = TileReport(status.size, accepted, ortho.lattice.step, ortho.lattice.error)
+    report = TileReport(status.size, accepted, ortho.lattice.error)
     return {"image": images, "cloud": cloud, "lattice_error": error}, status, report
 
 

@@ -24,7 +24,7 @@ def test_the_table_says_what_the_files_hold(built: Built, tmp_path: Path, capsys
     assert f"forest {100 * index['forest'][index['split'] == 'train'].mean():.1f} %" in said
     assert "0.2500 nats KL; 0.5000 for the mean label" in said
     assert str(tmp_path / "encoder.safetensors") in said
-    assert "dashboard was     http://127.0.0.1:" in said
+    assert "last dashboard    http://127.0.0.1:" in said
 
 
 def test_the_picture_shows_tiles(built: Built, tmp_path: Path) -> None:

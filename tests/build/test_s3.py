@@ -239,7 +239,7 @@ def test_a_report_of_it_is_that_of_a_disk(
     said = []
     for place in (URL, str(built.dataset)):
         assert report([place, "--picture", str(tmp_path / "tiles.png")]) == 0
-        said.append([line for line in capsys.readouterr().out.splitlines() if not line.startswith("dashboard was")])
+        said.append([line for line in capsys.readouterr().out.splitlines() if not line.startswith("last dashboard")])
         assert (tmp_path / "tiles.png").stat().st_size > 10_000
         (tmp_path / "tiles.png").unlink()
     assert said[0] == said[1]

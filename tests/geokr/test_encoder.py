@@ -57,8 +57,12 @@ def test_images_of_another_size_are_resized_and_of_another_type_refused(run: Pat
     encoder = load_encoder(run)
     large = pixels(side=70)
     assert torch.equal(encoder(large), encoder.network((resize(large, 32) - encoder.mean) / encoder.std))
-    for wrong in (large.float(), large.to(torch.uint16)):
-        with pytest.raises(ValueError, match="an encoder takes uint8 pixels, got torch"):
+    for wrong, what in (
+        (large.float(), r"Tensor of torch\.float32"),
+        (large.to(torch.uint16), r"Tensor of torch\.uint16"),
+        (large.numpy(), "ndarray of uint8"),
+    ):
+        with pytest.raises(ValueError, match=f"an encoder takes a tensor of uint8 pixels, got {what}"):
             encoder(wrong)
 
 

@@ -38,7 +38,7 @@ def test_later_sources_win(tmp_path: Path) -> None:
     ],
 )
 def test_values_are_read_by_the_type_of_their_key(pair: str, key: str, value: object) -> None:
-    found = getattr(configure(pairs=[pair]), key)
+    found = getattr(configure(overrides=[pair]), key)
     assert found == value
     assert type(found) is type(value)
 
@@ -77,7 +77,7 @@ def test_values_are_read_by_the_type_of_their_key(pair: str, key: str, value: ob
 )
 def test_what_is_wrong_is_refused_by_name(pair: str, message: str) -> None:
     with pytest.raises(ValueError, match="^" + message.replace("{", r"\{")) as caught:
-        configure(pairs=pair.split(" ") if "=" in pair.partition(" ")[2] else [pair])
+        configure(overrides=pair.split(" ") if "=" in pair.partition(" ")[2] else [pair])
     assert "\n" not in str(caught.value)
 
 
@@ -99,7 +99,7 @@ def test_parameter_files_that_are_wrong(tmp_path: Path) -> None:
 def test_the_reference_preset_is_the_published_recipe() -> None:
     assert len(REFERENCE.classes) == 8
     assert not {"shrubland", "tundra"} & set(REFERENCE.classes)
-    rates = [REFERENCE.learning_rate(step, total=1000, epoch=100) for step in (0, 99, 100, 999)]
+    rates = [REFERENCE.learning_rate(step, total=1000, steps_per_epoch=100) for step in (0, 99, 100, 999)]
     assert rates == pytest.approx([1e-3, 1e-3, 0.9e-3, 1e-3 * 0.9**9])
 
 
@@ -107,14 +107,14 @@ def test_steps_follow_the_warm_up() -> None:
     config = TrainConfig().model_copy(
         update={"schedule": "step", "lr": 1.0, "warm_up": 0.1, "decay": 0.1, "decay_every": 3}
     )
-    rates = [config.learning_rate(step, total=100, epoch=10) for step in range(100)]
+    rates = [config.learning_rate(step, total=100, steps_per_epoch=10) for step in range(100)]
     assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
     assert [rates[step] for step in (10, 29, 30, 59, 60)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
 def test_the_cosine_rises_then_falls_to_nothing() -> None:
     config = TrainConfig(lr=1.0, warm_up=0.1)
-    rates = [config.learning_rate(step, total=100, epoch=7) for step in range(101)]
+    rates = [config.learning_rate(step, total=100, steps_per_epoch=7) for step in range(101)]
     assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
     assert rates[10] == max(rates) == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 from geokr import export, train
 from geokr.dataset.index import read_extent, write_index
-from geokr.encoder import RGB, apply_weights, build_encoder, to_torchvision
+from geokr.dataset.layout import RGB
+from geokr.encoder import apply_weights, build_encoder, to_torchvision
 from geokr.landcover.legend import KNOWLEDGE, read_toml
 from geokr.pretraining.card import describe_extent, list_licences, make_stac_item, public_name, to_json
 from geokr.pretraining.checkpoint import BEST, LAST, load
@@ -310,7 +311,7 @@ def test_models_that_timm_does_not_know() -> None:
 
 def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export.main([str(tmp_path), "--out", str(tmp_path / "model")]) == 2
-    assert capsys.readouterr().err == f"geokr.export: {tmp_path}/last.pt: no such checkpoint\n"
+    assert capsys.readouterr().err == f"error: {tmp_path}/last.pt: no such checkpoint\n"
     (tmp_path / "last.pt").write_bytes(b"half a file")
     assert export.main([str(tmp_path), "--out", str(tmp_path / "model")]) == 2
     assert "not a checkpoint, or a damaged one" in capsys.readouterr().err

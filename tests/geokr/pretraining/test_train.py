@@ -190,7 +190,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
         assert command(dataset, run, *settings) == 2
         message = capsys.readouterr().err
         assert message.count("\n") == 1
-        return message.removeprefix("geokr.train: ")
+        return message.removeprefix("error: ")
 
     other = f"{run}/last.pt belongs to a run with other settings or tiles"
     ways = f"restore these, choose another --out, delete {run}, or add --restart-if-changed\n"
@@ -693,7 +693,7 @@ def stopped(learner, batch):
         signal.raise_signal(signal.SIGTERM)
 
 def run(name, *more):
-    return train.train(data, Path(out) / name, configure(pairs=[*settings, *more]), process)
+    return train.train(data, Path(out) / name, configure(overrides=[*settings, *more]), process)
 
 with process_group("cpu") as process:
     assert run("copied", "model=test_vit") == 0

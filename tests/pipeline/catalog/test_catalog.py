@@ -32,7 +32,7 @@ from pipeline.scenes.discovery import find_deliveries
 from pipeline.scenes.raster import open_image
 from pipeline.scenes.scene import Image, Scene, SceneError
 from pipeline.stages import catalog, tiles
-from pipeline.tasks.survey import CatalogJob, read_and_survey
+from pipeline.tasks.survey import SurveyJob, read_and_survey
 from tests.deliveries import (
     GROUND,
     HEIGHT,
@@ -470,7 +470,7 @@ def test_a_survey_that_is_interrupted_goes_on(tmp_path: Path, monkeypatch: pytes
     undisturbed = catalog.run(config(tmp_path, out=str(tmp_path / "calm")), None)
     surveyed: list[str] = []
 
-    def interrupted(job: CatalogJob) -> list[Entry | Refusal]:
+    def interrupted(job: SurveyJob) -> list[Entry | Refusal]:
         if len(surveyed) == 2:
             raise KeyboardInterrupt if how == "stopped" else SystemExit  # the second is caught as little as a kill
         surveyed.append(job.delivery.path)
@@ -487,7 +487,7 @@ def test_a_survey_that_is_interrupted_goes_on(tmp_path: Path, monkeypatch: pytes
     os.utime(kept, (later, later))
     left: list[str] = []
 
-    def watched(job: CatalogJob) -> list[Entry | Refusal]:
+    def watched(job: SurveyJob) -> list[Entry | Refusal]:
         left.append(job.delivery.path)
         return read_and_survey(job)
 
@@ -515,7 +515,7 @@ def test_a_catalog_of_which_all_is_true_is_left_as_it_is(tmp_path: Path) -> None
 def test_only_what_changed_is_surveyed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     surveyed: list[str] = []
 
-    def watched(job: CatalogJob) -> list[Entry | Refusal]:
+    def watched(job: SurveyJob) -> list[Entry | Refusal]:
         surveyed.append(Path(job.delivery.path).name)
         return read_and_survey(job)
 

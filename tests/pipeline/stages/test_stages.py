@@ -19,7 +19,7 @@ from pipeline.geometry.grid import TileGrid
 from pipeline.runtime import progress
 from pipeline.runtime.progress import Progress, format_duration
 from pipeline.scenes.scene import SceneError
-from pipeline.stages.blocks import Failures, MissingBlocks, Tally, consolidate_if_changed, record_refusals, tile_count
+from pipeline.stages.blocks import Failures, Tally, UnbuiltBlocks, consolidate_if_changed, record_refusals, tile_count
 from tests.settings import build_config
 
 PLACES = st.tuples(st.integers(0, 4), st.integers(0, 4))
@@ -54,7 +54,7 @@ def test_what_is_left_is_what_is_not_there_row_by_row(
 ) -> None:
     """Blocks that the grid does not have are no blocks of it."""
     whole = grid(rows, cols, block)
-    left = MissingBlocks(whole, None if done is None else there(*done))
+    left = UnbuiltBlocks(whole, None if done is None else there(*done))
     wanted = [(b.rows.start // block, b.cols.start // block) for b in whole]
     assert [*left] == [place for place in wanted if place not in (done or ())]
     assert left.tiles == sum(tile_count(whole, i, j) for i, j in left)
@@ -62,11 +62,11 @@ def test_what_is_left_is_what_is_not_there_row_by_row(
 
 
 def test_a_scene_of_other_settings_is_refused(tmp_path: Path) -> None:
-    MissingBlocks(grid(2, 2, 1), None).check("root", "scene", {"gsd": 2})
-    MissingBlocks(grid(2, 2, 1), there(gsd=2)).check("root", "scene", {"gsd": 2})
+    UnbuiltBlocks(grid(2, 2, 1), None).check("root", "scene", {"gsd": 2})
+    UnbuiltBlocks(grid(2, 2, 1), there(gsd=2)).check("root", "scene", {"gsd": 2})
     for wanted in ({"gsd": 3}, {}, {"gsd": 2, "dem": "dem.tif"}):
         with pytest.raises(layout.StoreError, match="root/scene was built with other settings"):
-            MissingBlocks(grid(2, 2, 1), there(gsd=2)).check("root", "scene", wanted)
+            UnbuiltBlocks(grid(2, 2, 1), there(gsd=2)).check("root", "scene", wanted)
 
 
 def test_failures_are_told_once_a_scene_and_reason_by_their_first_block() -> None:
