@@ -300,6 +300,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m geokr.train",
         description="Pre-train an encoder on a data set. Run the same command again to resume a stopped run.",
+        epilog="The settings are described in TrainConfig, in geokr/pretraining/config.py. Exit status: 0 done; 2 a "
+        "setting, a path or the data set is invalid, or the loss diverged; 130 stopped by Ctrl-C, 143 by SIGTERM.",
     )
     parser.add_argument("--data", required=True, metavar="DATASET", help="data set with index.parquet and tiles.zarr")
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="directory of the run")

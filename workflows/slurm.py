@@ -64,8 +64,13 @@ def cluster(options: argparse.Namespace) -> SLURMCluster:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command until it is stopped."""
-    options = arguments().parse_args(argv)
-    with cluster(options) as jobs:
+    parser = arguments()
+    options = parser.parse_args(argv)
+    try:
+        jobs = cluster(options)
+    except RuntimeError as error:  # such as an unknown network interface, or a port that is in use
+        parser.error(str(error))
+    with jobs:
         if options.print:
             print(jobs.job_script())
             return

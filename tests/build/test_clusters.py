@@ -119,6 +119,15 @@ def test_a_slurm_job_says_what_it_takes() -> None:
     assert "--host" not in worker
 
 
+def test_an_unknown_network_interface_is_told_in_one_sentence() -> None:
+    done = subprocess.run(
+        [sys.executable, str(WORKFLOWS / "slurm.py"), "--interface", "ib99"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "'ib99' is not a valid network interface" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_a_slurm_job_builds(built: Built, tmp_path: Path) -> None:
     """SLURM's commands are played by two that start the job's script here, and end it."""
     (tmp_path / "bin").mkdir()
