@@ -60,9 +60,9 @@ def local_paths(paths: Iterable[str | None]) -> list[str]:
     return [*dict.fromkeys(path for path in paths if path is not None and not inputs.is_remote(path))]
 
 
-def make_stages(params: Path) -> dict[str, Any]:
-    """The content of dvc.yaml for a parameter file. Raises ConfigError if the parameter file is invalid."""
-    config, content = read_config(params, {}), yaml.safe_load(params.read_text(encoding="utf-8"))
+def read_run(params: Path) -> tuple[str, str]:
+    """Name and preset of the training run. Raises ConfigError if a section that DVC must track is missing."""
+    content = yaml.safe_load(params.read_text(encoding="utf-8"))
     missing = [key for key in ("name", "preset", SECTION) if key not in content]
     missing += [f"build.{group}" for group in BuildConfig.model_fields if group not in content["build"]]
     if missing:
@@ -72,12 +72,19 @@ def make_stages(params: Path) -> dict[str, Any]:
     name, preset = content["name"], content["preset"]
     if not (isinstance(name, str) and isinstance(preset, str)):
         raise ConfigError(f"{params}: name and preset must be texts, got {name!r} and {preset!r}")
+    return name, preset
+
+
+def make_stages(params: Path) -> dict[str, Any]:
+    """The content of dvc.yaml for a parameter file. Raises ConfigError if the parameter file is invalid."""
+    config = read_config(params, {})
+    name, preset = read_run(params)
     if inputs.is_remote(config.out):
         raise ConfigError(
             f"{params}: DVC needs a local data set, got out: {config.out}; build it by the command instead"
         )
-    start = configure(preset, params).pretrained
     out, run = config.out, f"runs/{name}"
+    start = configure(preset, params).pretrained
     survey, labels = config.survey, config.labels
     scenes, terrain = list_inputs(survey.scenes), [*list_rasters(survey.dem), *list_rasters(survey.geoid)]
     landcover = [*labels.landcover, *labels.legends, taxonomy_file(config)]
