@@ -355,7 +355,7 @@ def test_workers_that_come_later_are_counted() -> None:
     assert workers.count_slots(0) == 1
     client.workers.append((3, None))
     assert workers.count_slots(0) == 1  # asked for a moment ago
-    workers.asked -= 2
+    workers.queried_at -= 2
     assert workers.count_slots(0) == 4
 
 
