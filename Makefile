@@ -24,7 +24,7 @@ demo: env  ## build the sample data set and pre-train on it
 	$(VENV)/bin/python -m pipeline.report data/sample/dataset runs/sample
 
 test: env  ## run the tests
-	$(VENV)/bin/python -m pytest -n 2 -q
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -q
 
 check: env  ## lint, format and type check
 	$(VENV)/bin/ruff check
