@@ -36,7 +36,7 @@ bench: env  ## compare the speed with peers
 
 lock:  ## rewrite requirements.lock from the ranges in pyproject.toml
 	$(PYTHON) -m venv --clear build/lock
-	build/lock/bin/pip install --quiet --progress-bar off '.[train,dev,bench,s3]' 'setuptools>=77'
+	build/lock/bin/pip install --quiet --progress-bar off '.[train,evaluate,mlflow,wandb,torchgeo,dev,bench,s3]' 'setuptools>=77'
 	build/lock/bin/pip freeze --all --exclude pip --exclude geokr > build/freeze
 	sed -n '/^#/p' requirements.lock > build/requirements.lock
 	LC_ALL=C sort -f build/freeze | sed -E '/^nvidia-ml-py=/!s/^(cuda-|nvidia-|triton=).*/& ; $(CUDA)/' >> build/requirements.lock
