@@ -1,5 +1,6 @@
 """Coordinate reference systems, and transformations between them."""
 
+import math
 from functools import lru_cache
 
 import shapely
@@ -17,6 +18,29 @@ def transformer(source: str, target: str) -> Transformer:
 def is_geographic(crs: str) -> bool:
     """Whether coordinates are longitude and latitude in degrees."""
     return bool(CRS(crs).is_geographic)
+
+
+CYLINDRICAL = ("Mercator", "Cylindrical", "Plate", "Miller", "Gall")
+"""Words in the names of projection methods whose x is proportional to longitude."""
+
+
+@lru_cache(maxsize=64)
+def longitude_period(crs: str) -> float:
+    """The length of 360 degrees of longitude along x, in units of the CRS; 0 if x is not proportional to longitude.
+
+    Degrees and cylindrical projections have one. Their rasters may continue past 180 degrees in either direction.
+    """
+    parsed = CRS(crs)
+    if parsed.is_geographic:
+        return round(2 * math.pi / parsed.axis_info[0].unit_conversion_factor, 6)
+    operation = parsed.coordinate_operation
+    method = "" if operation is None else operation.method_name
+    if not any(word in method for word in CYLINDRICAL) or "Transverse" in method or "Oblique" in method:
+        return 0.0
+    # Both longitudes lie inside the map, wherever its central meridian is.
+    x, _ = transformer("EPSG:4326", crs).transform([0.0, 1.0], [0.0, 0.0])
+    period = 360.0 * (x[1] - x[0])
+    return float(period) if 0 < period < math.inf else 0.0
 
 
 def cut_at_antimeridian(polygon: shapely.Polygon) -> shapely.Polygon | shapely.MultiPolygon:

@@ -75,8 +75,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--coefficients", metavar="FILE.csv", help="calibration table for --radiometry toa, instead of the built-in one"
     )
     add("--out", metavar="DATASET", help="directory of the data set, or s3://bucket/prefix")
-    add("--stac", metavar="DIR", help="also write the scenes as a static STAC catalog")
-    add("--params", metavar="FILE.yaml", help="parameter file with the settings, in its section `build`")
+    add("--stac", type=inputs.expand_home, metavar="DIR", help="also write the scenes as a static STAC catalog")
+    add(
+        "--params",
+        type=inputs.expand_home,
+        metavar="FILE.yaml",
+        help="parameter file with the settings, in its section `build`",
+    )
     add("--tile", type=int, metavar="PX", help="side length of a tile (256)")
     add("--stride", type=int, metavar="PX", help="distance between neighbouring tiles (200)")
     add("--label-set", metavar="NAME", help="label set of the index, <product>_<year>, needed if there are several")
@@ -93,7 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--dashboard", default="127.0.0.1:8787", metavar="ADDRESS", help="where to serve Dask's dashboard (%(default)s)"
     )
-    add("--performance-report", metavar="FILE.html", help="write Dask's report of the run")
+    add("--performance-report", type=inputs.expand_home, metavar="FILE.html", help="write Dask's report of the run")
     add("--dry-run", action="store_true", help="print scenes, grids, blocks, bytes and memory; write nothing")
     add("--strict", action="store_true", help="exit with status 3 if anything was refused")
     return parser

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from geokr.settings import ConfigError, Names, Share, Strict, explain, read_section, suggest
+from geokr.storage.inputs import Address
 from pipeline.imaging.ortho import Resampling
 from pipeline.imaging.quality import Rules
 from pipeline.imaging.radiometry import Kind
@@ -23,21 +24,21 @@ Weight = Annotated[float, Field(ge=0)]
 class SurveyConfig(Strict):
     """Which scenes are used, and how their pixels are stored."""
 
-    scenes: Annotated[list[str], Field(min_length=1)]
+    scenes: Annotated[list[Address], Field(min_length=1)]
     """Directories, files or URLs with scenes."""
     imagery: Imagery = "mss"
     """Which images of a delivery are tiled: mss, pan, or pansharpened."""
     bands: Annotated[Names, Field(min_length=1)] = ("red", "green", "blue", "nir")
     """Common names of the bands to use from a STAC item, as far as it has them; other images keep all bands."""
-    dem: str | None = None
+    dem: Address | None = None
     """Heights above the ellipsoid: any raster that GDAL opens."""
-    geoid: str | None = None
+    geoid: Address | None = None
     """Heights of the geoid above the ellipsoid, for a DEM with heights above the geoid: any raster that GDAL opens."""
     stretch: tuple[Percent, Percent] = (1.0, 99.0)
     """Percentiles of a scene that are mapped to 0 and 255."""
     radiometry: Kind = "percentile"
     """How pixels are stored: percentile or percentile-per-band (8 bits), toa (reflectance) or dn (16 bits)."""
-    coefficients: str | None = None
+    coefficients: Address | None = None
     """For toa: a table to use instead of the built-in one, CSV in the form of pipeline/imaging/calibration.csv."""
     pansharpen_weights: Annotated[tuple[Weight, ...], Field(min_length=1)] | None = None
     """Weight of each band in the panchromatic band; equal weights by default."""
@@ -85,11 +86,11 @@ class TilesConfig(Strict):
 class LabelsConfig(Strict):
     """The land cover with which tiles are intersected."""
 
-    landcover: Annotated[list[str], Field(min_length=1)]
+    landcover: Annotated[list[Address], Field(min_length=1)]
     """Directories, files or URLs with land-cover sheets."""
-    legends: list[str] = Field(default_factory=list)
+    legends: list[Address] = Field(default_factory=list)
     """The user's own descriptions of land-cover products: files, or directories of them."""
-    taxonomy: str = "globeland30"
+    taxonomy: Address = "globeland30"
     """Classes of the labels: globeland30, paper, own (those of each product), or a file written by the user."""
 
 
@@ -126,7 +127,7 @@ class IndexConfig(Strict):
 class BuildConfig(Strict):
     """Everything that determines the content of a data set."""
 
-    out: str
+    out: Address
     """The data set: a directory, or `s3://...`."""
     survey: SurveyConfig
     grid: GridConfig = GridConfig()

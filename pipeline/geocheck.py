@@ -19,6 +19,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from geokr.crs import transformer
+from geokr.storage import inputs
 from geokr.storage.inputs import InputError
 from pipeline.geometry.grid import choose_crs, find_area_centre
 from pipeline.geometry.sensor import RPC, Floats
@@ -180,13 +181,28 @@ def draw_arrows(shifts: Shifts, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 1 if no shift could be measured, 2 on an error."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.geocheck", description=__doc__)
-    parser.add_argument("scene", help="a delivery or an image")
-    parser.add_argument("--reference", required=True, metavar="IMAGE", help="a georeferenced image of the same place")
-    parser.add_argument("--dem", metavar="FILE", help="elevation model; without it, the ground is assumed flat")
-    parser.add_argument("--geoid", metavar="FILE", help="geoid heights, if the DEM's heights are above the geoid")
+    parser.add_argument("scene", type=inputs.expand_home, help="a delivery or an image")
+    parser.add_argument(
+        "--reference",
+        required=True,
+        type=inputs.expand_home,
+        metavar="IMAGE",
+        help="a georeferenced image of the same place",
+    )
+    parser.add_argument(
+        "--dem", type=inputs.expand_home, metavar="FILE", help="elevation model; without it, the ground is assumed flat"
+    )
+    parser.add_argument(
+        "--geoid",
+        type=inputs.expand_home,
+        metavar="FILE",
+        help="geoid heights, if the DEM's heights are above the geoid",
+    )
     parser.add_argument("--chip", type=int, default=256, metavar="PX", help="side of a chip, px (256)")
     parser.add_argument("--across", type=int, default=12, metavar="N", help="number of chips along each axis (12)")
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw one arrow per chip to this file")
+    parser.add_argument(
+        "--picture", type=inputs.local_path, metavar="FILE.png", help="draw one arrow per chip to this file"
+    )
     options = parser.parse_args(argv)
     try:
         scene, reference = read_one_scene(options.scene), read_one_scene(options.reference)

@@ -15,7 +15,7 @@ from geokr.landcover.legend import Legend
 from geokr.landcover.products import LandCoverError
 from geokr.landcover.sheets import LandCover
 from geokr.settings import ConfigError
-from geokr.storage import files, rasters
+from geokr.storage import files, inputs, rasters
 from pipeline.catalog.table import CATALOG, read_catalog
 from pipeline.config import BuildConfig, LabelsConfig
 from pipeline.report.summary import summary_table
@@ -32,15 +32,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="Exit status: 0 done; 2 a setting or path is invalid; 130 stopped by Ctrl-C, 143 by SIGTERM.",
     )
     add = parser.add_argument
-    add("--data", required=True, metavar="DATASET", help="a completely built data set")
+    add("--data", type=inputs.expand_home, required=True, metavar="DATASET", help="a completely built data set")
     add(
         "--landcover",
         required=True,
         nargs="+",
+        type=inputs.expand_home,
         metavar="DIR",
         help="directories, files or URLs with the sheets of the product",
     )
-    add("--legend", nargs="+", default=[], metavar="FILE", help="descriptions of your own land-cover products")
+    add(
+        "--legend",
+        nargs="+",
+        type=inputs.expand_home,
+        default=[],
+        metavar="FILE",
+        help="descriptions of your own land-cover products",
+    )
     add("--label-set", metavar="NAME", help="label set that the index uses: a new one, or its current one (default)")
     add("--workers", type=int, metavar="N", help="processes on this machine (default: one per core)")
     options = parser.parse_args(argv)

@@ -18,7 +18,7 @@ from geokr.landcover.discovery import take_inventory
 from geokr.landcover.legend import BASE, IGNORE, OWN, read_legend, read_taxonomy, read_toml
 from geokr.landcover.products import LandCoverError, Product, load_products
 from geokr.landcover.sheets import LandCover, Sheet, read_cells
-from geokr.storage import rasters
+from geokr.storage import inputs, rasters
 
 SAMPLE = 16
 """Number of blocks that `check` reads of a sheet without --all: the first, the last, and evenly spaced ones between."""
@@ -28,7 +28,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m geokr.landcover", description="Land-cover products.")
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--legend", nargs="+", default=[], metavar="FILE", help="descriptions of your own products")
+    common.add_argument(
+        "--legend",
+        nargs="+",
+        type=inputs.expand_home,
+        default=[],
+        metavar="FILE",
+        help="descriptions of your own products",
+    )
     common.add_argument("--taxonomy", default=BASE, metavar="NAME", help=f"classes: {BASE}, paper, {OWN} or a file")
     commands.add_parser("list", parents=[common], help="list the products")
     describe = commands.add_parser("describe", parents=[common], help="show the codes of a product and their classes")
@@ -40,7 +47,9 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 no fault; 1 a sheet cannot be used, or contains a code that its legend lacks; "
         "2 a path or a product description is faulty.",
     )
-    check.add_argument("directories", nargs="+", metavar="DIR", help="directories or files, as paths or URLs")
+    check.add_argument(
+        "directories", nargs="+", type=inputs.expand_home, metavar="DIR", help="directories or files, as paths or URLs"
+    )
     check.add_argument("--all", action="store_true", help=f"read every cell, not {SAMPLE} blocks of each sheet")
     return parser
 

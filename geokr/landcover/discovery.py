@@ -110,9 +110,8 @@ def list_files(paths: Iterable[str | Path]) -> Iterator[str]:
         root = Path(root)
         if not root.exists():
             raise LandCoverError(f"{root}: no such file or directory")
-        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
-            if path.is_file():
-                files[str(path.resolve())] = str(path)
+        for path in inputs.list_folder(root) if root.is_dir() else [root]:
+            files[str(path.resolve())] = str(path)
     return iter(files.values())
 
 

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Annotated, Any
 from urllib.parse import unquote
+
+from pydantic import AfterValidator
 
 from geokr.storage import files
 
@@ -44,9 +46,38 @@ def is_remote(path: str | Path) -> bool:
     return str(path).lower().startswith(REMOTE)
 
 
+def expand_home(path: str) -> str:
+    """Replace `~` or `~user` at the start of a path, which a shell leaves as it is after `=` and in a file."""
+    return path if is_remote(path) else os.path.expanduser(path)
+
+
+def local_path(text: str) -> Path:
+    """The path that an argument of a command names: see `expand_home`."""
+    return Path(expand_home(text))
+
+
+Address = Annotated[str, AfterValidator(expand_home)]
+"""A setting with a path or an address on a server; `~` at its start is the home directory."""
+
+
 def make_absolute(path: str) -> str:
     """Make a path independent of the working directory. Remote addresses are returned as they are."""
     return path if is_remote(path) else str(Path(path).absolute())
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """List the files in a directory and all its subdirectories, in the order of their paths.
+
+    A link to a directory is followed, but no directory is listed twice, so that links in a circle end.
+    """
+    seen, paths = {folder.resolve()}, list[Path]()
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        paths += [path for name in names if (path := Path(parent, name)).is_file()]
+        subfolders.sort(key=lambda name: (Path(parent, name).is_symlink(), name))  # directories come before links
+        new = {Path(parent, name).resolve(): name for name in reversed(subfolders)}
+        subfolders[:] = [name for path, name in reversed(new.items()) if path not in seen]
+        seen |= new.keys()
+    return sorted(paths)
 
 
 def stat(path: str) -> Stat:

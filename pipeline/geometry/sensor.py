@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from affine import Affine
 
-from geokr.crs import transformer
+from geokr.crs import longitude_period, transformer
 
 Floats = npt.NDArray[np.float64]
 
@@ -122,10 +122,16 @@ class Georeferenced:
             raise ValueError(f"the transform {self.transform} has no inverse")
 
     def image(self, lon: Floats, lat: Floats, height: Floats) -> tuple[Floats, Floats]:
-        """Ground to image: (col, row) float64, not finite outside the domain of the CRS."""
+        """Ground to image: (col, row) float64, not finite outside the domain of the CRS.
+
+        Where longitudes repeat, it is the position less than half a period from the first pixel, since an image may
+        continue past 180 degrees or count from 0 to 360.
+        """
         x, y = transformer("EPSG:4326", self.crs).transform(lon, lat)
-        inverse = ~Affine(*self.transform)
+        inverse, period = ~Affine(*self.transform), longitude_period(self.crs)
         with np.errstate(invalid="ignore"):
+            if period:
+                x = x - period * np.rint((x - self.transform[2]) / period)
             return inverse.a * x + inverse.b * y + inverse.c, inverse.d * x + inverse.e * y + inverse.f
 
     def ground(self, col: Floats, row: Floats, height: Floats) -> tuple[Floats, Floats]:

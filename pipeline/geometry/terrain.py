@@ -17,7 +17,7 @@ from rasterio.errors import RasterioIOError
 from rasterio.fill import fillnodata
 from rasterio.windows import Window
 
-from geokr.crs import is_geographic, transformer
+from geokr.crs import is_geographic, longitude_period, transformer
 from geokr.storage import rasters
 from geokr.storage.inputs import InputError
 from pipeline.geometry.sensor import Floats
@@ -96,7 +96,7 @@ class Terrain:
     """The source of heights."""
 
     dem: str | None
-    """Path or URL of a raster or a mosaic of rasters (VRT), in any CRS, heights in m. None for flat ground."""
+    """Path or URL of a raster or a mosaic of rasters (VRT), in any CRS: see `height_scale`. None for flat ground."""
     height: float
     """Height above the ellipsoid if there is no DEM, and where the DEM has no height, m."""
     geoid: str | None = None
@@ -185,7 +185,7 @@ def find_dem_window(source: Any, crs: str, lon: Floats, lat: Floats) -> tuple[Bo
     """
     col, row = apply_affine(~source.transform, *transformer("EPSG:4326", crs).transform(lon, lat))
     finite = np.isfinite(col) & np.isfinite(row)
-    period = 360.0 / abs(source.transform.a) if is_geographic(crs) else 0.0
+    period = longitude_period(crs) / abs(source.transform.a)
     wrap_width = round(period) if period and source.width >= period - 1 else 0
     if not finite.any():
         return None, wrap_width, period
@@ -223,6 +223,38 @@ def vertical_datum(path: str) -> str | None:
     return "ellipsoid" if len(parsed.axis_info) == 3 else None
 
 
+METRES = {
+    "m": 1.0, "metre": 1.0, "metres": 1.0, "meter": 1.0, "meters": 1.0, "dm": 0.1, "decimetre": 0.1, "decimeter": 0.1,
+    "cm": 0.01, "centimetre": 0.01, "centimeter": 0.01, "km": 1000.0, "kilometre": 1000.0, "kilometer": 1000.0,
+    "ft": 0.3048, "foot": 0.3048, "feet": 0.3048, "international foot": 0.3048, "us-ft": 1200 / 3937,
+    "us_survey_foot": 1200 / 3937, "us survey foot": 1200 / 3937, "ftus": 1200 / 3937, "foot_us": 1200 / 3937,
+}  # fmt: skip
+"""Unit of a band, in lower case -> its length, m."""
+
+
+def height_scale(source: Any) -> tuple[float, float]:
+    """Factor and summand, m, that convert the values of an open DEM to metres.
+
+    The band's scale and offset come first, then its unit: that of the band, otherwise that of the vertical axis of the
+    CRS, otherwise metres. Raises TerrainError naming the file if the band's unit is no known length.
+    """
+    unit = (source.units[0] or "").strip().lower()
+    if unit and unit not in METRES:
+        raise TerrainError(f"{source.name}: its heights are in {source.units[0]}, which is no known unit of length")
+    metres = METRES.get(unit) or vertical_unit(source.crs)
+    return source.scales[0] * metres, source.offsets[0] * metres
+
+
+def vertical_unit(crs: Any) -> float:
+    """The length of the unit of a CRS's vertical axis, m; 1 if it has none."""
+    if crs is None:
+        return 1.0
+    parsed = CRS(crs.to_wkt())
+    vertical = parsed.sub_crs_list[-1] if parsed.is_compound else parsed
+    lengths = [axis.unit_conversion_factor for axis in vertical.axis_info if axis.direction in ("up", "down")]
+    return float(lengths[0]) if lengths else 1.0
+
+
 def read_cells(source: Any, box: Box, step: int, wrap_width: int) -> npt.NDArray[np.float32]:
     """Heights of a window of an open DEM: float32, NaN beyond the DEM and in holes too large to be filled.
 
@@ -250,8 +282,9 @@ def read_cells(source: Any, box: Box, step: int, wrap_width: int) -> npt.NDArray
 def read_raw_cells(
     source: Any, box: Box, step: int, wrap_width: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Heights as stored in a DEM, NaN in holes and beyond it; and a mask of the cells that lie within the DEM."""
+    """Heights of a DEM, m, NaN in holes and beyond it; and a mask of the cells that lie within the DEM."""
     c0, r0, c1, r1 = box
+    scale, offset = height_scale(source)
     cells = np.full(((r1 - r0) // step, (c1 - c0) // step), np.nan, np.float32)
     inside = np.zeros(cells.shape, np.bool_)
     for shift in (-wrap_width, 0, wrap_width) if wrap_width else (0,):
@@ -262,7 +295,7 @@ def read_raw_cells(
         target = np.s_[(top - r0) // step : -(-(bottom - r0) // step), (left - c0) // step : -(-(right - c0) // step)]
         window = Window(left - shift, top, right - left, bottom - top)
         part = source.read(1, window=window, out_shape=cells[target].shape, masked=True, resampling=Resampling.average)
-        values = part.astype(np.float32).filled(np.nan)
+        values = part.astype(np.float32).filled(np.nan) * np.float32(scale) + np.float32(offset)
         values[~((values > LOWEST) & (values < HIGHEST))] = (
             np.nan
         )  # a hole, even if the file does not mark it as nodata

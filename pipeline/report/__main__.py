@@ -4,9 +4,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from geokr.dataset.index import read_summary
+from geokr.storage import inputs
 from pipeline.report.figures import draw_tiles
 from pipeline.report.summary import dashboard_line, run_table, summary_table
 
@@ -14,9 +14,11 @@ from pipeline.report.summary import dashboard_line, run_table, summary_table
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.report", description=__doc__)
-    parser.add_argument("dataset", help="a finished data set: a directory, or s3://...")
-    parser.add_argument("run", type=Path, nargs="?", help="a finished training run")
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw tiles with their class shares")
+    parser.add_argument("dataset", type=inputs.expand_home, help="a finished data set: a directory, or s3://...")
+    parser.add_argument("run", type=inputs.local_path, nargs="?", help="a finished training run")
+    parser.add_argument(
+        "--picture", type=inputs.local_path, metavar="FILE.png", help="draw tiles with their class shares"
+    )
     options = parser.parse_args(argv)
     try:
         lines = summary_table(read_summary(options.dataset))

@@ -3,8 +3,8 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from geokr.storage import inputs
 from pipeline.sample.files import write_world
 
 
@@ -16,7 +16,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "DEM and two GlobeLand30 sheets that meet inside the scenes, all in the formats of real files, and truth.json, "
         "which records what they were made from. The same seed gives the same bytes.",
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="output folder; created if it does not exist")
+    parser.add_argument(
+        "directory", metavar="DIR", type=inputs.local_path, help="output folder; created if it does not exist"
+    )
     parser.add_argument("--seed", type=int, default=0, help="random seed of the world (0)")
     parser.add_argument(
         "--outdated",

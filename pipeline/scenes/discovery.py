@@ -52,7 +52,7 @@ def find_deliveries(paths: Iterable[str | Path]) -> Iterator[Delivery]:
 def find_local(path: Path) -> list[Delivery]:
     """The deliveries under a directory, in the order of their paths, or the one that a file belongs to."""
     if path.is_dir():
-        return group_deliveries([str(file) for file in path.rglob("*") if file.is_file()])
+        return group_deliveries([*map(str, inputs.list_folder(path))])
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
     name = path.name.lower()

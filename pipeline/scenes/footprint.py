@@ -49,6 +49,7 @@ def image_footprint(image: Image, terrain: Terrain) -> shapely.Polygon:
     if abs(np.sum((np.diff(lon, append=lon[0]) + 180.0) % 360.0 - 180.0)) > 180.0:
         raise SceneError(f"{image.path}: it contains a pole, so it has no outline in longitude and latitude")
     lon = lon[0] + (lon - lon[0] + 180.0) % 360.0 - 180.0  # continuous across the antimeridian
+    lon -= 360.0 * np.rint((lon.min() + lon.max()) / 720.0)  # its centre lies within -180 to 180
     if max(np.ptp(lon) * np.cos(np.radians(lat.mean())), np.ptp(lat)) > MAX_EXTENT:
         raise SceneError(
             f"{image.path}: it spans {np.ptp(lon):.0f} x {np.ptp(lat):.0f} degrees, too much for a UTM zone"

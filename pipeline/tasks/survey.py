@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import shapely
 from rasterio.windows import Window
 
 from geokr.storage.inputs import InputError
+from pipeline.catalog.stac_items import geoparquet_columns
 from pipeline.catalog.table import Entry
 from pipeline.config import SurveyConfig
 from pipeline.geometry.sensor import Georeferenced
@@ -42,17 +43,31 @@ class SurveyJob:
 
 
 def read_and_survey(job: SurveyJob) -> list[Entry | Refusal]:
-    """Read the scenes of one delivery and survey them; a scene that cannot be used becomes a Refusal."""
+    """Read the scenes of one delivery and survey them; a scene that cannot be used becomes a Refusal.
+
+    So does one with which the program fails, since no scene may stop the others.
+    """
     results: list[Entry | Refusal] = []
-    for scene in read_delivery(job.delivery, job.config.imagery, job.config.bands):
+    try:
+        scenes = read_delivery(job.delivery, job.config.imagery, job.config.bands)
+    except Exception as error:
+        return [refuse(PurePosixPath(job.delivery.path).name, "unusable", describe(error, job.delivery.path))]
+    for scene in scenes:
         if isinstance(scene, Refusal):
             results.append(scene)
             continue
         try:
-            results.append(survey(scene, job.config, job.delivery.source_version))
-        except InputError as error:
-            results.append(refuse(scene.id, "unusable", str(error)))
+            entry = survey(scene, job.config, job.delivery.source_version)
+            geoparquet_columns(entry.scene)  # the catalog has a row for it
+            results.append(entry)
+        except Exception as error:
+            results.append(refuse(scene.id, "unusable", describe(error, scene.images[0].path)))
     return results
+
+
+def describe(error: Exception, path: str) -> str:
+    """One sentence on why a file cannot be used: the error's own if it is about an input."""
+    return str(error) if isinstance(error, InputError) else f"{path}: {type(error).__name__}: {error}"
 
 
 def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entry:

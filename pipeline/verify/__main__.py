@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from geokr.dataset.layout import DATASET
-from geokr.storage import files, rasters
+from geokr.storage import files, inputs, rasters
 from pipeline.verify import checks, index_checks
 from pipeline.verify.dataset import DataSet, shorten
 
@@ -24,7 +24,9 @@ SHOWN = 20
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status: 0 if all checks pass, 1 if any fails, 2 if there is no data set."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.verify", description=__doc__)
-    parser.add_argument("dataset", metavar="DATASET", help="a finished data set: a directory, or s3://...")
+    parser.add_argument(
+        "dataset", type=inputs.expand_home, metavar="DATASET", help="a finished data set: a directory, or s3://..."
+    )
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--fast", action="store_true", help="check only metadata, statuses and the index")
     depth.add_argument("--full", action="store_true", help="read every tile of every shard, not one per shard")

@@ -159,3 +159,20 @@ def test_sizes_are_accepted_exactly_where_a_block_can_be_built(tile: int, stride
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
         read_config(None, NEEDED).grid.tile = 5
+
+
+def test_the_home_directory_may_be_written_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    text = """
+build:
+  out: ~/out
+  survey: {scenes: [~/scenes, "s3://bucket/~"], dem: ~/dem.tif, geoid: ~/geoid.tif, radiometry: toa, coefficients: ~/c}
+  labels: {landcover: [~/maps], legends: [~/legend], taxonomy: ~/taxonomy.toml}
+"""
+    config = read_config(params(tmp_path, text), {})
+    assert config.out == "/home/me/out"
+    assert config.survey.scenes == ["/home/me/scenes", "s3://bucket/~"]
+    assert (config.survey.dem, config.survey.geoid) == ("/home/me/dem.tif", "/home/me/geoid.tif")
+    assert config.survey.coefficients == "/home/me/c"
+    assert config.labels.landcover + config.labels.legends == ["/home/me/maps", "/home/me/legend"]
+    assert config.labels.taxonomy == "/home/me/taxonomy.toml"

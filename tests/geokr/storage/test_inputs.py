@@ -450,3 +450,21 @@ def test_a_bucket_that_is_open_to_all_is_read_without_keys(s3: Server, monkeypat
     finally:
         for cached in (files.s3_store, files._open_kvstore):
             cached.cache_clear()
+
+
+def test_linked_folders_are_listed_once_and_circles_end(tmp_path: Path) -> None:
+    for name in ("in/a.tif", "in/sub/b.tif", "disk/c.tif", "disk/deep/d.tif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in/disk").symlink_to(tmp_path / "disk")
+    (tmp_path / "in/a_second_way").symlink_to(tmp_path / "in/sub")
+    (tmp_path / "in/twin").symlink_to(tmp_path / "in/disk")
+    (tmp_path / "disk/deep/up").symlink_to(tmp_path / "in")
+    (tmp_path / "in/nothing").symlink_to(tmp_path / "gone")
+    names = [str(path.relative_to(tmp_path / "in")) for path in inputs.list_folder(tmp_path / "in")]
+    assert names == ["a.tif", "disk/c.tif", "disk/deep/d.tif", "sub/b.tif"]
+    assert len(find_deliveries_at(tmp_path / "in")) == 4
+
+
+def find_deliveries_at(folder: Path) -> list[Delivery]:
+    return [*find_deliveries([folder])]

@@ -18,9 +18,11 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geokr.crs import cut_at_antimeridian
 from geokr.dataset import layout, store
 from geokr.storage import files
 from pipeline.catalog import quarantine
+from pipeline.catalog.stac_items import bounding_box
 from pipeline.catalog.table import CATALOG, Entry, read_catalog, reusable_entries, write_catalog
 from pipeline.config import BuildConfig, ConfigError
 from pipeline.geometry.sensor import Georeferenced
@@ -32,6 +34,7 @@ from pipeline.scenes.discovery import find_deliveries
 from pipeline.scenes.raster import open_image
 from pipeline.scenes.scene import Image, Scene, SceneError
 from pipeline.stages import catalog, tiles
+from pipeline.tasks import survey
 from pipeline.tasks.survey import SurveyJob, read_and_survey
 from tests.deliveries import (
     GROUND,
@@ -653,3 +656,38 @@ def test_a_ground_sampling_distance_that_the_rpc_denies_is_refused(tmp_path: Pat
     (refusal,) = read_delivery(next(iter(find_deliveries([path]))))
     assert isinstance(refusal, Refusal)
     assert "ImageGSD is 0.5 m, but the image's pixels are" in refusal.detail
+
+
+@pytest.mark.parametrize("west", [190.0, -170.0, -530.0, 179.99])
+def test_a_scene_lies_where_it_is_however_its_longitudes_are_counted(tmp_path: Path, west: float) -> None:
+    transform = Affine(1e-4, 0, west, 0, -1e-4, 10)
+    write_folder(tmp_path / "scenes", {"pacific.tif": tiff(coordinates(), crs="EPSG:4326", transform=transform)})
+    (entry,) = catalog.run(config(tmp_path), None)
+    here = (west + 180.0) % 360.0 - 180.0
+    assert entry.scene.footprint.bounds[:2] == pytest.approx((here, 10 - HEIGHT * 1e-4))
+    assert bounding_box(cut_at_antimeridian(entry.scene.footprint))[0] == pytest.approx(here)
+
+
+def test_a_failure_with_one_scene_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the program did not expect, and wherever: in reading, in surveying, in making the row."""
+    for name in ("a", "b", "c", "d"):
+        write_folder(
+            tmp_path / "scenes",
+            {f"{name}.tif": tiff(coordinates(), crs="EPSG:32648", transform=Affine(10, 0, 5e5, 0, -10, 2e6))},
+        )
+
+    def failing(function: Any, victim: str) -> Any:
+        def wrapper(first: Any, *rest: Any) -> Any:
+            if victim in str(first):
+                raise ZeroDivisionError("by zero")
+            return function(first, *rest)
+
+        return wrapper
+
+    monkeypatch.setattr(survey, "read_delivery", failing(survey.read_delivery, "scenes/a.tif"))
+    monkeypatch.setattr(survey, "survey", failing(survey.survey, "scenes/b.tif"))
+    monkeypatch.setattr(survey, "geoparquet_columns", failing(survey.geoparquet_columns, "scenes/c.tif"))
+    (entry,) = catalog.run(config(tmp_path), None)
+    assert entry.scene.id == "d"
+    details = [entry["detail"] for entry in quarantine.read(tmp_path / "out")]
+    assert details == [f"{tmp_path}/scenes/{name}.tif: ZeroDivisionError: by zero" for name in ("a", "b", "c")]

@@ -198,3 +198,25 @@ def test_a_model_comes_back_from_json(model: RPC | Georeferenced) -> None:
 def test_a_model_of_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown sensor model 'sar'"):
         model_from_json({"kind": "sar"})
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:4326", (1e-3, 0.0, 190.0, 0.0, -1e-3, 24.9)),  # counted from 0 to 360
+        ("EPSG:4326", (1e-3, 0.0, -185.0, 0.0, -1e-3, 24.9)),
+        ("EPSG:4326", (1e-3, 0.0, 179.97, 0.0, -1e-3, 24.9)),  # across the antimeridian
+        ("EPSG:4326", (-1e-3, 0.0, 180.02, 0.0, -1e-3, 24.9)),  # columns run west
+        ("EPSG:4269", (1e-3, 0.0, 359.98, 0.0, -1e-3, 24.9)),  # across the prime meridian
+        ("EPSG:3857", (100.0, 0.0, 20_035_000.0, 0.0, -100.0, 2_850_000.0)),
+        ("EPSG:6933", (100.0, 0.0, 17_365_000.0, 0.0, -100.0, 2_850_000.0)),
+    ],
+)
+def test_an_image_may_continue_past_180_degrees(crs: str, transform: tuple[float, ...]) -> None:
+    """Ground in -180 to 180 is found in the image, whichever way its own longitudes are counted."""
+    a, b, c, d, e, f = transform
+    model = Georeferenced(crs, (a, b, c, d, e, f))
+    col, row = np.meshgrid(np.arange(0.5, 90, 7), np.arange(0.5, 60, 7))
+    lon, lat = model.ground(col, row, np.zeros(col.shape))
+    lon = (lon + 180.0) % 360.0 - 180.0
+    assert np.abs(np.subtract(model.image(lon, lat, np.zeros(col.shape)), (col, row))).max() < 1e-4

@@ -262,3 +262,37 @@ def test_a_dem_that_lies_nowhere_is_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(tiff(cells()[None], transform=TRANSFORM))
     with pytest.raises(TerrainError, match=r"heights\.tif: the heights have no coordinate system"):
         Terrain(str(path), FLAT).heights(np.array([105.0]), np.array([24.0]))
+
+
+@pytest.mark.parametrize(
+    ("crs", "unit", "scale", "offset", "metres"),
+    [
+        (CRS, None, 0.1, 0.0, 1.0),  # decimetres by the band's scale
+        (CRS, None, 0.5, 100.0, 1.0),
+        (CRS, "dm", 1.0, 0.0, 0.1),
+        (CRS, "Foot", 1.0, 0.0, 0.3048),
+        (CRS, "US survey foot", 0.1, 0.0, 1200 / 3937),
+        (f"{CRS}+6360", None, 1.0, 0.0, 1200 / 3937),  # NAVD88 height (ftUS)
+        (f"{CRS}+5773", None, 1.0, 0.0, 1.0),
+        (f"{CRS}+5773", "ft", 1.0, 0.0, 0.3048),  # what the band says comes first
+    ],
+)
+def test_heights_are_metres_whatever_the_file_counts_in(
+    tmp_path: Path, crs: str, unit: str | None, scale: float, offset: float, metres: float
+) -> None:
+    path = write_dem(tmp_path / "dem.tif", (cells() / metres - offset) / scale, TRANSFORM, crs)
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = (scale,), (offset,)
+        if unit:
+            file.units = (unit,)
+    col, row = np.array([3.5, 20.5]), np.array([7.5, 30.5])
+    expected = plane(LEFT + col * CELL, TOP - row * CELL)
+    assert heights(Terrain(path, FLAT), col, row) == pytest.approx(expected, abs=1e-2)
+
+
+def test_a_unit_that_is_no_length_is_named(tmp_path: Path) -> None:
+    path = write_dem(tmp_path / "dem.tif", cells(), TRANSFORM, CRS)
+    with rasterio.open(path, "r+") as file:
+        file.units = ("kelvin",)
+    with pytest.raises(TerrainError, match=r"dem.tif: its heights are in kelvin, which is no known unit of length"):
+        heights(Terrain(path, FLAT), np.array([3.5]), np.array([3.5]))
