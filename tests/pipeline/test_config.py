@@ -162,7 +162,8 @@ def test_settings_do_not_change() -> None:
 
 
 def test_the_home_directory_may_be_written_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    home = str(tmp_path / "me")
+    monkeypatch.setenv("HOME", home)
     text = """
 build:
   out: ~/out
@@ -170,9 +171,9 @@ build:
   labels: {landcover: [~/maps], legends: [~/legend], taxonomy: ~/taxonomy.toml}
 """
     config = read_config(params(tmp_path, text), {})
-    assert config.out == "/home/me/out"
-    assert config.survey.scenes == ["/home/me/scenes", "s3://bucket/~"]
-    assert (config.survey.dem, config.survey.geoid) == ("/home/me/dem.tif", "/home/me/geoid.tif")
-    assert config.survey.coefficients == "/home/me/c"
-    assert config.labels.landcover + config.labels.legends == ["/home/me/maps", "/home/me/legend"]
-    assert config.labels.taxonomy == "/home/me/taxonomy.toml"
+    assert config.out == f"{home}/out"
+    assert config.survey.scenes == [f"{home}/scenes", "s3://bucket/~"]
+    assert (config.survey.dem, config.survey.geoid) == (f"{home}/dem.tif", f"{home}/geoid.tif")
+    assert config.survey.coefficients == f"{home}/c"
+    assert config.labels.landcover + config.labels.legends == [f"{home}/maps", f"{home}/legend"]
+    assert config.labels.taxonomy == f"{home}/taxonomy.toml"
