@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -35,6 +35,9 @@ def allows_bool(annotation: Any) -> bool:
     return annotation is bool or any(map(allows_bool, get_args(annotation)))
 
 
+Settings = TypeVar("Settings", bound=Strict)
+
+
 class ConfigError(ValueError):
     """A setting that cannot be used. The message is one sentence."""
 
@@ -44,6 +47,16 @@ def split_names(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return [part.strip() for part in value.split(",")] if value.strip() else []
+
+
+def split_numbers(value: Any) -> Any:
+    """Split `1, 2`, the form of a list on a command line, into its numbers. Other values are returned unchanged."""
+    if not isinstance(value, str | int):
+        return value
+    try:
+        return yaml.safe_load(f"[{value}]")
+    except yaml.YAMLError as error:
+        raise ValueError("expected whole numbers") from error
 
 
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(split_names)]
@@ -90,3 +103,29 @@ def list_differences(before: Mapping[str, Any], after: Mapping[str, Any], ignore
     """
     keys = sorted((before.keys() | after.keys()) - set(ignored))
     return [f"{key} {before.get(key)}, now {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+
+def apply_changes(config: Settings, changes: Mapping[str, Any], source: str) -> Settings:
+    """Replace the values of some keys of `config`. Raises ConfigError naming `source` and the key."""
+    model = type(config)
+    for key in changes:
+        if key not in model.model_fields:
+            raise ConfigError(f"{source}: there is no setting {key}{suggest(str(key), model.model_fields)}")
+    try:
+        return model.model_validate({**config.model_dump(), **changes})
+    except ValidationError as error:
+        location, message = explain(error)
+        if not location:
+            raise ConfigError(f"{source}: {message}") from error
+        raise ConfigError(f"{source}: {location[0]}: {message}, got {changes.get(location[0])!r}") from error
+
+
+def read_pair(pair: str) -> tuple[str, Any]:
+    """Parse a `key=value` pair of the command line; the value is read as YAML."""
+    key, equals, value = pair.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"command line: expected key=value, got {pair}")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"command line: the value of {key} cannot be read: {value}") from error

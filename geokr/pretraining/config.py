@@ -3,12 +3,21 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BeforeValidator, Field, StrictBool, StrictStr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, StrictStr, model_validator
 
-from geokr.settings import ConfigError, Names, Share, Strict, explain, read_section, split_names, suggest
+from geokr.settings import (
+    ConfigError,
+    Names,
+    Share,
+    Strict,
+    apply_changes,
+    read_pair,
+    read_section,
+    split_names,
+    split_numbers,
+)
 
 SECTION = "train"
 """Section of a parameter file with the training settings. The pipeline stages read the other sections."""
@@ -21,16 +30,6 @@ WITHOUT_EFFECT = frozenset(
 Size = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 Count = Annotated[int, Field(ge=0, lt=2**62, strict=True)]
 Amount = Annotated[float, Field(ge=0)]
-
-
-def split_numbers(value: Any) -> Any:
-    """Split `1, 2`, the form of a list on a command line, into its numbers. Other values are returned unchanged."""
-    if not isinstance(value, str | int):
-        return value
-    try:
-        return yaml.safe_load(f"[{value}]")
-    except yaml.YAMLError as error:
-        raise ValueError("expected whole numbers") from error
 
 
 class TrainConfig(Strict):
@@ -218,28 +217,3 @@ def configure(preset: str = "geokr", params: Path | None = None, overrides: Sequ
     if params is not None:
         config = apply_changes(config, read_section(params, SECTION), source=f"{params}, {SECTION}")
     return apply_changes(config, dict(read_pair(pair) for pair in overrides), source="command line")
-
-
-def apply_changes(config: TrainConfig, changes: Mapping[str, Any], source: str) -> TrainConfig:
-    """Replace the values of some keys of `config`. Raises ConfigError naming `source` and the key."""
-    for key in changes:
-        if key not in TrainConfig.model_fields:
-            raise ConfigError(f"{source}: there is no setting {key}{suggest(str(key), TrainConfig.model_fields)}")
-    try:
-        return TrainConfig.model_validate({**config.model_dump(), **changes})
-    except ValidationError as error:
-        location, message = explain(error)
-        if not location:
-            raise ConfigError(f"{source}: {message}") from error
-        raise ConfigError(f"{source}: {location[0]}: {message}, got {changes.get(location[0])!r}") from error
-
-
-def read_pair(pair: str) -> tuple[str, Any]:
-    """Parse a `key=value` pair of the command line; the value is read as YAML."""
-    key, equals, value = pair.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"command line: expected key=value, got {pair}")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"command line: the value of {key} cannot be read: {value}") from error
