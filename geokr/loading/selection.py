@@ -32,9 +32,10 @@ class Selection:
 
     split: str
     classes: Sequence[str] = ()
-    """Classes to learn; all classes of the data set if empty. Shares are renormalised over them."""
+    """Classes to learn; all classes of the data set if empty. Shares are renormalised over them, and the column `known`
+    is multiplied by their total share before it is used below."""
     min_known: float = 0.0
-    """Minimum share of a tile's area that its label covers, in 0..1."""
+    """Minimum share of a tile's area that its label covers, in 0..1. A tile with none of the classes is left out."""
     where: Sequence[str] = ()
     """Conditions on columns of the index. A tile must meet all of them: see `read_condition`."""
     weight: Weighting = ()
@@ -55,7 +56,7 @@ class Tiles:
     fraction: npt.NDArray[np.float32]
     """(tile, class): the label over the selected classes, rows sum to 1."""
     known: npt.NDArray[np.float32]
-    """Share of the tile's area that the label covers."""
+    """Share of the tile's area that the label covers: with the selected classes only."""
     weight: npt.NDArray[np.float32]
     """Weight of the tile in the loss; 1 by default."""
     place: npt.NDArray[np.int64] | None = None
@@ -137,7 +138,11 @@ def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, 
         columns += ["place", "acquired"]
     weight = selection.weight
     rows = read_index(dataset, None if callable(weight) else list(dict.fromkeys([*columns, *weight])))
+    total = np.stack([rows[name].to_numpy() for name in classes]).sum(axis=0, dtype=np.float64)
+    if len(classes) < len(available):
+        rows = _reduce_known(rows, total)
     mask = pc.and_(pc.equal(rows["split"], selection.split), pc.greater_equal(rows["known"], selection.min_known))
+    mask = pc.and_(mask, pa.array(total > 0))
     for text, condition in zip(selection.where, conditions, strict=True):
         try:
             mask = pc.and_(mask, condition.evaluate(rows[condition.column]))
@@ -145,16 +150,13 @@ def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, 
             raise ValueError(f"{dataset}/{INDEX}: {text}: {error}") from error
     if selection.pairs:
         mask = pc.and_(mask, pc.and_(pc.is_valid(rows["place"]), pc.is_valid(rows["acquired"])))
-    rows = rows.filter(mask)
+    rows, total = rows.filter(mask), total[mask.to_numpy(zero_copy_only=False)]
     if rows.num_rows == 0:
-        extra = "".join(f" and {text}" for text in selection.where)
+        extra = f" in the classes {', '.join(classes)}" if selection.classes else ""
+        extra += "".join(f" and {text}" for text in selection.where)
         criteria = f"split {selection.split} with known >= {selection.min_known:g}{extra}"
         advice = f"does the build make {selection.split}, in cells (build.index.split.cell) smaller than the scenes?"
         raise ValueError(f"{dataset}/{INDEX}: no tile of {criteria}; {advice}")
-    total = np.stack([rows[name].to_numpy() for name in classes]).sum(axis=0, dtype=np.float64)
-    if not (total > 0).any():
-        raise ValueError(f"{dataset}: no tile of split {selection.split} contains any of {', '.join(classes)}")
-    rows, total = rows.filter(pa.array(total > 0)), total[total > 0]
     days = rows["acquired"].cast(pa.date32()).cast(pa.int32()) if selection.pairs else None
     encoded = rows["scene"].combine_chunks().dictionary_encode()
     fraction = np.stack([rows[name].to_numpy() for name in classes], axis=1) / total[:, None]
@@ -169,6 +171,15 @@ def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, 
         place=_encode(rows["place"]) if selection.pairs else None,
         date=None if days is None else days.to_numpy().astype(np.int64),
     )
+
+
+def _reduce_known(rows: pa.Table, total: npt.NDArray[np.float64]) -> pa.Table:
+    """Multiply the column `known` by the total share of the chosen classes, (tile,): what lies under others is unknown.
+
+    Without this, a tile with a trace of one chosen class would have a full label of that class.
+    """
+    known = rows["known"].to_numpy() * np.minimum(total.round(6), 1.0)  # float32 shares sum to 1 only to about 1e-7
+    return rows.set_column(rows.schema.get_field_index("known"), "known", pa.array(known.astype(np.float32)))
 
 
 def _encode(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:

@@ -38,9 +38,10 @@ class TrainConfig(Strict):
     bands: Annotated[Names, Field(min_length=1)] = ("red", "green", "blue")
     """Names of the input bands of the encoder, in this order. Scenes that lack one are left out."""
     classes: Names = ()
-    """Classes to learn; all classes of the data set if empty. Shares are renormalised over these classes."""
+    """Classes to learn; all classes of the data set if empty. Shares are renormalised over these classes, and what lies
+    under other classes counts as unknown."""
     min_known: Share = 0.5
-    """Minimum share of a tile's area that its label covers, in 0..1."""
+    """Minimum share of a tile's area that its label covers with the classes to learn, in 0..1."""
     where: Names = ()
     """Conditions on columns of the index that all tiles must meet, such as `gsd<=4` or `satellite=GF1|GF2`."""
     weight: Names = ()

@@ -110,3 +110,28 @@ def test_a_weight_that_is_none_is_refused(described: Path) -> None:
         select_tiles(described, Selection("train", weight=lambda rows: np.ones(2)))
     with pytest.raises(ValueError, match="has no column cirrus"):
         select_tiles(described, Selection("train", weight=("cirrus",)))
+
+
+def test_a_label_is_known_as_far_as_the_chosen_classes_cover_the_tile(build, tmp_path: Path) -> None:
+    """A trace of two classes is no full label of them: what lies under other classes is unknown."""
+    share = np.array([[[0.004, 0.001, 0.995], [0.5, 0.25, 0.25], [0, 0, 1], [0.7, 0.3, 0]]], np.float32)
+    pixels = np.full((1, 4, 4, 8, 8), 9, np.uint8)
+    dataset = build(
+        tmp_path / "traces", {"only": pixels}, {"only": share}, known=lambda scene, row, col: 0.5 if col == 3 else 0.8
+    )
+
+    def select(**options) -> tuple[list[int], list[float], list[float]]:
+        _, tiles = select_tiles(dataset, Selection("train", ("water", "forest"), **options))
+        return tiles.col.tolist(), tiles.known.tolist(), tiles.weight.tolist()
+
+    everything = select_tiles(dataset, Selection("train"))[1]
+    assert everything.known.tolist() == pytest.approx([0.8, 0.8, 0.8, 0.5])
+    known = [0.8 * 0.005, 0.8 * 0.75, 0.5]
+    assert select() == ([0, 1, 3], pytest.approx(known, rel=1e-3), [1, 1, 1])
+    assert select(weight=("known",)) == ([0, 1, 3], pytest.approx(known, rel=1e-3), pytest.approx(known, rel=1e-3))
+    assert select(min_known=0.5)[0] == [1, 3]  # 0.7 + 0.3 is all of the tile, though not quite so in float32
+    assert select(where=("known<0.1",))[0] == [0]  # one meaning of the word, in conditions and functions too
+    by_function = select(weight=lambda rows: rows["known"].to_numpy())
+    assert by_function == select(weight=("known",))
+    with pytest.raises(ValueError, match=r"with known >= 0\.7 in the classes water, forest; does"):
+        select(min_known=0.7)
