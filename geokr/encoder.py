@@ -29,6 +29,8 @@ class Encoder(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
+    gain: torch.Tensor
+    offset: torch.Tensor
 
     def __init__(
         self, network: nn.Module, bands: Sequence[str], mean: Sequence[float], std: Sequence[float], size: int
@@ -42,6 +44,9 @@ class Encoder(nn.Module):
         """Side of the images that it was trained with, px."""
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
+        gain, offset = unit_scale([0.0] * len(bands), [255.0] * len(bands))
+        self.register_buffer("gain", gain)
+        self.register_buffer("offset", offset)
 
     def forward(self, pixels: torch.Tensor, bands: Sequence[str] | None = None) -> torch.Tensor:
         """Compute features, (n, feature) float32, of (n, band, y, x) uint8 pixels, resized to the encoder's size.
@@ -61,7 +66,8 @@ class Encoder(nn.Module):
             raise ValueError(f"expected (n, {len(input_bands)}, y, x) pixels, got {tuple(pixels.shape)}")
         if input_bands != self.bands:
             pixels = pixels[:, [input_bands.index(name) for name in self.bands]]
-        features: torch.Tensor = self.network((resize(pixels, self.size) - self.mean) / self.std)
+        image = resize(to_unit(pixels, self.gain, self.offset), self.size)
+        features: torch.Tensor = self.network((image - self.mean) / self.std)
         return features
 
 
@@ -89,9 +95,25 @@ def load_encoder(path: str | Path, model: str | None = None) -> Encoder:
     return Encoder(network, bands, mean, std, size).eval()
 
 
-def resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize full tiles: (n, band, size, size) float32 in 0..1, from (n, band, y, x) uint8."""
-    image = pixels.float() / 255
+def unit_scale(low: Sequence[float], high: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gain and offset of each band, (band, 1, 1) float32, with which `to_unit` maps `low` to 0 and `high` to 1."""
+    bottom, top = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (low, high))
+    gain = 1 / (top - bottom)
+    return gain.float(), (-bottom * gain).float()
+
+
+def to_unit(pixels: torch.Tensor, gain: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """Convert stored pixels to float32 in 0..1: gain * pixels + offset, in one pass.
+
+    pixels: (n, band, y, x). gain, offset: (band, 1, 1) or (n, band, 1, 1) float32 on the same device. Results outside
+    0..1 are clipped. For uint8 pixels, whose range is always 0..255, there are none.
+    """
+    unit = torch.addcmul(offset, pixels, gain)
+    return unit if pixels.dtype == torch.uint8 else unit.clamp_(0.0, 1.0)
+
+
+def resize(image: torch.Tensor, size: int) -> torch.Tensor:
+    """Resize full tiles without aliasing: (n, band, size, size) float, from (n, band, y, x) float."""
     if image.shape[-2:] == (size, size):
         return image
     return F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)

@@ -24,21 +24,21 @@ def derive_seed(*parts: int) -> int:
 
 
 def augment(
-    image: torch.Tensor, bands: Sequence[str], config: TrainConfig, seed: int, part: tuple[int, int] = (0, 1)
+    pixels: torch.Tensor, bands: Sequence[str], config: TrainConfig, seed: int, part: tuple[int, int] = (0, 1)
 ) -> torch.Tensor:
-    """Compute a random view of each tile: (n, band, size, size) float32 in 0..1, on the device of `image`.
+    """Compute a random view of each tile: (n, band, size, size) float32 in 0..1, on the device of `pixels`.
 
-    image: (n, band, y, x) uint8. part: index of this part, and number of equal parts of the step's tiles. Random
+    pixels: (n, band, y, x) float32 in 0..1. part: index of this part, and number of equal parts of the step's tiles. Random
     numbers are drawn for all parts, so that the view of a tile does not depend on the number of parts.
     """
     index, count = part
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(len(image) * count, 13, generator=generator)[index * len(image) : (index + 1) * len(image)]
+    draws = torch.rand(len(pixels) * count, 13, generator=generator)[index * len(pixels) : (index + 1) * len(pixels)]
     order = torch.randperm(4, generator=generator).tolist()
     geometry, colour = draws[:, :9], draws[:, 9:]
-    theta = view_affines(geometry, config).to(image.device)
-    pixels = _warp(image.float(), theta, config.image_size) / 255
-    return jitter_colour(pixels, bands, config, colour.to(image.device), order)
+    theta = view_affines(geometry, config).to(pixels.device)
+    view = _warp(pixels, theta, config.image_size)
+    return jitter_colour(view, bands, config, colour.to(pixels.device), order)
 
 
 def view_affines(draws: torch.Tensor, config: TrainConfig) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from geokr.dataset.index import read_extent, read_summary
+from geokr.encoder import to_unit, unit_scale
 from geokr.loading.loader import Batch, TileLoader
 from geokr.pretraining.augment import augment, derive_seed
 from geokr.pretraining.checkpoint import Checkpoint
@@ -92,6 +93,10 @@ class Learner:
     """Mean of each band that the input is normalised with, for pixels in 0..1."""
     std: list[float]
     """Standard deviation of each band that the input is normalised with, for pixels in 0..1."""
+    gain: torch.Tensor
+    """(band, 1, 1) float32: maps stored pixels to 0..1, together with `offset`."""
+    offset: torch.Tensor
+    """(band, 1, 1) float32: what a stored pixel of 0 becomes."""
     start: str
     """Description of the weights that the encoder started from."""
     scaler: GradScaler
@@ -113,6 +118,10 @@ class Learner:
     def precision(self) -> torch.autocast:
         return torch.autocast(self.process.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    def to_unit(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Convert (n, band, y, x) stored pixels to float32 in 0..1."""
+        return to_unit(pixels, self.gain, self.offset)
+
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalise (n, band, y, x) float pixels in 0..1 with the mean and the standard deviation of each band."""
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
@@ -124,7 +133,7 @@ class Learner:
         seed = derive_seed(self.config.seed, self.step, stream)
         parts = self.config.accumulate
         index_and_count = (self.process.rank * parts + part, self.process.world * parts)
-        return augment(image, self.config.bands, self.config, seed, index_and_count)
+        return augment(self.to_unit(image), self.config.bands, self.config, seed, index_and_count)
 
     def part(self, image: torch.Tensor, pair: torch.Tensor, target: torch.Tensor, number: int) -> Part:
         """Describe a part of the step's tiles to the objective.
@@ -188,6 +197,7 @@ def create_learner(
     mean, std = (
         (list(facts.mean_pixel), list(facts.std_pixel)) if objective.normalises else ([0.0] * bands, [1.0] * bands)
     )
+    gain, offset = unit_scale([0.0] * bands, [255.0] * bands)
     dtype = compute_dtype(config.amp, process.device)
     learner = Learner(
         config=config,
@@ -200,6 +210,8 @@ def create_learner(
         optimiser=make_optimiser(student, config),
         mean=mean,
         std=std,
+        gain=gain.to(process.device),
+        offset=offset.to(process.device),
         start=start,
         scaler=GradScaler(process.device.type, enabled=dtype == torch.float16),
         dtype=dtype,

@@ -86,7 +86,7 @@ def predict(learner: Learner, batches: Iterator[Batch]) -> Iterator[tuple[torch.
     model = learner.evaluated
     while max_over_ranks(int((batch := next(batches, None)) is not None), learner.process):
         pixels = torch.zeros(1, len(config.bands), 1, 1, dtype=torch.uint8) if batch is None else batch.image
-        image = resize(pixels.to(device, non_blocking=True), config.image_size)
+        image = resize(learner.to_unit(pixels.to(device, non_blocking=True)), config.image_size)
         with learner.precision():
             logits, features = model(learner.normalise(image))
         fraction = logits.new_zeros(0, logits.shape[1]) if batch is None else batch.fraction.to(device)

@@ -9,7 +9,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 
 from geokr import export, train
-from geokr.encoder import Encoder, load_encoder, resize
+from geokr.encoder import Encoder, load_encoder, resize, to_unit, unit_scale
 from geokr.pretraining.checkpoint import LAST, load
 
 BANDS = ("nir", "red", "green", "blue")
@@ -36,11 +36,11 @@ def test_a_run_and_its_export_are_one_encoder(run: Path, tmp_path: Path) -> None
     network.load_state_dict(load_file(run / "encoder.safetensors"))
     mean, std = (torch.tensor(values)[:, None, None] for values in (checkpoint.mean, checkpoint.std))
     wanted = network.eval()((pixels().float() / 255 - mean) / std)
-    assert torch.equal(encoder(pixels()), wanted)
+    assert torch.allclose(encoder(pixels()), wanted, atol=1e-5)
     folder = tmp_path / "export"
     for path in (folder, folder / "encoder.safetensors", folder / "torchvision.safetensors"):
-        assert torch.equal(load_encoder(path)(pixels()), wanted), path
-    assert torch.equal(load_encoder(str(run))(pixels()), wanted)
+        assert torch.allclose(load_encoder(path)(pixels()), wanted, atol=1e-5), path
+    assert torch.allclose(load_encoder(str(run))(pixels()), wanted, atol=1e-5)
 
 
 def test_bands_are_found_by_name(run: Path) -> None:
@@ -56,7 +56,8 @@ def test_bands_are_found_by_name(run: Path) -> None:
 def test_images_of_another_size_are_resized_and_of_another_type_refused(run: Path) -> None:
     encoder = load_encoder(run)
     large = pixels(side=70)
-    assert torch.equal(encoder(large), encoder.network((resize(large, 32) - encoder.mean) / encoder.std))
+    image = resize(large.float() / 255, 32)
+    assert torch.allclose(encoder(large), encoder.network((image - encoder.mean) / encoder.std), atol=1e-5)
     for wrong, what in (
         (large.float(), r"Tensor of torch\.float32"),
         (large.to(torch.uint16), r"Tensor of torch\.uint16"),
@@ -64,6 +65,17 @@ def test_images_of_another_size_are_resized_and_of_another_type_refused(run: Pat
     ):
         with pytest.raises(ValueError, match=f"an encoder takes a tensor of uint8 pixels, got {what}"):
             encoder(wrong)
+
+
+def test_stored_pixels_are_scaled_band_by_band_and_clipped() -> None:
+    stored = torch.arange(0, 65536, 257).to(torch.uint16).reshape(1, 2, 16, 8)
+    low, high = [100.0, 0.0], [20000.0, 65535.0]
+    found = to_unit(stored, *unit_scale(low, high))
+    for band in range(2):
+        expected = (stored[0, band].double() - low[band]) / (high[band] - low[band])
+        assert torch.allclose(found[0, band].double(), expected.clamp(0, 1), atol=1e-6)
+    assert float(found[:, 0].min()) == 0 < float(stored.double().max()) / 20000 - 1  # both ends are clipped
+    assert float(found[:, 0].max()) == 1
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

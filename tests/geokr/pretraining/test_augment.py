@@ -18,7 +18,7 @@ STILL = TrainConfig(
 
 def noise(tiles: int, bands: int = 3, side: int = 12, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (tiles, bands, side, side), dtype=torch.uint8, generator=generator)
+    return torch.randint(0, 256, (tiles, bands, side, side), generator=generator) / 255
 
 
 def eight(image: torch.Tensor) -> list[torch.Tensor]:
@@ -32,7 +32,7 @@ def test_whole_views_are_the_tile_mirrored_and_turned(turn: float, positions: in
     image = noise(200)
     views = augment(image, RGB, STILL.model_copy(update={"quarter_turn_probability": turn}), seed=5)
     found = []
-    for tile, view in zip(image.float() / 255, views, strict=True):
+    for tile, view in zip(image, views, strict=True):
         matches = [i for i, position in enumerate(eight(tile)) if torch.allclose(position, view, atol=1e-4)]
         found += matches[:1] or [-1]
     assert sorted(set(found)) == list(range(positions))
@@ -54,7 +54,7 @@ def test_crops_stay_inside_and_keep_their_share() -> None:
     """Pixels that are their own coordinate: a view's corners say which part of the tile it is."""
     side, size = 64, 32
     ramp = torch.arange(side).expand(1, 1, side, side)
-    image = torch.cat([ramp, ramp.transpose(2, 3)], dim=1).to(torch.uint8).expand(300, 2, side, side)
+    image = torch.cat([ramp, ramp.transpose(2, 3)], dim=1).div(255).expand(300, 2, side, side)
     config = STILL.model_copy(update={"crop": 0.4, "image_size": size})
     views = augment(image, ("x", "y"), config, seed=2) * 255
     extent = (views.amax(dim=(2, 3)) - views.amin(dim=(2, 3))) * size / (size - 1)  # px, from centres to edges
@@ -92,7 +92,7 @@ def test_a_rotated_view_shows_the_tile_rotated() -> None:
     """Pixels that are their own coordinate, so that the view says where each of its pixels lies."""
     side = 64
     ramp = torch.arange(side).expand(1, 1, side, side) * 2
-    image = torch.cat([ramp, ramp.transpose(2, 3)], dim=1).to(torch.uint8).expand(50, 2, side, side)
+    image = torch.cat([ramp, ramp.transpose(2, 3)], dim=1).div(255).expand(50, 2, side, side)
     config = STILL.model_copy(update={"rotate": 45.0, "crop": 0.25, "image_size": 16})
     views = augment(image, ("x", "y"), config, seed=4) * 255 / 2
     right, down = views[:, :, 8, 9] - views[:, :, 8, 8], views[:, :, 9, 8] - views[:, :, 8, 8]
@@ -147,7 +147,7 @@ def test_seeds_of_near_numbers_are_unlike() -> None:
 
 @pytest.mark.parametrize("change", range(4))
 def test_each_change_of_colour_is_torchvisions(change: int) -> None:
-    image = noise(6).float() / 255
+    image = noise(6)
     draws = torch.full((6, 4), 0.5)
     draws[:, change] = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     config = STILL.model_copy(update={"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.3})
@@ -162,7 +162,7 @@ def test_each_change_of_colour_is_torchvisions(change: int) -> None:
 
 
 def test_bands_without_colour_keep_their_hue_and_saturation() -> None:
-    image = noise(3, bands=4).float() / 255
+    image = noise(3, bands=4)
     bands = ("nir", "blue", "green", "red")
     config = STILL.model_copy(update={"saturation": 0.5, "hue": 0.3})
     found = jitter_colour(image, bands, config, torch.full((3, 4), 0.9), [2, 3])
@@ -199,12 +199,12 @@ def test_what_is_finer_than_a_view_is_averaged_in_it() -> None:
     image = noise(4, side=64)
     small = STILL.model_copy(update={"image_size": 16})
     for view in (augment(image, RGB, small, seed=0), resize(image, 16)):
-        assert float(view.std()) < 0.3 * float((image.float() / 255).std())
+        assert float(view.std()) < 0.3 * float((image).std())
 
 
 def test_plain_resizes_without_change() -> None:
     image = noise(2)
-    assert torch.equal(resize(image, 12), image.float() / 255)
-    constant = torch.full((1, 3, 40, 40), 51, dtype=torch.uint8)
+    assert torch.equal(resize(image, 12), image)
+    constant = torch.full((1, 3, 40, 40), 0.2)
     assert torch.allclose(resize(constant, 12), torch.full((1, 3, 12, 12), 0.2))
     assert resize(constant, 56).shape == (1, 3, 56, 56)

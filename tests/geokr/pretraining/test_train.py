@@ -455,7 +455,7 @@ def test_each_step_has_views_of_its_own(coloured: Path) -> None:
             found[seed, learner.step, stream] = learner.view(image, stream)
             assert torch.equal(learner.view(image, stream), found[seed, learner.step, stream])
     assert not any(torch.equal(*pair) for pair in itertools.combinations(found.values(), 2))
-    pixels = learner.normalise(image.float() / 255)
+    pixels = learner.normalise(learner.to_unit(image))
     assert float(pixels.mean((0, 2, 3)).abs().max()) < 0.3  # as much as a batch is off the data set
     assert pixels.std((0, 2, 3)).tolist() == pytest.approx([1.0] * 3, abs=0.3)
 
@@ -626,7 +626,7 @@ def test_validation_is_of_the_teacher_in_evaluation_mode_and_changes_nothing(col
             network.eval()
             parts = []
             for batch in learner.held_out:
-                logits, _ = network(learner.normalise(batch.image.float() / 255))
+                logits, _ = network(learner.normalise(learner.to_unit(batch.image)))
                 p = torch.softmax(logits.double(), dim=1)
                 parts.append((torch.special.xlogy(batch.fraction, batch.fraction) - batch.fraction * p.log()).sum(1))
             kl.append(float(torch.cat(parts).mean()))
