@@ -150,7 +150,8 @@ def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, 
             raise ValueError(f"{dataset}/{INDEX}: {text}: {error}") from error
     if selection.pairs:
         mask = pc.and_(mask, pc.and_(pc.is_valid(rows["place"]), pc.is_valid(rows["acquired"])))
-    rows, total = rows.filter(mask), total[mask.to_numpy(zero_copy_only=False)]
+    mask = mask.fill_null(False)  # a tile outside all splits has no split
+    rows, total = rows.filter(mask), total[mask.to_numpy()]
     if rows.num_rows == 0:
         extra = f" in the classes {', '.join(classes)}" if selection.classes else ""
         extra += "".join(f" and {text}" for text in selection.where)

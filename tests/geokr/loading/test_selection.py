@@ -115,9 +115,14 @@ def test_a_weight_that_is_none_is_refused(described: Path) -> None:
 def test_a_label_is_known_as_far_as_the_chosen_classes_cover_the_tile(build, tmp_path: Path) -> None:
     """A trace of two classes is no full label of them: what lies under other classes is unknown."""
     share = np.array([[[0.004, 0.001, 0.995], [0.5, 0.25, 0.25], [0, 0, 1], [0.7, 0.3, 0]]], np.float32)
-    pixels = np.full((1, 4, 4, 8, 8), 9, np.uint8)
+    share = np.concatenate([share, share])  # the second row is in no split
+    pixels = np.full((2, 4, 4, 8, 8), 9, np.uint8)
     dataset = build(
-        tmp_path / "traces", {"only": pixels}, {"only": share}, known=lambda scene, row, col: 0.5 if col == 3 else 0.8
+        tmp_path / "traces",
+        {"only": pixels},
+        {"only": share},
+        known=lambda scene, row, col: 0.5 if col == 3 else 0.8,
+        split=lambda scene, row, col: None if row else "train",
     )
 
     def select(**options) -> tuple[list[int], list[float], list[float]]:
