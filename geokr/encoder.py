@@ -4,8 +4,7 @@ encoder = load_encoder("runs/a")
 features = encoder(pixels, bands=("blue", "green", "red", "nir"))  # (n, band, y, x) uint8 -> (n, feature)
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,10 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
-from pydantic import BaseModel, ConfigDict, Json, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
-from timm.models import load_state_dict
 from torch import nn
 
 from geokr.dataset.layout import RGB
+from geokr.weights import apply_weights, read_file
 
 ENCODER = "encoder.safetensors"
 """Name of the encoder file in a run and in an export."""
@@ -150,139 +147,3 @@ def find_defaults(name: str) -> Any:
         return timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         raise ValueError(f"timm cannot create {name}: {error}") from error
-
-
-def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """Read the weights in a .safetensors or .pth file, and the bands of their first layer.
-
-    The bands are in the header of a file that this project wrote. Any other file is assumed to be for red, green and
-    blue. Raises ValueError naming the file if it does not exist or does not contain weights.
-    """
-    weights, header = read_file(path)
-    return weights, RGB if header is None else header.bands
-
-
-class Header(BaseModel):
-    """What a file that this project wrote records about its encoder; lists are JSON."""
-
-    model_config = ConfigDict(protected_namespaces=())
-
-    model: str
-    image_size: int
-    bands: Json[tuple[str, ...]]
-    mean: Json[tuple[float, ...]]
-    std: Json[tuple[float, ...]]
-
-    @model_validator(mode="after")
-    def _check_lengths(self) -> "Header":
-        if not 0 < len(self.bands) == len(self.mean) == len(self.std):
-            raise ValueError("bands, mean and std differ in length")
-        return self
-
-
-def read_file(path: Path) -> tuple[dict[str, torch.Tensor], Header | None]:
-    """Read the weights in a .safetensors or .pth file, and its header; None if another project wrote the file.
-
-    Raises like `read_weights`.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file of weights")
-    header: Header | None = None
-    try:
-        weights = load_state_dict(str(path))  # unpickles only tensors
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file, suppress(ValidationError):
-                header = Header.model_validate(file.metadata() or {})
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a file of weights: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # pickle's own errors have no common base class
-        raise ValueError(f"{path}: not a file with only weights: {type(error).__name__}") from error
-    if wrong := [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]:
-        raise ValueError(f"{path}: not a file with only weights: {wrong[0]} is no tensor")
-    return weights, header
-
-
-def apply_weights(
-    encoder: nn.Module,
-    source_weights: Mapping[str, torch.Tensor],
-    source_bands: Sequence[str],
-    bands: Sequence[str],
-    source: str,
-) -> None:
-    """Load weights with timm's or torchvision's names into an encoder; weights of a classifier are ignored.
-
-    source_bands: input bands of the first layer of `source_weights`. They are matched by name with `bands`, the input
-    bands of the encoder. Raises ValueError naming `source` if weights are missing, unexpected or of another shape.
-    """
-    expected = encoder.state_dict()
-    defaults: dict[str, Any] = getattr(encoder, "pretrained_cfg", {})
-    dropped = {f"{name}.{part}" for name in _as_tuple(defaults.get("classifier")) for part in ("weight", "bias")}
-    weights = {name: value for name, value in source_weights.items() if name not in dropped}
-    weights = {to_timm_name(name, expected): value for name, value in weights.items()}
-    weights = {name: value for name, value in weights.items() if name}
-    for name, value in weights.items():
-        if name in {f"{first}.weight" for first in _as_tuple(defaults.get("first_conv"))} and value.ndim == 4:
-            if value.shape[1] == len(source_bands):
-                weights[name] = adapt_bands(value, source_bands, bands)
-        elif (
-            name in expected
-            and value.ndim == 2
-            and expected[name].ndim == 4
-            and value.numel() == expected[name].numel()
-        ):
-            weights[name] = value.reshape(expected[name].shape)  # a linear layer that timm implements as a convolution
-    problems = [f"{name} is missing" for name in sorted(expected.keys() - weights.keys())]
-    problems += [f"{name} is unexpected" for name in sorted(weights.keys() - expected.keys())]
-    problems += [
-        f"{name} is {tuple(weights[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in expected.keys() & weights.keys()
-        if weights[name].shape != expected[name].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"{source}: not weights of this model: {', '.join(problems[:3])}{more}")
-    encoder.load_state_dict(weights)
-
-
-VGG = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": ""}
-"""torchvision's names of VGG's last layers -> timm's names. The last layer is the classifier, which has none."""
-
-
-def to_timm_name(name: str, expected: Mapping[str, torch.Tensor]) -> str:
-    """Convert torchvision's name of a weight to timm's. Only VGG's last layers differ; "" for VGG's classifier.
-
-    expected: weights of the encoder by timm's names.
-    """
-    layer, _, part = name.rpartition(".")
-    if layer not in VGG or "pre_logits.fc1.weight" not in expected:
-        return name
-    return f"{VGG[layer]}.{part}" if VGG[layer] else ""
-
-
-def to_torchvision(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Convert an encoder's weights to torchvision's names and shapes. Only VGG's last layers differ from timm's."""
-    torchvision_names = {timm_name: torchvision_name for torchvision_name, timm_name in VGG.items() if timm_name}
-    result = {}
-    for name, value in weights.items():
-        layer, _, part = name.rpartition(".")
-        renamed = torchvision_names.get(layer)
-        result[f"{renamed}.{part}" if renamed else name] = value.flatten(1) if renamed and value.ndim == 4 else value
-    return result
-
-
-def adapt_bands(weight: torch.Tensor, source_bands: Sequence[str], bands: Sequence[str]) -> torch.Tensor:
-    """Adapt a first convolution to other bands: (out, len(bands), y, x) from (out, len(source_bands), y, x).
-
-    A band of `source_bands` keeps its weights; any other band starts from the mean over all. All weights are scaled by
-    len(source_bands) / len(bands), so that the layer's output does not grow with the number of bands.
-    """
-    mean = weight.mean(dim=1)
-    parts = [weight[:, source_bands.index(band)] if band in source_bands else mean for band in bands]
-    return torch.stack(parts, dim=1) * (len(source_bands) / len(bands))
-
-
-def _as_tuple(entry: Any) -> tuple[str, ...]:
-    """Convert an entry of timm's configuration, which is one name, several names or None, to a tuple."""
-    if entry is None:
-        return ()
-    return (entry,) if isinstance(entry, str) else tuple(entry)

@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from geokr.encoder import ENCODER, build_encoder, to_torchvision
+from geokr.encoder import ENCODER, build_encoder
 from geokr.pretraining.card import format_model_card, make_stac_item, public_name, to_json
 from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load
 from geokr.storage.files import replace_file
+from geokr.weights import to_torchvision
 
 FORMS = ("onnx", "pt2", "torchvision")
 """Forms in addition to the safetensors file with timm's names."""

@@ -23,6 +23,7 @@ STAIRS = (
     # Each folder or file imports only from itself and from the steps before its own, not from others on its step.
     ("geokr/settings", "geokr/crs", "geokr/storage"),
     ("geokr/dataset", "geokr/landcover"),
+    ("geokr/weights",),
     ("geokr/loading", "geokr/encoder"),
     ("geokr/pretraining", "geokr/evaluation"),
     ("geokr/export",),
@@ -43,7 +44,7 @@ STAIRS = (
 ALONE = {"pipeline/runtime"}
 """Folders that import no other folder of their package."""
 WITH_DASK = ("pipeline/runtime/",)
-WITH_TORCH = ("geokr/loading/", "geokr/pretraining/", "geokr/evaluation/", "geokr/encoder.py")
+WITH_TORCH = ("geokr/loading/", "geokr/pretraining/", "geokr/evaluation/", "geokr/encoder.py", "geokr/weights.py")
 WITH_TORCH += ("geokr/train.py", "geokr/evaluate.py", "geokr/export.py")
 WITH_ARRAYS = ("geokr/dataset/store.py",)
 WITH_IMPORTS = ("geokr/pretraining/objectives/__init__.py",)
@@ -59,6 +60,7 @@ TRAINING = (
     "geokr/loading/",
     "geokr/pretraining/",
     "geokr/encoder.py",
+    "geokr/weights.py",
     "geokr/train.py",
     "geokr/export.py",
     *TRAINING_ALSO,

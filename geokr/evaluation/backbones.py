@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from geokr.dataset.layout import RGB
-from geokr.encoder import ENCODER, apply_weights, build_encoder, find_defaults, read_file, require_model
+from geokr.encoder import ENCODER, build_encoder, find_defaults, require_model
 from geokr.settings import ConfigError
+from geokr.weights import apply_weights, read_file
 
 SCRATCH, IMAGENET = "scratch", "imagenet"
 DEFAULT_MODEL = "resnet50"

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from geokr.dataset.layout import RGB
-from geokr.encoder import apply_weights, build_encoder, read_weights
+from geokr.encoder import build_encoder
+from geokr.weights import apply_weights, read_weights
 
 log = logging.getLogger(__name__)
 

@@ -22,11 +22,12 @@ from safetensors.torch import load_file
 from geokr import export, train
 from geokr.dataset.index import read_extent, write_index
 from geokr.dataset.layout import RGB
-from geokr.encoder import apply_weights, build_encoder, to_torchvision
+from geokr.encoder import build_encoder
 from geokr.landcover.legend import KNOWLEDGE, read_toml
 from geokr.pretraining.card import describe_extent, list_licences, make_stac_item, public_name, to_json
 from geokr.pretraining.checkpoint import BEST, LAST, load
 from geokr.pretraining.classifier import build_classifier
+from geokr.weights import apply_weights, to_torchvision
 
 SETTINGS = ["model=test_resnet", "image_size=32", "batch=32", "steps=3", "bands=nir,red,green,blue", "loggers=[]"]
 
