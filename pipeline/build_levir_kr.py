@@ -34,6 +34,7 @@ from pipeline.report.summary import summary_table
 from pipeline.runtime.cluster import ClusterError, count_threads, open_cluster
 from pipeline.runtime.progress import log_event
 from pipeline.runtime.signals import report_stop, stop_on_signals
+from pipeline.scenes.raster import Alpha
 from pipeline.scenes.scene import Imagery
 from pipeline.stages import catalog, index, labels, tiles
 
@@ -55,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--legend", nargs="+", dest="legends", metavar="FILE", help="descriptions of your own land-cover products")
     add("--taxonomy", metavar="NAME", help="classes of the labels: globeland30, paper, own or a file (globeland30)")
     add("--imagery", choices=get_args(Imagery), help="which images of a delivery are tiled (mss)")
+    add("--alpha", choices=get_args(Alpha), help="what a band declared as alpha is: a mask or a measurement (auto)")
     add(
         "--dem",
         metavar="FILE",

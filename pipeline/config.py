@@ -11,6 +11,7 @@ from geokr.storage.inputs import Address
 from pipeline.imaging.ortho import Resampling
 from pipeline.imaging.quality import Rules
 from pipeline.imaging.radiometry import Kind
+from pipeline.scenes.raster import Alpha
 from pipeline.scenes.scene import Imagery
 
 SECTION = "build"
@@ -30,6 +31,8 @@ class SurveyConfig(Strict):
     """Which images of a delivery are tiled: mss, pan, or pansharpened."""
     bands: Annotated[Names, Field(min_length=1)] = ("red", "green", "blue", "nir")
     """Common names of the bands to use from a STAC item, as far as it has them; other images keep all bands."""
+    alpha: Alpha = "auto"
+    """What a band declared as alpha is: mask, band (of measurements), or auto: a mask if named and filled as one."""
     dem: Address | None = None
     """Heights above the ellipsoid: any raster that GDAL opens."""
     geoid: Address | None = None
@@ -138,7 +141,7 @@ class BuildConfig(Strict):
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "out": ("out",),
-    **{name: ("survey", name) for name in ("scenes", "imagery", "dem", "geoid", "radiometry", "coefficients")},
+    **{name: ("survey", name) for name in ("scenes", "imagery", "alpha", "dem", "geoid", "radiometry", "coefficients")},
     **{name: ("grid", name) for name in ("tile", "stride")},
     "resampling": ("tiles", "resampling"),
     **{name: ("labels", name) for name in ("landcover", "legends", "taxonomy")},

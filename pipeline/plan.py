@@ -111,7 +111,7 @@ def dry_run(config: BuildConfig, covers: list[LandCover]) -> list[str]:
     lines, total_tiles, memory, total_pixels = [], 0, 0, 0
     entries: dict[str, Entry] = {}
     for delivery in find_deliveries(config.survey.scenes):
-        for scene in read_delivery(delivery, config.survey.imagery, config.survey.bands):
+        for scene in read_delivery(delivery, config.survey.imagery, config.survey.bands, config.survey.alpha):
             if isinstance(scene, Refusal):
                 lines.append(f"refused   {scene.detail}")
             elif scene.id not in entries:

@@ -22,6 +22,8 @@ from pipeline.scenes.scene import SceneError
 
 IMAGES = (".tif", ".tiff")
 METADATA = (".xml", ".rpb", "_rpc.txt")
+MASK = ".msk"
+"""Suffix that GDAL appends to the name of an image for a file with its mask."""
 TARS = (".tar.gz", ".tgz", ".tar")
 ARCHIVES = (*TARS, ".zip")
 MAX_MEMBERS = 10_000
@@ -51,7 +53,7 @@ class Contents:
     """The images and metadata files of an archive."""
 
     files: dict[str, bytes | None]
-    """Member name -> content; None for images."""
+    """Member name -> content; None for images and masks."""
     faults: list[str]
     """One sentence per fault. The members at fault are skipped."""
 
@@ -86,7 +88,7 @@ def read_contents(path: str) -> Contents:
             if fault:
                 faults.append(f"{path}: member {printable_name(member.name)} {fault}; it is skipped")
                 continue
-            if name.lower().endswith(IMAGES):
+            if name.lower().endswith((*IMAGES, MASK)):
                 files[name] = None
             elif name.lower().endswith(METADATA) and member.size <= MAX_METADATA:
                 files[name] = member.read()

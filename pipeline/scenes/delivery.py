@@ -18,13 +18,13 @@ from pipeline.scenes import archive, discovery, gaofen, stac
 from pipeline.scenes.archive import IMAGES
 from pipeline.scenes.discovery import Delivery
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
-from pipeline.scenes.raster import Header, read_header
+from pipeline.scenes.raster import Alpha, Header, read_header
 from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
 
 KINDS = {"mss": "multispectral", "pan": "panchromatic"}
 
 Files = Mapping[str, bytes | None]
-"""File name -> content; None for images."""
+"""File name -> content; None for images and masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,12 @@ def refuse(scene: str, reason: str, detail: str) -> Refusal:
 BANDS = ("red", "green", "blue", "nir")
 
 
-def read_delivery(delivery: Delivery, imagery: Imagery = "mss", bands: Sequence[str] = BANDS) -> list[Scene | Refusal]:
+def read_delivery(
+    delivery: Delivery, imagery: Imagery = "mss", bands: Sequence[str] = BANDS, alpha: Alpha = "auto"
+) -> list[Scene | Refusal]:
     """Read the scenes of a delivery from its metadata and image headers. Never raises for bad input.
 
-    bands: common names of the bands to read from a STAC item; those that it lacks are left out.
+    bands: common names of the bands to read from a STAC item; those that it lacks are left out. alpha: see `Alpha`.
     """
     name, results = PurePosixPath(delivery.path).name, list[Scene | Refusal]()
     if delivery.fault:
@@ -62,7 +64,7 @@ def read_delivery(delivery: Delivery, imagery: Imagery = "mss", bands: Sequence[
     if delivery.item:
         item = json.loads(delivery.item)
         try:
-            return [stac.read_item(item, delivery.path, delivery.files[0], imagery, bands)]
+            return [stac.read_item(item, delivery.path, delivery.files[0], imagery, bands, alpha)]
         except (ValueError, OSError) as error:
             detail = str(error) if isinstance(error, SceneError) else f"{delivery.path}: {error}"
             return [refuse(item["id"], "unusable", detail if delivery.path in detail else f"{delivery.path}: {detail}")]
@@ -82,7 +84,7 @@ def read_delivery(delivery: Delivery, imagery: Imagery = "mss", bands: Sequence[
         return [*results, refuse(name, "no_image", f"{delivery.path}: the archive contains no TIFF")]
     for product in products:
         try:
-            results.append(read_product({name: files[name] for name in product}, delivery, imagery))
+            results.append(read_product({name: files[name] for name in product}, delivery, imagery, alpha))
         except ValueError as error:  # a SceneError, or a field of the file with an impossible value
             detail = str(error) if isinstance(error, SceneError) else f"{product[0]}: {error}"
             # A message about a member of an archive names the member only.
@@ -92,19 +94,19 @@ def read_delivery(delivery: Delivery, imagery: Imagery = "mss", bands: Sequence[
 
 
 def folder_files(names: Iterable[str]) -> dict[str, bytes | None]:
-    """Read the files of a folder: path -> content; None for images. Metadata above MAX_METADATA are ignored."""
+    """Read the files of a folder: path -> content; None for images, masks. Metadata above MAX_METADATA are ignored."""
     files: dict[str, bytes | None] = {}
     for name in names:
-        if name.lower().endswith(IMAGES):
+        if name.lower().endswith((*IMAGES, archive.MASK)):
             files[name] = None
         elif (size := inputs.stat(name).size) <= archive.MAX_METADATA:
             (files[name],) = inputs.read_ranges(name, [(0, size)])
     return files
 
 
-def read_product(files: Files, delivery: Delivery, imagery: Imagery) -> Scene:
+def read_product(files: Files, delivery: Delivery, imagery: Imagery, alpha: Alpha) -> Scene:
     """Build the scene of one product. Raises SceneError with a sentence that names the file and the fault."""
-    images = [name for name, content in files.items() if content is None]
+    images = [name for name in files if name.lower().endswith(IMAGES)]
     if not archive.is_utf8(images[0]):
         raise SceneError(
             f"{archive.printable_name(images[0])}: the name is not UTF-8 text; rename the file or its folder"
@@ -113,10 +115,10 @@ def read_product(files: Files, delivery: Delivery, imagery: Imagery) -> Scene:
         parts = {name: gaofen.parse_name(PurePosixPath(name).stem) for name in images}
     except gaofen.GaofenError:
         (image,) = images
-        return read_georeferenced(image, delivery, imagery)
+        return read_georeferenced(image, files, delivery, imagery, alpha)
     main_name, pan_name = choose_images(parts, imagery)
     products = [
-        read_gaofen_image(name, parts[name], files, delivery) for name in (main_name, *filter(None, [pan_name]))
+        read_gaofen_image(name, parts[name], files, delivery, alpha) for name in (main_name, *filter(None, [pan_name]))
     ]
     first, pan = products[0], products[1].image if pan_name else None
     if pan is not None and not pan.gsd < first.image.gsd:
@@ -183,20 +185,22 @@ class GaofenImage:
     """Names of the image, its XML and its RPB or RPC text, sorted."""
 
 
-def open_header(name: str, delivery: Delivery) -> tuple[str, Header]:
+def open_header(name: str, files: Files, delivery: Delivery, alpha: Alpha) -> tuple[str, Header]:
     """The path that GDAL opens for an image, and the image's header. Raises SceneError: see `read_header`."""
     path = archive.member_path(delivery.path, name) if delivery.archive else stac.asset_path(name, name)
-    return path, read_header(path)
+    return path, read_header(path, alpha, has_mask=name + archive.MASK in files, sidecar=files.get(f"{name}.aux.xml"))
 
 
-def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Delivery) -> GaofenImage:
+def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Delivery, alpha: Alpha) -> GaofenImage:
     """Read a Gaofen image with its XML and, unless it is georeferenced, its RPB or RPC text.
 
     Raises SceneError if a file is missing or broken, or if the files are of different scenes.
     """
-    path, header = open_header(name, delivery)
+    path, header = open_header(name, files, delivery, alpha)
     by_lower_name = {file.lower(): file for file in files}
-    own_xml, rpb, rpc, shared_xml = (by_lower_name.get(file.lower()) for file in discovery.metadata_names(name))
+    own_xml, rpb, rpc, shared_xml, *beside = (
+        by_lower_name.get(file.lower()) for file in discovery.metadata_names(name)
+    )
     xml, camera = own_xml or shared_xml, rpb or rpc
     if xml is None:
         raise SceneError(f"{path}: there is no product XML next to it")
@@ -241,15 +245,15 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
     pixel_size = measure_gsd(image)
     if not pixel_size / 3 < gsd < pixel_size * 3:  # an oblique view stretches pixels, but less than this
         raise SceneError(f"{xml}: ImageGSD is {gsd:g} m, but the image's pixels are {pixel_size:g} m on the ground")
-    return GaofenImage(image, fields, tuple(sorted(filter(None, [name, xml, camera]))))
+    return GaofenImage(image, fields, tuple(sorted(filter(None, [name, xml, camera, *beside]))))
 
 
-def read_georeferenced(name: str, delivery: Delivery, imagery: Imagery) -> Scene:
+def read_georeferenced(name: str, files: Files, delivery: Delivery, imagery: Imagery, alpha: Alpha) -> Scene:
     """Build the scene of a georeferenced image of any origin.
 
     Raises SceneError if it has no georeference, or lacks the image that `imagery` needs.
     """
-    path, header = open_header(name, delivery)
+    path, header = open_header(name, files, delivery, alpha)
     if header.crs is None:
         raise SceneError(f"{path}: no georeference, and its name is not that of a Gaofen image")
     names = tuple(header.descriptions[k - 1].strip().lower().replace(" ", "_") for k in header.indexes)
@@ -271,7 +275,7 @@ def read_georeferenced(name: str, delivery: Delivery, imagery: Imagery) -> Scene
         pan=None,
         delivery=delivery.path,
         bytes=image_bytes(delivery, (name,)),
-        files=local_files((delivery.path,) if delivery.archive else (name,)),
+        files=local_files((delivery.path,) if delivery.archive else files),
         metadata_digest=hash_contents((repr(header).encode(),)),
         footprint=footprint,
         metadata=header.tags,

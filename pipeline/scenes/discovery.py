@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from geokr.storage import inputs
 from geokr.storage.inputs import Stat
 from pipeline.scenes import gaofen, stac
-from pipeline.scenes.archive import ARCHIVES, IMAGES, METADATA
+from pipeline.scenes.archive import ARCHIVES, IMAGES, MASK, METADATA
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def group_products(names: Iterable[str]) -> list[tuple[str, ...]]:
     Case is ignored, except in the names of images.
     """
     names = sorted(names)
-    metadata = {name.lower(): name for name in names if name.lower().endswith(METADATA)}
+    metadata = {name.lower(): name for name in names if name.lower().endswith((*METADATA, MASK))}
     images: dict[str, list[str]] = {}
     for name in names:
         if name.lower().endswith(IMAGES):
@@ -142,12 +142,13 @@ def group_products(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def metadata_names(image: str) -> list[str]:
-    """Possible names of an image's metadata files: own XML, RPB, RPC text, shared XML. Their case may differ.
+    """Possible names of an image's files: own XML, RPB, RPC text, shared XML, GDAL's mask and XML. Case may differ.
 
     The shared XML belongs to all images of a delivery if they have none of their own: GF-6 WFV.
     """
     stem = image.removesuffix(PurePosixPath(image).suffix)  # PurePosixPath would turn `s3://` into `s3:/`
-    return [*(stem + suffix for suffix in METADATA), f"{stem.rpartition('-')[0]}.xml"]
+    own = [stem + suffix for suffix in METADATA]
+    return [*own, f"{stem.rpartition('-')[0]}.xml", image + MASK, f"{image}.aux.xml"]
 
 
 def scene_name(name: str) -> str:

@@ -6,18 +6,20 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
 from affine import Affine
+from defusedxml import DefusedXmlException, ElementTree
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.windows import Window
 
 from geokr.storage import rasters
 from pipeline.geometry.sensor import SensorModel
+from pipeline.scenes.archive import MASK
 from pipeline.scenes.scene import Image, SceneError
 from pipeline.scenes.scratch import open_local_copy
 
@@ -64,8 +66,10 @@ class Header:
     """Size, px."""
     indexes: tuple[int, ...]
     """Bands with measurements, counted from 1: all except alpha."""
-    masked: bool
-    """Whether the file has an alpha band or a mask that marks the pixels with data."""
+    alpha: int
+    """Number of the alpha band; 0 if there is none."""
+    mask: Literal["", "inside", "beside"]
+    """Where a mask is stored: see `Image`."""
     dtypes: tuple[str, ...]
     """One per band, alpha included."""
     crs: Any
@@ -83,25 +87,61 @@ class Header:
         """Make the Image that this header describes."""
         indexes = () if self.indexes == tuple(range(1, len(self.dtypes) + 1)) else self.indexes
         return Image(
-            path, bands, self.width, self.height, self.dtypes[0], self.nodata, gsd, model, indexes, self.masked
+            path,
+            bands,
+            self.width,
+            self.height,
+            self.dtypes[0],
+            self.nodata,
+            gsd,
+            model,
+            indexes,
+            self.alpha,
+            self.mask,
         )
 
 
-def read_header(path: str) -> Header:
-    """Read the header of an image. Raises SceneError if it is not a TIFF with pixels of type uint8 or uint16."""
+Alpha = Literal["auto", "mask", "band"]
+"""What a band is that the file declares as alpha: a mask, a band with measurements, or what `is_mask` finds.
+
+GDAL declares the fourth band of each 8-bit image that it writes as alpha, unless it is told otherwise.
+"""
+ALPHA_NAMES = ("", "alpha", "mask", "transparency", "opacity", "valid")
+"""Names that a mask may have, in lower case."""
+ALPHA_ROWS = 16
+"""Number of rows that are sampled to find out whether a band is a mask."""
+
+
+def read_header(path: str, alpha: Alpha = "auto", *, has_mask: bool = False, sidecar: bytes | None = None) -> Header:
+    """Read the header of an image. Raises SceneError if it is not a TIFF with pixels of type uint8 or uint16.
+
+    has_mask: whether a file `.msk` lies beside it. sidecar: content of GDAL's `.aux.xml` beside it, which may declare a
+    nodata value.
+    """
     try:
         with open_image(path) as file:
-            alpha = [k for k, colour in enumerate(file.colorinterp, 1) if colour == ColorInterp.alpha]
+            band = next((k for k, colour in enumerate(file.colorinterp, 1) if colour == ColorInterp.alpha), 0)
+            if band and (alpha == "band" or (alpha == "auto" and not is_mask(file, band))):
+                band = 0
+            flags = file.mask_flag_enums[0]
+            inside = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
             header = Header(
                 file.width, file.height,
-                tuple(k for k in range(1, file.count + 1) if k not in alpha),
-                bool(alpha) or MaskFlags.per_dataset in file.mask_flag_enums[0],
+                tuple(k for k in range(1, file.count + 1) if k != band),
+                band,
+                "beside" if has_mask else "inside" if inside else "",
                 file.dtypes,
                 # A CRS alone is no georeference: GDAL reports the identity if the file has no transform.
                 None if file.transform == Affine.identity() else file.crs,
-                file.transform, file.nodata,
+                file.transform,
+                file.nodata if file.nodata is not None or sidecar is None else read_sidecar_nodata(path, sidecar),
                 tuple(description or "" for description in file.descriptions), file.tags(),
             )  # fmt: skip
+        if has_mask:
+            with open_image(path + MASK) as file:
+                if (file.width, file.height) != (header.width, header.height):
+                    size = f"{file.width} x {file.height} px, but the image has {header.width} x {header.height}"
+                    raise SceneError(f"{path}{MASK}: the mask has {size}")
     except RasterioIOError as error:
         raise SceneError(f"{path}: not an image that can be opened: {error}") from error
     if len(set(header.dtypes)) != 1 or header.dtypes[0] not in ("uint8", "uint16"):
@@ -109,6 +149,32 @@ def read_header(path: str) -> Header:
     if not header.indexes:
         raise SceneError(f"{path}: it has no band except alpha")
     return header
+
+
+def is_mask(file: Any, band: int) -> bool:
+    """Whether a band that is declared as alpha is a mask: by its name, or since it has only the values of one.
+
+    Those are 0 and the largest of the type, except in a few pixels at a blurred edge.
+    """
+    name = (file.descriptions[band - 1] or "").strip().lower()
+    if name not in ALPHA_NAMES:
+        return False
+    if name:
+        return True
+    opaque = np.iinfo(file.dtypes[band - 1]).max if np.dtype(file.dtypes[band - 1]).kind in "iu" else 1
+    rows = np.unique(np.linspace(0, file.height - 1, ALPHA_ROWS).astype(int))
+    sample = np.concatenate([file.read(band, window=Window(0, row, file.width, 1)) for row in rows])
+    return bool(np.isin(sample, (0, 1, 255, opaque)).mean() > 0.9)
+
+
+def read_sidecar_nodata(path: str, sidecar: bytes) -> float | None:
+    """The nodata value that GDAL's `.aux.xml` declares for the first band; None if there is none or it is no XML."""
+    try:
+        root = ElementTree.fromstring(sidecar)
+        text = root.findtext("PAMRasterBand/NoDataValue")
+        return None if text is None else float(text)
+    except (ElementTree.ParseError, DefusedXmlException, ValueError):
+        return None
 
 
 def read_image(
@@ -161,7 +227,7 @@ def read_bands(
         arrays = [np.empty(size, image.dtype) for size in shapes]
     else:
         arrays = [memory.empty(k, size, image.dtype) for k, size in enumerate(shapes)]
-    mask = np.empty((rows, cols), np.bool_) if image.masked else None
+    mask = np.ones((rows, cols), np.bool_) if image.alpha or image.mask else None
     done = 0
     try:
         while done < rows:
@@ -173,9 +239,14 @@ def read_bands(
                     source = Window(window.col_off, window.row_off + done, cols, strip.stop - done)
                 for part, pixels in zip(parts, arrays, strict=True):
                     file.read([*indexes[part]], window=source, out=np.moveaxis(pixels[strip], -1, 0))
-                if mask is not None:
-                    mask[strip] = file.dataset_mask(window=source, out_shape=mask[strip].shape)
+                if mask is not None and image.alpha:
+                    mask[strip] &= file.read(image.alpha, window=source, out_shape=mask[strip].shape) != 0
+                if mask is not None and image.mask == "inside":
+                    mask[strip] &= file.read_masks(1, window=source, out_shape=mask[strip].shape) != 0
             done = strip.stop
+        if mask is not None and image.mask == "beside":
+            with open_image(image.path + MASK) as file:
+                mask &= file.read(1, window=window, out_shape=mask.shape) != 0
     except RasterioIOError as error:
         raise SceneError(f"{image.path}: cannot be read: {error.__cause__ or error}") from error
     if image.nodata is None:

@@ -41,8 +41,10 @@ class Image:
     model: SensorModel
     indexes: tuple[int, ...] = ()
     """Numbers of the bands in the file, counted from 1; empty if these are all bands of the file in order."""
-    masked: bool = False
-    """Whether an alpha band or a mask in the file marks the pixels with data."""
+    alpha: int = 0
+    """Number of the band that is 0 where there is no data, counted from 1; 0 if there is none."""
+    mask: Literal["", "inside", "beside"] = ""
+    """Where a mask that is 0 where there is no data is stored: in the file, or in a file `.msk` beside it."""
     scales: tuple[float, ...] = ()
     offsets: tuple[float, ...] = ()
     """Per band: pixel * scale + offset is the measured value. Both are empty if not known."""

@@ -21,8 +21,9 @@ import shapely
 from geokr.storage import files, rasters
 from geokr.storage.inputs import is_remote
 from pipeline.geometry.sensor import Georeferenced
+from pipeline.scenes.archive import MASK
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
-from pipeline.scenes.raster import read_header
+from pipeline.scenes.raster import Alpha, read_header
 from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
 
 Json = dict[str, Any]
@@ -158,17 +159,19 @@ def to_source(value: Any, document: str, inside: bool) -> ItemSource:
     return ItemSource(f"{document}#{name}" if inside else document, document, item)
 
 
-def read_item(item: Json, href: str, document: str, imagery: Imagery, bands: Sequence[str]) -> Scene:
+def read_item(
+    item: Json, href: str, document: str, imagery: Imagery, bands: Sequence[str], alpha: Alpha = "auto"
+) -> Scene:
     """Read the scene of an item with absolute hrefs.
 
     bands: common names of the bands to read. Raises SceneError with a sentence that names the item and the fault.
     """
     properties = item["properties"]
     names = ("pan",) if imagery == "pan" else tuple(bands)
-    images = select_images(item, properties, names, href)
+    images = select_images(item, properties, names, href, alpha)
     pan = None
     if imagery == "pansharpened":
-        (pan,) = select_images(item, properties, ("pan",), href)
+        (pan,) = select_images(item, properties, ("pan",), href, alpha)
     first = images[0]
     if len(types := {image.dtype for image in images}) > 1:
         raise SceneError(f"{href}: the pixels of its bands are of different types, {' and '.join(sorted(types))}")
@@ -238,7 +241,7 @@ def common_name(band: Json) -> str:
     return to_text(band.get("eo:common_name") or band.get("common_name"))
 
 
-def select_images(item: Json, properties: Json, names: Sequence[str], href: str) -> tuple[Image, ...]:
+def select_images(item: Json, properties: Json, names: Sequence[str], href: str, alpha: Alpha) -> tuple[Image, ...]:
     """Select the images with the named bands, in the order of the names. Bands that the item lacks are left out.
 
     An asset with one band is preferred to one with several, which may be a true-colour picture.
@@ -264,21 +267,24 @@ def select_images(item: Json, properties: Json, names: Sequence[str], href: str)
         raise SceneError(
             f"{href}: none of its assets contains {' or '.join(names)}; the assets are {', '.join(item['assets'])}"
         )
-    return tuple(asset_image(key, item["assets"][key], selected, properties, href) for key, selected in chosen.items())
+    return tuple(
+        asset_image(key, item["assets"][key], selected, properties, href, alpha) for key, selected in chosen.items()
+    )
 
 
 def asset_image(
-    key: str, asset: Json, parts: Sequence[tuple[str, int]], properties: Mapping[str, Any], href: str
+    key: str, asset: Json, parts: Sequence[tuple[str, int]], properties: Mapping[str, Any], href: str, alpha: Alpha
 ) -> Image:
     """Make the image of some bands of an asset. Raises SceneError if the file contradicts the item.
 
     parts: name and index of each band, counted from 0 in the file.
     """
-    path = asset_path(asset["href"], href)
-    header = read_header(path)
+    path, bands = asset_path(asset["href"], href), asset_bands(asset)
+    header = read_header(path, alpha, has_mask=Path(path + MASK).is_file())
+    if alpha == "auto" and header.alpha and header.count < len(bands) == len(header.dtypes):
+        header = read_header(path, "band", has_mask=header.mask == "beside")  # the item counts the band as one
     if header.crs is None:
         raise SceneError(f"{href}: its asset {key} has no georeference")
-    bands = asset_bands(asset)
     if len(bands) != header.count:
         raise SceneError(f"{href}: its asset {key} should have {len(bands)} bands, but has {header.count}")
     model = Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6])

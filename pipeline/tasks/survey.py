@@ -49,7 +49,7 @@ def read_and_survey(job: SurveyJob) -> list[Entry | Refusal]:
     """
     results: list[Entry | Refusal] = []
     try:
-        scenes = read_delivery(job.delivery, job.config.imagery, job.config.bands)
+        scenes = read_delivery(job.delivery, job.config.imagery, job.config.bands, job.config.alpha)
     except Exception as error:
         return [refuse(PurePosixPath(job.delivery.path).name, "unusable", describe(error, job.delivery.path))]
     for scene in scenes:

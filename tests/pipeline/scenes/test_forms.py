@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,7 +162,7 @@ def test_wide_field_images_have_no_suffix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mapped", [raster.MAPPED_BYTES, 2000])
-@pytest.mark.parametrize("form", ["alpha", "mask", "nodata"])
+@pytest.mark.parametrize("form", ["alpha", "mask", "beside", "nodata", "sidecar"])
 def test_pixels_without_data_are_told_by_the_file(
     tmp_path: Path, form: str, mapped: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,14 +180,21 @@ def test_pixels_without_data_are_told_by_the_file(
         path.write_bytes(tiff(np.concatenate([pixels, opaque[None]]), photometric="RGB", alpha="yes", **place))
     elif form == "nodata":
         path.write_bytes(tiff(np.where(known, pixels, 0), nodata=0, **place))
+    elif form == "sidecar":
+        path.write_bytes(tiff(np.where(known, pixels, 0), **place))
+        nodata = "<PAMDataset><PAMRasterBand band='1'><NoDataValue>0</NoDataValue></PAMRasterBand></PAMDataset>"
+        (tmp_path / "map.tif.aux.xml").write_text(nodata)
     else:
         path.write_bytes(tiff(pixels, **place))
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=form == "mask"), rasterio.open(path, "r+") as file:
             file.write_mask(known)
+        assert (tmp_path / "map.tif.msk").exists() == (form == "beside")
     scene = only(tmp_path)
     (image,) = scene.images
     assert len(scene.bands) == 3
-    assert (image.masked, image.indexes) == (form != "nodata", (1, 2, 3) if form == "alpha" else ())
+    assert (image.alpha, image.mask, image.indexes) == {
+        "alpha": (4, "", (1, 2, 3)), "mask": (0, "inside", ()), "beside": (0, "beside", ()),
+    }.get(form, (0, "", ()))  # fmt: skip
     found, valid = read_image(image, Window(20, 10, 50, 40))
     assert np.array_equal(found[:, known[10:50, 20:70]], pixels[:, 10:50, 20:70][:, known[10:50, 20:70]])
     assert valid is not None
@@ -206,6 +214,89 @@ def test_a_mask_and_a_value_for_no_data_both_count(tmp_path: Path) -> None:
     _, valid = read_image(replace(image, nodata=7.0), Window(20, 10, 50, 40))
     row, col = np.mgrid[10:50, 20:70]
     assert np.array_equal(valid, (col >= WIDTH // 3) & (row >= 15))
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_alpha_band_and_a_value_for_no_data_both_count(tmp_path: Path) -> None:
+    """Without a word of GDAL on the screen, which would heed the value alone."""
+    pixels = coordinates(bands=4)
+    pixels[3] = np.where(np.arange(WIDTH) >= WIDTH // 3, 65535, 0)
+    pixels[1, :15] = 7
+    (tmp_path / "map.tif").write_bytes(tiff(pixels, photometric="RGB", alpha="yes", nodata=7, **PLACE))
+    (image,) = only(tmp_path).images
+    _, valid = read_image(image, Window(20, 10, 50, 40))
+    row, col = np.mgrid[10:50, 20:70]
+    assert np.array_equal(valid, (col >= WIDTH // 3) & (row >= 15))
+
+
+PLACE = {"crs": "EPSG:32648", "transform": Affine(8, 0, 5e5, 0, -8, 2.7e6)}
+
+
+def masked_members(folder: Path) -> dict[str, bytes]:
+    """An image and the file with its mask, which hides the left third."""
+    folder.mkdir()
+    (folder / "map.tif").write_bytes(tiff(coordinates(bands=3), **PLACE))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(folder / "map.tif", "r+") as file:
+        file.write_mask(np.broadcast_to(np.arange(WIDTH) >= WIDTH // 3, (HEIGHT, WIDTH)))
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("form", ["folder", "archive", "zip"])
+def test_a_mask_beside_an_image_belongs_to_it_in_every_form(tmp_path: Path, form: str) -> None:
+    files, place = masked_members(tmp_path / "made"), tmp_path / "in"
+    place.mkdir()
+    match form:
+        case "folder":
+            write_folder(place, files)
+        case "archive":
+            write_archive(place / "map.tar.gz", files)
+        case "zip":
+            write_zip(place / "map.zip", files)
+    scene = only(place)
+    _, valid = read_image(scene.images[0])
+    assert np.array_equal(valid, np.broadcast_to(np.arange(WIDTH) >= WIDTH // 3, (HEIGHT, WIDTH)))
+    assert len(scene.files) == (2 if form == "folder" else 1)  # with another mask, the scene is surveyed again
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
+    files = masked_members(tmp_path / "made") | {"map.tif": tiff(coordinates(WIDTH + 1, HEIGHT, 3), **PLACE)}
+    write_folder(tmp_path / "in", files)
+    assert refused(tmp_path / "in") == (
+        f"{tmp_path}/in/map.tif.msk: the mask has {WIDTH} x {HEIGHT} px, but the image has {WIDTH + 1} x {HEIGHT}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "alpha", "is_band"),
+    [
+        ("nir", "smooth", "auto", True),
+        ("near infrared", "mask", "auto", True),  # a name that no mask has
+        ("", "smooth", "auto", True),
+        ("", "mask", "auto", False),
+        ("", "feathered", "auto", False),
+        ("alpha", "smooth", "auto", False),
+        ("nir", "smooth", "mask", False),  # the user insists
+        ("", "mask", "band", True),
+    ],
+)
+def test_a_fourth_band_is_a_mask_only_if_it_is_one(
+    tmp_path: Path, name: str, values: str, alpha: Any, is_band: bool
+) -> None:
+    """GDAL declares the fourth band of an 8-bit image as alpha, whatever it is."""
+    pixels = np.random.default_rng(0).integers(2, 255, (4, HEIGHT, WIDTH)).astype(np.uint8)
+    if values != "smooth":
+        pixels[3] = np.where(np.arange(WIDTH) >= WIDTH // 3, 255, 0)
+    if values == "feathered":
+        pixels[3, :, WIDTH // 3] = 100
+    path = tmp_path / "map.tif"
+    path.write_bytes(tiff(pixels, **PLACE))
+    with rasterio.open(path, "r+") as file:
+        assert file.colorinterp[3].name == "alpha"
+        file.descriptions = ("blue", "green", "red", name) if name else ("", "", "", "")
+    (scene,) = read_delivery(*find_deliveries([path]), alpha=alpha)
+    assert isinstance(scene, Scene)
+    assert len(scene.bands) == (4 if is_band else 3)
+    assert (read_image(scene.images[0])[1] is None) == is_band
 
 
 # --- the table
