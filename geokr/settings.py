@@ -51,12 +51,12 @@ def split_names(value: Any) -> Any:
 
 def split_numbers(value: Any) -> Any:
     """Split `1, 2`, the form of a list on a command line, into its numbers. Other values are returned unchanged."""
-    if not isinstance(value, str | int):
+    if not isinstance(value, str | int | float):
         return value
     try:
         return yaml.safe_load(f"[{value}]")
     except yaml.YAMLError as error:
-        raise ValueError("expected whole numbers") from error
+        raise ValueError("expected numbers") from error
 
 
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(split_names)]

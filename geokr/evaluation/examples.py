@@ -12,7 +12,7 @@ PixelArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # one set is itself alone: what is computed of it is cached
 class Examples:
     """A labelled set of n images. Pixels and labels are read when they are asked for; the value can be pickled."""
 

@@ -11,6 +11,9 @@ from geokr.evaluation.backbones import EncoderSource
 from geokr.evaluation.examples import Examples, IntArray
 from geokr.settings import Names, Strict, split_numbers
 
+WITHOUT_EFFECT = frozenset({"device", "workers", "model", "imagenet", "protocol"})
+"""Settings that say how a cell is computed, or which encoder it is about, which the cell says itself."""
+
 Mode = Literal["knn", "linear", "finetune"]
 """knn: nearest neighbours of the frozen encoder's features. linear: a linear layer on the frozen encoder. finetune: the
 whole network is trained."""
@@ -39,6 +42,15 @@ class Settings(Strict):
     """Images a step, and images at once through a frozen encoder."""
     device: str = "auto"
     """auto: the GPU if there is one. Otherwise a device name of torch, such as cuda:1."""
+    workers: Annotated[int, Field(ge=1, strict=True)] = 1
+    """Cells that are computed at once, each by a process."""
+    model: str = ""
+    """timm's name of the network of `scratch`, `imagenet` and files that do not name theirs; by default that of the
+    first other encoder, or resnet50."""
+    imagenet: str = ""
+    """File of ImageNet weights, with the names of timm or torchvision; by default timm's own, which are downloaded."""
+    protocol: Literal["own", "paper"] = "own"
+    """paper: what is known of the paper's protocol as defaults, see PAPER in geokr/evaluation/protocols.py."""
     size: Annotated[int, Field(ge=0, strict=True)] = 0
     """Side of the images that an encoder sees, px. 0: the size that each encoder was trained with."""
 

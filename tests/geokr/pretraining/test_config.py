@@ -63,7 +63,7 @@ def test_values_are_read_by_the_type_of_their_key(pair: str, key: str, value: ob
         ("bands=[]", "command line: bands: "),
         ("bands=red,,nir", "command line: bands: String should have at least 1 character"),
         ("ema_periods=[]", "command line: ema_periods: "),
-        ("ema_periods='1, ['", "command line: ema_periods: expected whole numbers"),
+        ("ema_periods='1, ['", "command line: ema_periods: expected numbers"),
         ("bands=red,red", "command line: bands must not repeat a name, got red, red"),
         ("classes=water", "command line: classes must name at least two classes"),
         ("loggers=wandb", "command line: loggers: Input should be 'tensorboard' or 'dvclive', got 'wandb'"),
