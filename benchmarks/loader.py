@@ -9,6 +9,8 @@ Peers: a Dataset with one GeoTIFF and one JSON file per tile (deflate, and uncom
 fastest number of workers on this machine; zarr-python on the same shards, tile by tile in a thread pool; WebDataset and
 LitData with uncompressed arrays, in one worker per core; numpy.memmap of one uncompressed file. `goal` is the lowest
 ratio aimed for; a lower ratio is still printed and does not fail the benchmark.
+
+At the end, the loader reads the same tiles from one scene and from 400: see many_scenes.py.
 """
 
 import argparse
@@ -32,6 +34,7 @@ import torch
 import zarr
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.many_scenes import measure_scenes
 from benchmarks.tiles import dataset
 from geokr.dataset.index import read_index
 from geokr.loading.loader import TileLoader
@@ -61,12 +64,13 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(dir=options.dir) as temporary:
         folder = Path(temporary)
         source, pixels = dataset(options.keep or folder / "ours")
-        return compare(source, pixels, folder, options.rounds)
+        images, shares = everything(source)
+        status = compare(source, pixels, images, shares, folder, options.rounds)
+        return max(status, measure_scenes(images, folder, options.rounds))
 
 
-def compare(source: Path, pixels: str, folder: Path, rounds: int) -> int:
+def compare(source: Path, pixels: str, images: Pixels, shares: Labels, folder: Path, rounds: int) -> int:
     """Write the tiles in every form, compare the readers' tiles, measure, and print. pixels: name of the scene."""
-    images, shares = everything(source)
     files: dict[str, Path] = {name: folder / name for name in ("deflate", "geotiff", "tar", "litdata", "raw")}
     for compress in ("deflate", "geotiff"):
         write_geotiffs(files[compress], images, shares, compress)

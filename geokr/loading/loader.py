@@ -5,13 +5,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from geokr.dataset.layout import RGB, TILES
+from geokr.dataset.layout import RGB
+from geokr.loading.background import iterate_in_thread
 from geokr.loading.order import (
     DRAW,
     ORDER,
@@ -24,8 +25,8 @@ from geokr.loading.order import (
     make_generator,
     shuffle_by_shard,
 )
-from geokr.loading.pixels import PendingRead, TileReader
-from geokr.loading.selection import Selection, Tiles, select_tiles
+from geokr.loading.pixels import PendingRead, open_reader
+from geokr.loading.selection import Selection, select_tiles
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class TileLoader:
         if balance and not shuffle:
             raise ValueError("balanced tiles are drawn at random: set shuffle")
         self.classes, tiles = select_tiles(dataset, selection)
-        self._reader = _open_reader(self.dataset, split, tiles, self.bands)
+        self._reader = open_reader(self.dataset, split, tiles, self.bands)
         self.scenes_left_out: tuple[str, ...] = tuple(self._reader.scenes_without_bands)
         """Scenes with selected tiles that lack one of the bands."""
         self.selected = self._reader.tiles
@@ -157,6 +158,12 @@ class TileLoader:
 
         Raises ValueError naming the shard and the tile if pixels are missing or cannot be read.
         """
+        for batch, skipped in iterate_in_thread(self._read_epoch(number, start)):
+            self.skipped += skipped
+            yield batch
+
+    def _read_epoch(self, number: int, start: int) -> Iterator[tuple[Batch, int]]:
+        """Read the batches of an epoch, each with the number of tiles left out of it."""
         order = self.order(number)
         if self.shuffle_buffer:
             return self._read_by_shard(order[start * self.batch :])
@@ -181,7 +188,8 @@ class TileLoader:
         """
         sample = self._candidates[make_generator(self.seed, 0, ORDER).permutation(self.tiles)[:tiles]]
         counts = np.zeros((len(self.bands), 256), dtype=np.int64)
-        for batch in self._read_parts(sample[i : i + 64] for i in range(0, len(sample), 64)):
+        for batch, skipped in self._read_parts(sample[i : i + 64] for i in range(0, len(sample), 64)):
+            self.skipped += skipped
             for band in range(len(self.bands)):
                 counts[band] += np.bincount(batch.image[:, band].numpy().ravel(), minlength=256)
         level = np.arange(256) / 255
@@ -191,7 +199,7 @@ class TileLoader:
         std = np.maximum(np.sqrt(np.maximum(weight @ level**2 - mean**2, 0)), 0.5 / 255)
         return mean.tolist(), std.tolist()
 
-    def _read_parts(self, parts: Iterable[Positions], partner: Positions | None = None) -> Iterator[Batch]:
+    def _read_parts(self, parts: Iterable[Positions], partner: Positions | None = None) -> Iterator[tuple[Batch, int]]:
         """Read a batch for each array of positions, with several reads in flight."""
         in_flight: deque[tuple[list[torch.Tensor], list[PendingRead]]] = deque()
         for part in parts:
@@ -205,11 +213,11 @@ class TileLoader:
         while in_flight:
             yield self._finish(*in_flight.popleft())
 
-    def _finish(self, images: list[torch.Tensor], reads: list[PendingRead]) -> Batch:
+    def _finish(self, images: list[torch.Tensor], reads: list[PendingRead]) -> tuple[Batch, int]:
         errors = {row: message for read in reads for row, message in self._reader.finish(read).items()}
         return self._make_batch(reads[0].positions, images, errors)
 
-    def _read_by_shard(self, order: Positions) -> Iterator[Batch]:
+    def _read_by_shard(self, order: Positions) -> Iterator[tuple[Batch, int]]:
         """Read batches of consecutive positions. Each shard is read at its first tile and kept until its last tile."""
         steps = len(order) // self.batch
         shard = np.unique(self._reader.shard_cell[order], axis=0, return_inverse=True)[1].ravel()
@@ -248,8 +256,13 @@ class TileLoader:
                     del reads[number], errors_of[number]
             yield self._make_batch(order[window], [image], errors)
 
-    def _make_batch(self, positions: Positions, images: list[torch.Tensor], errors: dict[int, str]) -> Batch:
-        """Make a batch of tiles that have been read. errors: row -> message, for tiles that could not be read."""
+    def _make_batch(
+        self, positions: Positions, images: list[torch.Tensor], errors: dict[int, str]
+    ) -> tuple[Batch, int]:
+        """Make a batch of tiles that have been read, and count those left out.
+
+        errors: row -> message, for tiles that could not be read.
+        """
         if errors and self.on_error == "raise":
             raise ValueError(next(iter(errors.values())))
         if errors:
@@ -258,14 +271,13 @@ class TileLoader:
                 self._warned_shards.add(shard)
             if len(errors) == len(positions):
                 raise ValueError(f"no tile of a batch can be read: {next(iter(errors.values()))}")
-            self.skipped += len(errors)
             readable = np.setdiff1d(np.arange(len(positions)), list(errors))
             positions, images = positions[readable], [_pin(image[readable]) for image in images]
         tiles = self.selected
         fraction, known, weight = (
             _pin(torch.from_numpy(values[positions])) for values in (tiles.fraction, tiles.known, tiles.weight)
         )
-        return Batch(images[0], fraction, known, weight, images[1] if len(images) > 1 else None)
+        return Batch(images[0], fraction, known, weight, images[1] if len(images) > 1 else None), len(errors)
 
     def _allocate(self, tiles: int) -> torch.Tensor:
         shape = (tiles, *self._reader.tile_shape)
@@ -274,56 +286,3 @@ class TileLoader:
 
 def _pin(values: torch.Tensor) -> torch.Tensor:
     return values.pin_memory() if torch.cuda.is_available() else values
-
-
-def _open_reader(dataset: str, split: str, tiles: Tiles, bands: Sequence[str]) -> TileReader:
-    reader = TileReader(f"{dataset}/{TILES}", tiles, bands)
-    if reader.scenes_without_bands:
-        log.warning(
-            "%s: %d scenes of split %s lack a band of %s, left out",
-            dataset,
-            len(reader.scenes_without_bands),
-            split,
-            ", ".join(bands),
-        )
-    return reader
-
-
-class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Tiles by number, for a `DataLoader` of PyTorch or Lightning and its samplers.
-
-    A sample is {"image": (band, y, x) uint8, "fraction": (class,) float32, "known", "weight": float32}. All tiles of a
-    batch are read together in tensorstore's threads, so `num_workers=0` is the right setting. Worker processes must
-    not be forked: use `multiprocessing_context="spawn"`.
-    """
-
-    def __init__(self, dataset: str | Path, selection: Selection, *, bands: Sequence[str] = RGB) -> None:
-        """selection: tiles to read, without `pairs`."""
-        self.bands = tuple(bands)
-        self.classes, tiles = select_tiles(dataset, selection)
-        self._reader: TileReader | None = _open_reader(str(dataset), selection.split, tiles, self.bands)
-        self.selected = self._reader.tiles
-        self._root = self._reader.root
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None}  # each worker process opens the shards itself
-
-    def __len__(self) -> int:
-        return len(self.selected)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
-        """Read samples by number. Raises ValueError naming the shard and the tile if one cannot be read."""
-        self._reader = self._reader or TileReader(self._root, self.selected, self.bands)
-        positions = np.asarray(indices, dtype=np.int64)
-        image = torch.empty((len(positions), *self._reader.tile_shape), dtype=torch.uint8)
-        if errors := self._reader.finish(self._reader.request(positions, image.numpy())):
-            raise ValueError(next(iter(errors.values())))
-        arrays = {
-            name: torch.from_numpy(getattr(self.selected, name)[positions]) for name in ("fraction", "known", "weight")
-        }
-        return [
-            {"image": image[i], **{name: values[i] for name, values in arrays.items()}} for i in range(len(positions))
-        ]

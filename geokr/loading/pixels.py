@@ -9,20 +9,20 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
+from geokr.dataset.layout import TILES
 from geokr.loading.order import Positions
 from geokr.loading.selection import Tiles
 from geokr.storage import files
 
-CACHE = 2**27
-"""Size of the cache of decoded chunks and shard indexes, bytes. Since tiles are read in random order, it mainly serves
-the indexes."""
+INDEX_CACHE = 2**27
+"""Size of the cache of shard indexes, bytes: 16 for each tile of a shard. Pixels are not cached, because tiles that are
+read in random order do not return before they are evicted, and would evict the indexes."""
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,8 @@ class PendingRead:
 
     positions: Positions
     target: npt.NDArray[np.uint8]
-    """(tile, band, y, x), complete once all futures are done."""
-    futures: list[tuple[npt.NDArray[np.int64], Any]]
-    """Rows of `target`, and the future of the read that fills them."""
+    """(tile, band, y, x), complete once the future is done."""
+    future: Any
 
 
 class TileReader:
@@ -72,7 +71,15 @@ class TileReader:
         """
         _check_threads()
         self.root = root
-        context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE}})
+        threads = {"limit": read_threads()}
+        context = ts.Context(
+            {
+                "cache_pool#indexes": {"total_bytes_limit": INDEX_CACHE},
+                "cache_pool#pixels": {"total_bytes_limit": 0},
+                "data_copy_concurrency": threads,
+                "file_io_concurrency": threads,
+            }
+        )
         store = ts.KvStore.open(files.kvstore_spec(root), context=context).result()
         self._arrays, self.scenes_without_bands = _open_scenes(store, context, root, tiles.scenes, tuple(bands))
         """Scenes that lack one of `bands` -> the bands that they have."""
@@ -83,13 +90,35 @@ class TileReader:
         """The tiles of the scenes that have all bands."""
         self.tile_shape: tuple[int, ...] = next(iter(self._arrays.values())).shape[2:]
         """Shape of a tile: (band, y, x)."""
-        sides = np.ones((len(tiles.scenes), 2), dtype=np.int64)
+        sides, shapes = np.ones((2, len(tiles.scenes), 2), dtype=np.int64)
         for number, name in enumerate(tiles.scenes):
             if name in self._arrays:
                 sides[number] = self._arrays[name].chunk_layout.write_chunk.shape[:2]
-        i, j = self.tiles.row // sides[self.tiles.scene, 0], self.tiles.col // sides[self.tiles.scene, 1]
-        self.shard_cell = np.stack([self.tiles.scene, i, j], axis=1)
+                shapes[number] = self._arrays[name].shape[:2]
+        cell = np.stack([self.tiles.row, self.tiles.col], axis=1)
+        outside = (cell < 0) | (cell >= shapes[self.tiles.scene])
+        if outside.any():
+            first = int(outside.any(axis=1).argmax())
+            raise ValueError(
+                f"{root}/{tiles.scenes[self.tiles.scene[first]]}: the index lists tile {tuple(cell[first].tolist())}, "
+                f"outside its {shapes[self.tiles.scene[first]].tolist()} rows and columns; build the index again"
+            )
+        self.shard_cell = np.concatenate([self.tiles.scene[:, None], cell // sides[self.tiles.scene]], axis=1)
         """(tile, 3): scene, and row and column of the tile's shard in the scene."""
+        # One array of all scenes, one below the other: a batch is then one request, divided into scenes, shards and
+        # chunks by tensorstore's own threads. A request for each scene would take 0.1 ms of Python.
+        # All get the same number of columns, since tensorstore would divide each scene at the others' edges.
+        first_row, width = np.cumsum(shapes[:, 0]) - shapes[:, 0], int(shapes[:, 1].max())
+        self._row = self.tiles.row + first_row[self.tiles.scene]
+        self._all = ts.overlay(
+            [
+                self._arrays[name][ts.d["col"].mark_bounds_implicit[True]][:, :width][
+                    ts.d["row"].translate_by[int(row)]
+                ]
+                for name, row in zip(tiles.scenes, first_row, strict=True)
+                if name in self._arrays
+            ]
+        )
 
     def shard(self, position: int) -> str:
         """Path or URL of the shard that contains a tile."""
@@ -97,53 +126,61 @@ class TileReader:
         return f"{self.root}/{self.tiles.scenes[scene]}/image/c/{i}/{j}/0/0/0"
 
     def request(self, positions: Positions, target: npt.NDArray[np.uint8]) -> PendingRead:
-        """Start reading tiles into an array (tile, band, y, x)."""
+        """Start reading tiles into an array (tile, band, y, x).
+
+        tensorstore opens each shard once for all its tiles, and merges the reads of neighbouring tiles. A request for
+        all tiles of a shard reads the shard in one piece.
+        """
         _check_threads()
-        tiles, futures = self.tiles, []
-        # One read per scene: tensorstore then opens each shard and reads its index only once for all its tiles, and
-        # merges the reads of neighbouring tiles. A request for all tiles of a shard reads the shard in one piece.
-        scene = tiles.scene[positions]
-        order = np.lexsort((tiles.col[positions], tiles.row[positions], scene))
-        bounds = np.flatnonzero(np.diff(scene[order], prepend=-1, append=-1))
-        for first, end in pairwise(bounds):
-            rows = order[first:end]
-            in_scene = positions[rows]
-            source = self._arrays[tiles.scenes[scene[rows[0]]]].vindex[tiles.row[in_scene], tiles.col[in_scene]]
-            futures.append((rows, _select_rows(target, rows).write(source)))
-        return PendingRead(positions, target, futures)
+        source = self._all.vindex[self._row[positions], self.tiles.col[positions]]
+        return PendingRead(positions, target, ts.array(target).write(source))
 
     def finish(self, read: PendingRead) -> dict[int, str]:
         """Wait for a read. Returns the tiles that cannot be read: row of the target -> error message."""
-        errors: dict[int, str] = {}
-        for rows, future in read.futures:
-            try:
-                future.result()
-            except Exception as error:  # tensorstore raises ValueError, IndexError, OSError and more
-                earlier = len(errors)
-                errors.update(self._retry(read, rows))
-                if len(errors) == earlier:
-                    log.warning("%s: a read failed but succeeded when repeated: %s", self.root, error)
-        return errors
+        try:
+            read.future.result()
+        except Exception as error:  # tensorstore raises ValueError, IndexError, OSError and more
+            errors = dict(self._retry(read))
+            if not errors:
+                log.warning("%s: a read failed but succeeded when repeated: %s", self.root, error)
+            return errors
+        return {}
 
-    def _retry(self, read: PendingRead, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, str]]:
+    def _retry(self, read: PendingRead) -> Iterator[tuple[int, str]]:
         """Repeat a read tile by tile. Yields each row that cannot be read, with the error message."""
-        for row in rows:
-            position = read.positions[row]
-            scene = self.tiles.scenes[self.tiles.scene[position]]
-            cell = int(self.tiles.row[position]), int(self.tiles.col[position])
+        scene, row, col = (values[read.positions] for values in (self.tiles.scene, self.tiles.row, self.tiles.col))
+        cells = list(zip(row.tolist(), col.tolist(), strict=True))
+        futures = [self._arrays[self.tiles.scenes[s]][cell].read() for s, cell in zip(scene, cells, strict=True)]
+        for number, future in enumerate(futures):
             try:
-                read.target[row] = self._arrays[scene][cell].read().result()
+                read.target[number] = future.result()
             except Exception as error:
-                reason = str(error).split(" [")[0]
-                yield int(row), f"{self.shard(position)}: tile {cell} cannot be read; build it again: {reason}"
+                place, reason = self.shard(read.positions[number]), str(error).split(" [")[0]
+                yield number, f"{place}: tile {cells[number]} cannot be read; build it again: {reason}"
 
 
-def _select_rows(target: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> Any:
-    """Rows of an array as a tensorstore target. Consecutive rows become a slice, because a list of rows is slower."""
-    first = int(rows[0])
-    if (rows == np.arange(first, first + len(rows))).all():
-        return ts.array(target[first : first + len(rows)])
-    return ts.array(target)[rows]
+def open_reader(dataset: str, split: str, tiles: Tiles, bands: Sequence[str]) -> TileReader:
+    reader = TileReader(f"{dataset}/{TILES}", tiles, bands)
+    if reader.scenes_without_bands:
+        log.warning(
+            "%s: %d scenes of split %s lack a band of %s, left out",
+            dataset,
+            len(reader.scenes_without_bands),
+            split,
+            ", ".join(bands),
+        )
+    return reader
+
+
+def read_threads() -> int:
+    """Number of threads that read and decode tiles: the cores of this process, shared among the ranks of its machine.
+
+    The number of ranks is torchrun's LOCAL_WORLD_SIZE. Raises ValueError if that is not a positive number.
+    """
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"LOCAL_WORLD_SIZE must be the number of processes on this machine, got {text!r}")
+    return max(1, len(os.sched_getaffinity(0)) // int(text))
 
 
 def _open_scenes(
@@ -167,7 +204,13 @@ def _open_scenes(
         else:
             lacking[scene] = available
     # A missing chunk must raise an error: filled with the fill value, it would be a black tile with a real label.
-    spec = {"driver": "zarr3", "fill_missing_data_reads": False, "recheck_cached_data": False}
+    spec = {
+        "driver": "zarr3",
+        "fill_missing_data_reads": False,
+        "recheck_cached_data": False,
+        "cache_pool": "cache_pool#pixels",
+        "metadata_cache_pool": "cache_pool#indexes",
+    }
     opening = {
         scene: ts.open({**spec, "kvstore": (store / f"{scene}/image/").spec().to_json()}, context=context, read=True)
         for scene in order

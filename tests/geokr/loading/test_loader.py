@@ -1,7 +1,11 @@
 """The loader gives every tile's own pixels and label, in an order that depends on seed and epoch alone."""
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -16,7 +20,9 @@ from hypothesis import strategies as st
 
 from geokr.dataset import layout, store
 from geokr.dataset.index import read_index
-from geokr.loading.loader import Batch, TileDataset, TileLoader
+from geokr.loading import pixels
+from geokr.loading.loader import Batch, TileLoader
+from geokr.loading.map_style import TileDataset
 from geokr.loading.selection import Selection
 from tests.geokr.conftest import some_shares
 
@@ -134,8 +140,8 @@ def test_a_tile_outside_its_scene_raises(build, tmp_path: Path) -> None:
     dataset = build(tmp_path / "small", {"only": np.ones((2, 3, 4, 8, 8), np.uint8)}, {"only": share})
     larger = build(tmp_path / "large", {"only": np.ones((3, 3, 4, 8, 8), np.uint8)}, {"only": share[[0, 1, 1]]})
     shutil.copy(larger / "index.parquet", dataset / "index.parquet")
-    with pytest.raises(ValueError, match=r"only/image/c/0/0/0/0/0: tile \(2, 0\) cannot be read"):
-        list(TileLoader(dataset, Selection("train"), batch=3, shuffle=False))
+    with pytest.raises(ValueError, match=r"zarr/only: the index lists tile \(2, 0\), outside its \[2, 3\] rows"):
+        TileLoader(dataset, Selection("train"), batch=3, shuffle=False)
 
 
 def test_scenes_that_lack_a_band_are_left_out_and_counted(
@@ -212,6 +218,107 @@ def test_statistics_are_those_of_the_pixels(build, tmp_path: Path) -> None:
     assert (
         TileLoader(dataset, Selection("train"), batch=4, seed=1).statistics(tiles=6) != one
     )  # any tiles, not the first
+
+
+# --- in the background, and from many scenes
+
+
+def test_batches_are_prepared_in_a_thread_of_their_own(addressed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+    request = pixels.TileReader.request
+
+    def note_thread(*arguments: Any) -> pixels.PendingRead:
+        threads.add(threading.current_thread())
+        return request(*arguments)
+
+    monkeypatch.setattr(pixels.TileReader, "request", note_thread)
+    for buffer in (0, 20):
+        assert len(list(TileLoader(addressed, Selection("train"), batch=4, shuffle_buffer=buffer))) == 14
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
+
+
+def test_an_epoch_that_is_left_ends_its_thread(addressed: Path) -> None:
+    before = threading.enumerate()
+    for buffer in (0, 20):
+        loader = TileLoader(addressed, Selection("train"), batch=4, shuffle_buffer=buffer, prefetch=1)
+        for taken in (1, 5, 14):
+            epoch = loader.epoch(0)
+            for _ in range(taken):
+                next(epoch)
+            epoch.close()
+            assert threading.enumerate() == before
+        list(loader)
+        assert threading.enumerate() == before
+
+
+def test_an_error_comes_after_the_batches_before_it(addressed: Path) -> None:
+    (addressed / "tiles.zarr/gamma/image/c/1/0/0/0/0").unlink()  # its last tiles
+    epoch = TileLoader(addressed, Selection("train"), batch=5, shuffle=False).epoch(0)
+    taken = []
+    with pytest.raises(ValueError, match=r"gamma/image/c/1/0/0/0/0: tile \(4, 0\) cannot be read"):
+        taken.extend(epoch)
+    assert len(taken) == 10  # of 51 tiles, the last of which fills no batch alone
+    assert all(thread.name != "tiles" for thread in threading.enumerate())
+
+
+def test_a_process_may_end_within_an_epoch(addressed: Path) -> None:
+    code = f"""
+from geokr.loading.loader import TileLoader
+from geokr.loading.selection import Selection
+epoch = TileLoader({str(addressed)!r}, Selection("train"), batch=1, prefetch=2).epoch(0)
+print(len(next(epoch).image))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+def test_a_batch_takes_as_many_calls_from_many_scenes_as_from_one(build, tmp_path: Path) -> None:
+    calls = {}
+    for scenes in (1, 12):
+        side = 12 // scenes
+        images = {f"s{number}": coordinates_of(side, 4) for number in range(scenes)}
+        shares = {name: some_shares(side, 4) for name in images}
+        dataset = build(tmp_path / f"of{scenes}", images, shares)
+        loader = TileLoader(dataset, Selection("train"), bands=ALL_BANDS, batch=48)
+        events: list[str] = []
+        for module in (sys, threading):
+            module.setprofile(lambda frame, event, argument, to=events: to.append(event))
+        try:
+            (batch,) = loader
+        finally:
+            for module in (sys, threading):
+                module.setprofile(None)
+        assert len(batch.image) == 48
+        calls[scenes] = sum(event in ("call", "c_call") for event in events)
+    assert calls[12] < 1.1 * calls[1]
+
+
+def test_pixels_do_not_evict_the_indexes_of_shards(build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 32 KiB of memory for indexes, and 1 MiB of pixels, each tile is one read."""
+    monkeypatch.setattr(pixels, "INDEX_CACHE", 2**15)
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 4, 32, 32), dtype=np.uint8)
+    dataset = build(tmp_path / "large", {"only": image}, {"only": some_shares(16, 16)})
+    loader = TileLoader(dataset, Selection("train"), bands=ALL_BANDS, batch=1)
+    assert len(list(loader.epoch(0))) == 256
+    before = reads()["batch_read"]
+    assert len(list(loader.epoch(1))) == 256
+    assert reads()["batch_read"] - before == 256
+
+
+def test_ranks_share_the_cores_of_their_machine(addressed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    contexts = []
+    monkeypatch.setattr(ts, "Context", lambda spec, make=ts.Context: contexts.append(spec) or make(spec))
+    for ranks, threads in ((None, 64), ("8", 8), ("100", 1)):
+        if ranks is not None:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        TileLoader(addressed, Selection("train"), batch=4)
+        for pool in ("data_copy_concurrency", "file_io_concurrency"):
+            assert contexts[-1][pool] == {"limit": threads}
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "none")
+    with pytest.raises(ValueError, match=r"LOCAL_WORLD_SIZE must be the number .* got 'none'"):
+        TileLoader(addressed, Selection("train"), batch=4)
 
 
 # --- shard after shard

@@ -1,0 +1,52 @@
+"""Tiles by number, for a `DataLoader` of PyTorch or Lightning and its samplers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from geokr.dataset.layout import RGB
+from geokr.loading.pixels import TileReader, open_reader
+from geokr.loading.selection import Selection, select_tiles
+
+
+class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """The selected tiles by number.
+
+    A sample is {"image": (band, y, x) uint8, "fraction": (class,) float32, "known", "weight": float32}. All tiles of a
+    batch are read together in tensorstore's threads, so `num_workers=0` is the right setting. Worker processes must
+    not be forked: use `multiprocessing_context="spawn"`.
+    """
+
+    def __init__(self, dataset: str | Path, selection: Selection, *, bands: Sequence[str] = RGB) -> None:
+        """selection: tiles to read, without `pairs`."""
+        self.bands = tuple(bands)
+        self.classes, tiles = select_tiles(dataset, selection)
+        self._reader: TileReader | None = open_reader(str(dataset), selection.split, tiles, self.bands)
+        self.selected = self._reader.tiles
+        self._root = self._reader.root
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None}  # each worker process opens the shards itself
+
+    def __len__(self) -> int:
+        return len(self.selected)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        """Read samples by number. Raises ValueError naming the shard and the tile if one cannot be read."""
+        self._reader = self._reader or TileReader(self._root, self.selected, self.bands)
+        positions = np.asarray(indices, dtype=np.int64)
+        image = torch.empty((len(positions), *self._reader.tile_shape), dtype=torch.uint8)
+        if errors := self._reader.finish(self._reader.request(positions, image.numpy())):
+            raise ValueError(next(iter(errors.values())))
+        arrays = {
+            name: torch.from_numpy(getattr(self.selected, name)[positions]) for name in ("fraction", "known", "weight")
+        }
+        return [
+            {"image": image[i], **{name: values[i] for name, values in arrays.items()}} for i in range(len(positions))
+        ]
