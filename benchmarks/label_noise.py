@@ -58,7 +58,6 @@ train:
   crop: 1.0
   batch: 64
   epochs: 90
-  ema: 0.99
   probe: 0
   validate_every: 1000000
   loggers: []
@@ -93,7 +92,9 @@ class Job:
 def main(argv: list[str]) -> int:
     """Run the command. The exit status is 1 if the teacher makes the features worse on the oldest map."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks label-noise", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of worlds and weights (0 1 2)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of worlds and weights (0 to 4)"
+    )
     parser.add_argument("--keep", type=Path, help="folder for data sets and runs (a temporary one)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="training settings to try")
     options = parser.parse_args(argv)

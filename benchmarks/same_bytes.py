@@ -27,7 +27,7 @@ GRID = {"tile": 64, "stride": 48, "block": 8}
 SPLIT = {"shares": {"train": 0.75, "val": 0.25}, "cell": 2500}
 TRAIN = ["model=resnet10t", "image_size=32", "batch=32", "steps=30", "loggers=[]", "probe=64", "device=cpu"]
 RUNS: Mapping[str, list[str]] = {
-    "geokr": ["ema=0.9", "bands=red,green,blue,nir"],
+    "geokr": ["bands=red,green,blue,nir"],
     "supervised": ["objective=supervised", "bands=red,green,blue,nir"],
     "reference": ["--preset", "reference", "pretrained=false", "batch=16"],
 }

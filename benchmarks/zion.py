@@ -27,7 +27,6 @@ train:
   crop: 1.0
   batch: 32
   epochs: 12
-  ema: 0.98
   loggers: []
 """
 

@@ -117,6 +117,13 @@ def train(dataset: str, run: Path, config: TrainConfig, process: Process, restar
     barrier(process)
     kl, baseline = result.numbers["kl"], f"{result.numbers['kl_of_mean']:.4f} for the mean label of the training tiles"
     print_once(process, f"{run}: {learner.total} steps; held-out KL {kl:.4f} nats, {baseline}; see {run / ENCODER}")
+    student_kl = result.numbers.get("student_kl", kl)
+    if kl > student_kl:
+        print_once(
+            process,
+            f"{run}: the teacher, whose encoder is exported, is worse than the student: held-out KL {kl:.4f} and "
+            f"{student_kl:.4f} nats",
+        )
     return 0
 
 

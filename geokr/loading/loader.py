@@ -181,12 +181,26 @@ class TileLoader:
         step = step[np.lexsort((self.selected.col[step], self.selected.row[step], self.selected.scene[step]))]
         return step[self.rank * self.batch : (self.rank + 1) * self.batch]
 
+    def sample(self, tiles: int) -> Iterator[Batch]:
+        """Read this rank's part of up to `tiles` random tiles of the whole split, each once, whatever `balance` is.
+
+        The tiles depend on the seed only. Ranks may have different numbers of batches, and the last one may be short.
+        """
+        part = self._draw_sample(tiles)[self.rank :: self.world]
+        parts = (part[i : i + self.batch] for i in range(0, len(part), self.batch))
+        for batch, skipped in iterate_in_thread(self._read_parts(parts)):
+            self.skipped += skipped
+            yield batch
+
+    def _draw_sample(self, tiles: int) -> Positions:
+        return self._candidates[make_generator(self.seed, 0, ORDER).permutation(self.tiles)[:tiles]]
+
     def statistics(self, tiles: int = 1024) -> tuple[list[float], list[float]]:
         """Compute mean and standard deviation of each band, for pixels in 0..1, over up to `tiles` random tiles.
 
         The tiles depend on the seed only, so that the result is the same on all ranks and for all batch sizes.
         """
-        sample = self._candidates[make_generator(self.seed, 0, ORDER).permutation(self.tiles)[:tiles]]
+        sample = self._draw_sample(tiles)
         counts = np.zeros((len(self.bands), 256), dtype=np.int64)
         for batch, skipped in self._read_parts(sample[i : i + 64] for i in range(0, len(sample), 64)):
             self.skipped += skipped

@@ -70,8 +70,11 @@ class TrainConfig(Strict):
     """Weight of the consistency with the teacher in the loss."""
     ramp_up: Share = 0.1
     """Share of the run over which the weight of the consistency rises from almost 0 to its full value."""
-    ema: Share = 0.999
-    """Decay of the moving average: the share of its own weights that the teacher keeps at an update."""
+    ema_horizon: Share = 0.1
+    """Objective geokr only: share of the steps so far that the teacher averages over. It does not depend on the length
+    of the run or the batch. 0: the teacher is the student. 1: the mean of all students, the random start included."""
+    ema_decay: Share = 0.95
+    """Objective reference only: the share of its own weights that the teacher keeps at an update."""
     ema_periods: Annotated[tuple[Size, ...], Field(min_length=1), BeforeValidator(split_numbers)] = (
         500,
         10500,
@@ -190,7 +193,6 @@ REFERENCE = TrainConfig(
     pretrained="auto",
     objective="reference",
     ramp_up=0.0,
-    ema=0.95,
     image_size=256,
     crop=1.0,
     quarter_turn_probability=0.5,

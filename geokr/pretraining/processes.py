@@ -87,12 +87,16 @@ def average_buffers(models: Sequence[nn.Module], process: Process) -> None:
 
 
 def gather(values: torch.Tensor, process: Process) -> torch.Tensor:
-    """Concatenate the rows of all processes by rank. Each process must have the same number of rows."""
+    """Concatenate the rows of all processes by rank. Processes may have different numbers of rows."""
     if process.world == 1:
         return values
-    parts = [torch.empty_like(values) for _ in range(process.world)]
-    dist.all_gather(parts, values.contiguous())
-    return torch.cat(parts)
+    longest = max_over_ranks(len(values), process)
+    padded = torch.cat([values, values.new_zeros(longest - len(values), *values.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in range(process.world)]
+    dist.all_gather(parts, padded.contiguous())
+    rows = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(process.world)]
+    dist.all_gather(rows, torch.tensor([len(values)], device=values.device))
+    return torch.cat([part[: int(count)] for part, count in zip(parts, rows, strict=True)])
 
 
 def shard_model(model: nn.Module, process: Process) -> None:

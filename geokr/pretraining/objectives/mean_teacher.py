@@ -45,7 +45,7 @@ class MeanTeacher:
         return mean_teacher_losses(p.float(), q.float(), part.target, weight)
 
     def update(self, step: int) -> None:
-        ema_update(self.teacher, self.student, ema_decay(step, self.config.ema), buffers=True)
+        ema_update(self.teacher, self.student, ema_decay(step, self.config.ema_horizon), buffers=True)
 
 
 def mean_teacher_losses(
@@ -69,13 +69,15 @@ def ramp_up(step: int, length: float) -> float:
     return math.exp(-5.0 * (1.0 - step / length) ** 2)
 
 
-def ema_decay(step: int, limit: float) -> float:
+def ema_decay(step: int, horizon: float) -> float:
     """The share of its own weights that the teacher keeps after optimiser step `step`, counted from 1.
 
-    min(1 - 1 / (step + 1), limit). In the first steps the teacher is the plain mean of all students so far, so that it
-    forgets the random start.
+    1 - 1 / (1 + horizon * step). The teacher averages over about `horizon` of the steps so far, so that it forgets the
+    start and earlier students at the pace at which the run goes on: weights of the student of step s are proportional
+    to s^(1 / horizon - 1), a power function (Karras et al. 2024). A constant decay forgets the start only after a fixed
+    number of steps, which a short run does not have.
     """
-    return min(1.0 - 1.0 / (step + 1), limit)
+    return 1.0 - 1.0 / (1.0 + horizon * step)
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ class Reference:
 
     def update(self, step: int) -> None:
         if step in self.updates:
-            ema_update(self.teacher, self.student, self.config.ema, buffers=False)
+            ema_update(self.teacher, self.student, self.config.ema_decay, buffers=False)
 
 
 def reference_losses(

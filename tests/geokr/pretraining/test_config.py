@@ -11,14 +11,14 @@ from geokr.settings import list_differences
 def test_later_sources_win(tmp_path: Path) -> None:
     params = tmp_path / "sample.yaml"
     params.write_text("tiles: {tile: 256}\ntrain:\n  batch: 32\n  lr: 1e-3\n  bands: [nir, red, green]\n")
-    config = configure("geokr", params, ["batch=64", "pretrained=weights/start.pth", "ema=0.99"])
+    config = configure("geokr", params, ["batch=64", "pretrained=weights/start.pth", "ema_horizon=0.2"])
     assert config == TrainConfig().model_copy(
         update={
             "batch": 64,
             "lr": 1e-3,
             "bands": ("nir", "red", "green"),
             "pretrained": "weights/start.pth",
-            "ema": 0.99,
+            "ema_horizon": 0.2,
         }
     )
 

@@ -1,5 +1,7 @@
 """The teacher is the average that it claims to be, statistics of batch normalisation included or not."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -41,17 +43,29 @@ def test_the_reference_leaves_statistics_alone() -> None:
     assert not torch.equal(now["0.weight"], before["0.weight"])
 
 
-def test_early_on_the_teacher_is_the_even_mean_of_all_students() -> None:
-    """With weights w0 (the start), w1, w2 ...: after t steps the mean of w0 to wt, until the limit holds."""
+def average(values: Sequence[float], horizon: float) -> float:
+    """What the teacher's weight is after the student's weight took these values, the first one at the start."""
     teacher, student = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
-    values = [5.0, 1.0, -2.0, 7.0, 0.5]
     teacher.weight.data.fill_(values[0])
     for step, value in enumerate(values[1:], start=1):
         student.weight.data.fill_(value)
-        ema_update(teacher, student, ema_decay(step, 0.999), buffers=True)
-        assert teacher.weight.item() == pytest.approx(sum(values[: step + 1]) / (step + 1), rel=1e-6)
-    assert ema_decay(10**6, 0.999) == 0.999
-    assert ema_decay(999, 0.999) == ema_decay(1000, 0.999) == 0.999
+        ema_update(teacher, student, ema_decay(step, horizon), buffers=True)
+    return teacher.weight.item()
+
+
+def test_the_teacher_lies_between_the_student_and_the_mean_of_all_students() -> None:
+    values = [5.0, 1.0, -2.0, 7.0, 0.5]
+    for count in range(2, 6):
+        assert average(values[:count], 0.0) == pytest.approx(values[count - 1])
+        assert average(values[:count], 1.0) == pytest.approx(sum(values[:count]) / count, rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", [200, 2000])
+@pytest.mark.parametrize("horizon", [0.05, 0.1, 0.5])
+def test_the_teacher_is_as_far_behind_in_a_long_run_as_in_a_short_one(steps: int, horizon: float) -> None:
+    """A student that moves evenly from 0 to 1 is met at 1 / (1 + horizon), and the start is forgotten."""
+    assert average([step / steps for step in range(steps + 1)], horizon) == pytest.approx(1 / (1 + horizon), abs=0.01)
+    assert average([1.0] + [0.0] * steps, horizon) < 0.003
 
 
 def as_published(periods: list[int], batch: int, total: int) -> set[int]:
