@@ -144,3 +144,10 @@ def normalise(pixels: torch.Tensor, source: EncoderSource, scale: float) -> torc
     mean = torch.tensor(source.mean, device=pixels.device)[:, None, None]
     std = torch.tensor(source.std, device=pixels.device)[:, None, None]
     return (pixels.float() / scale - mean) / std
+
+
+def choose_device(name: str) -> torch.device:
+    """Choose the device of a setting: a name of torch's, or `auto` for the GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

@@ -36,6 +36,10 @@ def choose_task(name: str) -> Task:
             from geokr.evaluation.classification import Classification
 
             return Classification()
+        case "detection":
+            from geokr.evaluation.detection import Detection
+
+            return Detection()
         case _:
             raise ValueError(f"there is no task {name}")
 
