@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import build, chaos, imagenet, label_noise, labels, loader, ortho, step, storage, zion
+from benchmarks import build, chaos, downstream, imagenet, label_noise, labels, loader, ortho, step, storage, zion
 from benchmarks.real_data import MISSING
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "build": build.main,
     "chaos": chaos.main,
+    "downstream": downstream.main,
     "imagenet": imagenet.main,
     "label-noise": label_noise.main,
     "labels": labels.main,

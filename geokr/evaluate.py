@@ -9,13 +9,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, Field
 from tqdm import tqdm
 
 from geokr.evaluation import protocols
 from geokr.evaluation.backbones import SCRATCH
+from geokr.evaluation.plan import SECTION, TASKS, Plan, read_plan
 from geokr.evaluation.results import (
     Result,
     compare,
@@ -27,55 +27,7 @@ from geokr.evaluation.results import (
     write_summary,
 )
 from geokr.evaluation.task import Task
-from geokr.settings import ConfigError, Names, Strict, apply_changes, read_pair, read_section, split_names
-
-SECTION = "evaluate"
-"""Section of a parameter file that `--params` reads."""
-TASKS = ("classification", "segmentation", "detection")
-
-
-def read_share(value: Any) -> Any:
-    """A share of the labels, as 0.05 or as `5%`."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
-    except ValueError as error:
-        raise ValueError(f"{value} is no share; expected a number or a percentage, such as 5%") from error
-
-
-LabelShare = Annotated[float, BeforeValidator(read_share), Field(gt=0, le=1)]
-
-
-class Plan(Strict):
-    """What is evaluated on which data: the section `evaluate` of a parameter file, or the command line."""
-
-    task: str
-    data: str
-    """Folder of the labelled set."""
-    encoder: Annotated[Names, Field(min_length=1)]
-    """scratch, imagenet, runs, exports or files of weights."""
-    mode: Names = ()
-    """knn, linear, finetune; by default, all that the task knows."""
-    labels: Annotated[tuple[LabelShare, ...], Field(min_length=1), BeforeValidator(split_names)] = (0.01, 0.05, 0.1, 1)
-    """Shares of the training labels, such as 5%."""
-    seeds: Annotated[int, Field(ge=1, strict=True)] = 5
-    """Number of seeds: of labels, heads, order and views."""
-    settings: dict[str, Any] = Field(default={})
-    """Settings of the task: see Settings in geokr/evaluation/task.py, and the task's own file."""
-
-
-def read_plan(options: argparse.Namespace, pairs: Sequence[str]) -> Plan:
-    """Read the plan: a parameter file, overridden by the command line. Raises ConfigError naming a wrong setting."""
-    plan = Plan(task=options.task, data="", encoder=(SCRATCH,))
-    changes = {name: value for name in Plan.model_fields if (value := getattr(options, name, None)) is not None}
-    if options.params is not None:
-        section = read_section(options.params, SECTION)
-        changes = {**section, **changes}
-    if missing := [name for name in ("data", "encoder") if not changes.get(name)]:
-        raise ConfigError(f"say what to evaluate: --{missing[0]} is missing")
-    changes["settings"] = {**(changes.get("settings") or {}), **dict(read_pair(pair) for pair in pairs)}
-    return apply_changes(plan, changes, str(options.params or "command line"))
+from geokr.settings import ConfigError
 
 
 def evaluate(plan: Plan, out: Path) -> list[Result]:
@@ -89,7 +41,7 @@ def evaluate(plan: Plan, out: Path) -> list[Result]:
     evaluation = protocols.prepare(task, plan.data, settings)
     cells = protocols.list_cells(sources, modes, plan.labels, plan.seeds)
     wanted = {evaluation.digest_cell(cell) for cell in cells}
-    done = sum(result.cell in wanted for result in read_results(out))
+    done = sum(result.cell in wanted for result in read_results(out, every=True))
     with tqdm(total=len(cells), initial=done, unit="cell", disable=not sys.stderr.isatty()) as bar:
         for number, result in enumerate(protocols.compute(evaluation, cells, out), start=done + 1):
             line = f"{describe_cell(result)}: {result.primary} {result.value:.3f}, {result.seconds:.1f} s"
@@ -98,7 +50,7 @@ def evaluate(plan: Plan, out: Path) -> list[Result]:
             else:
                 bar.set_postfix_str(line, refresh=False)
                 bar.update()
-    results = [result for result in read_results(out) if result.cell in wanted]
+    results = [result for result in read_results(out, every=True) if result.cell in wanted]
     order = [source.name for source in sources]
     return sorted(results, key=lambda result: order.index(result.encoder))
 
@@ -177,9 +129,11 @@ def main(arguments: list[str] | None = None) -> int:
     pairs = [argument for argument in given if re.match(r"[a-z_]+=", argument)]  # also after a list such as --labels
     options = parser.parse_args([argument for argument in given if argument not in pairs])
     try:
-        results = evaluate(read_plan(options, pairs), options.out)
-        write_summary(options.out, read_results(options.out))
-        print_results(protocols.choose_task(options.task), results, options.out)
+        given_here = {name: value for name in Plan.model_fields if (value := getattr(options, name, None)) is not None}
+        plan = read_plan(options.params, given_here, pairs)
+        results = evaluate(plan, options.out)
+        write_summary(options.out, results)
+        print_results(protocols.choose_task(plan.task), results, options.out)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import figure, labels, ortho, real_data, same_bytes, tiles, zion
+from benchmarks import downstream, figure, labels, ortho, real_data, same_bytes, tiles, zion
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.shares import compute_class_shares
 from pipeline.scenes.gaofen import parse_rpb
@@ -25,7 +25,11 @@ def no_real_data(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("main", "files"),
-    [(zion.main, "zion_landsat8.tif and zion_nlcd2011.tif"), (figure.main, "ESA_WorldCover_10m_2020_v100_N00E006")],
+    [
+        (zion.main, "zion_landsat8.tif and zion_nlcd2011.tif"),
+        (figure.main, "ESA_WorldCover_10m_2020_v100_N00E006"),
+        (downstream.main, "scene_rsscn7/README.md and scene_aid/README.md"),
+    ],
 )
 def test_a_benchmark_that_needs_real_data_reports_it_in_one_sentence(
     main: Callable[[list[str]], int], files: str, capsys: pytest.CaptureFixture[str]

@@ -16,6 +16,7 @@ from affine import Affine
 from dvc.repo import Repo
 
 from geokr.pretraining.config import PRESETS, TrainConfig, configure
+from geokr.settings import ConfigError
 from pipeline.config import BuildConfig, read_config, setting_names
 from tests.deliveries import STEM, members, write_dem, write_folder
 from workflows import stages
@@ -174,6 +175,23 @@ def test_every_setting_of_training_concerns_it_alone(project: Path, params: Path
         params.write_text(before)
     edit(project, preset="reference")
     assert stale(project) == ["pretrain"]
+
+
+def test_an_evaluation_is_a_stage_after_pre_training(tmp_path: Path) -> None:
+    text = yaml.safe_load((ROOT / "workflows/sample.yaml").read_text())
+    params = tmp_path / "mine.yaml"
+    params.write_text(yaml.safe_dump(text))
+    assert "evaluate" not in stages.make_stages(params)["stages"]
+    plan = {"task": "classification", "data": "scenes", "encoder": ["scratch", "runs/sample"], "labels": ["5%", 1]}
+    params.write_text(yaml.safe_dump(text | {"evaluate": plan}))
+    stage = stages.make_stages(params)["stages"]["evaluate"]
+    assert stage["deps"] == ["scenes", "runs/sample/encoder.safetensors"]
+    assert stage["params"] == [{str(params): ["evaluate"]}]
+    assert stage["cmd"][1].startswith("python -m geokr.evaluate classification --params ")
+    assert stage["outs"] == [{"evaluations/sample/results.jsonl": {"cache": False, "persist": True}}]
+    params.write_text(yaml.safe_dump(text | {"evaluate": {"task": "classification", "data": "mine"}}))
+    with pytest.raises(ConfigError, match="say what to evaluate; encoder is missing"):
+        stages.make_stages(params)
 
 
 def test_every_input_is_a_dependency_of_the_stages_that_read_it(tmp_path: Path) -> None:

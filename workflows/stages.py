@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from geokr.evaluation import plan as evaluation
 from geokr.landcover.legend import OWN, list_taxonomies
 from geokr.pretraining.config import SECTION, configure
 from geokr.settings import ConfigError
@@ -146,9 +147,37 @@ def make_stages(params: Path) -> dict[str, Any]:
             {f"{run}/plots/confusion.png": {"cache": False}},
         ],
     }
+    if has_evaluation(params):
+        stage_definitions |= make_evaluation(params, name, check, run)
     curves = {f"{run}/plots/{split}.csv": "loss" for split in ("train", "val")}
     title = "KL divergence of the land-cover shares from the prediction, nats"
     return {"stages": stage_definitions, "plots": [{"loss": {"title": title, "x": "step", "y": curves}}]}
+
+
+def has_evaluation(params: Path) -> bool:
+    """Whether a parameter file has the section of the evaluation."""
+    return evaluation.SECTION in yaml.safe_load(params.read_text(encoding="utf-8"))
+
+
+def make_evaluation(params: Path, name: str, check: str, run: str) -> dict[str, Any]:
+    """The stage after pre-training. run: folder of the training run."""
+    plan = evaluation.read_plan(params, {})
+    folder = f"evaluations/{name}"
+    encoder = f"{run}/encoder.safetensors"
+    given = [path for path in (*plan.encoder, str(plan.settings.get("imagenet") or "")) if Path(path).is_file()]
+    stage = {
+        "desc": "Compare encoders on a downstream task.",
+        "cmd": [
+            check,
+            f"python -m geokr.evaluate {quote(plan.task)} --params {quote(str(params))} --out {quote(folder)}",
+        ],
+        "deps": local_paths([plan.data, encoder, *given]),
+        "params": [{str(params): [evaluation.SECTION]}],
+        "outs": [{f"{folder}/results.jsonl": KEPT}],
+        "metrics": [{f"{folder}/metrics.json": {"cache": False}}],
+        "plots": [{f"{folder}/plots/labels.csv": {"cache": False, "x": "labels", "y": "mean"}}],
+    }
+    return {"evaluate": stage}
 
 
 def taxonomy_file(config: BuildConfig) -> str | None:

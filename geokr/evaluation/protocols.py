@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
@@ -57,6 +57,7 @@ def configure(task: Task, changes: Mapping[str, Any], source: str, base: Setting
 def find_sources(names: Sequence[str], settings: Settings) -> list[EncoderSource]:
     """Encoders by name, in their order. `scratch` and `imagenet` use the network of the first other encoder.
 
+    `scratch` also has its bands, normalisation and size, so that only the weights differ, if that network is used.
     Raises ValueError naming an encoder that cannot be used or is named twice.
     """
     if twice := [name for name in names if names.count(name) > 1]:
@@ -65,7 +66,11 @@ def find_sources(names: Sequence[str], settings: Settings) -> list[EncoderSource
     sources = {name: find_source(name, model, imagenet) for name in names if name not in (SCRATCH, IMAGENET)}
     first = next(iter(sources.values()), None)
     model = model or (first.model if first else None)
-    return [sources[name] if name in sources else find_source(name, model, imagenet) for name in names]
+    for name in set(names) - sources.keys():
+        sources[name] = find_source(name, model, imagenet)
+        if name == SCRATCH and first and first.model == model:
+            sources[name] = replace(first, name=name, weights="random", digest="random")
+    return [sources[name] for name in names]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ class Evaluation:
             "task": self.task,
             "split": self.digest_split(),
             "settings": self.settings.model_dump(mode="json", exclude=WITHOUT_EFFECT),
-            "encoder": [cell.source.name, cell.source.model, cell.source.digest],
+            "encoder": {**asdict(cell.source), "weights": None},  # its digest, wherever the file lies
             "cell": [cell.mode, cell.labels, cell.seed],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -147,7 +152,7 @@ def compute(evaluation: Evaluation, cells: Sequence[Cell], out: Path) -> Iterato
     for cell in cells:
         select_bands(cell.source, evaluation.examples.bands)
     write_split(evaluation, out)
-    done = {result.cell for result in read_results(out)}
+    done = {result.cell for result in read_results(out, every=True)}
     missing = [cell for cell in cells if evaluation.digest_cell(cell) not in done]
     for cell, outcome, seconds in run_cells(evaluation, missing):
         result = make_result(evaluation, cell, outcome, seconds)

@@ -61,15 +61,16 @@ class Result:
         return self.metrics[self.primary]
 
 
-def read_results(out: Path) -> list[Result]:
+def read_results(out: Path, every: bool = False) -> list[Result]:
     """Read the results in a folder, sorted, so that the order of computation does not matter.
 
+    every: also results that were followed by others of the same name, with other weights, settings or images.
     A last line that breaks off, of a process that was killed, is left out. Raises InputError naming a wrong line.
     """
     path = out / RESULTS
     if not path.exists():
         return []
-    found = {}
+    found: dict[tuple[Any, ...], Result] = {}
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
@@ -78,7 +79,8 @@ def read_results(out: Path) -> list[Result]:
             result = Result(metrics=metrics, **values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path}, line {number}: not a result: {' '.join(str(error).split())}") from error
-        found[result.cell] = result
+        name = (result.task, result.data, result.encoder, result.mode, result.labels, result.seed)
+        found[(result.cell,) if every else name] = result
     return sorted(found.values(), key=lambda r: (r.task, r.data, r.mode, r.encoder, r.labels, r.seed, r.cell))
 
 

@@ -103,7 +103,9 @@ def test_all_encoders_see_the_same_labels(textures: Path, trained: Path) -> None
     settings = protocols.configure(task, {"size": 32, "val": 0.15}, "test")
     evaluation = protocols.prepare(task, str(textures), settings)
     sources = protocols.find_sources(["scratch", str(trained)], settings)
-    assert [source.model for source in sources] == ["test_resnet"] * 2  # scratch has the network of the other
+    scratch, other = sources
+    assert (scratch.model, scratch.bands, scratch.mean) == (other.model, other.bands, other.mean)
+    assert (scratch.weights, scratch.size) == ("random", other.size)
     jobs = {}
     for cell in protocols.list_cells(sources, ["linear"], [0.1, 1.0], 2):
         jobs[cell.source.name, cell.labels, cell.seed] = evaluation.make_job(cell)
@@ -143,6 +145,17 @@ def test_a_parameter_file_is_overridden_by_the_command_line(textures: Path, tmp_
     assert evaluate.main(given) == 0
     (row,) = tabulate(read_results(tmp_path / "out"))
     assert (row.labels, row.mode, row.images) == (0.2, "knn", 12)
+
+
+def test_other_settings_replace_the_earlier_results_in_the_tables(textures: Path, tmp_path: Path) -> None:
+    few = ("--mode", "knn", "--labels", "1", "--seeds", "1")
+    for neighbours in ("1", "3", "3"):
+        assert command(textures, tmp_path, "scratch", more=(*few, f"neighbours={neighbours}")) == 0
+    assert [result.settings["neighbours"] for result in read_results(tmp_path)] == [[3]]
+    assert len(read_results(tmp_path, every=True)) == 2
+    (row,) = tabulate(read_results(tmp_path))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["classification"][textures.name]["knn"]["scratch"]["100%"] == round(row.mean, 6)
 
 
 @pytest.mark.parametrize(
