@@ -73,13 +73,13 @@ def _describe(name: str, model: str, weights: Path | Literal["random", "timm"], 
 def build_network(source: EncoderSource, seed: int, size: int = 0) -> nn.Module:
     """Build the encoder with its weights: (n, band, size, size) normalised float -> (n, feature).
 
-    seed: of random weights. size: side of the images, px; 0: the source's own.
+    seed: of random weights. size: side of the images, px; 0: the source's own. For another size, timm interpolates the
+    positions that a network of a fixed size has learnt. Raises ConfigError if it cannot.
     """
-    size = size or source.size
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         try:
-            network = build_encoder(source.model, len(source.bands), size, weights=source.weights == "timm")
+            network = build_encoder(source.model, len(source.bands), source.size, weights=source.weights == "timm")
         except OSError as error:  # of the download
             raise ConfigError(
                 f"{source.name}: timm's weights of {source.model} cannot be downloaded; name a file, such as "
@@ -89,6 +89,12 @@ def build_network(source: EncoderSource, seed: int, size: int = 0) -> nn.Module:
         weights, header = read_file(source.weights)
         bands = RGB if header is None else header.bands
         apply_weights(network, weights, bands, source.bands, str(source.weights))
+    defaults = find_defaults(source.model)
+    if size not in (0, source.size) and defaults is not None and defaults.fixed_input_size:
+        resize: Any = getattr(network, "set_input_size", None)
+        if resize is None:
+            raise ConfigError(f"{source.name}: {source.model} takes images of {source.size} px only; set size to that")
+        resize(img_size=(size, size))
     return network
 
 

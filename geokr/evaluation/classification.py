@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from geokr.evaluation.backbones import EncoderSource, build_network, normalise, select_bands
+from geokr.evaluation.backbones import EncoderSource, build_network, choose_device, normalise, select_bands
 from geokr.evaluation.examples import Examples, IntArray
 from geokr.evaluation.folders import read_labelled_folder
 from geokr.evaluation.task import Job, Outcome, Settings
@@ -110,23 +110,17 @@ def load_pixels(examples: Examples, bands: tuple[int, ...], size: int) -> torch.
     return torch.stack([load(i) for i in range(len(examples))])
 
 
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
 @lru_cache(maxsize=1)
 def compute_features(
     examples: Examples, source: EncoderSource, seed: int, size: int, batch: int, device: str
 ) -> FloatArray:
     """Features of all images by the frozen encoder: (n, feature). seed: of random weights; 0 for others."""
-    network = build_network(source, seed, size).eval().to(pick_device(device))
+    network = build_network(source, seed, size).eval().to(choose_device(device))
     pixels = load_pixels(examples, tuple(select_bands(source, examples.bands)), size)
     parts = []
     with torch.inference_mode():
         for start in range(0, len(pixels), batch):
-            part = pixels[start : start + batch].to(pick_device(device))
+            part = pixels[start : start + batch].to(choose_device(device))
             parts.append(network(normalise(part, source, examples.scale)).float().cpu())
     return torch.cat(parts).numpy()
 
@@ -198,7 +192,7 @@ def finetune(job: Job, lr: float) -> nn.Module:
     AdamW with a warm-up and half a cosine. Views are mirrored and turned by right angles. Order and views depend on
     the job's seed and images alone.
     """
-    settings, device = job.settings, pick_device(job.settings.device)
+    settings, device = job.settings, choose_device(job.settings.device)
     network = build_network(job.source, job.seed, settings.size)
     head = nn.Linear(count_features(network, job), len(job.examples.classes))
     nn.init.zeros_(head.weight)
@@ -245,6 +239,6 @@ def turn(image: torch.Tensor, way: int) -> torch.Tensor:
 @torch.inference_mode()
 def predict_scores(network: nn.Module, job: Job, positions: IntArray) -> torch.Tensor:
     """(position, class) float32 on the CPU."""
-    pixels, device, batch = job_pixels(job), pick_device(job.settings.device), job.settings.batch
+    pixels, device, batch = job_pixels(job), choose_device(job.settings.device), job.settings.batch
     parts = [pixels[positions[start : start + batch]].to(device) for start in range(0, len(positions), batch)]
     return torch.cat([network(normalise(part, job.source, job.examples.scale)).float().cpu() for part in parts])

@@ -40,6 +40,10 @@ def choose_task(name: str) -> Task:
             from geokr.evaluation.detection import Detection
 
             return Detection()
+        case "segmentation":
+            from geokr.evaluation.segmentation import Segmentation
+
+            return Segmentation()
         case _:
             raise ValueError(f"there is no task {name}")
 

@@ -102,3 +102,14 @@ def test_a_file_without_a_name_of_its_network_needs_one(tmp_path: Path) -> None:
 def test_data_without_an_encoders_bands_are_refused(exported: Path) -> None:
     with pytest.raises(ConfigError, match="the encoder needs nir, green, but the data have red, green, blue: nir mis"):
         select_bands(find_source(str(exported)), ("red", "green", "blue"))
+
+
+@pytest.mark.parametrize("size", [64, 160])
+def test_a_network_of_a_fixed_size_takes_its_weights_to_another_size(tmp_path: Path, size: int) -> None:
+    scratch = find_source("scratch", "test_vit")
+    network = build_network(scratch, 3)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    resized = build_network(find_source(str(tmp_path / "w.safetensors"), "test_vit"), 0, size)
+    assert resized(torch.zeros(1, 3, size, size)).shape == (1, 64)
+    weights, wanted = resized.state_dict(), network.state_dict()
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted if size == 160 or name != "pos_embed")
