@@ -116,20 +116,27 @@ def resize(image: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
 
 
-def build_encoder(name: str, bands: int, image_size: int, weights: bool = False) -> nn.Module:
+def build_encoder(name: str, bands: int, image_size: int, weights: bool = False, drop_path: float = 0.0) -> nn.Module:
     """Build timm's model `name` without its classifier: (n, band, y, x) -> (n, feature).
 
-    weights: download timm's weights. Raises ValueError if timm has no such model.
+    weights: download timm's weights. drop_path: probability of stochastic depth in training. Raises ValueError if timm
+    has no such model, or if it has no stochastic depth.
     """
     require_model(name)
     defaults = find_defaults(name)
     settings: dict[str, Any] = {"num_classes": 0, "in_chans": bands}
     if defaults is not None and defaults.fixed_input_size and defaults.input_size[-1] != image_size:
         settings["img_size"] = image_size
+    if drop_path:
+        settings["drop_path_rate"] = drop_path
     try:
         return timm.create_model(name, pretrained=weights, **settings)
     except RuntimeError as error:  # a model without weights
         raise ValueError(f"timm cannot create {name}: {error}") from error
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise ValueError(f"{name} has no stochastic depth: set drop_path to 0") from error
 
 
 def require_model(name: str) -> None:

@@ -31,13 +31,18 @@ class Classifier(nn.Module):
 
 
 def build_classifier(
-    name: str, bands: Sequence[str], classes: int, image_size: int, pretrained: bool | str
+    name: str,
+    bands: Sequence[str],
+    classes: int,
+    image_size: int,
+    pretrained: bool | str,
+    drop_path: float = 0.0,
 ) -> tuple[Classifier, str]:
-    """Build a network, and describe the weights that its encoder starts from. pretrained: see TrainConfig.
+    """Build a network, and describe the weights that its encoder starts from. pretrained, drop_path: see TrainConfig.
 
     Draws from torch's global generator. Raises ValueError if the weights are not available or do not fit.
     """
-    encoder, start = build_encoder(name, len(bands), image_size), "random weights"
+    encoder, start = build_encoder(name, len(bands), image_size, drop_path=drop_path), "random weights"
     if pretrained in (True, "auto"):
         try:
             source = build_encoder(name, len(RGB), image_size, weights=True)

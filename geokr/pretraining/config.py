@@ -109,7 +109,14 @@ class TrainConfig(Strict):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Maximum learning rate."""
     weight_decay: Amount = 0.05
-    """Weight decay; not applied to biases and normalisation layers."""
+    """Weight decay; not applied to biases, normalisation layers, and what else timm exempts in a network, such as
+    position embeddings, class tokens and tables of relative positions."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Ratio of the learning rates of a layer and of the one above it, from the output down. Below 1 for transformers
+    that start from weights, such as 0.75."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability with which the last residual block is left out for a tile (stochastic depth); rises from 0 at the
+    first block. For transformers and deep networks, such as 0.1."""
     schedule: Literal["cosine", "step"] = "cosine"
     """After the warm-up. cosine: half a cosine down to 0. step: times `decay` every `decay_every` epochs."""
     warm_up: Share = 0.05

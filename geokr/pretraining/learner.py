@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
-from timm.optim.lamb import Lamb
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
@@ -22,9 +21,12 @@ from geokr.pretraining.classifier import Classifier, build_classifier
 from geokr.pretraining.config import TrainConfig
 from geokr.pretraining.objectives import choose
 from geokr.pretraining.objectives.objective import SECOND_VIEW, Objective, Part
+from geokr.pretraining.optimiser import make_optimiser, set_learning_rate
 from geokr.pretraining.processes import (
     Process,
     average_buffers,
+    broadcast,
+    broadcast_value,
     shard_model,
     sharded_like,
     sum_over_ranks,
@@ -170,26 +172,29 @@ def create_learner(
     """
     torch.manual_seed(derive_seed(config.seed, 0, INITIAL))
     pretrained = config.pretrained if last is None else False  # the weights come from the checkpoint instead
-    student, start = build_classifier(config.model, config.bands, len(training.classes), config.image_size, pretrained)
+    student, start = build_student(config, len(training.classes), pretrained, process)
     if config.sync_batch_norm and process.world > 1:
         if process.device.type != "cuda":
             raise ValueError("sync_batch_norm needs GPUs: set it to false")
         student = convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
     if config.recompute:
-        student.encoder.set_grad_checkpointing()  # type: ignore[operator]
+        recompute_activations(student.encoder, config.model)
     student.to(process.device)
     if config.channels_last and not config.shard:  # sharded weights must be contiguous
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     total = config.length(len(training))
+    broadcast([student], process)  # before an objective copies it
     objective = choose(config.objective)(student, config, total)
     networks = [*objective.networks.values()]
+    broadcast(networks, process)
     if config.compile:
         for network in networks:
             network.compile()
     parallel: nn.Module = student
+    dtype = compute_dtype(config.amp, process.device)
     if config.shard and process.world > 1:
         for network in networks:
-            shard_model(network, process)
+            shard_model(network, process, dtype)
     elif process.world > 1:
         # Batch-norm statistics are averaged after each step, not taken from rank 0.
         parallel = DistributedDataParallel(student, broadcast_buffers=False)
@@ -198,7 +203,6 @@ def create_learner(
         (list(facts.mean_pixel), list(facts.std_pixel)) if objective.normalises else ([0.0] * bands, [1.0] * bands)
     )
     gain, offset = unit_scale([0.0] * bands, [255.0] * bands)
-    dtype = compute_dtype(config.amp, process.device)
     learner = Learner(
         config=config,
         process=process,
@@ -230,28 +234,40 @@ def compute_dtype(amp: str, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[amp]
 
 
-def make_optimiser(student: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
-    """Create the optimiser of the student's parameters, without weight decay for biases and normalisation layers."""
-    weights = [parameter for parameter in student.parameters() if parameter.ndim > 1]
-    no_decay = [parameter for parameter in student.parameters() if parameter.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
-    match config.optimiser:
-        case "adam":
-            return torch.optim.Adam(groups, lr=config.lr)
-        case "sgd":
-            return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
-        case "lamb":
-            return Lamb(groups, lr=config.lr, weight_decay=config.weight_decay)
-        case _:
-            return torch.optim.AdamW(groups, lr=config.lr)
+def build_student(
+    config: TrainConfig, classes: int, pretrained: bool | str, process: Process
+) -> tuple[Classifier, str]:
+    """Build the student, and describe the weights that its encoder starts from. Only rank 0 has these weights yet.
+
+    Whether weights are available is then decided once. Raises ValueError on all processes if rank 0 cannot load them.
+    """
+    outcome: str | ValueError
+    try:
+        student, outcome = build_classifier(
+            config.model, config.bands, classes, config.image_size, pretrained if process.rank == 0 else False,
+            config.drop_path,
+        )  # fmt: skip
+    except ValueError as error:
+        outcome = error
+    outcome = broadcast_value(outcome, process)
+    if isinstance(outcome, ValueError):
+        raise outcome
+    return student, outcome
+
+
+def recompute_activations(encoder: nn.Module, name: str) -> None:
+    """Make an encoder compute its activations again for the gradient. Raises ValueError if it has no way to."""
+    try:
+        encoder.set_grad_checkpointing()  # type: ignore[operator]
+    except (AssertionError, AttributeError) as error:
+        raise ValueError(f"{name} cannot compute its activations again: set recompute to false") from error
 
 
 def train_step(learner: Learner, batch: Batch) -> None:
     """Do one step: update the student with its gradient, then let the objective update its other networks."""
     config, process, step = learner.config, learner.process, learner.step
     torch.manual_seed(derive_seed(config.seed, step, DROPOUT, process.rank))  # for networks with dropout
-    for group in learner.optimiser.param_groups:
-        group["lr"] = config.learning_rate(step, learner.total, len(learner.training))
+    set_learning_rate(learner.optimiser, config.learning_rate(step, learner.total, len(learner.training)))
     batch = pad_batch(batch, config.batch // process.world)
     image = batch.image.to(process.device, non_blocking=True)  # (n, band, y, x) uint8
     pair = image if batch.pair is None else batch.pair.to(process.device, non_blocking=True)

@@ -4,15 +4,17 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,23 @@ def barrier(process: Process) -> None:
     max_over_ranks(0, process)
 
 
+def broadcast_value(value: T, process: Process) -> T:
+    """The value that rank 0 passes, on all processes. It must be possible to pickle it."""
+    values = [value]
+    if process.world > 1:
+        dist.broadcast_object_list(values, src=0, device=process.device)
+    return values[0]
+
+
+@torch.no_grad()
+def broadcast(models: Sequence[nn.Module], process: Process) -> None:
+    """Copy the weights and buffers of rank 0 to all processes, before the models are wrapped or sharded."""
+    if process.world > 1:
+        for model in models:
+            for tensor in (*model.parameters(), *model.buffers()):
+                dist.broadcast(tensor, src=0)
+
+
 @torch.no_grad()
 def average_buffers(models: Sequence[nn.Module], process: Process) -> None:
     """Average the batch-norm statistics of `models` over processes, so that all have the same networks."""
@@ -99,19 +118,25 @@ def gather(values: torch.Tensor, process: Process) -> torch.Tensor:
     return torch.cat([part[: int(count)] for part, count in zip(parts, rows, strict=True)])
 
 
-def shard_model(model: nn.Module, process: Process) -> None:
+def shard_model(model: nn.Module, process: Process, dtype: torch.dtype) -> None:
     """Shard the weights of a model over the processes, block by block (FSDP2).
 
     A block is an element of a sequence or list among the model's parts, such as a stage of a ResNet or a layer of a
-    vision transformer. Its weights are gathered while it computes.
+    vision transformer. Its weights are gathered while it computes, in `dtype`; each process holds its part of them,
+    and sums gradients, in fp32. Batch normalisation takes its weights in fp32 only.
     """
     mesh = init_device_mesh(process.device.type, (process.world,))
+    half = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    full = MixedPrecisionPolicy()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+            fully_shard(module, mesh=mesh, mp_policy=full)
     parts = [child for module in model.children() for child in module.children()]
     for part in parts:
         for block in part.children() if isinstance(part, nn.Sequential | nn.ModuleList) else ():
             if len(list(block.children())) > 0:
-                fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+                fully_shard(block, mesh=mesh, mp_policy=half)
+    fully_shard(model, mesh=mesh, mp_policy=half, reshard_after_forward=True)
 
 
 def sync_gradients(model: nn.Module, enabled: bool) -> None:

@@ -1,0 +1,51 @@
+"""The optimiser of the student: which weights decay, and which share of the learning rate each layer has."""
+
+from typing import Any
+
+import torch
+from timm.optim._param_groups import param_groups_layer_decay, param_groups_weight_decay
+from timm.optim.lamb import Lamb
+
+from geokr.pretraining.classifier import Classifier
+from geokr.pretraining.config import TrainConfig
+
+
+def make_optimiser(student: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
+    """Create the optimiser of the student's parameters."""
+    groups = group_parameters(student, config)
+    match config.optimiser:
+        case "adam":
+            return torch.optim.Adam(groups, lr=config.lr)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+        case "lamb":
+            # By default, it scales down gradients longer than 1 itself. `clip` decides about that.
+            return Lamb(groups, lr=config.lr, max_grad_norm=None)
+        case _:
+            return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def group_parameters(student: Classifier, config: TrainConfig) -> list[dict[str, Any]]:
+    """Group the student's parameters by weight decay and by share of the learning rate, `lr_scale`.
+
+    Biases, normalisation layers and the parameters that timm names for the network (such as position embeddings) do not
+    decay. Below a `layer_decay` of 1, each layer, as timm divides the network, has that share of the learning rate of
+    the layer above it. The uppermost is the linear layer for the classes.
+    """
+    encoder = student.encoder
+    names: set[str] = set(encoder.no_weight_decay()) if hasattr(encoder, "no_weight_decay") else set()  # type: ignore[operator]
+    head = param_groups_weight_decay(student.head, config.weight_decay)
+    if config.layer_decay == 1:
+        return [*param_groups_weight_decay(encoder, config.weight_decay, no_weight_decay_list=names), *head]
+    groups = param_groups_layer_decay(
+        encoder, config.weight_decay, no_weight_decay_list=names, layer_decay=config.layer_decay
+    )
+    for group in groups:
+        group["lr_scale"] *= config.layer_decay  # timm counts from the last layer of the encoder
+    return [*groups, *head]
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of each group: its share of `rate`."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
