@@ -2,18 +2,17 @@
 
 The same command resumes a run that was stopped. `torchrun --nproc-per-node N -m geokr.train ...` distributes the work
 over N processes. RUN contains last.pt and best.pt (checkpoints), log.jsonl, tensorboard/, plots/, encoder.safetensors
-(for timm) and, written last, metrics.json. If the loss diverged, diverged/ contains the tiles of that step.
+(for timm) and, written last, metrics.json. If the loss diverged, diverged/ contains the tiles of that step. The file
+`stopped` says that a signal stopped the run and that the same command resumes it.
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,12 @@ from geokr.encoder import ENCODER
 from geokr.export import export
 from geokr.loading.loader import Batch, TileLoader
 from geokr.loading.selection import Selection
-from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load, save
-from geokr.pretraining.config import PRESETS, WITHOUT_EFFECT, TrainConfig, configure
+from geokr.pretraining.checkpoint import Checkpoint, CheckpointWriter
+from geokr.pretraining.config import PRESETS, TrainConfig, configure
 from geokr.pretraining.console import catch_signals, print_once, progress_bar
 from geokr.pretraining.journal import CURVES, Journal
 from geokr.pretraining.learner import (
     LOG_EVERY,
-    DataFacts,
     Learner,
     create_learner,
     gather_facts,
@@ -40,11 +38,13 @@ from geokr.pretraining.learner import (
 from geokr.pretraining.objectives import choose
 from geokr.pretraining.objectives.objective import FIRST_VIEW, SECOND_VIEW
 from geokr.pretraining.processes import Process, barrier, max_over_ranks, process_group, sum_over_ranks
+from geokr.pretraining.resuming import find_checkpoint
 from geokr.pretraining.validation import Validation, validate
-from geokr.settings import list_differences
-from geokr.storage.files import replace_file
+from geokr.storage.files import replace_file, write_text
 
 METRICS = "metrics.json"
+STOPPED = "stopped"
+"""Exists in a run that a signal stopped and that the same command resumes: a job is queued again if it does."""
 DIVERGED = "diverged"
 
 RESULTS = (METRICS, ENCODER, *CURVES.values())
@@ -57,27 +57,28 @@ def train(dataset: str, run: Path, config: TrainConfig, process: Process, restar
     restart: if `run` contains a run with other settings or tiles, move it aside and start a new run. Raises ValueError
     with one sentence if the data set does not fit or, without `restart`, if an earlier run does not fit.
     """
-    training, held_out = make_loaders(dataset, config, process)
-    facts, epoch = gather_facts(training, held_out), len(training)
-    last = find_checkpoint(run, config, facts, process, restart)
-    if last is not None and last.step == last.total and all((run / name).exists() for name in RESULTS):
-        print_once(process, f"{run}: finished after {last.total} steps; delete it to start again")
-        return 0
-    learner = create_learner(config, process, training, held_out, facts, last)
-    origin = f"from {learner.start}" if last is None else f"resuming after step {learner.step}"
-    print_once(
-        process,
-        f"{training.tiles} training tiles, {held_out.tiles} held out; {config.model} on {process.device}, {origin}",
-    )
-
     with ExitStack() as stack:
+        signals = stack.enter_context(catch_signals())  # from here on, since preparing a run takes minutes
+        if process.rank == 0:
+            (run / STOPPED).unlink(missing_ok=True)
+        training, held_out = make_loaders(dataset, config, process)
+        facts, epoch = gather_facts(training, held_out), len(training)
+        last = find_checkpoint(run, config, facts, config.length(epoch), process, restart)
+        if last is not None and last.step == config.length(epoch) and all((run / name).exists() for name in RESULTS):
+            print_once(process, f"{run}: finished after {last.total} steps; delete it to start again")
+            return 0
+        learner = create_learner(config, process, training, held_out, facts, last)
+        tell_start(learner, run, last)
+        if stop_signal := max_over_ranks(signals[0] if signals else 0, process):
+            return stop(learner, run, stop_signal)
+
+        writer = stack.enter_context(CheckpointWriter(run, config.keep_checkpoints))
         journal = Journal(run, config.loggers, learner.step) if process.rank == 0 else None
         if journal is not None:
             stack.callback(journal.close)
         bar = stack.enter_context(progress_bar(learner))
-        signals = stack.enter_context(catch_signals())
         stream = iterate_batches(training, learner.step, learner.total)
-        clock = Clock()
+        clock, saved = Clock(), time.monotonic()
         result = None
         while learner.step < learner.total:
             start = time.perf_counter()
@@ -89,27 +90,31 @@ def train(dataset: str, run: Path, config: TrainConfig, process: Process, restar
 
             is_last, should_log = learner.step == learner.total, learner.step % LOG_EVERY == 0
             should_validate = is_last or learner.step % (config.validate_every or epoch) == 0
-            # All processes must stop at the same step. They agree on it only at some steps, since that makes them wait.
-            stop_signal = (
-                max_over_ranks(signals[0] if signals else 0, process) if should_log or process.world == 1 else 0
-            )
-            should_save = should_validate or stop_signal or learner.step % config.checkpoint_every == 0
+            stop_signal = due = 0
+            # All processes must stop and save at the same step. They agree only at some steps, since each then waits.
+            if should_log or process.world == 1:
+                stop_signal = max_over_ranks(signals[0] if signals else 0, process)
+                due = max_over_ranks(int(time.monotonic() - saved >= 60 * config.checkpoint_minutes), process)
+                writer.check()
+            should_save = should_validate or stop_signal or due
             if should_log or should_save:  # checks the losses before the state is saved
                 raise_if_diverged(learner, run)
             if should_log or should_validate:
                 log_losses(learner, journal, bar, clock)
-            result = validate_and_log(learner, run, journal, batch) if should_validate else None
+            result = validate_and_log(learner, journal, batch) if should_validate else None
             if should_save:
-                save_state(learner, run / LAST)
+                save_state(learner, writer)
+                saved = time.monotonic()
             if stop_signal and not is_last:
                 bar.close()
-                barrier(process)  # wait until the state is saved: torchrun ends all processes as soon as one exits
-                print_once(process, f"{run}: stopped after step {learner.step}; run the same command again to resume")
-                return 128 + stop_signal
+                writer.wait()
+                return stop(learner, run, stop_signal)
             if should_log or should_validate:
                 clock = Clock()
-        # There is no result if an earlier process ended after the last step but before this point.
-        result = result or validate_and_log(learner, run, journal)
+        if result is None:  # an earlier process ended after the last step but before this point
+            result = validate_and_log(learner, journal)
+            save_state(learner, writer)
+        writer.wait()
 
     final = make_checkpoint(learner)
     if process.rank == 0:
@@ -127,42 +132,32 @@ def train(dataset: str, run: Path, config: TrainConfig, process: Process, restar
     return 0
 
 
-def find_checkpoint(
-    run: Path, config: TrainConfig, facts: DataFacts, process: Process, restart: bool
-) -> Checkpoint | None:
-    """Load the last checkpoint in `run`, if there is one with the same settings and tiles.
-
-    With `restart`, a run with other settings or tiles is moved aside. Otherwise, raises ValueError naming what differs.
-    """
-    if not (run / LAST).exists():
-        return None
-    try:
-        last = load(run / LAST)
-    except ValueError as error:  # of another version, or damaged
-        if not restart:
-            raise
-        difference = str(error)
-    else:
-        changed = list_differences(last.config, config.model_dump(), WITHOUT_EFFECT)
-        changed += [
-            f"other {name.replace('_', ' ')}"
-            for name, value in dataclasses.asdict(facts).items()
-            if value != last.facts[name]
-        ]
-        if not changed:
-            return last
-        difference = f"{run / LAST} belongs to a run with other settings or tiles ({'; '.join(changed)})"
-    barrier(process)  # all processes must have read it before one of them moves it
-    if not restart:
-        raise ValueError(
-            f"{difference}: restore these, choose another --out, delete {run}, or add --restart-if-changed"
+def tell_start(learner: Learner, run: Path, last: Checkpoint | None) -> None:
+    """Print what the run is about to do. A finished run that is made longer is no longer finished."""
+    training, held_out, config, process = learner.training, learner.held_out, learner.config, learner.process
+    origin = f"from {learner.start}" if last is None else f"resuming after step {learner.step}"
+    print_once(
+        process,
+        f"{training.tiles} training tiles, {held_out.tiles} held out; {config.model} on {process.device}, {origin}",
+    )
+    if last is not None and last.step == last.total < learner.total:
+        rate = config.learning_rate(learner.step, learner.total, len(training))
+        print_once(
+            process,
+            f"{run}: a finished run of {last.total} steps is made longer; its schedules are now those of a run of "
+            f"{learner.total} steps, so the learning rate goes on at {rate:.3g}",
         )
-    if process.rank == 0:
-        backup = next(path for n in count(1) if not (path := run.with_name(f"{run.name}.{n}")).exists())
-        run.rename(backup)
-        print_once(process, f"{difference}: moved to {backup}, starting again")
-    barrier(process)
-    return None
+        if process.rank == 0:
+            (run / METRICS).unlink(missing_ok=True)
+
+
+def stop(learner: Learner, run: Path, stop_signal: int) -> int:
+    """Mark a run whose state is saved as stopped. Returns the exit status."""
+    if learner.process.rank == 0:
+        write_text(run / STOPPED, f"{learner.step}\n")
+    barrier(learner.process)  # torchrun ends all processes as soon as one exits
+    print_once(learner.process, f"{run}: stopped after step {learner.step}; run the same command again to resume")
+    return 128 + stop_signal
 
 
 def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[TileLoader, TileLoader]:
@@ -256,11 +251,10 @@ def raise_if_diverged(learner: Learner, run: Path) -> None:
     raise ValueError(f"the loss is {loss:g} at step {step + 1}, its tiles are in {path}: try a lower lr, or amp=fp32")
 
 
-def validate_and_log(learner: Learner, run: Path, journal: Journal | None, batch: Batch | None = None) -> Validation:
-    """Validate, log the result, and save the state if it is the best so far. batch: tiles whose views are logged."""
+def validate_and_log(learner: Learner, journal: Journal | None, batch: Batch | None = None) -> Validation:
+    """Validate, log the result, and note whether it is the best so far. batch: tiles whose views are logged."""
     result = validate(learner)
-    improved = learner.best is None or result.numbers["kl"] < learner.best["kl"]
-    if improved:
+    if learner.best is None or result.numbers["kl"] < learner.best["kl"]:
         learner.best = {"step": learner.step, "kl": result.numbers["kl"]}
     if journal is not None:
         classes = learner.facts.classes
@@ -271,16 +265,15 @@ def validate_and_log(learner: Learner, run: Path, journal: Journal | None, batch
             views = torch.cat([learner.view(image, stream) for stream in (FIRST_VIEW, SECOND_VIEW)])
             journal.write_views(learner.step, views.cpu(), learner.config.bands)
         journal.write_curves()
-    if improved:
-        save_state(learner, run / BEST)
     return result
 
 
-def save_state(learner: Learner, path: Path) -> None:
-    """Save the state on rank 0. All processes must call this function."""
-    state = make_checkpoint(learner)
-    if learner.process.rank == 0:
-        save(path, state)
+def save_state(learner: Learner, writer: CheckpointWriter) -> None:
+    """Begin to write the state on rank 0; also as the best one if it is. All processes must call this function."""
+    if learner.process.rank == 0 or learner.config.shard:
+        state = make_checkpoint(learner)
+        if learner.process.rank == 0:
+            writer.write(state, is_best=learner.best is not None and learner.best["step"] == learner.step)
 
 
 def write_results(learner: Learner, final: Checkpoint, run: Path, result: Validation) -> None:

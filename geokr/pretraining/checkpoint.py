@@ -1,7 +1,10 @@
-"""The state of a run on disk: everything needed to resume it, written atomically."""
+"""The state of a run on disk: everything needed to resume it, written atomically while training goes on."""
 
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -13,6 +16,8 @@ VERSION = 3
 
 LAST = "last.pt"
 BEST = "best.pt"
+KEPT = "checkpoints"
+"""Directory of a run with the last few checkpoints, by step, if more than one is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +77,51 @@ def load(path: Path) -> Checkpoint:
     if version != VERSION:
         raise ValueError(f"{path}: a checkpoint of version {version}, this program reads version {VERSION}")
     return Checkpoint(**state)
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run in a thread, one after the other. Must be closed, as a context is.
+
+    A checkpoint must not change while it is written, so its tensors must be copies. keep: number of last checkpoints to
+    keep; above 1, each is also kept under its step.
+    """
+
+    def __init__(self, run: Path, keep: int) -> None:
+        self.run, self.keep = run, keep
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._thread.shutdown()
+
+    def write(self, checkpoint: Checkpoint, is_best: bool) -> None:
+        """Begin to write a checkpoint, once the one before it is written. Raises like `wait`."""
+        self.wait()
+        self._writing = self._thread.submit(self._write, checkpoint, is_best)
+
+    def check(self) -> None:
+        """Raise the error of a checkpoint that could not be written, without waiting for one that is being written."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint is written. Raises OSError if it cannot be."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, checkpoint: Checkpoint, is_best: bool) -> None:
+        if is_best:
+            save(self.run / BEST, checkpoint)
+        save(self.run / LAST, checkpoint)
+        if self.keep > 1:
+            kept = self.run / KEPT
+            kept.mkdir(exist_ok=True)
+            path = kept / f"step{checkpoint.step:08d}.pt"
+            path.unlink(missing_ok=True)
+            os.link(self.run / LAST, path)  # the same file: it takes no space until last.pt is replaced
+            for earlier in sorted(kept.glob("step*.pt"))[: -self.keep]:
+                earlier.unlink()

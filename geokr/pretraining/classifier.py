@@ -9,6 +9,8 @@ from torch import nn
 
 from geokr.dataset.layout import RGB
 from geokr.encoder import build_encoder
+from geokr.pretraining.config import TrainConfig
+from geokr.pretraining.processes import Process, broadcast_value
 from geokr.weights import apply_weights, read_weights
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,35 @@ def build_classifier(
         apply_weights(encoder, *read_weights(Path(pretrained)), bands, pretrained)
         start = pretrained
     return Classifier(encoder, _output_width(encoder, name, len(bands), image_size), classes), start
+
+
+def build_student(
+    config: TrainConfig, classes: int, pretrained: bool | str, process: Process
+) -> tuple[Classifier, str]:
+    """Build the student, and describe the weights that its encoder starts from. Only rank 0 has these weights yet.
+
+    Whether weights are available is then decided once. Raises ValueError on all processes if rank 0 cannot load them.
+    """
+    outcome: str | ValueError
+    try:
+        student, outcome = build_classifier(
+            config.model, config.bands, classes, config.image_size, pretrained if process.rank == 0 else False,
+            config.drop_path,
+        )  # fmt: skip
+    except ValueError as error:
+        outcome = error
+    outcome = broadcast_value(outcome, process)
+    if isinstance(outcome, ValueError):
+        raise outcome
+    return student, outcome
+
+
+def recompute_activations(encoder: nn.Module, name: str) -> None:
+    """Make an encoder compute its activations again for the gradient. Raises ValueError if it has no way to."""
+    try:
+        encoder.set_grad_checkpointing()  # type: ignore[operator]
+    except (AssertionError, AttributeError) as error:
+        raise ValueError(f"{name} cannot compute its activations again: set recompute to false") from error
 
 
 @torch.no_grad()

@@ -23,7 +23,17 @@ SECTION = "train"
 """Section of a parameter file with the training settings. The pipeline stages read the other sections."""
 
 WITHOUT_EFFECT = frozenset(
-    {"device", "compile", "channels_last", "recompute", "shard", "prefetch", "checkpoint_every", "loggers"}
+    {
+        "device",
+        "compile",
+        "channels_last",
+        "recompute",
+        "shard",
+        "prefetch",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+        "loggers",
+    }
 )
 """Settings that may change when a run is resumed: they affect how a run is computed, not what it learns."""
 
@@ -141,8 +151,11 @@ class TrainConfig(Strict):
 
     validate_every: Count = 0
     """Steps between validations; 0: one validation per epoch. The run always ends with one."""
-    checkpoint_every: Size = 500
-    """Steps between checkpoints. One is also written at each validation and when the run is stopped."""
+    checkpoint_minutes: Amount = 10.0
+    """Minutes between checkpoints. One is also written at each validation and when the run is stopped. Steps go on
+    while it is written."""
+    keep_checkpoints: Size = 1
+    """Number of last checkpoints to keep: last.pt and, above 1, these by step in RUN/checkpoints."""
     probe: Count = 2048
     """Number of training tiles for the k-nearest-neighbour prediction of the held-out tiles in validation; 0: none."""
     highest_loss: Amount = 100.0

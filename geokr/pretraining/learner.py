@@ -17,7 +17,7 @@ from geokr.encoder import to_unit, unit_scale
 from geokr.loading.loader import Batch, TileLoader
 from geokr.pretraining.augment import augment, derive_seed
 from geokr.pretraining.checkpoint import Checkpoint
-from geokr.pretraining.classifier import Classifier, build_classifier
+from geokr.pretraining.classifier import build_student, recompute_activations
 from geokr.pretraining.config import TrainConfig
 from geokr.pretraining.objectives import choose
 from geokr.pretraining.objectives.objective import SECOND_VIEW, Objective, Part
@@ -26,7 +26,6 @@ from geokr.pretraining.processes import (
     Process,
     average_buffers,
     broadcast,
-    broadcast_value,
     shard_model,
     sharded_like,
     sum_over_ranks,
@@ -234,35 +233,6 @@ def compute_dtype(amp: str, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[amp]
 
 
-def build_student(
-    config: TrainConfig, classes: int, pretrained: bool | str, process: Process
-) -> tuple[Classifier, str]:
-    """Build the student, and describe the weights that its encoder starts from. Only rank 0 has these weights yet.
-
-    Whether weights are available is then decided once. Raises ValueError on all processes if rank 0 cannot load them.
-    """
-    outcome: str | ValueError
-    try:
-        student, outcome = build_classifier(
-            config.model, config.bands, classes, config.image_size, pretrained if process.rank == 0 else False,
-            config.drop_path,
-        )  # fmt: skip
-    except ValueError as error:
-        outcome = error
-    outcome = broadcast_value(outcome, process)
-    if isinstance(outcome, ValueError):
-        raise outcome
-    return student, outcome
-
-
-def recompute_activations(encoder: nn.Module, name: str) -> None:
-    """Make an encoder compute its activations again for the gradient. Raises ValueError if it has no way to."""
-    try:
-        encoder.set_grad_checkpointing()  # type: ignore[operator]
-    except (AssertionError, AttributeError) as error:
-        raise ValueError(f"{name} cannot compute its activations again: set recompute to false") from error
-
-
 def train_step(learner: Learner, batch: Batch) -> None:
     """Do one step: update the student with its gradient, then let the objective update its other networks."""
     config, process, step = learner.config, learner.process, learner.step
@@ -328,8 +298,8 @@ def preserve_buffers(model: nn.Module, enabled: bool) -> Iterator[None]:
 
 
 def make_checkpoint(learner: Learner) -> Checkpoint:
-    """Collect the state to resume from. If weights are sharded, all processes must call this function."""
-    return Checkpoint(
+    """Copy the state to resume from to the host. If weights are sharded, all processes must call this function."""
+    checkpoint = Checkpoint(
         step=learner.step,
         total=learner.total,
         config=learner.config.model_dump(),
@@ -340,12 +310,15 @@ def make_checkpoint(learner: Learner) -> Checkpoint:
         start=learner.start,
         networks={name: unsharded(network.state_dict()) for name, network in learner.objective.networks.items()},
         exported=learner.objective.exported,
-        memory={name: value.cpu().clone() for name, value in learner.objective.memory.items()},
+        memory=unsharded(dict(learner.objective.memory)),
         optimiser=unsharded(learner.optimiser.state_dict()),
         scaler=learner.scaler.state_dict(),
-        window=learner.recent_losses[: learner.step - learner.logged_steps].clone(),
+        window=unsharded(learner.recent_losses[: learner.step - learner.logged_steps]),
         best=learner.best,
     )
+    if learner.process.device.type == "cuda":
+        torch.cuda.synchronize()  # copies are complete
+    return checkpoint
 
 
 def _restore(learner: Learner, last: Checkpoint) -> None:

@@ -148,9 +148,14 @@ def sync_gradients(model: nn.Module, enabled: bool) -> None:
 
 
 def unsharded(state: Any) -> Any:
-    """Gather the sharded tensors of a nested state on the CPU. All processes must call this function."""
-    if isinstance(state, DTensor):
-        return state.full_tensor().cpu()
+    """Copy the tensors of a nested state to the host, with all parts of those that are sharded.
+
+    All processes must call this function if tensors are sharded. Copies from a GPU go to pinned memory and may not be
+    complete before the GPU is synchronised.
+    """
+    if isinstance(state, torch.Tensor):
+        value = state.full_tensor() if isinstance(state, DTensor) else state.detach()
+        return torch.empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(value, non_blocking=value.is_cuda)
     if isinstance(state, dict):
         return {key: unsharded(value) for key, value in state.items()}
     return state

@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from geokr.pretraining.checkpoint import VERSION, Checkpoint, load, save
+from geokr.pretraining import checkpoint
+from geokr.pretraining.checkpoint import VERSION, Checkpoint, CheckpointWriter, load, save
 from geokr.storage.files import replace_file
 
 STATE = Checkpoint(
@@ -112,3 +114,56 @@ def test_a_checkpoint_of_another_version_or_with_code_is_refused(tmp_path: Path)
     torch.save({"version": VERSION, "step": Path("code")}, path)
     with pytest.raises(ValueError, match=r"last\.pt: not a checkpoint, or a damaged one"):
         load(path)
+
+
+def at(step: int) -> Checkpoint:
+    return dataclasses.replace(STATE, step=step)
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one waits for it, and so do those who ask."""
+    may_write, begun = threading.Event(), threading.Event()
+    write = checkpoint.save
+
+    def slow(path: Path, state: Checkpoint) -> None:
+        begun.set()
+        assert may_write.wait(300)  # a hang, not a slow machine
+        write(path, state)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.write(at(1), is_best=False)  # returns though nothing is written
+        assert begun.wait(300)
+        writer.check()
+        assert not (tmp_path / "last.pt").exists()
+        may_write.set()
+        writer.write(at(2), is_best=False)
+        assert (tmp_path / "last.pt").exists()
+        writer.wait()
+        assert load(tmp_path / "last.pt").step == 2
+        writer.write(at(3), is_best=True)
+    assert [load(tmp_path / name).step for name in ("last.pt", "best.pt")] == [3, 3]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, state: Checkpoint) -> None:
+        raise OSError(f"{path}: no space left")
+
+    monkeypatch.setattr(checkpoint, "save", fail)
+    for ask in ("wait", "check", "write"):
+        with CheckpointWriter(tmp_path, keep=1) as writer:
+            writer.write(at(1), is_best=False)
+            writer._writing.exception()  # type: ignore[union-attr]  # written, or not
+            with pytest.raises(OSError, match=r"last\.pt: no space left"):
+                getattr(writer, ask)(*((at(2), False) if ask == "write" else ()))
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_last_few_are_kept(tmp_path: Path, keep: int) -> None:
+    with CheckpointWriter(tmp_path, keep) as writer:
+        for step in (8, 9, 10, 11, 11):  # the last one again, as after a kill
+            writer.write(at(step), is_best=step == 9)
+    kept = sorted((tmp_path / "checkpoints").glob("*")) if keep > 1 else []
+    assert [load(path).step for path in kept] == [9, 10, 11][-keep:] * (keep > 1)
+    assert [path.name for path in kept][-1:] == ["step00000011.pt"] * (keep > 1)
+    assert [load(tmp_path / name).step for name in ("last.pt", "best.pt")] == [11, 9]

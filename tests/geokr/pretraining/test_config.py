@@ -126,7 +126,8 @@ def test_differences_that_matter_are_named() -> None:
     then = PRESETS["geokr"].model_dump()
     now = {**then, "lr": 0.5, "device": "cpu", "prefetch": 9}
     assert list_differences(then, now, WITHOUT_EFFECT) == ["lr 0.001, now 0.5"]
-    free = {"device", "compile", "channels_last", "recompute", "shard", "prefetch", "checkpoint_every", "loggers"}
+    free = {"device", "compile", "channels_last", "recompute", "shard", "prefetch", "loggers"}
+    free |= {"checkpoint_minutes", "keep_checkpoints"}
     for name, value in then.items():  # what decides what is learnt is told, all of it
         assert bool(list_differences(then, {**then, name: (value, "other")}, WITHOUT_EFFECT)) == (name not in free)
 

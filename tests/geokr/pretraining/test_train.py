@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partialmethod
 from itertools import islice
@@ -132,16 +133,20 @@ def test_stopping_at_any_step_changes_nothing(
 def test_a_kill_between_checkpoints_loses_only_the_steps_since(
     coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ["steps=24", "checkpoint_every=5", "validate_every=100"]
+    settings = ["steps=24", "checkpoint_minutes=5", "validate_every=100"]
     assert command(coloured, tmp_path / "whole", *settings) == 0
+    steps = []
 
     def killed(learner, batch) -> None:
         if learner.step == 13:
             raise KeyboardInterrupt
         train_step(learner, batch)
+        steps.append(learner.step)
 
     run = tmp_path / "run"
     monkeypatch.setattr(train, "train_step", killed)
+    a_minute_each = SimpleNamespace(monotonic=lambda: 60.0 * len(steps), perf_counter=time.perf_counter)
+    monkeypatch.setattr(train, "time", a_minute_each)
     with pytest.raises(KeyboardInterrupt):
         command(coloured, run, *settings)
     monkeypatch.undo()
@@ -221,7 +226,7 @@ def test_a_run_of_other_settings_is_moved_aside_if_asked(coloured: Path, tmp_pat
 def test_a_loss_that_explodes_stops_the_run_and_leaves_the_tiles(
     coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], loss: str, at: str
 ) -> None:
-    settings = ["steps=40", "warm_up=0", "checkpoint_every=5", *settings]
+    settings = ["steps=40", "warm_up=0", *settings]
     assert command(coloured, tmp_path, *settings) == 2
     (path,) = (tmp_path / "diverged").iterdir()
     found = re.search(
@@ -372,7 +377,7 @@ def test_tiles_that_cannot_be_read_are_skipped_and_counted_if_asked(
     coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = unreadable(coloured, tmp_path / "dataset")
-    steps = ["steps=12", "checkpoint_every=6"]
+    steps = ["steps=12"]
     assert command(dataset, tmp_path / "stops", *steps) != 0
     assert "east/image/c/0/0/0/0/0: tile" in capsys.readouterr().err
     assert command(dataset, tmp_path / "run", "on_error=skip", *steps) == 0
