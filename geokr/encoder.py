@@ -119,8 +119,9 @@ def resize(image: torch.Tensor, size: int) -> torch.Tensor:
 def build_encoder(name: str, bands: int, image_size: int, weights: bool = False, drop_path: float = 0.0) -> nn.Module:
     """Build timm's model `name` without its classifier: (n, band, y, x) -> (n, feature).
 
-    weights: download timm's weights. drop_path: probability of stochastic depth in training. Raises ValueError if timm
-    has no such model, or if it has no stochastic depth.
+    VGG also lacks its two hidden layers, which have most of its parameters: features are the mean of its last map, as
+    in the paper's published code. weights: download timm's weights. drop_path: probability of stochastic depth in
+    training. Raises ValueError if timm has no such model, or if it has no stochastic depth.
     """
     require_model(name)
     defaults = find_defaults(name)
@@ -130,13 +131,21 @@ def build_encoder(name: str, bands: int, image_size: int, weights: bool = False,
     if drop_path:
         settings["drop_path_rate"] = drop_path
     try:
-        return timm.create_model(name, pretrained=weights, **settings)
+        encoder = timm.create_model(name, pretrained=weights, **settings)
     except RuntimeError as error:  # a model without weights
         raise ValueError(f"timm cannot create {name}: {error}") from error
     except TypeError as error:
         if "drop_path_rate" not in str(error):
             raise
         raise ValueError(f"{name} has no stochastic depth: set drop_path to 0") from error
+    if is_vgg(name):
+        encoder.pre_logits = nn.Identity()
+    return encoder
+
+
+def is_vgg(name: str) -> bool:
+    """Whether timm's model `name` is a VGG, whose hidden layers an encoder lacks."""
+    return timm.models.is_model_in_modules(name, ["vgg"])
 
 
 def require_model(name: str) -> None:

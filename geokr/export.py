@@ -1,11 +1,13 @@
 """Export the encoder of a run for use in other software: `python -m geokr.export RUN --out FOLDER`.
 
     encoder = timm.create_model(model, num_classes=0, in_chans=bands)
+    encoder.pre_logits = torch.nn.Identity()  # a VGG alone
     encoder.load_state_dict(safetensors.torch.load_file("FOLDER/encoder.safetensors"))
 
 The input is (pixels / 255 - mean) / std. Model, bands, mean, std and more are in the file's header, in the model card
-README.md and in the STAC item item.json. Optional forms are encoder.onnx and encoder.pt2 (torch.export), which take
-any number of images of the training size, and torchvision.safetensors, with the names of torchvision's ResNet and VGG.
+README.md and in the STAC item item.json. timm's ResNet and VGG name their weights as torchvision's do, which take the
+same file. Optional forms are encoder.onnx and encoder.pt2 (torch.export), which take any number of images of the
+training size.
 """
 
 import argparse
@@ -23,9 +25,8 @@ from geokr.encoder import ENCODER, build_encoder
 from geokr.pretraining.card import format_model_card, make_stac_item, public_name, to_json
 from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load
 from geokr.storage.files import replace_file
-from geokr.weights import to_torchvision
 
-FORMS = ("onnx", "pt2", "torchvision")
+FORMS = ("onnx", "pt2")
 """Forms in addition to the safetensors file with timm's names."""
 
 
@@ -101,18 +102,10 @@ def export_all(checkpoint: Checkpoint, out: Path, forms: tuple[str, ...], metric
             case "onnx":
                 filenames.append("encoder.onnx")
                 _export_onnx(encoder, example, out / filenames[-1])
-            case "pt2":
+            case _:
                 filenames.append("encoder.pt2")
                 with replace_file(out / filenames[-1]) as file:
                     torch.export.save(_trace(encoder, example), file)
-            case _:
-                filenames.append("torchvision.safetensors")
-                with replace_file(out / filenames[-1]) as file:
-                    file.write(
-                        _sort_header(
-                            to_safetensors(to_torchvision(encoder_weights(checkpoint)), encoder_header(checkpoint))
-                        )
-                    )
     sizes = {name: (out / name).stat().st_size for name in filenames}
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     with replace_file(out / "README.md") as file:

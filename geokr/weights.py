@@ -119,13 +119,6 @@ def apply_weights(
             names = source_bands or (SENTINEL2 if value.shape[1] == len(SENTINEL2) else RGB)
             if value.shape[1] == len(names):
                 weights[name] = adapt_bands(value, names, bands)
-        elif (
-            name in expected
-            and value.ndim == 2
-            and expected[name].ndim == 4
-            and value.numel() == expected[name].numel()
-        ):
-            weights[name] = value.reshape(expected[name].shape)  # a linear layer that timm implements as a convolution
     counters = {name: value for name, value in expected.items() if name.endswith(".num_batches_tracked")}
     weights = counters | weights  # torch before 0.4.1 did not write them, and evaluation does not read them
     problems = [f"{name} is missing" for name in sorted(expected.keys() - weights.keys())]
@@ -162,11 +155,7 @@ def select_network(
     first = next(iter(expected))
     prefixes = {name.removesuffix(first) for name in source_weights if f".{name}".endswith(f".{first}")} or {""}
     networks = {
-        prefix: {
-            timm_name: value
-            for name, value in source_weights.items()
-            if name.startswith(prefix) and (timm_name := to_timm_name(name.removeprefix(prefix), expected))
-        }
+        prefix: {name.removeprefix(prefix): value for name, value in source_weights.items() if name.startswith(prefix)}
         for prefix in sorted(prefixes)
     }
     shared = {prefix: len(expected.keys() & names.keys()) for prefix, names in networks.items()}
@@ -181,32 +170,6 @@ def select_network(
         for name, value in networks[best[0]].items()
         if name not in dropped and name.partition(".")[0] in modules
     }
-
-
-VGG = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": ""}
-"""torchvision's names of VGG's last layers -> timm's names. The last layer is the classifier, which has none."""
-
-
-def to_timm_name(name: str, expected: Mapping[str, torch.Tensor]) -> str:
-    """Convert torchvision's name of a weight to timm's. Only VGG's last layers differ; "" for VGG's classifier.
-
-    expected: weights of the encoder by timm's names.
-    """
-    layer, _, part = name.rpartition(".")
-    if layer not in VGG or "pre_logits.fc1.weight" not in expected:
-        return name
-    return f"{VGG[layer]}.{part}" if VGG[layer] else ""
-
-
-def to_torchvision(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Convert an encoder's weights to torchvision's names and shapes. Only VGG's last layers differ from timm's."""
-    torchvision_names = {timm_name: torchvision_name for torchvision_name, timm_name in VGG.items() if timm_name}
-    result = {}
-    for name, value in weights.items():
-        layer, _, part = name.rpartition(".")
-        renamed = torchvision_names.get(layer)
-        result[f"{renamed}.{part}" if renamed else name] = value.flatten(1) if renamed and value.ndim == 4 else value
-    return result
 
 
 def adapt_bands(weight: torch.Tensor, source_bands: Sequence[str], bands: Sequence[str]) -> torch.Tensor:

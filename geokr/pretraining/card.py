@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from geokr.encoder import is_vgg
 from geokr.landcover.legend import KNOWLEDGE, read_toml
 from geokr.pretraining.checkpoint import Checkpoint
 from geokr.pretraining.objectives import choose
@@ -44,6 +45,7 @@ def format_model_card(checkpoint: Checkpoint, features: int, metrics: Mapping[st
     numbers = [f"| {meaning} | {metrics[name]:.4f} |" for name, meaning in NUMBERS.items() if name in metrics]
     objective = config["objective"]
     loss = choose(objective).formula.format(**config)
+    removal = "encoder.pre_logits = torch.nn.Identity()\n" if is_vgg(config["model"]) else ""
     return f"""---
 library_name: timm
 tags: [remote-sensing, land-cover, image-feature-extraction]
@@ -56,10 +58,10 @@ the ground in an image belongs to each land-cover class. The labels come from a 
 
 ```python
 import timm
-from safetensors.torch import load_file
+{"import torch" + chr(10) if removal else ""}from safetensors.torch import load_file
 
 encoder = timm.create_model("{config["model"]}", num_classes=0, in_chans={len(config["bands"])})
-encoder.load_state_dict(load_file("encoder.safetensors"))
+{removal}encoder.load_state_dict(load_file("encoder.safetensors"))
 ```
 
 The input is (pixels / 255 - mean) / std, with images of {config["image_size"]} px in training:

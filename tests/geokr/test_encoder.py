@@ -28,7 +28,7 @@ def pixels(bands: int = 4, side: int = 32) -> torch.Tensor:
 
 
 def test_a_run_and_its_export_are_one_encoder(run: Path, tmp_path: Path) -> None:
-    assert export.main([str(run), "--out", str(tmp_path / "export"), "--forms", "torchvision"]) == 0
+    assert export.main([str(run), "--out", str(tmp_path / "export")]) == 0
     encoder, checkpoint = load_encoder(run), load(run / LAST)
     assert (encoder.bands, encoder.size) == (BANDS, 32)
     assert encoder.mean.flatten().tolist() == pytest.approx(checkpoint.mean)
@@ -38,7 +38,7 @@ def test_a_run_and_its_export_are_one_encoder(run: Path, tmp_path: Path) -> None
     wanted = network.eval()((pixels().float() / 255 - mean) / std)
     assert torch.allclose(encoder(pixels()), wanted, atol=1e-5)
     folder = tmp_path / "export"
-    for path in (folder, folder / "encoder.safetensors", folder / "torchvision.safetensors"):
+    for path in (folder, folder / "encoder.safetensors"):
         assert torch.allclose(load_encoder(path)(pixels()), wanted, atol=1e-5), path
     assert torch.allclose(load_encoder(str(run))(pixels()), wanted, atol=1e-5)
 

@@ -27,7 +27,7 @@ from geokr.landcover.legend import KNOWLEDGE, read_toml
 from geokr.pretraining.card import describe_extent, list_licences, make_stac_item, public_name, to_json
 from geokr.pretraining.checkpoint import BEST, LAST, load
 from geokr.pretraining.classifier import build_classifier
-from geokr.weights import apply_weights, to_torchvision
+from geokr.weights import apply_weights
 
 SETTINGS = ["model=test_resnet", "image_size=32", "batch=32", "steps=3", "bands=nir,red,green,blue", "loggers=[]"]
 
@@ -109,23 +109,39 @@ def test_the_encoder_in_the_folder_is_that_of_the_run(run: Path, folder: Path) -
 
 
 @pytest.mark.parametrize("model", ["resnet18", "vgg11"])
-def test_torchvision_loads_its_own_names(model: str, tmp_path: Path) -> None:
+def test_torchvision_loads_its_own_names(model: str) -> None:
     """There and back: torchvision computes the same features, and its weights are a place to start from."""
     torch.manual_seed(3)
-    encoder = timm.create_model(model, num_classes=0).eval()
+    encoder = build_encoder(model, 3, 64).eval()
     theirs = torchvision.models.get_model(model).eval()
-    left = theirs.load_state_dict(to_torchvision(encoder.state_dict()), strict=False)
+    left = theirs.load_state_dict(encoder.state_dict(), strict=False)
     assert left.unexpected_keys == []
-    last = "fc" if model == "resnet18" else "classifier.6"
-    assert left.missing_keys == [f"{last}.weight", f"{last}.bias"]
-    image = torch.rand(2, 3, 224, 224)
-    (theirs if model == "resnet18" else theirs.classifier).register_module(last[-2:].strip("."), torch.nn.Identity())
+    assert {name.split(".")[0] for name in left.missing_keys} == {"fc" if model == "resnet18" else "classifier"}
+    image = torch.rand(2, 3, 64, 64)
+    if model == "resnet18":
+        theirs.fc = torch.nn.Identity()
+    else:
+        theirs.avgpool, theirs.classifier = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Identity()
     with torch.no_grad():
         assert torch.allclose(theirs(image), encoder(image), atol=1e-4)
-    other = build_encoder(model, 3, 224)
-    given = to_torchvision(encoder.state_dict()) | {f"{last}.weight": torch.zeros(9, 9), f"{last}.bias": torch.zeros(9)}
-    apply_weights(other, given, RGB, RGB, "theirs")
+    other = build_encoder(model, 3, 64)
+    apply_weights(other, torchvision.models.get_model(model).state_dict() | encoder.state_dict(), RGB, RGB, "theirs")
     assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in other.state_dict().items())
+
+
+def test_a_vgg_has_no_hidden_layers(tmp_path: Path) -> None:
+    """The published head is the mean of the last map and one linear layer. timm's own weights are a place to start."""
+    with torch.device("meta"):
+        student, _ = build_classifier("vgg16", RGB, 8, 256, False)
+        whole = timm.create_model("vgg16")
+    assert student.head.in_features == 512
+    assert sum(parameter.numel() for parameter in student.encoder.parameters()) == 14_714_688
+    assert sum(parameter.numel() for parameter in whole.pre_logits.parameters()) == 119_545_856
+    small = timm.create_model("vgg11", mlp_ratio=1 / 64)
+    torch.save(small.state_dict(), tmp_path / "timm.pth")
+    started, _ = build_classifier("vgg11", RGB, 8, 32, str(tmp_path / "timm.pth"))
+    assert torch.equal(started.encoder.features[0].weight, small.features[0].weight)
+    assert started(torch.rand(2, 3, 32, 32))[1].shape == (2, 512)
 
 
 def test_the_stac_item_says_what_the_model_takes_and_gives(folder: Path, run: Path) -> None:
