@@ -15,7 +15,6 @@ from itertools import count
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tiles import dataset
 from geokr.loading.loader import Batch, TileLoader
@@ -23,20 +22,7 @@ from geokr.loading.selection import Selection
 from geokr.pretraining.config import TrainConfig, configure
 from geokr.pretraining.learner import Learner, create_learner, gather_facts, train_step
 from geokr.pretraining.processes import Process, process_group
-
-PEAK = {
-    "B200": 2250,
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100": 989,
-    "A100": 312,
-    "A10G": 70,
-    "L40S": 362,
-    "L4": 121,
-    "RTX 4090": 165,
-    "RTX 3090": 71,
-}
-"""Part of a GPU's name -> dense bf16 peak from its data sheet, TFLOP/s. The first entry that matches counts."""
+from geokr.pretraining.throughput import count_flops, find_peak
 
 GPU = ["model=resnet50", "image_size=256", "batch=256", "prefetch=8", "steps=1000000"]
 PROCESSOR = ["model=resnet10t", "image_size=64", "batch=32", "steps=1000000"]
@@ -101,13 +87,7 @@ def rate(learner: Learner, batches: Iterator[Batch], steps: int) -> float:
 
 def share_of_peak(learner: Learner, name: str, tiles: float) -> str:
     """A line with the multiplications at that many tiles per second, as a share of the GPU's dense bf16 peak."""
-    config, device = learner.config, learner.process.device
-    image = torch.zeros(1, len(config.bands), config.image_size, config.image_size, device=device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        learner.student(image)
-    passes = 2 + len(learner.objective.networks)
-    work = passes * counter.get_total_flops() * tiles / 1e12  # TFLOP/s
-    peak = next((peak for part, peak in PEAK.items() if part in name), None)
+    work, peak = count_flops(learner) * tiles / 1e12, find_peak(name)  # TFLOP/s
     if peak is None:
         return f"case=step-share-of-peak ours={work:.0f} unit=TFLOP/s peak=unknown device={name.replace(' ', '-')}"
     return (

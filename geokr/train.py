@@ -39,6 +39,7 @@ from geokr.pretraining.objectives import choose
 from geokr.pretraining.objectives.objective import FIRST_VIEW, SECOND_VIEW
 from geokr.pretraining.processes import Process, barrier, max_over_ranks, process_group, sum_over_ranks
 from geokr.pretraining.resuming import find_checkpoint
+from geokr.pretraining.throughput import peak_share, trace_steps
 from geokr.pretraining.validation import Validation, validate
 from geokr.storage.files import replace_file, write_text
 
@@ -51,11 +52,14 @@ RESULTS = (METRICS, ENCODER, *CURVES.values())
 """Files of a finished run. If one is missing after the last step, only the end of the run is repeated."""
 
 
-def train(dataset: str, run: Path, config: TrainConfig, process: Process, restart: bool = False) -> int:
+def train(
+    dataset: str, run: Path, config: TrainConfig, process: Process, restart: bool = False, profile: bool = False
+) -> int:
     """Pre-train until the end of the run or until a signal. Returns the exit status: 0, or 128 plus the signal.
 
     restart: if `run` contains a run with other settings or tiles, move it aside and start a new run. Raises ValueError
-    with one sentence if the data set does not fit or, without `restart`, if an earlier run does not fit.
+    with one sentence if the data set does not fit or, without `restart`, if an earlier run does not fit. profile: write
+    a trace of some steps to RUN/profile.
     """
     with ExitStack() as stack:
         signals = stack.enter_context(catch_signals())  # from here on, since preparing a run takes minutes
@@ -77,6 +81,7 @@ def train(dataset: str, run: Path, config: TrainConfig, process: Process, restar
         if journal is not None:
             stack.callback(journal.close)
         bar = stack.enter_context(progress_bar(learner))
+        trace = stack.enter_context(trace_steps(run, process)) if profile else None
         stream = iterate_batches(training, learner.step, learner.total)
         clock, saved = Clock(), time.monotonic()
         result = None
@@ -87,6 +92,8 @@ def train(dataset: str, run: Path, config: TrainConfig, process: Process, restar
             clock.tiles += config.batch
             train_step(learner, batch)
             bar.update()
+            if trace is not None:
+                trace()
 
             is_last, should_log = learner.step == learner.total, learner.step % LOG_EVERY == 0
             should_validate = is_last or learner.step % (config.validate_every or epoch) == 0
@@ -120,15 +127,7 @@ def train(dataset: str, run: Path, config: TrainConfig, process: Process, restar
     if process.rank == 0:
         write_results(learner, final, run, result)
     barrier(process)
-    kl, baseline = result.numbers["kl"], f"{result.numbers['kl_of_mean']:.4f} for the mean label of the training tiles"
-    print_once(process, f"{run}: {learner.total} steps; held-out KL {kl:.4f} nats, {baseline}; see {run / ENCODER}")
-    student_kl = result.numbers.get("student_kl", kl)
-    if kl > student_kl:
-        print_once(
-            process,
-            f"{run}: the teacher, whose encoder is exported, is worse than the student: held-out KL {kl:.4f} and "
-            f"{student_kl:.4f} nats",
-        )
+    tell_result(learner, run, result)
     return 0
 
 
@@ -149,6 +148,21 @@ def tell_start(learner: Learner, run: Path, last: Checkpoint | None) -> None:
         )
         if process.rank == 0:
             (run / METRICS).unlink(missing_ok=True)
+
+
+def tell_result(learner: Learner, run: Path, result: Validation) -> None:
+    """Print the last validation, and whether the teacher ended worse than its student."""
+    kl, baseline = result.numbers["kl"], f"{result.numbers['kl_of_mean']:.4f} for the mean label of the training tiles"
+    print_once(
+        learner.process, f"{run}: {learner.total} steps; held-out KL {kl:.4f} nats, {baseline}; see {run / ENCODER}"
+    )
+    student_kl = result.numbers.get("student_kl", kl)
+    if kl > student_kl:
+        print_once(
+            learner.process,
+            f"{run}: the teacher, whose encoder is exported, is worse than the student: held-out KL {kl:.4f} and "
+            f"{student_kl:.4f} nats",
+        )
 
 
 def stop(learner: Learner, run: Path, stop_signal: int) -> int:
@@ -204,7 +218,7 @@ class Clock:
 
 
 def log_losses(learner: Learner, journal: Journal | None, bar: Any, clock: Clock) -> None:
-    """Log mean losses since the last log line, tiles per second, and the share of time spent waiting for tiles."""
+    """Log mean losses since the last log line, tiles per second, and the shares of time waiting and of the peak."""
     rows = (
         sum_over_ranks(learner.recent_losses, learner.process)[: learner.step - learner.logged_steps]
         / learner.process.world
@@ -223,11 +237,12 @@ def log_losses(learner: Learner, journal: Journal | None, bar: Any, clock: Clock
         skipped["skipped"] = int(
             sum_over_ranks(learner.recent_losses.new_tensor(learner.training.skipped), learner.process)
         )
+    share = peak_share(learner, speed)
+    used = {} if share is None else {"peak_share": share}
     if journal is not None:
-        rate = learner.optimiser.param_groups[0]["lr"]
-        journal.write(
-            learner.step, "train", {**losses, "lr": rate, "tiles_per_s": speed, "waiting": waiting, **skipped}
-        )
+        rate = max(group["lr"] for group in learner.optimiser.param_groups)
+        values = {**losses, "lr": rate, "tiles_per_s": speed, "waiting": waiting, **used, **skipped}
+        journal.write(learner.step, "train", values)
 
 
 def raise_if_diverged(learner: Learner, run: Path) -> None:
@@ -314,12 +329,15 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="move a run with other settings or tiles aside and start again",
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="write a trace of some steps, for chrome://tracing, to RUN/profile"
+    )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that override those of the file")
     options = parser.parse_intermixed_args(arguments)
     try:
         config = configure(options.preset, options.params, options.settings)
         with process_group(config.device) as process:
-            return train(options.data, options.out, config, process, options.restart_if_changed)
+            return train(options.data, options.out, config, process, options.restart_if_changed, options.profile)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
