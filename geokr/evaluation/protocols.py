@@ -21,6 +21,7 @@ from geokr.evaluation.examples import Examples, IntArray
 from geokr.evaluation.partition import draw_labels, draw_splits, name_splits
 from geokr.evaluation.results import Result, append_result, read_results
 from geokr.evaluation.task import WITHOUT_EFFECT, Job, Outcome, Settings, Task
+from geokr.evaluation.torchgeo_sets import PREFIX, read_torchgeo
 from geokr.settings import ConfigError, apply_changes
 from geokr.storage.files import replace_file
 
@@ -133,8 +134,16 @@ class Evaluation:
 
 
 def prepare(task: Task, data: str, settings: Any) -> Evaluation:
-    """Read a labelled set and draw its splits. Raises InputError or ValueError naming what does not fit."""
-    examples = task.read(Path(data), settings)
+    """Read a labelled set and draw its splits. Raises InputError or ValueError naming what does not fit.
+
+    data: a folder, or torchgeo:NAME:FOLDER for a classification set that torchgeo knows.
+    """
+    if not data.startswith(PREFIX):
+        examples = task.read(Path(data), settings)
+    elif task.name == "classification":
+        examples = read_torchgeo(data, settings)
+    else:
+        raise ConfigError(f"{data}: sets of torchgeo are read for classification, not for {task.name}")
     splits = draw_splits(examples, settings.val, settings.test, settings.split_seed)
     return Evaluation(task.name, data, examples, splits, settings)
 
