@@ -29,6 +29,7 @@ from geokr.pretraining.console import catch_signals, print_once, progress_bar
 from geokr.pretraining.journal import CURVES, Journal
 from geokr.pretraining.learner import (
     LOG_EVERY,
+    DataFacts,
     Learner,
     create_learner,
     gather_facts,
@@ -37,7 +38,7 @@ from geokr.pretraining.learner import (
 )
 from geokr.pretraining.objectives import choose
 from geokr.pretraining.objectives.objective import FIRST_VIEW, SECOND_VIEW
-from geokr.pretraining.processes import Process, barrier, max_over_ranks, process_group, sum_over_ranks
+from geokr.pretraining.processes import Process, barrier, broadcast_value, max_over_ranks, process_group, sum_over_ranks
 from geokr.pretraining.resuming import find_checkpoint
 from geokr.pretraining.throughput import peak_share, trace_steps
 from geokr.pretraining.validation import Validation, validate
@@ -66,11 +67,16 @@ def train(
         if process.rank == 0:
             (run / STOPPED).unlink(missing_ok=True)
         training, held_out = make_loaders(dataset, config, process)
-        facts, epoch = gather_facts(training, held_out), len(training)
+        if (size := training.batch * process.world) < config.batch:
+            print_once(process, f"batch is {size} instead of {config.batch}: there are {training.tiles} training tiles")
+            config = config.model_copy(update={"batch": size})
+        facts, epoch = broadcast_value(gather_facts(training, held_out), process), len(training)
         last = find_checkpoint(run, config, facts, config.length(epoch), process, restart)
         if last is not None and last.step == config.length(epoch) and all((run / name).exists() for name in RESULTS):
             print_once(process, f"{run}: finished after {last.total} steps; delete it to start again")
             return 0
+        if last is not None:
+            facts = DataFacts(**last.facts)
         learner = create_learner(config, process, training, held_out, facts, last)
         tell_start(learner, run, last)
         if stop_signal := max_over_ranks(signals[0] if signals else 0, process):
@@ -175,27 +181,30 @@ def stop(learner: Learner, run: Path, stop_signal: int) -> int:
 
 
 def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[TileLoader, TileLoader]:
-    """Create the loaders of the shuffled training tiles and of the held-out tiles in index order."""
-    if config.batch % (process.world * config.accumulate):
-        parts = f"the {process.world} processes" + (f" x {config.accumulate} parts" if config.accumulate > 1 else "")
-        raise ValueError(f"batch must be a multiple of {parts}, got {config.batch}")
+    """Create the loaders of the shuffled training tiles and of the held-out tiles in index order.
+
+    If there are fewer training tiles than `batch`, their batches are as large as these tiles allow. Raises ValueError
+    if there is not even a tile for each part of a step.
+    """
+    parts = process.world * config.accumulate
+    if config.batch % parts:
+        factors = f"the {process.world} processes" + (f" x {config.accumulate} parts" if config.accumulate > 1 else "")
+        raise ValueError(f"batch must be a multiple of {factors}, got {config.batch}")
     if config.pairs and not choose(config.objective).takes_pairs:
         raise ValueError(f"pairs need an objective with two views of a tile; {config.objective} has one view")
     common: dict[str, Any] = {
         "bands": config.bands,
-        "batch": config.batch // process.world,
         "rank": process.rank,
         "world": process.world,
         "prefetch": config.prefetch,
         "on_error": config.on_error,
     }
-    held_out = Selection("val", config.classes, config.min_known, config.where)
-    training = replace(held_out, split="train", weight=config.weight, pairs=config.pairs)
+    for_validation = Selection("val", config.classes, config.min_known, config.where)
+    for_training = replace(for_validation, split="train", weight=config.weight, pairs=config.pairs)
     sampling = {name: getattr(config, name) for name in ("balance", "shuffle_buffer", "seed")}
-    return (
-        TileLoader(dataset, training, **sampling, **common),
-        TileLoader(dataset, held_out, shuffle=False, **common),
-    )
+    training = TileLoader(dataset, for_training, batch=config.accumulate, **sampling, **common)
+    training.batch = min(config.batch, training.tiles // parts * parts) // process.world
+    return training, TileLoader(dataset, for_validation, batch=training.batch, shuffle=False, **common)
 
 
 def iterate_batches(training: TileLoader, step: int, total: int) -> Iterator[Batch]:

@@ -28,8 +28,8 @@ def augment(
 ) -> torch.Tensor:
     """Compute a random view of each tile: (n, band, size, size) float32 in 0..1, on the device of `pixels`.
 
-    pixels: (n, band, y, x) float32 in 0..1. part: index of this part, and number of equal parts of the step's tiles. Random
-    numbers are drawn for all parts, so that the view of a tile does not depend on the number of parts.
+    pixels: (n, band, y, x) float32 in 0..1. part: index of this part, and number of equal parts of the step's tiles.
+    Random numbers are drawn for all parts, so that the view of a tile does not depend on the number of parts.
     """
     index, count = part
     generator = torch.Generator().manual_seed(seed)

@@ -138,7 +138,7 @@ class TrainConfig(Strict):
     clip: Amount = 0.0
     """Maximum norm of the gradient of a step, to which larger gradients are scaled down; 0: no clipping."""
     batch: Size = 256
-    """Tiles per step, over all processes."""
+    """Tiles per step, over all processes. Fewer if there are not so many training tiles."""
     accumulate: Size = 1
     """Number of parts in which the tiles of a step are computed, one after the other. Needs less memory for the same
     step, except that batch normalisation sees one part at a time."""

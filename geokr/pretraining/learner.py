@@ -53,6 +53,8 @@ class DataFacts:
     """Mean of each band over a sample of the training tiles, in 0..1."""
     std_pixel: tuple[float, ...]
     """Standard deviation of each band over the same sample."""
+    unread_tiles: int
+    """Number of tiles of this sample that could not be read and are left out of the two."""
     labels: str
     """Name of the label set: product and year."""
     bounds: tuple[float, ...]
@@ -62,6 +64,7 @@ class DataFacts:
 
 
 def gather_facts(training: TileLoader, held_out: TileLoader) -> DataFacts:
+    skipped = training.skipped
     mean, std = training.statistics()
     bounds, acquired = read_extent(training.dataset)
     return DataFacts(
@@ -71,6 +74,7 @@ def gather_facts(training: TileLoader, held_out: TileLoader) -> DataFacts:
         mean_label=tuple(training.fraction.mean(axis=0, dtype="float64").tolist()),
         mean_pixel=tuple(mean),
         std_pixel=tuple(std),
+        unread_tiles=training.skipped - skipped,
         labels=str(read_summary(training.dataset)["label_set"]),
         bounds=bounds,
         acquired=acquired,

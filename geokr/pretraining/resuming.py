@@ -1,8 +1,10 @@
 """Whether a run can be resumed with the settings and tiles of a command."""
 
 import dataclasses
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from geokr.pretraining.checkpoint import LAST, Checkpoint, load
 from geokr.pretraining.config import WITHOUT_EFFECT, TrainConfig
@@ -32,9 +34,7 @@ def find_checkpoint(
         length = {"epochs", "steps"} if last.step == last.total < total else set()
         changed = list_differences(last.config, config.model_dump(), WITHOUT_EFFECT | length)
         changed += [
-            f"other {name.replace('_', ' ')}"
-            for name, value in dataclasses.asdict(facts).items()
-            if value != last.facts[name]
+            f"other {name.replace('_', ' ')}" for name in list_changed_facts(last.facts, dataclasses.asdict(facts))
         ]
         if not changed:
             return last
@@ -50,3 +50,15 @@ def find_checkpoint(
         print_once(process, f"{difference}: moved to {backup}, starting again")
     barrier(process)
     return None
+
+
+def list_changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """List the names of the facts that differ between two starts of a run: see DataFacts.
+
+    Which tiles cannot be read may be different each time. Statistics of pixels are therefore compared only if the whole
+    sample could be read both times.
+    """
+    ignored = {"unread_tiles"}
+    if before["unread_tiles"] or now["unread_tiles"]:
+        ignored |= {"mean_pixel", "std_pixel"}
+    return [name for name, value in now.items() if name not in ignored and value != before[name]]

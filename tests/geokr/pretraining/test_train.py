@@ -159,6 +159,51 @@ def test_a_kill_between_checkpoints_loses_only_the_steps_since(
         assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_batch_is_no_larger_than_the_training_split(
+    coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A small set trains, stops and goes on with the default batch; too few tiles for a step are refused."""
+    settings = ["where=row<1", "batch=256", "steps=3", "probe=0"]  # 24 training tiles, 8 held out
+
+    def interrupted(learner, batch) -> None:
+        train_step(learner, batch)
+        if learner.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", interrupted)
+        assert command(coloured, tmp_path / "run", *settings, "accumulate=8") == 128 + signal.SIGINT
+    assert "batch is 24 instead of 256: there are 24 training tiles\n" in capsys.readouterr().err
+    assert command(coloured, tmp_path / "run", *settings, "accumulate=8") == 0
+    assert load(tmp_path / "run" / LAST).config["batch"] == 24
+    assert command(coloured, tmp_path / "more", *settings, "accumulate=32") == 2
+    assert "split train has 24 tiles, too few for a batch of 32" in capsys.readouterr().err
+    config = configure("geokr", None, [*SMALL, *settings, "batch=40"])
+    training, held_out = train.make_loaders(str(coloured), config, Process(1, 5, torch.device("cpu")))
+    assert (training.batch, held_out.batch, len(training)) == (4, 4, 1)  # 20 of 24 tiles, 4 on each of 5 processes
+
+
+def test_a_tile_that_cannot_be_read_at_a_restart_is_no_change_of_the_run(
+    coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, run = tmp_path / "dataset", tmp_path / "run"
+    shutil.copytree(coloured, dataset)
+
+    def interrupted(learner, batch) -> None:
+        train_step(learner, batch)
+        signal.raise_signal(signal.SIGINT)
+
+    settings = ["on_error=skip", "steps=2", "probe=0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", interrupted)
+        assert command(dataset, run, *settings) == 128 + signal.SIGINT
+    before = load(run / LAST)
+    (dataset / "tiles.zarr/east/image/c/0/0/0/0/0").unlink()
+    assert command(dataset, run, *settings) == 0
+    after = load(run / LAST)
+    assert (after.mean, after.std, after.facts) == (before.mean, before.std, before.facts)
+
+
 @pytest.mark.parametrize("lost", ["metrics.json", "encoder.safetensors", "plots/val.csv"])
 def test_a_run_without_one_of_its_results_repeats_the_end(coloured: Path, tmp_path: Path, lost: str) -> None:
     assert command(coloured, tmp_path, "steps=2") == 0
