@@ -70,15 +70,6 @@ def max_over_ranks(number: int, process: Process) -> int:
     return int(numbers)
 
 
-def broadcast_value(value: Any, process: Process) -> Any:
-    """The value that rank 0 has, on all processes."""
-    if process.world == 1:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, device=process.device)
-    return values[0]
-
-
 def barrier(process: Process) -> None:
     """Wait until all processes have reached this point."""
     max_over_ranks(0, process)
