@@ -24,6 +24,7 @@ demo: env  ## build the sample data set and pre-train on it
 	$(VENV)/bin/python -m pipeline.report data/sample/dataset runs/sample
 
 test: env  ## run the tests
+	@command -v chromium > /dev/null || echo "chromium is missing: the evaluation's report is not opened in a browser"
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -q
 
 check: env  ## lint, format and type check

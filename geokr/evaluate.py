@@ -16,6 +16,7 @@ from tqdm import tqdm
 from geokr.evaluation import protocols
 from geokr.evaluation.backbones import SCRATCH
 from geokr.evaluation.plan import SECTION, TASKS, Plan, read_plan
+from geokr.evaluation.report.page import write_report
 from geokr.evaluation.results import (
     Result,
     compare,
@@ -108,11 +109,33 @@ def describe_labels(rows: Sequence[Any], encoder: str, baseline: str) -> str:
     )
 
 
+def report(arguments: list[str]) -> int:
+    """Run the subcommand `report`. Returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m geokr.evaluate report",
+        description="Write EVAL/report.html, which opens without a network, and tables.md and tables.tex for a paper.",
+    )
+    parser.add_argument("out", type=Path, metavar="EVAL", help="folder of the results")
+    parser.add_argument(
+        "--against", default="", metavar="ENCODER", help="encoder that the others are compared with (default: scratch)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        print(write_report(options.out, options.against))
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["report"]:
+        return report(given[1:])
     parser = argparse.ArgumentParser(
         prog="python -m geokr.evaluate",
-        description="Evaluate encoders on a downstream task. Run the same command again to resume.",
+        description="Evaluate encoders on a downstream task. Run the same command again to resume. "
+        "`report EVAL` writes tables and pictures of the results.",
         epilog="Settings follow as key=value; they are described in geokr/evaluation/task.py and in the task's file. "
         "Exit status: 0 done; 2 a setting, a path or the data are invalid; 130 stopped by Ctrl-C.",
     )

@@ -1,6 +1,8 @@
 """Small labelled sets that carry their own answer, and encoders that are good or bad at them."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from geokr import evaluate
 from geokr.encoder import build_encoder
 
+collect_ignore = [] if shutil.which("chromium") or os.environ.get("CI") else ["test_browser.py"]
+"""`make test` says when a machine has no browser. Where CI is set, the test then fails."""
 MODEL = "test_resnet"
 SIZE = 32
 """Side of the images, px."""
@@ -67,3 +72,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         header | {"mean": "[0.5, 0.5, 0.5]", "std": "[0.25, 0.25, 0.25]"},
     )
     return folder
+
+
+NAME = "<b>a_b & 50%</b>.pth"
+"""File of an encoder, whose name means something in HTML, in Markdown and in LaTeX."""
+
+
+@pytest.fixture(scope="session")
+def page(textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    torch.manual_seed(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        torch.save(build_encoder("test_resnet", 3, 32).state_dict(), NAME.replace("/", "|"))
+        given = ["classification", "--data", str(textures), "--out", "eval", "--encoder", "scratch"]
+        given += [NAME.replace("/", "|"), "--mode", "knn", "--labels", "10%", "1.0", "--seeds", "2"]
+        assert evaluate.main([*given, "size=32", "model=test_resnet", "val=0.15"]) == 0
+        assert evaluate.main(["report", "eval"]) == 0
+    return folder / "eval" / "report.html"
