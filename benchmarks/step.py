@@ -2,7 +2,8 @@
 
 The same learner takes both kinds of steps in turn. On a GPU it is a ResNet-50 at 256 px in bf16, and the benchmark also
 prints its multiplications as a share of the GPU's dense bf16 peak. Torch counts them for a forward pass; a step is
-three such passes for the student and one for the teacher. On a CPU it is a small network.
+three such passes for the student and one for the teacher. On a CPU it is a small network. On any machine it prints
+kernels, bytes and blocking copies of a step and of a view as a GPU would compute them: see `benchmarks.counting`.
 """
 
 import argparse
@@ -16,7 +17,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.counting import count_step, count_view
 from benchmarks.tiles import dataset
+from geokr.loading.device import device_batches
 from geokr.loading.loader import Batch, TileLoader
 from geokr.loading.selection import Selection
 from geokr.pretraining.config import TrainConfig, configure
@@ -41,10 +44,8 @@ def main(argv: list[str]) -> int:
         gpu = process.device.type == "cuda"
         config = configure(overrides=[*(GPU if gpu else PROCESSOR), *options.settings])
         learner = learner_of(source, config, process)
-        shards = endless(learner.training)
-        batch = next(shards)
-        tensors = (batch.image, batch.fraction, batch.known, batch.weight)
-        resident = Batch(*(tensor.to(process.device) for tensor in tensors))
+        shards = device_batches(endless(learner.training), process.device)
+        resident = next(shards)
         steps = options.steps or (30 if gpu else 4)
         rate(learner, iter([resident] * 10), steps=10 if gpu else 1)  # cudnn chooses kernels, code is compiled
         real, constant = [], []
@@ -58,9 +59,29 @@ def main(argv: list[str]) -> int:
             f"peer={statistics.median(constant):.1f} unit=tiles/s ratio={ratio:.3f} "
             f"device={name.replace(' ', '-')} pixels={pixels}"
         )
+        print_counts(source, options.settings)
         if gpu:
             print(share_of_peak(learner, name, statistics.median(real)))
         return 1 if gpu and ratio < 0.97 else 0
+
+
+def print_counts(source: Path, settings: list[str]) -> None:
+    """Print what a GPU would do in a step of the large network, counted without one."""
+    config = configure(overrides=[*GPU, "amp=fp32", *settings])  # autocast needs a real GPU
+    learner = learner_of(source, config, Process(0, 1, torch.device("cpu")))
+    batch = next(learner.training.epoch(0))
+    step = count_step(learner, batch)
+    side = batch.image.shape[-1]
+    for size in sorted({224, config.image_size}):
+        view = count_view(config.model_copy(update={"image_size": size}), config.batch, side)
+        print(
+            f"case=step-view-{side}-to-{size} kernels={len(view.kernels)} moved={view.moved_bytes / 1e9:.2f} unit=GB "
+            f"tiles={config.batch} bands={len(config.bands)}"
+        )
+    print(
+        f"case=step-counts-{config.model}-{config.image_size} blocking_copies={len(step.blocking)} "
+        f"kernels={len(step.kernels)} moved={step.moved_bytes / 1e9:.2f} unit=GB without=backward"
+    )
 
 
 def learner_of(source: Path, config: TrainConfig, process: Process) -> Learner:

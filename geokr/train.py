@@ -21,6 +21,7 @@ from safetensors.torch import save as to_safetensors
 
 from geokr.encoder import ENCODER
 from geokr.export import export
+from geokr.loading.device import device_batches
 from geokr.loading.loader import Batch, TileLoader
 from geokr.loading.selection import Selection
 from geokr.pretraining.checkpoint import Checkpoint, CheckpointWriter
@@ -88,7 +89,7 @@ def train(
             stack.callback(journal.close)
         bar = stack.enter_context(progress_bar(learner))
         trace = stack.enter_context(trace_steps(run, process)) if profile else None
-        stream = iterate_batches(training, learner.step, learner.total)
+        stream = device_batches(iterate_batches(training, learner.step, learner.total), process.device)
         clock, saved = Clock(), time.monotonic()
         result = None
         while learner.step < learner.total:
@@ -285,9 +286,8 @@ def validate_and_log(learner: Learner, journal: Journal | None, batch: Batch | N
         journal.write(learner.step, "val", result.numbers)
         journal.write_classes(learner.step, result.error, result.confusion, classes, result.shares)
         if batch is not None and journal.has_images:
-            image = batch.image[:8].to(learner.process.device)
-            views = torch.cat([learner.view(image, stream) for stream in (FIRST_VIEW, SECOND_VIEW)])
-            journal.write_views(learner.step, views.cpu(), learner.config.bands)
+            views = torch.cat([learner.view(batch.image[:8], stream) for stream in (FIRST_VIEW, SECOND_VIEW)])
+            journal.write_views(learner.step, learner.to_pixels(views).cpu(), learner.config.bands)
         journal.write_curves()
     return result
 

@@ -1,15 +1,15 @@
-"""Random views of tiles: cropped, rotated and with changed colours, on the device, independently for each tile.
+"""What a random view of a tile shows: which part of it, how rotated, and with which change of colours.
 
 There is no random state: the random numbers depend on the seed argument and on the tile's position in the batch only.
-They are drawn on the CPU, so that a GPU computes the same views.
+They are drawn on the CPU, so that a GPU computes the same views, and become one row of numbers per tile, which
+`geokr.pretraining.render` applies.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from geokr.dataset.layout import RGB
 from geokr.pretraining.config import TrainConfig
@@ -23,22 +23,23 @@ def derive_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
-def augment(
-    pixels: torch.Tensor, bands: Sequence[str], config: TrainConfig, seed: int, part: tuple[int, int] = (0, 1)
+def draw_maps(
+    tiles: int, config: TrainConfig, std: Sequence[float], seed: int, part: tuple[int, int] = (0, 1)
 ) -> torch.Tensor:
-    """Compute a random view of each tile: (n, band, size, size) float32 in 0..1, on the device of `pixels`.
+    """Draw a view of each tile: (tiles, 6 + 2 * band * band) float32 on the CPU.
 
-    pixels: (n, band, y, x) float32 in 0..1. part: index of this part, and number of equal parts of the step's tiles.
-    Random numbers are drawn for all parts, so that the view of a tile does not depend on the number of parts.
+    Each row has the six numbers of the affine map of `view_affines`, and the two matrices of `colour_maps`, divided by
+    `std` of each band. part: index of this part, and number of equal parts of the step's tiles. Random numbers are
+    drawn for all parts, so that the view of a tile does not depend on the number of parts.
     """
     index, count = part
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(len(pixels) * count, 13, generator=generator)[index * len(pixels) : (index + 1) * len(pixels)]
+    draws = torch.rand(tiles * count, 13, generator=generator)[index * tiles : (index + 1) * tiles]
     order = torch.randperm(4, generator=generator).tolist()
-    geometry, colour = draws[:, :9], draws[:, 9:]
-    theta = view_affines(geometry, config).to(pixels.device)
-    view = _warp(pixels, theta, config.image_size)
-    return jitter_colour(view, bands, config, colour.to(pixels.device), order)
+    theta = view_affines(draws[:, :9], config)
+    scale = 1 / torch.tensor(std)[:, None]
+    colours = [matrix * scale for matrix in colour_maps(draws[:, 9:], config, order)]
+    return torch.cat([values.flatten(1) for values in (theta, *colours)], dim=1)
 
 
 def view_affines(draws: torch.Tensor, config: TrainConfig) -> torch.Tensor:
@@ -68,79 +69,47 @@ def view_affines(draws: torch.Tensor, config: TrainConfig) -> torch.Tensor:
     return torch.cat([linear, centre[:, :, None]], dim=2)
 
 
-def _warp(pixels: torch.Tensor, theta: torch.Tensor, size: int) -> torch.Tensor:
-    factor = pixels.shape[-1] // size
-    if factor >= 2:  # the sampling below reads four pixels only, so a strong reduction would cause aliasing
-        pixels = F.avg_pool2d(pixels, factor)
-    grid = F.affine_grid(theta, [*pixels.shape[:2], size, size], align_corners=False)
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+def colour_maps(draws: torch.Tensor, config: TrainConfig, order: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the change of colours of each view: matrices A and B, both (n, band, band).
 
+    A pixel x of a view with the mean m becomes A x + B m, clipped to 0..1. draws: (n, 4) uniform in 0..1. order: order
+    of brightness, contrast, saturation and hue, numbered 0 to 3.
 
-def jitter_colour(
-    pixels: torch.Tensor, bands: Sequence[str], config: TrainConfig, draws: torch.Tensor, order: Sequence[int]
-) -> torch.Tensor:
-    """Change brightness, contrast, saturation and hue as torchvision's ColorJitter does, by one amount per tile.
-
-    pixels: (n, band, y, x) float in 0..1. draws: (n, 4) uniform in 0..1. order: order of the four changes. Brightness
-    changes all bands by the same factor, which keeps their ratios and thus a vegetation index. Contrast changes red,
-    green and blue about their mean grey value, and any other band about its own mean, because over vegetation the near
-    infrared is several times as bright as red. Saturation and hue apply to red, green and blue only. If one of these
-    bands is missing, saturation and hue are left out, and contrast changes each band about its own mean.
+    The changes are those of torchvision's ColorJitter, with two differences, so that they are linear and together one
+    map: colours are clipped once, after the last change, and the hue is rotated about the grey axis of red, green and
+    blue instead of around the hexagon of HSV. Brightness changes all bands by the same factor, which keeps their ratios
+    and thus a vegetation index. Contrast changes red, green and blue about their mean grey value, and any other band
+    about its own mean, because over vegetation the near infrared is several times as bright as red. Saturation and hue
+    apply to red, green and blue only. If one of these bands is missing, saturation and hue are left out, and contrast
+    changes each band about its own mean.
     """
-    rgb: Any = [bands.index(band) for band in RGB] if set(RGB) <= set(bands) else None
-    if rgb == list(range(len(bands))):
-        rgb = slice(None)  # indexing with a slice makes no copy
-    strength = (config.brightness, config.contrast, config.saturation, config.hue)
-    amount = [((2.0 * draws[:, i] - 1.0) * strength[i])[:, None, None, None] for i in range(4)]  # 4 of (n, 1, 1, 1)
+    identity = torch.eye(len(config.bands))
+    grey, turn = identity.clone(), torch.zeros_like(identity)  # of a band without colour: itself, and nothing
+    third = identity.clone()
+    if set(RGB) <= set(config.bands):
+        red, green, blue = rgb = [config.bands.index(band) for band in RGB]
+        grey[rgb], third[rgb] = 0.0, 0.0
+        for band, luma in zip(rgb, LUMA, strict=True):
+            grey[rgb, band], third[rgb, band] = luma, 1 / 3
+        for band, before, after in ((red, green, blue), (green, blue, red), (blue, red, green)):
+            turn[band, before], turn[band, after] = -(3**-0.5), 3**-0.5
+    strength = torch.tensor([config.brightness, config.contrast, config.saturation, config.hue])
+    amounts = ((2.0 * draws - 1.0) * strength)[:, :, None, None].unbind(dim=1)  # 4 of (n, 1, 1)
+    mix = identity.expand(len(draws), -1, -1)
+    mix_mean = torch.zeros_like(mix)
     for change in order:
-        if strength[change] == 0:
-            continue
+        amount = amounts[change]
         match change:
             case 0:
-                pixels = pixels * (1.0 + amount[0])
-            case 1:
-                mean = pixels.mean(dim=(2, 3), keepdim=True)  # (n, band, 1, 1)
-                if rgb is not None:
-                    mean[:, rgb] = _luma(pixels[:, rgb]).mean(dim=(2, 3), keepdim=True).expand(-1, 3, -1, -1)
-                pixels = torch.lerp(mean, pixels, 1.0 + amount[1])
-            case 2 if rgb is not None:
-                grey = _luma(pixels[:, rgb])
-                pixels = _replace_colour(pixels, rgb, torch.lerp(grey, pixels[:, rgb], 1.0 + amount[2]))
-            case 3 if rgb is not None:
-                pixels = _replace_colour(pixels, rgb, _shift_hue(pixels[:, rgb], amount[3]))
-        pixels = pixels.clamp_(0.0, 1.0)
-    return pixels
-
-
-def _luma(colour: torch.Tensor) -> torch.Tensor:
-    """Compute the luma of (n, 3, y, x) colours: (n, 1, y, x)."""
-    red, green, blue = colour.unbind(dim=1)
-    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
-
-
-def _replace_colour(pixels: torch.Tensor, rgb: Any, colour: torch.Tensor) -> torch.Tensor:
-    if isinstance(rgb, slice):
-        return colour
-    result = pixels.clone()
-    result[:, rgb] = colour
-    return result
-
-
-def _shift_hue(colour: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
-    """Shift the hue of colours by a share of the full circle. colour: (n, 3, y, x); amount: (n, 1, 1, 1).
-
-    Goes through HSV without branches: channel k is v - c * max(0, min(h', 4 - h', 1)), h' = (k + h / 60) mod 6.
-    """
-    red, green, blue = colour.unbind(dim=1)
-    value, largest = colour.max(dim=1)
-    chroma = value - colour.amin(dim=1)
-    divisor = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
-    sextant = torch.where(
-        largest == 0,
-        (green - blue) / divisor,
-        torch.where(largest == 1, (blue - red) / divisor + 2, (red - green) / divisor + 4),
-    )
-    hue = sextant[:, None] + 6.0 * amount
-    offset = colour.new_tensor([5.0, 3.0, 1.0])[:, None, None]
-    position = (offset + hue) % 6.0
-    return value[:, None] - chroma[:, None] * torch.minimum(position, 4.0 - position).clamp(0.0, 1.0)
+                mix, mix_mean = (1 + amount) * mix, (1 + amount) * mix_mean
+            case 1:  # the mean of the pixels so far is (A + B) m
+                mean = grey @ (mix + mix_mean)
+                mix, mix_mean = (1 + amount) * mix, (1 + amount) * mix_mean - amount * mean
+            case 2:
+                matrix = identity + amount * (identity - grey)
+                mix, mix_mean = matrix @ mix, matrix @ mix_mean
+            case 3:  # Rodrigues' rotation about (1, 1, 1)
+                angle = 2 * math.pi * amount
+                matrix = identity + angle.sin() * turn + (1 - angle.cos()) * (third - identity)
+                mix, mix_mean = matrix @ mix, matrix @ mix_mean
+    return mix, mix_mean

@@ -14,8 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from geokr.dataset.index import read_extent, read_summary
 from geokr.encoder import to_unit, unit_scale
+from geokr.loading.device import send
 from geokr.loading.loader import Batch, TileLoader
-from geokr.pretraining.augment import augment, derive_seed
+from geokr.pretraining.augment import derive_seed, draw_maps
 from geokr.pretraining.checkpoint import Checkpoint
 from geokr.pretraining.classifier import build_student, recompute_activations
 from geokr.pretraining.config import TrainConfig
@@ -32,6 +33,7 @@ from geokr.pretraining.processes import (
     sync_gradients,
     unsharded,
 )
+from geokr.pretraining.render import InputFormat, make_input_format, normalise, render
 
 DROPOUT, INITIAL = 2, 3
 """Random streams in addition to those of the views. Each draw is a function of seed, step and stream."""
@@ -102,6 +104,8 @@ class Learner:
     """(band, 1, 1) float32: maps stored pixels to 0..1, together with `offset`."""
     offset: torch.Tensor
     """(band, 1, 1) float32: what a stored pixel of 0 becomes."""
+    form: InputFormat
+    """Format of the networks' input."""
     start: str
     """Description of the weights that the encoder started from."""
     scaler: GradScaler
@@ -129,16 +133,22 @@ class Learner:
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalise (n, band, y, x) float pixels in 0..1 with the mean and the standard deviation of each band."""
-        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        return ((pixels - mean) / std).contiguous(memory_format=layout)
+        return normalise(pixels, self.form)
+
+    def to_pixels(self, view: torch.Tensor) -> torch.Tensor:
+        """Undo `normalise`: float32 in 0..1."""
+        return view.float() * self.form.std + self.form.mean
 
     def view(self, image: torch.Tensor, stream: int, part: int = 0) -> torch.Tensor:
-        """Compute a random view of a part of this process's tiles in the step: (n, band, size, size), from uint8."""
+        """Compute a normalised random view of a part of this process's tiles in the step: (n, band, size, size).
+
+        image: (n, band, y, x) stored pixels, on the device.
+        """
         seed = derive_seed(self.config.seed, self.step, stream)
         parts = self.config.accumulate
         index_and_count = (self.process.rank * parts + part, self.process.world * parts)
-        return augment(self.to_unit(image), self.config.bands, self.config, seed, index_and_count)
+        maps = draw_maps(len(image), self.config, self.std, seed, index_and_count)
+        return render(self.to_unit(image), send(maps, image.device), self.form)
 
     def part(self, image: torch.Tensor, pair: torch.Tensor, target: torch.Tensor, number: int) -> Part:
         """Describe a part of the step's tiles to the objective.
@@ -147,7 +157,7 @@ class Learner:
         """
 
         def view(stream: int) -> torch.Tensor:
-            return self.normalise(self.view(pair if stream == SECOND_VIEW else image, stream, number))
+            return self.view(pair if stream == SECOND_VIEW else image, stream, number)
 
         return Part(self.parallel, view, self.precision, target, self.step, self.total)
 
@@ -219,6 +229,7 @@ def create_learner(
         std=std,
         gain=gain.to(process.device),
         offset=offset.to(process.device),
+        form=make_input_format(config.image_size, mean, std, dtype, process.device, config.channels_last),
         start=start,
         scaler=GradScaler(process.device.type, enabled=dtype == torch.float16),
         dtype=dtype,
@@ -238,15 +249,17 @@ def compute_dtype(amp: str, device: torch.device) -> torch.dtype:
 
 
 def train_step(learner: Learner, batch: Batch) -> None:
-    """Do one step: update the student with its gradient, then let the objective update its other networks."""
+    """Do one step: update the student with its gradient, then let the objective update its other networks.
+
+    batch: on the device. The host never waits for it, except with fp16, where it must know whether the scaled gradient
+    overflowed.
+    """
     config, process, step = learner.config, learner.process, learner.step
     torch.manual_seed(derive_seed(config.seed, step, DROPOUT, process.rank))  # for networks with dropout
     set_learning_rate(learner.optimiser, config.learning_rate(step, learner.total, len(learner.training)))
     batch = pad_batch(batch, config.batch // process.world)
-    image = batch.image.to(process.device, non_blocking=True)  # (n, band, y, x) uint8
-    pair = image if batch.pair is None else batch.pair.to(process.device, non_blocking=True)
-    target = batch.fraction.to(process.device, non_blocking=True)  # (n, k)
-    weight = batch.weight.to(process.device, non_blocking=True)  # (n,)
+    image, target, weight = batch.image, batch.fraction, batch.weight  # (n, band, y, x) stored pixels, (n, k), (n,)
+    pair = image if batch.pair is None else batch.pair
     total = sum_over_ranks(weight.sum(), process).clamp_min(1e-9)
     weight = weight * (process.world / total)  # gradients are averaged over processes
 

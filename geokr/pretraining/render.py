@@ -1,0 +1,81 @@
+"""Views of tiles, computed on the device in a few passes over the pixels: warped, recoloured and normalised.
+
+What a view shows is decided on the host, as one row of numbers per tile: see `geokr.pretraining.augment`. All constants
+are on the device, so that the host never waits for it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from geokr.encoder import resize
+
+
+@dataclass(frozen=True, slots=True)
+class InputFormat:
+    """The format of the networks' input. Tensors are float32 on the device."""
+
+    size: int
+    """Side of the image, px."""
+    dtype: torch.dtype
+    """Data type that views are written in: that of the computation."""
+    layout: torch.memory_format
+    mean: torch.Tensor
+    """(band, 1, 1): mean of each band that the input is normalised with, for pixels in 0..1."""
+    std: torch.Tensor
+    """(band, 1, 1): the same for the standard deviation."""
+    lowest: torch.Tensor
+    """(band, 1, 1): a pixel of 0, normalised."""
+    highest: torch.Tensor
+    """(band, 1, 1): a pixel of 1, normalised."""
+    centres: torch.Tensor
+    """(size, 1): coordinates of pixel centres along a side, in -1..1."""
+
+
+def make_input_format(
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    device: torch.device,
+    channels_last: bool = False,
+) -> InputFormat:
+    middle, spread = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
+    centres = (2 * torch.arange(size, dtype=torch.float64)[:, None] + 1) / size - 1
+    constants = (middle, spread, -middle / spread, (1 - middle) / spread, centres)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return InputFormat(size, dtype, layout, *(values.float().to(device) for values in constants))
+
+
+def normalise(pixels: torch.Tensor, form: InputFormat) -> torch.Tensor:
+    """Normalise (n, band, y, x) float pixels in 0..1 with the mean and the standard deviation of each band."""
+    return ((pixels - form.mean) / form.std).contiguous(memory_format=form.layout)
+
+
+@torch.no_grad()
+def render(pixels: torch.Tensor, maps: torch.Tensor, form: InputFormat) -> torch.Tensor:
+    """Compute a view of each tile: (n, band, size, size), normalised, in the data type and layout of `form`.
+
+    pixels: (n, band, y, x) float32 in 0..1. maps: (n, 6 + 2 * band * band) float32, from `draw_maps`. A view shows no
+    finer detail than the whole tile does at this size, without aliasing, which is also what validation sees.
+    """
+    bands = pixels.shape[1]
+    theta, mix, mix_mean = torch.split(maps, [6, bands**2, bands**2], dim=1)
+    if pixels.shape[-1] > form.size:
+        pixels = resize(pixels, form.size)
+    view = _warp(pixels, theta.view(-1, 2, 3), form)  # (n, band, size, size)
+    mean = view.mean(dim=(2, 3))[:, :, None]  # (n, band, 1)
+    base = torch.baddbmm(form.lowest[:, :, 0].expand_as(mean), mix_mean.reshape(-1, bands, bands), mean)
+    colours = torch.baddbmm(base, mix.reshape(-1, bands, bands), view.flatten(2)).view_as(view)
+    result = torch.empty_like(colours, dtype=form.dtype, memory_format=form.layout)
+    return torch.clamp(colours, form.lowest, form.highest, out=result)  # one pass: clips, converts and reorders
+
+
+def _warp(pixels: torch.Tensor, theta: torch.Tensor, form: InputFormat) -> torch.Tensor:
+    """Sample tiles at the positions of the views' pixels. theta: (n, 2, 3), see `view_affines`."""
+    across, down, centre = (theta[:, None, None, :, column] for column in range(3))  # each (n, 1, 1, 2)
+    # No matrix product as in F.affine_grid: with TF32, it would move pixels by up to a tenth of one.
+    grid = torch.addcmul(centre, form.centres, across) + form.centres[:, None] * down  # (n, size, size, 2)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
