@@ -84,7 +84,7 @@ def train(
             return stop(learner, run, stop_signal)
 
         writer = stack.enter_context(CheckpointWriter(run, config.keep_checkpoints))
-        journal = Journal(run, config.loggers, learner.step) if process.rank == 0 else None
+        journal = Journal(run, config, learner.step) if process.rank == 0 else None
         if journal is not None:
             stack.callback(journal.close)
         bar = stack.enter_context(progress_bar(learner))

@@ -177,8 +177,10 @@ class TrainConfig(Strict):
     """auto: the GPU if there is one. Otherwise a device name of torch, such as cuda:1."""
     prefetch: Size = 4
     """Number of batches to read ahead."""
-    loggers: Annotated[tuple[Literal["tensorboard", "dvclive"], ...], BeforeValidator(split_names)] = ("tensorboard",)
-    """Logs to write in addition to log.jsonl: tensorboard, dvclive, both or none ([])."""
+    loggers: Annotated[
+        tuple[Literal["tensorboard", "dvclive", "wandb", "mlflow"], ...], BeforeValidator(split_names)
+    ] = ("tensorboard",)
+    """Logs to write in addition to log.jsonl: tensorboard, dvclive, wandb, mlflow, or none ([])."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> "TrainConfig":

@@ -1,9 +1,8 @@
-"""The logs of a run: `log.jsonl`, loss curves and images, and the formats of TensorBoard and DVCLive."""
+"""The logs of a run: `log.jsonl`, loss curves and images, and those that other programs show."""
 
 import csv
 import io
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from geokr.pretraining.config import TrainConfig
+from geokr.pretraining.loggers import TensorBoard, open_loggers
 from geokr.storage.files import replace_file
 
 LOG = "log.jsonl"
@@ -20,13 +21,11 @@ CONFUSION = "plots/confusion.png"
 HAS_MATPLOTLIB = find_spec("matplotlib") is not None
 """Whether the confusion matrix can be plotted. Machines used only for training may lack matplotlib."""
 
-log = logging.getLogger(__name__)
-
 
 class Journal:
     """The log of a run that has done `start` steps. Entries of an earlier process after these steps are dropped."""
 
-    def __init__(self, run: Path, loggers: tuple[str, ...], start: int) -> None:
+    def __init__(self, run: Path, config: TrainConfig, start: int) -> None:
         self.run = run
         path = run / LOG
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -41,22 +40,16 @@ class Journal:
         with replace_file(path) as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in self._rows)
         self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = _open_tensorboard(run, start) if "tensorboard" in loggers else None
-        self._dvclive = _open_dvclive(run) if "dvclive" in loggers else None
+        self._loggers = open_loggers(run, config.loggers, config.model_dump(), start)
+        self._tensorboard = next((logger for logger in self._loggers if isinstance(logger, TensorBoard)), None)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """Log the values of a step, counted from 1. The loss curves show `kl`."""
         row = {"step": step, "split": split, **{name: round(value, 6) for name, value in values.items()}}
         self._rows.append(row)
         print(json.dumps(row), file=self._file, flush=True)
-        for name, value in values.items():
-            if self._tensorboard is not None:
-                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
-            if self._dvclive is not None:
-                self._dvclive.step = step
-                self._dvclive.log_metric(f"{split}/{name}", value)
-        if self._dvclive is not None:
-            self._dvclive.sync()
+        for logger in self._loggers:
+            logger.write(step, {f"{split}/{name}": value for name, value in values.items()})
 
     def write_classes(
         self,
@@ -67,15 +60,11 @@ class Journal:
         shares: Mapping[str, torch.Tensor],
     ) -> None:
         """Log the results of a validation for each class, and save a plot of the confusion matrix: see Validation."""
-        for name, value in error.items():
-            if self._tensorboard is not None:
-                self._tensorboard.add_scalar(f"mae/{name}", value, step)
-            if self._dvclive is not None:
-                self._dvclive.log_metric(f"mae/{name}", value)
+        for logger in self._loggers:
+            logger.write(step, {f"mae/{name}": value for name, value in error.items()})
         if self._tensorboard is not None:
             for kind, values in shares.items():
-                for k, name in enumerate(classes):
-                    self._tensorboard.add_histogram(f"{kind}/{name}", values[:, k], step)
+                self._tensorboard.write_histograms(step, kind, classes, values)
         if not HAS_MATPLOTLIB:
             return
         figure = confusion_figure(confusion, classes)
@@ -83,10 +72,8 @@ class Journal:
         figure.savefig(image, format="png", dpi=80)
         with replace_file(self.run / CONFUSION) as file:
             file.write(image.getbuffer())
-        if self._dvclive is not None:
-            self._dvclive.log_image("confusion.png", figure)
-        if self._tensorboard is not None:
-            self._tensorboard.add_figure("confusion", figure, step)
+        for logger in self._loggers:
+            logger.write_figure(step, "confusion", figure)
 
     @property
     def has_images(self) -> bool:
@@ -102,7 +89,7 @@ class Journal:
         colours = ("red", "green", "blue")
         shown = [bands.index(name) for name in colours] if set(colours) <= set(bands) else [0, 0, 0]
         rows = [torch.cat(list(half), dim=2) for half in views[:, shown].chunk(2)]  # 2 of (3, y, n x)
-        self._tensorboard.add_image("views of student and teacher", torch.cat(rows, dim=1), step)
+        self._tensorboard.write_image(step, "views of student and teacher", torch.cat(rows, dim=1))
 
     def write_curves(self) -> None:
         """Write one CSV per loss curve with the columns step and loss, which is KL(A || p) in nats for both splits."""
@@ -116,10 +103,8 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._dvclive is not None:
-            self._dvclive.end()
+        for logger in self._loggers:
+            logger.close()
 
 
 def confusion_figure(confusion: Sequence[Sequence[float]], classes: Sequence[str]) -> Any:
@@ -149,22 +134,3 @@ def confusion_figure(confusion: Sequence[Sequence[float]], classes: Sequence[str
     axes.set_xlabel("predicted, %")
     axes.set_ylabel("true")
     return figure
-
-
-def _open_tensorboard(run: Path, start: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        log.warning("tensorboard is not installed: its log is not written")
-        return None
-    return SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
-
-
-def _open_dvclive(run: Path) -> Any:
-    try:
-        from dvclive.live import Live
-    except ImportError:
-        log.warning("dvclive is not installed: its log is not written")
-        return None
-    # Log numbers only: do not start a DVC experiment, and leave the project's dvc.yaml unchanged.
-    return Live(str(run / "dvclive"), resume=True, report=None, save_dvc_exp=False, dvcyaml=None)

@@ -66,7 +66,10 @@ def test_values_are_read_by_the_type_of_their_key(pair: str, key: str, value: ob
         ("ema_periods='1, ['", "command line: ema_periods: expected numbers"),
         ("bands=red,red", "command line: bands must not repeat a name, got red, red"),
         ("classes=water", "command line: classes must name at least two classes"),
-        ("loggers=wandb", "command line: loggers: Input should be 'tensorboard' or 'dvclive', got 'wandb'"),
+        (
+            "loggers=comet",
+            "command line: loggers: Input should be 'tensorboard', 'dvclive', 'wandb' or 'mlflow', got 'comet'",
+        ),
         (
             "pairs=true shuffle_buffer=8",
             "command line: pairs cannot be read with a shuffle_buffer: set shuffle_buffer to 0",
