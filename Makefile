@@ -19,9 +19,10 @@ help:  ## list the targets
 
 env: $(STAMP)  ## install the locked versions into .venv
 
-demo: env  ## build the sample data set and pre-train on it
+demo: env  ## build the sample data set, pre-train on it, and show how many labels that saves
 	$(VENV)/bin/dvc repro
 	$(VENV)/bin/python -m pipeline.report data/sample/dataset runs/sample
+	$(VENV)/bin/python -m geokr.evaluate classification --params workflows/sample.yaml --out evaluations/sample
 
 test: env  ## run the tests
 	@command -v chromium > /dev/null || echo "chromium is missing: the evaluation's report is not opened in a browser"
@@ -45,7 +46,8 @@ lock:  ## rewrite requirements.lock from the ranges in pyproject.toml
 	rm -rf build/lock
 
 clean:  ## remove the sample's outputs and the tools' caches, but not .venv
-	rm -rf data/sample runs/sample runs/sample.* dvc_plots build .dvc/tmp .mypy_cache .pytest_cache .ruff_cache
+	rm -rf data/sample runs/sample runs/sample.* evaluations/sample dvc_plots build .dvc/tmp \
+	  .mypy_cache .pytest_cache .ruff_cache
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

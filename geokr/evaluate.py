@@ -75,8 +75,7 @@ def print_results(task: Task, results: Sequence[Result], out: Path) -> None:
             if encoder != baseline:
                 print()
                 print_differences(task, members, encoder, baseline, out)
-                if line := describe_labels(rows, encoder, baseline):
-                    print(line)
+                print(describe_labels(rows, encoder, baseline))
 
 
 def print_differences(task: Task, results: Sequence[Result], encoder: str, baseline: str, out: Path) -> None:
@@ -98,15 +97,12 @@ def print_differences(task: Task, results: Sequence[Result], encoder: str, basel
 
 
 def describe_labels(rows: Sequence[Any], encoder: str, baseline: str) -> str:
-    """With how many labels an encoder reaches what the baseline reaches with the most; empty if it does not."""
-    reached = labels_to_reach(rows, encoder, baseline)
-    if reached is None:
-        return ""
-    row, goal = reached
-    return (
-        f"{encoder} reaches {row.mean:.3f} with {row.labels:.0%} of the labels ({row.images} images); "
-        f"{baseline} reaches {goal.mean:.3f} with {goal.labels:.0%} ({goal.images})"
-    )
+    """With how many labels an encoder reaches what the baseline reaches with the most, or that it does not."""
+    row, goal = labels_to_reach(rows, encoder, baseline)
+    said = f"{baseline} reaches {goal.mean:.3f} with {goal.labels:.0%} ({goal.images})"
+    if row is None:
+        return f"{encoder} does not get there with any share of the labels; {said}"
+    return f"{encoder} reaches {row.mean:.3f} with {row.labels:.0%} of the labels ({row.images} images); {said}"
 
 
 def report(arguments: list[str]) -> int:

@@ -22,7 +22,7 @@ from tests.deliveries import STEM, members, write_dem, write_folder
 from workflows import stages
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("sample", "catalog", "tiles", "labels", "index", "pretrain")
+STAGES = ("sample", "catalog", "tiles", "labels", "index", "chips", "pretrain", "evaluate")
 FIRST = {"survey": "catalog", "grid": "tiles", "tiles": "tiles", "labels": "labels", "index": "index", "out": "catalog"}
 """Group of settings -> the first stage that it affects."""
 
@@ -52,6 +52,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (project / name).symlink_to(ROOT / name)
     subprocess.run(["git", "init", "-q"], cwd=project, check=True)
     edit(project, "train", steps=3, batch=16, image_size=32, loggers=[])
+    edit(project, "evaluate", mode=["knn"], labels=[1], seeds=1)
     dvc(project, "repro")
     return project
 
@@ -104,15 +105,13 @@ def test_a_change_runs_its_stage_and_those_after_it(project: Path, params: Path)
     before = params.read_text()
     edit(project, "train", lr=0.002)
     weights = (project / "runs/sample/encoder.safetensors").read_bytes()
-    said = dvc(project, "repro")
+    said = dvc(project, "repro", "pretrain")
     assert ran(said) == ["pretrain"]
+    assert stale(project) == ["evaluate"]
     assert (project / "runs/sample/encoder.safetensors").read_bytes() != weights
     edit(project, "build", "index", min_known=0.6)
-    said = dvc(project, "repro")
-    assert [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")] == [
-        "index",
-        "pretrain",
-    ]
+    said = dvc(project, "repro", "pretrain")
+    assert ran(said) == ["index", "pretrain"]
     params.write_text(before)
     dvc(project, "repro")
 
@@ -179,11 +178,13 @@ def test_every_setting_of_training_concerns_it_alone(project: Path, params: Path
 
 def test_an_evaluation_is_a_stage_after_pre_training(tmp_path: Path) -> None:
     text = yaml.safe_load((ROOT / "workflows/sample.yaml").read_text())
+    del text["evaluate"]
     params = tmp_path / "mine.yaml"
     params.write_text(yaml.safe_dump(text))
-    assert "evaluate" not in stages.make_stages(params)["stages"]
+    assert not {"chips", "evaluate"} & stages.make_stages(params)["stages"].keys()
     plan = {"task": "classification", "data": "scenes", "encoder": ["scratch", "runs/sample"], "labels": ["5%", 1]}
     params.write_text(yaml.safe_dump(text | {"evaluate": plan}))
+    assert "chips" not in stages.make_stages(params)["stages"]
     stage = stages.make_stages(params)["stages"]["evaluate"]
     assert stage["deps"] == ["scenes", "runs/sample/encoder.safetensors"]
     assert stage["params"] == [{str(params): ["evaluate"]}]
@@ -192,6 +193,11 @@ def test_an_evaluation_is_a_stage_after_pre_training(tmp_path: Path) -> None:
     params.write_text(yaml.safe_dump(text | {"evaluate": {"task": "classification", "data": "mine"}}))
     with pytest.raises(ConfigError, match="say what to evaluate; encoder is missing"):
         stages.make_stages(params)
+
+
+def test_the_evaluation_follows_its_settings_alone(project: Path, params: Path) -> None:
+    edit(project, "evaluate", seeds=2)
+    assert stale(project) == ["evaluate"]
 
 
 def test_every_input_is_a_dependency_of_the_stages_that_read_it(tmp_path: Path) -> None:
@@ -243,7 +249,7 @@ def test_what_belongs_to_an_input_is_a_dependency_too(
 def test_each_stage_that_reads_parameters_checks_them_first() -> None:
     """Otherwise a changed preset would be noted as run, with the command of the old one."""
     for name, stage in stages.make_stages(ROOT / "workflows/sample.yaml")["stages"].items():
-        if name != "sample":
+        if name not in ("sample", "chips"):
             assert stage["cmd"][0].startswith("python -m workflows.stages --check ")
 
 
@@ -284,6 +290,8 @@ def test_dvc_shows_metrics_and_plots(project: Path) -> None:
     metrics = shown[""]["data"][str(Path("runs/sample/metrics.json"))]["data"]
     assert metrics["steps"] == 3
     assert metrics["val_kl"] > 0
+    evaluated = shown[""]["data"][str(Path("evaluations/sample/metrics.json"))]["data"]
+    assert evaluated["classification"]["chips"]["knn"].keys() == {"scratch", "runs/sample"}
     assert "failed to load" not in dvc(project, "plots", "show")
     page = (project / "dvc_plots" / "index.html").read_text()
     assert "KL divergence of the land-cover shares" in page

@@ -26,6 +26,8 @@ from pipeline.scenes.discovery import find_deliveries
 DVC = Path("dvc.yaml")
 WORLD = "data/sample/world"
 """Where the stage `sample` writes the sample world."""
+CHIPS = "data/sample/chips"
+"""Where the stage `chips` writes labelled images of the sample world."""
 HEAD = """\
 # `dvc repro` runs the stages that have changed. This file was written by
 #   python -m workflows.stages {params}
@@ -148,7 +150,7 @@ def make_stages(params: Path) -> dict[str, Any]:
         ],
     }
     if has_evaluation(params):
-        stage_definitions |= make_evaluation(params, name, check, run)
+        stage_definitions |= make_evaluation(params, name, check, run, "sample" in stage_definitions)
     curves = {f"{run}/plots/{split}.csv": "loss" for split in ("train", "val")}
     title = "KL divergence of the land-cover shares from the prediction, nats"
     return {"stages": stage_definitions, "plots": [{"loss": {"title": title, "x": "step", "y": curves}}]}
@@ -159,13 +161,21 @@ def has_evaluation(params: Path) -> bool:
     return evaluation.SECTION in yaml.safe_load(params.read_text(encoding="utf-8"))
 
 
-def make_evaluation(params: Path, name: str, check: str, run: str) -> dict[str, Any]:
-    """The stage after pre-training. run: folder of the training run."""
+def make_evaluation(params: Path, name: str, check: str, run: str, sample: bool) -> dict[str, Any]:
+    """The stages of the evaluation. run: folder of the run. sample: whether a stage writes the sample world."""
     plan = evaluation.read_plan(params, {})
     folder = f"evaluations/{name}"
     encoder = f"{run}/encoder.safetensors"
     given = [path for path in (*plan.encoder, str(plan.settings.get("imagenet") or "")) if Path(path).is_file()]
-    stage = {
+    stages: dict[str, Any] = {}
+    if sample and os.path.normpath(plan.data) == CHIPS:
+        stages["chips"] = {
+            "desc": "Write labelled images of the sample world.",
+            "cmd": f"python -m pipeline.sample.chips {WORLD} {CHIPS}",
+            "deps": ["pipeline/sample", f"{WORLD}/truth.json"],
+            "outs": [{CHIPS: {"cache": False}}],
+        }
+    stages["evaluate"] = {
         "desc": "Compare encoders on a downstream task.",
         "cmd": [
             check,
@@ -177,7 +187,7 @@ def make_evaluation(params: Path, name: str, check: str, run: str) -> dict[str, 
         "metrics": [{f"{folder}/metrics.json": {"cache": False}}],
         "plots": [{f"{folder}/plots/labels.csv": {"cache": False, "x": "labels", "y": "mean"}}],
     }
-    return {"evaluate": stage}
+    return stages
 
 
 def taxonomy_file(config: BuildConfig) -> str | None:

@@ -222,14 +222,11 @@ def compare(
     return Difference(float(np.mean(observed)), float(low), float(high), len(parts))
 
 
-def labels_to_reach(rows: Sequence[Row], encoder: str, baseline: str) -> tuple[Row, Row] | None:
+def labels_to_reach(rows: Sequence[Row], encoder: str, baseline: str) -> tuple[Row | None, Row]:
     """The smallest share of labels with which `encoder` is at least as good as `baseline` with the most labels.
 
-    rows: of one task, data and mode. Returns both rows; None if the encoder does not get there, or one is missing.
+    rows: of one task, data and mode, with the baseline's. Returns both rows; None if the encoder does not get there.
     """
-    others = [row for row in rows if row.encoder == baseline]
-    if not others:
-        return None
-    goal = max(others, key=lambda row: row.labels)
+    goal = max((row for row in rows if row.encoder == baseline), key=lambda row: row.labels)
     reached = [row for row in rows if row.encoder == encoder and row.mean >= goal.mean]
-    return (min(reached, key=lambda row: row.labels), goal) if reached else None
+    return min(reached, key=lambda row: row.labels, default=None), goal

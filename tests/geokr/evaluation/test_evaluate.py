@@ -12,7 +12,7 @@ from PIL import Image
 
 from geokr import evaluate
 from geokr.evaluation import protocols
-from geokr.evaluation.results import RESULTS, read_results, tabulate
+from geokr.evaluation.results import RESULTS, Row, read_results, tabulate
 
 FAST = ("size=32", "lr=0.001", "epochs=1", "least_steps=2", "batch=16", "val=0.15", "model=test_resnet")
 ARGUMENTS = ("--mode", "knn", "linear", "--labels", "10%", "1.0", "--seeds", "2")
@@ -58,6 +58,16 @@ def test_tables_and_labels_needed_are_printed(
     assert "with 10% of the labels (6 images); scratch reaches" in said.out
     assert said.err == ""  # nothing was computed again
     assert (evaluated / RESULTS).read_bytes() == before
+
+
+def test_that_the_labels_do_not_suffice_is_said_too() -> None:
+    rows = [
+        Row("classification", "chips", "s", "knn", name, share, "accuracy", mean, 0.0, 1, images)
+        for name, share, images, mean in (("scratch", 0.1, 5, 0.5), ("scratch", 1.0, 50, 0.7), ("run", 1.0, 50, 0.6))
+    ]
+    assert evaluate.describe_labels(rows, "run", "scratch") == (
+        "run does not get there with any share of the labels; scratch reaches 0.700 with 100% (50)"
+    )
 
 
 def test_interrupted_and_resumed_gives_the_same_table(
