@@ -1,7 +1,7 @@
 """Encoders: timm's networks without a classifier, with weights from a run, an export, timm or torchvision.
 
 encoder = load_encoder("runs/a")
-features = encoder(pixels, bands=("blue", "green", "red", "nir"))  # (n, band, y, x) uint8 -> (n, feature)
+features = encoder(pixels, bands=("blue", "green", "red", "nir"))  # (n, band, y, x) uint8|uint16 -> (n, feature)
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ ENCODER = "encoder.safetensors"
 
 
 class Encoder(nn.Module):
-    """A network for stored uint8 pixels, together with its bands, their normalisation and its image size."""
+    """A network for stored pixels, together with its bands, their normalisation and its image size."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -30,9 +30,20 @@ class Encoder(nn.Module):
     offset: torch.Tensor
 
     def __init__(
-        self, network: nn.Module, bands: Sequence[str], mean: Sequence[float], std: Sequence[float], size: int
+        self,
+        network: nn.Module,
+        bands: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: int,
+        low: Sequence[float] | None = None,
+        high: Sequence[float] | None = None,
+        dtype: torch.dtype = torch.uint8,
     ) -> None:
-        """network: (n, band, size, size) float -> (n, feature). mean, std: of each band, pixels in 0..1. size: px."""
+        """network: (n, band, size, size) float -> (n, feature). mean, std: of each band, pixels in 0..1. size: px.
+
+        low, high: stored pixels of each band that become 0 and 1; 0 and 255 by default. dtype: uint8 or uint16.
+        """
         super().__init__()
         self.network = network
         self.bands = tuple(bands)
@@ -41,19 +52,22 @@ class Encoder(nn.Module):
         """Side of the images that it was trained with, px."""
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
-        gain, offset = unit_scale([0.0] * len(bands), [255.0] * len(bands))
+        self.dtype = dtype
+        """Type of the stored pixels."""
+        gain, offset = unit_scale(low or [0.0] * len(bands), high or [255.0] * len(bands))
         self.register_buffer("gain", gain)
         self.register_buffer("offset", offset)
 
     def forward(self, pixels: torch.Tensor, bands: Sequence[str] | None = None) -> torch.Tensor:
-        """Compute features, (n, feature) float32, of (n, band, y, x) uint8 pixels, resized to the encoder's size.
+        """Compute features, (n, feature) float32, of (n, band, y, x) stored pixels, resized to the encoder's size.
 
         bands: names of the bands of `pixels`, in their order; by default, the encoder's bands. Bands that the encoder
         does not use are ignored. Raises ValueError if a band is missing, or for pixels of another type or shape.
         """
-        if not isinstance(pixels, torch.Tensor) or pixels.dtype != torch.uint8:
+        if not isinstance(pixels, torch.Tensor) or pixels.dtype != self.dtype:
             got = f"{type(pixels).__name__} of {getattr(pixels, 'dtype', 'no type')}"
-            raise ValueError(f"an encoder takes a tensor of uint8 pixels, got {got}")
+            expected = str(self.dtype).removeprefix("torch.")
+            raise ValueError(f"the encoder takes a tensor of {expected} pixels, like its training tiles, got {got}")
         input_bands = self.bands if bands is None else tuple(bands)
         if missing := [name for name in self.bands if name not in input_bands]:
             raise ValueError(
@@ -62,7 +76,8 @@ class Encoder(nn.Module):
         if pixels.ndim != 4 or pixels.shape[1] != len(input_bands):
             raise ValueError(f"expected (n, {len(input_bands)}, y, x) pixels, got {tuple(pixels.shape)}")
         if input_bands != self.bands:
-            pixels = pixels[:, [input_bands.index(name) for name in self.bands]]
+            # As floats, because for uint16, torch has few operations on a GPU.
+            pixels = pixels.float()[:, [input_bands.index(name) for name in self.bands]]
         image = resize(to_unit(pixels, self.gain, self.offset), self.size)
         features: torch.Tensor = self.network((image - self.mean) / self.std)
         return features
@@ -77,8 +92,10 @@ def load_encoder(path: str | Path, model: str | None = None) -> Encoder:
     """
     file = Path(path) / ENCODER if Path(path).is_dir() else Path(path)
     weights, header = read_file(file)
+    levels: dict[str, Any] = {}
     if header is not None:
         name, bands, mean, std, size = header.model, header.bands, header.mean, header.std, header.image_size
+        levels = {"low": header.low, "high": header.high, "dtype": getattr(torch, header.pixel_type)}
     elif model is None:
         raise ValueError(f"{file}: the file does not name the network of its weights; pass timm's name as `model`")
     else:
@@ -89,7 +106,7 @@ def load_encoder(path: str | Path, model: str | None = None) -> Encoder:
         mean, std, size = defaults.mean, defaults.std, defaults.input_size[-1]
     network = build_encoder(name, len(bands), size)
     apply_weights(network, weights, bands, bands, str(file))
-    return Encoder(network, bands, mean, std, size).eval()
+    return Encoder(network, bands, mean, std, size, **levels).eval()
 
 
 def unit_scale(low: Sequence[float], high: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:

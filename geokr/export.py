@@ -4,10 +4,10 @@
     encoder.pre_logits = torch.nn.Identity()  # a VGG alone
     encoder.load_state_dict(safetensors.torch.load_file("FOLDER/encoder.safetensors"))
 
-The input is (pixels / 255 - mean) / std. Model, bands, mean, std and more are in the file's header, in the model card
-README.md and in the STAC item item.json. timm's ResNet and VGG name their weights as torchvision's do, which take the
-same file. Optional forms are encoder.onnx and encoder.pt2 (torch.export), which take any number of images of the
-training size.
+The input is (unit - mean) / std, where unit = (pixels - low) / (high - low), clipped to 0..1; 8-bit pixels have low 0
+and high 255. Model, bands, low, high, mean, std and more are in the file's header, in the model card README.md and in
+the STAC item item.json. timm's ResNet and VGG name their weights as torchvision's do, which take the same file.
+Optional forms are encoder.onnx and encoder.pt2 (torch.export), which take any number of images of the training size.
 """
 
 import argparse
@@ -33,8 +33,8 @@ FORMS = ("onnx", "pt2")
 def export(checkpoint: Checkpoint, out: Path) -> None:
     """Write the encoder of the teacher, or of the student if there is no teacher, with timm's names.
 
-    The header maps strings to strings, with lists as JSON: model, image_size, bands, mean, std, classes, dataset,
-    objective, start (the weights that the encoder started from) and step.
+    The header maps strings to strings, with lists as JSON: model, image_size, bands, pixel_type, low, high, mean,
+    std, classes, dataset, objective, start (the weights that the encoder started from) and step.
     """
     with replace_file(out) as file:
         file.write(_sort_header(to_safetensors(encoder_weights(checkpoint), encoder_header(checkpoint))))
@@ -54,6 +54,9 @@ def encoder_header(checkpoint: Checkpoint) -> dict[str, str]:
         "model": str(checkpoint.config["model"]),
         "image_size": str(checkpoint.config["image_size"]),
         "bands": json.dumps(checkpoint.config["bands"]),
+        "pixel_type": str(checkpoint.facts["pixel_type"]),
+        "low": json.dumps(checkpoint.facts["low_pixel"]),
+        "high": json.dumps(checkpoint.facts["high_pixel"]),
         "mean": json.dumps(checkpoint.mean),
         "std": json.dumps(checkpoint.std),
         "classes": json.dumps(checkpoint.facts["classes"]),

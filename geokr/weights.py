@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Json, ValidationError, model_validator
@@ -40,13 +40,16 @@ class Header(BaseModel):
     model: str
     image_size: int
     bands: Json[tuple[str, ...]]
+    pixel_type: Literal["uint8", "uint16"]
+    low: Json[tuple[float, ...]]
+    high: Json[tuple[float, ...]]
     mean: Json[tuple[float, ...]]
     std: Json[tuple[float, ...]]
 
     @model_validator(mode="after")
     def _check_lengths(self) -> "Header":
-        if not 0 < len(self.bands) == len(self.mean) == len(self.std):
-            raise ValueError("bands, mean and std differ in length")
+        if not 0 < len(self.bands) == len(self.low) == len(self.high) == len(self.mean) == len(self.std):
+            raise ValueError("bands, low, high, mean and std differ in length")
         return self
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from geokr.dataset.layout import RGB
-from geokr.encoder import ENCODER, build_encoder, find_defaults, require_model
+from geokr.encoder import ENCODER, build_encoder, find_defaults, require_model, to_unit, unit_scale
 from geokr.settings import ConfigError
 from geokr.weights import apply_weights, read_file
 
@@ -30,6 +30,8 @@ class EncoderSource:
     mean: tuple[float, ...]
     """Of each band, pixels in 0..1."""
     std: tuple[float, ...]
+    levels: tuple[tuple[float, ...], tuple[float, ...]] | None
+    """Pixels of each band that become 0 and 1, of an encoder of 16 bits; None for one of 8 bits."""
     size: int
     """Side of the images that it was trained with, px."""
     weights: Path | Literal["random", "timm"]
@@ -58,7 +60,9 @@ def find_source(name: str, model: str | None = None, imagenet: Path | None = Non
         if model is None:
             raise ConfigError(f"{file}: the file does not name the network of its weights; add model=NAME, as in timm")
         return _describe(name, model, file, digest)
-    return EncoderSource(name, header.model, header.bands, header.mean, header.std, header.image_size, file, digest)
+    levels = (header.low, header.high) if header.pixel_type == "uint16" else None
+    statistics = (header.mean, header.std, levels)
+    return EncoderSource(name, header.model, header.bands, *statistics, header.image_size, file, digest)
 
 
 def _describe(name: str, model: str, weights: Path | Literal["random", "timm"], digest: str) -> EncoderSource:
@@ -67,7 +71,7 @@ def _describe(name: str, model: str, weights: Path | Literal["random", "timm"], 
     defaults = find_defaults(model)
     if defaults is None:
         raise ConfigError(f"{model}: timm has no mean, standard deviation and size for its input")
-    return EncoderSource(name, model, RGB, defaults.mean, defaults.std, defaults.input_size[-1], weights, digest)
+    return EncoderSource(name, model, RGB, defaults.mean, defaults.std, None, defaults.input_size[-1], weights, digest)
 
 
 def build_network(source: EncoderSource, seed: int, size: int = 0) -> nn.Module:
@@ -145,11 +149,15 @@ def select_bands(source: EncoderSource, bands: Sequence[str]) -> list[int]:
 def normalise(pixels: torch.Tensor, source: EncoderSource, scale: float) -> torch.Tensor:
     """Normalise pixels for an encoder: (..., band, y, x) float32, of uint8 or uint16 in the encoder's bands.
 
-    scale: digital number that means 1.0.
+    scale: digital number that means 1.0. An encoder of 16 bits has levels of its own for pixels of 16 bits, which must
+    be numbers of the same kind as those of its training tiles; they are clipped as in training.
     """
     mean = torch.tensor(source.mean, device=pixels.device)[:, None, None]
     std = torch.tensor(source.std, device=pixels.device)[:, None, None]
-    return (pixels.float() / scale - mean) / std
+    if source.levels is None or pixels.dtype == torch.uint8:
+        return (pixels.float() / scale - mean) / std
+    gain, offset = (values.to(pixels.device) for values in unit_scale(*source.levels))
+    return (to_unit(pixels, gain, offset) - mean) / std
 
 
 def choose_device(name: str) -> torch.device:

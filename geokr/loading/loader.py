@@ -13,6 +13,7 @@ import torch
 
 from geokr.dataset.layout import RGB
 from geokr.loading.background import iterate_in_thread
+from geokr.loading.levels import PixelLevels, measure_levels
 from geokr.loading.order import (
     DRAW,
     ORDER,
@@ -36,7 +37,7 @@ class Batch:
     """Tiles with their labels in host memory, which is pinned if there is a GPU."""
 
     image: torch.Tensor
-    """(n, band, y, x) uint8, with the bands of the loader in its order."""
+    """(n, band, y, x) uint8 or uint16, with the bands of the loader in its order."""
     fraction: torch.Tensor
     """(n, class) float32, rows sum to 1."""
     known: torch.Tensor
@@ -195,23 +196,19 @@ class TileLoader:
     def _draw_sample(self, tiles: int) -> Positions:
         return self._candidates[make_generator(self.seed, 0, ORDER).permutation(self.tiles)[:tiles]]
 
-    def statistics(self, tiles: int = 1024) -> tuple[list[float], list[float]]:
-        """Compute mean and standard deviation of each band, for pixels in 0..1, over up to `tiles` random tiles.
+    def measure_levels(self, tiles: int = 1024) -> PixelLevels:
+        """Measure range, mean and spread of each band over up to `tiles` random tiles.
 
         The tiles depend on the seed only, so that the result is the same on all ranks and for all batch sizes.
         """
         sample = self._draw_sample(tiles)
-        counts = np.zeros((len(self.bands), 256), dtype=np.int64)
+        levels = np.iinfo(self._reader.dtype).max + 1
+        counts = np.zeros((len(self.bands), levels), dtype=np.int64)
         for batch, skipped in self._read_parts(sample[i : i + 64] for i in range(0, len(sample), 64)):
             self.skipped += skipped
             for band in range(len(self.bands)):
-                counts[band] += np.bincount(batch.image[:, band].numpy().ravel(), minlength=256)
-        level = np.arange(256) / 255
-        weight = counts / counts.sum(axis=1, keepdims=True)
-        mean = weight @ level
-        # Avoids division by 0 for a band without contrast. Half a grey level is the noise of 8-bit pixels.
-        std = np.maximum(np.sqrt(np.maximum(weight @ level**2 - mean**2, 0)), 0.5 / 255)
-        return mean.tolist(), std.tolist()
+                counts[band] += np.bincount(batch.image[:, band].numpy().ravel(), minlength=levels)
+        return measure_levels(counts, self._reader.dtype.name)
 
     def _read_parts(self, parts: Iterable[Positions], partner: Positions | None = None) -> Iterator[tuple[Batch, int]]:
         """Read a batch for each array of positions, with several reads in flight."""
@@ -250,7 +247,7 @@ class TileLoader:
         errors_of: dict[int, dict[int, str]] = {}
         for ahead in range(steps + self.prefetch):
             for number in runs_at_step.get(ahead, ()):
-                target = np.empty((len(tiles_of[number]), *self._reader.tile_shape), dtype=np.uint8)
+                target = np.empty((len(tiles_of[number]), *self._reader.tile_shape), dtype=self._reader.dtype)
                 reads[number] = self._reader.request(tiles_of[number], target)
             step = ahead - self.prefetch
             if step < 0:
@@ -295,7 +292,7 @@ class TileLoader:
 
     def _allocate(self, tiles: int) -> torch.Tensor:
         shape = (tiles, *self._reader.tile_shape)
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        return torch.empty(shape, dtype=getattr(torch, self._reader.dtype.name), pin_memory=torch.cuda.is_available())
 
 
 def _pin(values: torch.Tensor) -> torch.Tensor:

@@ -15,9 +15,9 @@ from geokr.loading.selection import Selection, select_tiles
 class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """The selected tiles by number.
 
-    A sample is {"image": (band, y, x) uint8, "fraction": (class,) float32, "known", "weight": float32}. All tiles of a
-    batch are read together in tensorstore's threads, so `num_workers=0` is the right setting. Worker processes must
-    not be forked: use `multiprocessing_context="spawn"`.
+    A sample is {"image": (band, y, x) uint8 or uint16, "fraction": (class,) float32, "known", "weight": float32}. All
+    tiles of a batch are read together in tensorstore's threads, so `num_workers=0` is the right setting. Worker
+    processes must not be forked: use `multiprocessing_context="spawn"`.
     """
 
     def __init__(self, dataset: str | Path, selection: Selection, *, bands: Sequence[str] = RGB) -> None:
@@ -41,8 +41,9 @@ class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         """Read samples by number. Raises ValueError naming the shard and the tile if one cannot be read."""
         self._reader = self._reader or TileReader(self._root, self.selected, self.bands)
         positions = np.asarray(indices, dtype=np.int64)
-        image = torch.empty((len(positions), *self._reader.tile_shape), dtype=torch.uint8)
-        if errors := self._reader.finish(self._reader.request(positions, image.numpy())):
+        target = np.empty((len(positions), *self._reader.tile_shape), dtype=self._reader.dtype)
+        image = torch.from_numpy(target)
+        if errors := self._reader.finish(self._reader.request(positions, target)):
             raise ValueError(next(iter(errors.values())))
         arrays = {
             name: torch.from_numpy(getattr(self.selected, name)[positions]) for name in ("fraction", "known", "weight")

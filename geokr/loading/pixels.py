@@ -55,7 +55,7 @@ class PendingRead:
     """A read of tiles into an array that is in progress."""
 
     positions: Positions
-    target: npt.NDArray[np.uint8]
+    target: npt.NDArray[Any]
     """(tile, band, y, x), complete once the future is done."""
     future: Any
 
@@ -90,6 +90,8 @@ class TileReader:
         """The tiles of the scenes that have all bands."""
         self.tile_shape: tuple[int, ...] = next(iter(self._arrays.values())).shape[2:]
         """Shape of a tile: (band, y, x)."""
+        self.dtype: np.dtype[Any] = next(iter(self._arrays.values())).dtype.numpy_dtype
+        """Type of the pixels: uint8 or uint16."""
         sides, shapes = np.ones((2, len(tiles.scenes), 2), dtype=np.int64)
         for number, name in enumerate(tiles.scenes):
             if name in self._arrays:
@@ -125,7 +127,7 @@ class TileReader:
         scene, i, j = self.shard_cell[position]
         return f"{self.root}/{self.tiles.scenes[scene]}/image/c/{i}/{j}/0/0/0"
 
-    def request(self, positions: Positions, target: npt.NDArray[np.uint8]) -> PendingRead:
+    def request(self, positions: Positions, target: npt.NDArray[Any]) -> PendingRead:
         """Start reading tiles into an array (tile, band, y, x).
 
         tensorstore opens each shard once for all its tiles, and merges the reads of neighbouring tiles. A request for
@@ -194,11 +196,14 @@ def _open_scenes(
     metadata = [(scene, store.read(f"{scene}/zarr.json")) for scene in scenes]
     order: dict[str, list[int]] = {}
     lacking: dict[str, tuple[str, ...]] = {}
+    units: dict[str, Any] = {}
     for scene, future in metadata:
         document = future.result()
         if document.state != "value":
             raise ValueError(f"{root}/{scene}: the index lists tiles of this scene, but the store does not have it")
-        available = tuple(json.loads(document.value)["attributes"]["bands"])
+        attributes = json.loads(document.value)["attributes"]
+        available = tuple(attributes["bands"])
+        units[scene] = [attributes.get("radiometry", {}).get(name) for name in ("scale_factor", "add_offset")]
         if set(bands) <= set(available):
             order[scene] = [available.index(band) for band in bands]
         else:
@@ -222,14 +227,16 @@ def _open_scenes(
             array = future.result()
         except Exception as error:
             raise ValueError(f"{root}/{scene}: its image cannot be opened: {str(error).split(' [')[0]}") from error
-        if array.dtype != ts.uint8:
+        if array.dtype not in (ts.uint8, ts.uint16):
+            raise ValueError(f"{root}/{scene}: tiles are {array.dtype.name}, but training reads uint8 and uint16")
+        kind = f"{array.shape[3:]} px of {array.dtype.name}"
+        if array.dtype == ts.uint16:
+            kind += " with scale_factor {} and add_offset {}".format(*units[scene])
+        expected = expected or kind
+        if kind != expected:
             raise ValueError(
-                f"{root}/{scene}: tiles are {array.dtype.name}, but training reads 8-bit tiles (see --radiometry)"
-            )
-        expected = expected or array.shape[3:]
-        if array.shape[3:] != expected:
-            raise ValueError(
-                f"{root}/{scene}: tiles are {array.shape[3:]} px, expected {expected} px as in the other scenes"
+                f"{root}/{scene}: tiles are {kind}, expected {expected} as in the other scenes; "
+                "choose scenes of one kind with conditions on the index"
             )
         arrays[scene] = _select_bands(array, order[scene])
     return arrays, lacking

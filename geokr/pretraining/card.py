@@ -35,8 +35,10 @@ def format_model_card(checkpoint: Checkpoint, features: int, metrics: Mapping[st
     config, facts = checkpoint.config, checkpoint.facts
     bands = ", ".join(config["bands"])
     rows = [
-        f"| {band} | {mean:.6f} | {std:.6f} |"
-        for band, mean, std in zip(config["bands"], checkpoint.mean, checkpoint.std, strict=True)
+        f"| {band} | {low:g} | {high:g} | {mean:.6f} | {std:.6f} |"
+        for band, low, high, mean, std in zip(
+            config["bands"], facts["low_pixel"], facts["high_pixel"], checkpoint.mean, checkpoint.std, strict=True
+        )
     ]
     shares = [
         f"| {name} | {100 * share:.1f} % |" + (f" {metrics['val_mae_of'][name]:.4f} |" if metrics else " |")
@@ -64,10 +66,11 @@ encoder = timm.create_model("{config["model"]}", num_classes=0, in_chans={len(co
 {removal}encoder.load_state_dict(load_file("encoder.safetensors"))
 ```
 
-The input is (pixels / 255 - mean) / std, with images of {config["image_size"]} px in training:
+The input is (unit - mean) / std, where unit = (pixels - low) / (high - low), clipped to 0..1, of {facts["pixel_type"]}
+pixels, with images of {config["image_size"]} px in training:
 
-| band | mean | std |
-|---|---|---|
+| band | low | high | mean | std |
+|---|---|---|---|---|
 {chr(10).join(rows)}
 
 ## Data
@@ -103,6 +106,15 @@ def describe_extent(facts: Mapping[str, Any]) -> str:
     if facts["acquired"]:
         parts.append("between {} and {}".format(*(time[:10] for time in facts["acquired"])))
     return f" Acquired {' '.join(parts)}." if parts else ""
+
+
+def describe_pixels(facts: Mapping[str, Any]) -> str:
+    """Describe the pixels that the encoder takes, in one sentence."""
+    if facts["pixel_type"] == "uint8":
+        return "8-bit pixels, stretched per scene like the tiles of the data set."
+    pairs = zip(facts["low_pixel"], facts["high_pixel"], strict=True)
+    ranges = ", ".join(f"{low:g} to {high:g}" for low, high in pairs)
+    return f"16-bit pixels of the data set, clipped band by band to {ranges}."
 
 
 def list_licences(labels: str) -> list[str]:
@@ -155,10 +167,12 @@ def make_stac_item(
                     "dim_order": ["batch", "bands", "height", "width"],
                     "data_type": "float32",
                 },
-                "description": "8-bit pixels, stretched per scene like the tiles of the data set.",
+                "description": describe_pixels(facts),
                 "value_scaling": [
-                    {"type": "z-score", "mean": 255 * mean, "stddev": 255 * std}
-                    for mean, std in zip(checkpoint.mean, checkpoint.std, strict=True)
+                    {"type": "z-score", "mean": low + (high - low) * mean, "stddev": (high - low) * std}
+                    for low, high, mean, std in zip(
+                        facts["low_pixel"], facts["high_pixel"], checkpoint.mean, checkpoint.std, strict=True
+                    )
                 ],
                 "resize_type": None,
                 "pre_processing_function": None,

@@ -11,7 +11,7 @@ import torch
 
 from geokr.storage.files import replace_file
 
-VERSION = 4
+VERSION = 5
 """Version of the file format. Files of another version are refused."""
 
 LAST = "last.pt"

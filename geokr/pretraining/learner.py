@@ -51,6 +51,12 @@ class DataFacts:
     """In the order of the head's outputs."""
     mean_label: tuple[float, ...]
     """Mean share of each class over the training tiles."""
+    pixel_type: str
+    """Type of the stored pixels: uint8 or uint16."""
+    low_pixel: tuple[float, ...]
+    """Stored pixel of each band that becomes 0."""
+    high_pixel: tuple[float, ...]
+    """Stored pixel of each band that becomes 1."""
     mean_pixel: tuple[float, ...]
     """Mean of each band over a sample of the training tiles, in 0..1."""
     std_pixel: tuple[float, ...]
@@ -67,15 +73,18 @@ class DataFacts:
 
 def gather_facts(training: TileLoader, held_out: TileLoader) -> DataFacts:
     skipped = training.skipped
-    mean, std = training.statistics()
+    levels = training.measure_levels()
     bounds, acquired = read_extent(training.dataset)
     return DataFacts(
         training_tiles=training.tiles,
         held_out_tiles=held_out.tiles,
         classes=training.classes,
         mean_label=tuple(training.fraction.mean(axis=0, dtype="float64").tolist()),
-        mean_pixel=tuple(mean),
-        std_pixel=tuple(std),
+        pixel_type=levels.dtype,
+        low_pixel=tuple(levels.low),
+        high_pixel=tuple(levels.high),
+        mean_pixel=tuple(levels.mean),
+        std_pixel=tuple(levels.std),
         unread_tiles=training.skipped - skipped,
         labels=str(read_summary(training.dataset)["label_set"]),
         bounds=bounds,
@@ -153,7 +162,8 @@ class Learner:
     def part(self, image: torch.Tensor, pair: torch.Tensor, target: torch.Tensor, number: int) -> Part:
         """Describe a part of the step's tiles to the objective.
 
-        image, and pair, which the second views show: (n, band, y, x) uint8. target: (n, class). number: of the part.
+        image, and pair, which the second views show: (n, band, y, x) stored pixels. target: (n, class). number: of the
+        part.
         """
 
         def view(stream: int) -> torch.Tensor:
@@ -215,7 +225,7 @@ def create_learner(
     mean, std = (
         (list(facts.mean_pixel), list(facts.std_pixel)) if objective.normalises else ([0.0] * bands, [1.0] * bands)
     )
-    gain, offset = unit_scale([0.0] * bands, [255.0] * bands)
+    gain, offset = unit_scale(facts.low_pixel, facts.high_pixel)
     learner = Learner(
         config=config,
         process=process,
@@ -290,14 +300,14 @@ def pad_batch(batch: Batch, tiles: int) -> Batch:
 
     All processes then compute the same number of tiles, which is needed where they wait for each other.
     """
-    missing = tiles - len(batch.image)
-    if not missing:
+    if len(batch.image) == tiles:
         return batch
     names = ("image", "fraction", "known", "weight", *(("pair",) if batch.pair is not None else ()))
-    padded = {name: getattr(batch, name) for name in names}
-    padded = {
-        name: torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) for name, values in padded.items()
-    }
+    padded = {}
+    for name in names:
+        values = getattr(batch, name)
+        padded[name] = values.new_zeros(tiles, *values.shape[1:])
+        padded[name][: len(values)] = values  # not torch.cat: for uint16, torch has few operations on a GPU
     return dataclasses.replace(batch, **padded)
 
 

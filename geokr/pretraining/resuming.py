@@ -60,5 +60,5 @@ def list_changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     """
     ignored = {"unread_tiles"}
     if before["unread_tiles"] or now["unread_tiles"]:
-        ignored |= {"mean_pixel", "std_pixel"}
+        ignored |= {"low_pixel", "high_pixel", "mean_pixel", "std_pixel"}
     return [name for name, value in now.items() if name not in ignored and value != before[name]]

@@ -89,7 +89,7 @@ def predict(
     device, config = learner.process.device, learner.config
     size = learner.training.batch
     while max_over_ranks(int((batch := next(batches, None)) is not None), learner.process):
-        empty = torch.zeros(size, len(config.bands), 1, 1, dtype=torch.uint8)
+        empty = torch.zeros(size, len(config.bands), 1, 1, dtype=getattr(torch, learner.facts.pixel_type))
         pixels = empty if batch is None else pad_batch(batch, size).image
         tiles = 0 if batch is None else len(batch.image)
         image = learner.normalise(

@@ -38,8 +38,9 @@ def write_dataset(
     more: dict[str, Sequence[Any]] | None = None,
     block: int = 4,
 ) -> Path:
-    """A data set as the pipeline leaves it. pixels: scene -> (row, col, band, y, x) uint8; share: (row, col, class).
+    """A data set as the pipeline leaves it.
 
+    pixels: scene -> (row, col, band, y, x) uint8 or uint16. share: scene -> (row, col, class).
     more: further columns of the index, a value a tile, in the order of the pixels.
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("tile", "scene", "row", "col", "known", "split", *CLASSES)}
@@ -49,7 +50,14 @@ def write_dataset(
         its_bands = list((bands or {}).get(scene, BANDS))
         attributes = {"bands": its_bands, "tile": tile, "stride": tile}
         store.create_tiles(
-            tiles, scene, shape=(rows, cols), bands=count, tile=tile, block=block, dtype="uint8", attributes=attributes
+            tiles,
+            scene,
+            shape=(rows, cols),
+            bands=count,
+            tile=tile,
+            block=block,
+            dtype=str(image.dtype),
+            attributes=attributes,
         )
         group = store.open_scene(tiles, scene, "r+")
         for top in range(0, rows, block):

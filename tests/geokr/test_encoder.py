@@ -63,7 +63,9 @@ def test_images_of_another_size_are_resized_and_of_another_type_refused(run: Pat
         (large.to(torch.uint16), r"Tensor of torch\.uint16"),
         (large.numpy(), "ndarray of uint8"),
     ):
-        with pytest.raises(ValueError, match=f"an encoder takes a tensor of uint8 pixels, got {what}"):
+        with pytest.raises(
+            ValueError, match=f"the encoder takes a tensor of uint8 pixels, like its training tiles, got {what}"
+        ):
             encoder(wrong)
 
 
@@ -121,13 +123,16 @@ def test_it_moves_and_is_saved_as_any_module(run: Path) -> None:
     assert torch.equal(copy.eval()(pixels()), encoder(pixels()))
 
 
+NUMBERS = {"pixel_type": "uint8", "low": "[0]", "high": "[255]", "mean": "[0]", "std": "[1]"}
+
+
 @pytest.mark.parametrize(
     "header",
     [
         {"model": "test_resnet"},
-        {"model": "test_resnet", "image_size": "32", "bands": "3", "mean": "[0]", "std": "[1]"},
-        {"model": "test_resnet", "image_size": "32", "bands": "x", "mean": "[0]", "std": "[1]"},
-        {"model": "test_resnet", "image_size": "32", "bands": '["a", "b"]', "mean": "[0]", "std": "[1]"},
+        {"model": "test_resnet", "image_size": "32", "bands": "3", **NUMBERS},
+        {"model": "test_resnet", "image_size": "32", "bands": "x", **NUMBERS},
+        {"model": "test_resnet", "image_size": "32", "bands": '["a", "b"]', **NUMBERS},
         {"format": "pt"},
     ],
 )

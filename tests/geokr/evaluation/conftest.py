@@ -69,7 +69,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(
         encoder.state_dict(),
         folder / "encoder.safetensors",
-        header | {"mean": "[0.5, 0.5, 0.5]", "std": "[0.25, 0.25, 0.25]"},
+        header
+        | {"pixel_type": "uint8", "low": "[0, 0, 0]", "high": "[255, 255, 255]"}
+        | {"mean": "[0.5, 0.5, 0.5]", "std": "[0.25, 0.25, 0.25]"},
     )
     return folder
 

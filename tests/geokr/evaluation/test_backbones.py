@@ -20,6 +20,7 @@ def exported(tmp_path: Path) -> Path:
     """An encoder of two bands, as a run writes it."""
     torch.manual_seed(1)
     header = {"model": "test_resnet", "image_size": "64", "bands": json.dumps(BANDS), "mean": "[0.5, 0.25]"}
+    header |= {"pixel_type": "uint8", "low": "[0, 0]", "high": "[255, 255]"}
     weights = build_encoder("test_resnet", 2, 64).state_dict()
     save_file(weights, tmp_path / "encoder.safetensors", header | {"std": "[0.5, 0.125]"})
     return tmp_path
@@ -42,6 +43,22 @@ def test_features_are_those_of_the_loaded_encoder(exported: Path) -> None:
         torch.testing.assert_close(features, load_encoder(exported)(pixels, bands))
         deep = normalise(chosen.to(torch.uint16) * 100, source, 25500.0)
         torch.testing.assert_close(build_network(source, 0).eval()(deep), features)
+
+
+def test_an_encoder_of_16_bits_has_levels_of_its_own(exported: Path) -> None:
+    """Whatever `scale` the other encoders need; pixels beyond the levels are clipped, as in training."""
+    weights = build_encoder("test_resnet", 2, 64).state_dict()
+    header = {"model": "test_resnet", "image_size": "64", "bands": json.dumps(BANDS), "pixel_type": "uint16"}
+    numbers = {"low": "[100, 2000]", "high": "[1100, 4000]", "mean": "[0.5, 0.25]", "std": "[0.5, 0.125]"}
+    save_file(weights, exported / "encoder.safetensors", header | numbers)
+    source = find_source(str(exported))
+    pixels = torch.randint(0, 5000, (2, 2, 64, 64)).to(torch.uint16)
+    network = build_network(source, 0).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(network(normalise(pixels, source, 10000.0)), load_encoder(exported)(pixels))
+    eight = torch.randint(0, 256, (2, 2, 64, 64), dtype=torch.uint8)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (source.mean, source.std))
+    torch.testing.assert_close(normalise(eight, source, 255.0), (eight / 255 - mean) / std)
 
 
 def test_the_pyramid_has_the_maps_of_timms_own_features(exported: Path) -> None:

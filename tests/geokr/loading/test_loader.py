@@ -208,16 +208,44 @@ def test_a_scene_that_the_store_does_not_have(addressed: Path) -> None:
 def test_statistics_are_those_of_the_pixels(build, tmp_path: Path) -> None:
     image = np.random.default_rng(5).integers(0, 256, (3, 5, 4, 8, 8), dtype=np.uint8)
     dataset = build(tmp_path / "noise", {"only": image}, {"only": np.full((3, 5, 3), 1 / 3, np.float32)})
-    mean, std = TileLoader(dataset, Selection("train"), bands=("red", "nir"), batch=4).statistics()
+    levels = TileLoader(dataset, Selection("train"), bands=("red", "nir"), batch=4).measure_levels()
+    assert (levels.dtype, levels.low, levels.high) == ("uint8", [0, 0], [255, 255])
     values = image[:, :, [2, 3]] / 255
-    assert mean == pytest.approx(values.mean(axis=(0, 1, 3, 4)).tolist(), rel=1e-12)
-    assert std == pytest.approx(values.std(axis=(0, 1, 3, 4)).tolist(), rel=1e-9)
-    one = TileLoader(dataset, Selection("train"), batch=4).statistics(tiles=6)
-    other = TileLoader(dataset, Selection("train"), batch=2, rank=1, world=2).statistics(tiles=6)
+    assert levels.mean == pytest.approx(values.mean(axis=(0, 1, 3, 4)).tolist(), rel=1e-12)
+    assert levels.std == pytest.approx(values.std(axis=(0, 1, 3, 4)).tolist(), rel=1e-9)
+    one = TileLoader(dataset, Selection("train"), batch=4).measure_levels(tiles=6)
+    other = TileLoader(dataset, Selection("train"), batch=2, rank=1, world=2).measure_levels(tiles=6)
     assert one == other
     assert (
-        TileLoader(dataset, Selection("train"), batch=4, seed=1).statistics(tiles=6) != one
+        TileLoader(dataset, Selection("train"), batch=4, seed=1).measure_levels(tiles=6) != one
     )  # any tiles, not the first
+
+
+def test_levels_of_16_bits_are_percentiles(build, tmp_path: Path) -> None:
+    """One pixel in 5,000 is a glint: it is clipped instead of making everything else dark."""
+    image = np.random.default_rng(5).integers(1000, 3001, (4, 5, 4, 16, 16)).astype(np.uint16)
+    image[:, :, 1] += 5000
+    image[0, 0, :, 0, 0] = 65535
+    dataset = build(tmp_path / "deep", {"only": image}, {"only": some_shares(4, 5)})
+    loader = TileLoader(dataset, Selection("train"), bands=("blue", "green"), batch=4, shuffle=False)
+    read = np.concatenate([batch.image.numpy() for batch in loader])
+    assert read.dtype == np.uint16
+    assert np.array_equal(read, image[:, :, :2].reshape(-1, 2, 16, 16))
+    levels = loader.measure_levels()
+    assert levels.dtype == "uint16"
+    assert levels.low == pytest.approx([1000, 6000], abs=5)
+    assert levels.high == pytest.approx([3000, 8000], abs=5)
+    assert levels.mean == pytest.approx([0.5, 0.5], abs=0.01)
+    assert levels.std == pytest.approx([12**-0.5, 12**-0.5], abs=0.01)
+    assert TileDataset(dataset, Selection("train"), bands=("blue",))[0]["image"].dtype == torch.uint16
+
+
+def test_scenes_of_two_kinds_are_refused(build, tmp_path: Path) -> None:
+    image = np.ones((1, 2, 4, 8, 8), np.uint16)
+    dataset = build(tmp_path / "two", {"a": image, "b": image.astype(np.uint8)}, dict.fromkeys("ab", some_shares(1, 2)))
+    with pytest.raises(ValueError, match=r"zarr/b: tiles are \(8, 8\) px of uint8, expected \(8, 8\) px of uint16"):
+        TileLoader(dataset, Selection("train"), batch=1)
+    assert TileLoader(dataset, Selection("train", where=("scene=b",)), batch=1).tiles == 2
 
 
 # --- in the background, and from many scenes

@@ -171,7 +171,7 @@ def test_the_stac_item_says_what_the_model_takes_and_gives(folder: Path, run: Pa
     assert item.geometry is not None
     assert shapely.geometry.shape(item.geometry).bounds == pytest.approx((100, 30, 100.01, 30.01))
     assert item.properties["start_datetime"] <= item.properties["end_datetime"]
-    assert len(item.assets) == 4
+    assert len(item.assets) == 3
     for part in item.assets.values():
         path = folder / part.href
         of = AssetGeneralMLMExtension.ext(part)
@@ -200,7 +200,7 @@ def test_the_model_card_names_the_data_the_numbers_and_the_rights(folder: Path, 
     assert f"| KL(A \\|\\| p), nats | {metrics['val_kl']:.4f} |" in card
     checkpoint = load(run / LAST)
     for band, mean, std in zip(("nir", "red", "green", "blue"), checkpoint.mean, checkpoint.std, strict=True):
-        assert f"| {band} | {mean:.6f} | {std:.6f} |" in card
+        assert f"| {band} | 0 | 255 | {mean:.6f} | {std:.6f} |" in card
     for name, share in zip(("water", "forest", "bare"), checkpoint.facts["mean_label"], strict=True):
         assert f"| {name} | {100 * share:.1f} % | {metrics['val_mae_of'][name]:.4f} |" in card
     assert "Acquired within 100.00 to 100.01 E and 30.00 to 30.01 N." in card

@@ -963,7 +963,7 @@ def test_the_picture_of_confusion_says_where_shares_went() -> None:
 
 
 def test_views_are_shown_in_true_colour(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, ("tensorboard",), 0)
+    journal = Journal(tmp_path, TrainConfig(loggers=("tensorboard",)), 0)
     views = torch.zeros(4, 4, 6, 6)  # nir, red, green, blue: all red but the teacher's second, which is blue
     views[:, 0] = 0.5
     views[:3, 1] = views[3:, 3] = 1
@@ -973,7 +973,8 @@ def test_views_are_shown_in_true_colour(tmp_path: Path) -> None:
     picture = Image.open(io.BytesIO(event.encoded_image_string))
     found = [picture.getpixel(place) for place in ((3, 3), (9, 3), (3, 9), (9, 9))]
     assert found == [(255, 0, 0)] * 3 + [(0, 0, 255)]
-    journal = Journal(tmp_path / "grey", ("tensorboard",), 0)  # without a blue band, the first in grey
+    config = TrainConfig(loggers=("tensorboard",))
+    journal = Journal(tmp_path / "grey", config, 0)  # without a blue band, the first in grey
     journal.write_views(1, views[:, :3], ("nir", "red", "green"))
     journal.close()
     (event,) = EventAccumulator(str(tmp_path / "grey/tensorboard")).Reload().Images("views of student and teacher")
@@ -984,7 +985,7 @@ def test_views_are_shown_in_true_colour(tmp_path: Path) -> None:
 def test_a_log_goes_on_from_the_step_of_the_checkpoint(tmp_path: Path) -> None:
     """What an earlier process wrote after it is gone from all of them."""
     for start, steps, factor in ((0, (1, 2, 3), 1.0), (2, (3, 4), 10.0)):
-        journal = Journal(tmp_path, ("tensorboard",), start)
+        journal = Journal(tmp_path, TrainConfig(loggers=("tensorboard",)), start)
         for step in steps:
             journal.write(step, "train", {"kl": factor * step})
         journal.close()
