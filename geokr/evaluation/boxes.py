@@ -20,8 +20,7 @@ from geokr.evaluation.box_formats import (
 )
 from geokr.evaluation.examples import SPLITS, Examples, IntArray, PixelArray
 from geokr.evaluation.images import find_bands, find_images, find_scale, read_pixels
-from geokr.evaluation.masks import group_names
-from geokr.evaluation.split_files import read_split_files
+from geokr.evaluation.split_files import group_names, read_split_files
 from geokr.evaluation.task import Settings
 from geokr.settings import Names
 from geokr.storage.inputs import InputError

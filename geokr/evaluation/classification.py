@@ -16,6 +16,7 @@ from torch import nn
 from geokr.evaluation.backbones import EncoderSource, build_network, choose_device, normalise, select_bands
 from geokr.evaluation.examples import Examples, IntArray
 from geokr.evaluation.folders import read_labelled_folder
+from geokr.evaluation.optimising import Optimiser
 from geokr.evaluation.task import Job, Outcome, Settings
 from geokr.settings import split_numbers
 from geokr.storage.inputs import InputError
@@ -200,12 +201,7 @@ def finetune(job: Job, lr: float) -> nn.Module:
     model = nn.Sequential(network, head).train().to(device)
     batch = min(settings.batch, len(job.train))
     steps = max(settings.least_steps, settings.epochs * len(job.train) // batch)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=settings.weight_decay)
-    warm_up = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: min((step + 1) / warm_up, 0.5 * (1 + np.cos(np.pi * max(0, step - warm_up) / (steps - warm_up)))),
-    )
+    optimiser = Optimiser(model.parameters(), lr, settings.weight_decay, steps)
     pixels, classes = job_pixels(job), torch.from_numpy(job.examples.stratum)
     random = np.random.default_rng([job.seed, len(job.train)])
     order = np.concatenate([random.permutation(job.train) for _ in range(steps * batch // len(job.train) + 1)])
@@ -216,10 +212,7 @@ def finetune(job: Job, lr: float) -> nn.Module:
             turned = [turn(pixels[i], int(random.integers(8))) for i in positions]
             image = normalise(torch.stack(turned).to(device), job.source, job.examples.scale)
             loss = F.cross_entropy(model(image), classes[positions].to(device))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            schedule.step()
+            optimiser.step(loss)
     return model.eval()
 
 

@@ -16,14 +16,16 @@ from geokr.evaluation.average_precision import Detections, count_matches, measur
 from geokr.evaluation.backbones import build_pyramid, choose_device, normalise, select_bands
 from geokr.evaluation.box_formats import Boxes
 from geokr.evaluation.boxes import BoxSettings, read_boxes
-from geokr.evaluation.detectors import MAX_OVERLAP, Detector, build_detector, first_class, warm_up_and_decay
+from geokr.evaluation.detectors import MAX_OVERLAP, Detector, build_detector, first_class
 from geokr.evaluation.examples import Examples
+from geokr.evaluation.optimising import Optimiser
 from geokr.evaluation.task import Job, Outcome, Settings
 from geokr.evaluation.windows import View, pad, place_windows
 from geokr.storage.inputs import InputError
 
 MIN_VISIBLE = 0.3
 """An object at the edge of a training window counts if at least this share of its area is inside."""
+WEIGHT_DECAY = 0.01
 MAX_GRADIENT = 10.0
 """Gradients of a larger norm are scaled down to it."""
 
@@ -126,9 +128,7 @@ def train_detector(job: Job, lr: float) -> nn.Module | None:
         seed=job.seed,
     ).to(device)
     model.train()
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warm_up_and_decay(step, settings.steps))
+    optimiser = Optimiser(model.parameters(), lr, WEIGHT_DECAY, settings.steps, MAX_GRADIENT)
     for step in range(settings.steps):
         random = np.random.default_rng((job.seed, step))
         torch.manual_seed(int(random.integers(2**31)))  # Faster R-CNN draws among its proposals
@@ -138,11 +138,7 @@ def train_detector(job: Job, lr: float) -> nn.Module | None:
         loss = sum(model(images, targets).values())
         if not torch.isfinite(loss):
             return None
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, MAX_GRADIENT)
-        optimiser.step()
-        schedule.step()
+        optimiser.step(loss)
     return model.eval()
 
 

@@ -1,6 +1,5 @@
 """torchvision's detectors on an encoder's feature pyramid, for square windows of an image."""
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -110,9 +109,3 @@ def place_anchors(levels: int, smallest: float) -> tuple[tuple[tuple[float, ...]
 def first_class(name: Detector) -> int:
     """Number that a detector gives to the first class: Faster R-CNN's 0 is the background."""
     return 1 if name == "fasterrcnn" else 0
-
-
-def warm_up_and_decay(step: int, steps: int) -> float:
-    """Factor of the learning rate: it rises over the first tenth of the steps, then falls to 0 as a cosine does."""
-    warm = max(1, steps // 10)
-    return (step + 1) / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2

@@ -1,8 +1,7 @@
 """Segmentation data as people have them: images and masks in folders, split by folders, lists or a table."""
 
 import csv
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +22,7 @@ from geokr.evaluation.mask_classes import (
     read_mask_classes,
     read_values,
 )
-from geokr.evaluation.split_files import read_split_files
+from geokr.evaluation.split_files import group_names, read_split_files
 from geokr.evaluation.task import Settings
 from geokr.settings import Names, split_numbers
 from geokr.storage.inputs import InputError
@@ -264,23 +263,6 @@ def check_classes(masks: Masks, split: Mapping[str, IntArray], counts: IntArray)
                 f"{masks.pairs[i].masks[0]}: the class {masks.classes.names[wrong[0]]} is in the test split, but in no "
                 "mask of the training split"
             )
-
-
-def group_names(given: list[str], names: tuple[str, ...], pattern: str) -> IntArray:
-    """Number the groups of images: (n,) int64. Those that match nothing are alone.
-
-    given: groups that the data name, "" for none. pattern: regular expression on names, used if it is not empty.
-    Raises InputError if it is not one.
-    """
-    try:
-        key: Callable[[str], re.Match[str] | None] = re.compile(pattern).search
-    except re.error as error:
-        raise InputError(f"group={pattern}: not a regular expression: {error}") from error
-    if pattern:
-        matches = [key(name) for name in names]
-        given = [(match[1] if match.re.groups else match[0]) or "" if match else "" for match in matches]
-    keys = [f"group {group}" if group else f"image {name}" for group, name in zip(given, names, strict=True)]
-    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
 def _drop_suffix(path: Path) -> str:

@@ -18,6 +18,7 @@ from geokr.evaluation.confusion import count_confusion, score_classes, score_con
 from geokr.evaluation.examples import Examples, IntArray, PixelArray
 from geokr.evaluation.mask_classes import IGNORE
 from geokr.evaluation.masks import MaskSettings, read_masks
+from geokr.evaluation.optimising import Optimiser
 from geokr.evaluation.segmenters import LinearSegmenter, build_segmenter
 from geokr.evaluation.task import Job, Outcome, Settings
 from geokr.evaluation.windows import draw_view, pad, predict_windows
@@ -25,8 +26,6 @@ from geokr.settings import split_numbers
 
 CACHE_BYTES = 1 << 30
 """Training images and masks are kept in memory up to about this size."""
-WARM_UP = 0.1
-"""Share of the steps over which the learning rate rises."""
 
 
 class SegmentationSettings(MaskSettings):
@@ -117,9 +116,7 @@ def train(job: Job, lr: float) -> nn.Module | None:
     settings: SegmentationSettings = job.settings
     device = choose_device(settings.device)
     network = build(job).to(device).train()
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=lr, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: scale_rate(step, settings.steps))
+    optimiser = Optimiser(network.parameters(), lr, settings.weight_decay, settings.steps)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(job.seed)  # for dropout
         for image, target in draw_batches(job):
@@ -128,19 +125,8 @@ def train(job: Job, lr: float) -> nn.Module | None:
             loss = mean_cross_entropy(scores.float(), target.to(device))
             if not torch.isfinite(loss):
                 return None
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            schedule.step()
+            optimiser.step(loss)
     return network.eval()
-
-
-def scale_rate(step: int, steps: int) -> float:
-    """Share of the learning rate at a step, counted from 0: a linear rise, then half a cosine down to 0."""
-    rise = WARM_UP * steps
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
 
 
 def mean_cross_entropy(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

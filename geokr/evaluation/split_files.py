@@ -1,6 +1,7 @@
-"""Lists of images that came with the data: train.txt, val.txt and test.txt, a name a line."""
+"""Which images belong together, and lists of those in a split that came with the data: train.txt, val.txt, test.txt."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -37,6 +38,23 @@ def read_split_files(folder: Path, names: Sequence[str]) -> dict[str, IntArray]:
         for split in SPLITS
         if (folder / f"{split}.txt").is_file()
     }
+
+
+def group_names(given: list[str], names: tuple[str, ...], pattern: str) -> IntArray:
+    """Number the groups of images: (n,) int64. Those that match nothing are alone.
+
+    given: groups that the data name, "" for none. pattern: regular expression on names, used if it is not empty.
+    Raises InputError if it is not one.
+    """
+    try:
+        key: Callable[[str], re.Match[str] | None] = re.compile(pattern).search
+    except re.error as error:
+        raise InputError(f"group={pattern}: not a regular expression: {error}") from error
+    if pattern:
+        matches = [key(name) for name in names]
+        given = [(match[1] if match.re.groups else match[0]) or "" if match else "" for match in matches]
+    keys = [f"group {group}" if group else f"image {name}" for group, name in zip(given, names, strict=True)]
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
 def _list_endings(path: PurePosixPath) -> set[str]:
