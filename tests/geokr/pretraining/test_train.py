@@ -256,12 +256,13 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
 
 def test_a_run_of_other_settings_is_moved_aside_if_asked(coloured: Path, tmp_path: Path) -> None:
     run, fresh = tmp_path / "run", tmp_path / "fresh"
-    for steps in (2, 3, 4):
-        assert command(coloured, run, f"steps={steps}", "--restart-if-changed") == 0
-    assert [load(path / LAST).total for path in (run, tmp_path / "run.1", tmp_path / "run.2")] == [4, 2, 3]
-    assert command(coloured, fresh, "steps=4") == 0
+    for seed in (2, 3, 4):
+        assert command(coloured, run, "steps=2", f"seed={seed}", "--restart-if-changed") == 0
+    seeds = [load(path / LAST).config["seed"] for path in (run, tmp_path / "run.1", tmp_path / "run.2")]
+    assert seeds == [4, 2, 3]
+    assert command(coloured, fresh, "steps=2", "seed=4") == 0
     assert same_state(run / LAST, fresh / LAST)
-    assert command(coloured, run, "steps=4", "--restart-if-changed") == 0  # the same: not moved
+    assert command(coloured, run, "steps=2", "seed=4", "--restart-if-changed") == 0  # the same: not moved
     assert not (tmp_path / "run.3").exists()
 
 
