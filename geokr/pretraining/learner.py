@@ -193,12 +193,12 @@ def create_learner(
 
     Raises ValueError if the weights to start from are not available.
     """
+    if config.sync_batch_norm and process.world > 1 and process.device.type != "cuda":
+        raise ValueError("sync_batch_norm needs GPUs: set it to false")
     torch.manual_seed(derive_seed(config.seed, 0, INITIAL))
     pretrained = config.pretrained if last is None else False  # the weights come from the checkpoint instead
     student, start = build_student(config, len(training.classes), pretrained, process)
     if config.sync_batch_norm and process.world > 1:
-        if process.device.type != "cuda":
-            raise ValueError("sync_batch_norm needs GPUs: set it to false")
         student = convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
     if config.recompute:
         recompute_activations(student.encoder, config.model)
