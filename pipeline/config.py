@@ -30,7 +30,9 @@ class SurveyConfig(Strict):
     imagery: Imagery = "mss"
     """Which images of a delivery are tiled: mss, pan, or pansharpened."""
     bands: Annotated[Names, Field(min_length=1)] = ("red", "green", "blue", "nir")
-    """Common names of the bands to use from a STAC item, as far as it has them; other images keep all bands."""
+    """Bands to use from a STAC item, as far as it has them: common names, names of its own, or NAME=ASSET.
+
+    Other images keep all bands."""
     alpha: Alpha = "auto"
     """What a band declared as alpha is: mask, band (of measurements), or auto: a mask if named and filled as one."""
     dem: Address | None = None

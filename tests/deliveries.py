@@ -91,6 +91,17 @@ def tiff(pixels: npt.NDArray[Any], **profile: Any) -> bytes:
         return bytes(memory.read())
 
 
+def jp2(pixels: npt.NDArray[Any], block: int = 1024, **profile: Any) -> bytes:
+    """The bytes of a lossless JPEG 2000 of (band, row, col) pixels, in tiles as Sentinel-2 has them."""
+    bands, height, width = pixels.shape
+    options = {"QUALITY": 100, "REVERSIBLE": "YES", "BLOCKXSIZE": block, "BLOCKYSIZE": block}
+    shape = {"count": bands, "height": height, "width": width, "dtype": pixels.dtype.name}
+    with MemoryFile(ext=".jp2") as memory:
+        with memory.open(driver="JP2OpenJPEG", **shape, **options, **profile) as target:
+            target.write(pixels)
+        return bytes(memory.read())
+
+
 def rpb(rpc: RPC, semicolon: str = ";") -> str:
     """The text of an RPB file."""
     numbers = {

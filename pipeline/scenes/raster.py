@@ -33,23 +33,27 @@ OPTIONS = {
     "CPL_VSIL_GZIP_WRITE_PROPERTIES": "NO",  # otherwise GDAL writes a file next to each archive
 }
 
+DRIVERS = {".jp2": "JP2OpenJPEG"}
+"""Suffix of an image -> the driver that may open it; GTiff opens the others.
 
+Only these are allowed: other formats such as VRT make GDAL open files or URLs that the delivery chooses.
+"""
 MAPPED_BYTES = 64 << 20
 """Bytes of an image that are mapped into memory at a time, because they count as memory of the process."""
 
 
 @contextmanager
 def open_image(path: str, *, mapped: bool = False) -> Iterator[Any]:
-    """Open a TIFF with rasterio, or an unpacked copy of it if it is in a compressed archive. Sidecar files are ignored.
+    """Open an image with rasterio, or an unpacked copy if it is in a compressed archive. Sidecar files are ignored.
 
-    Only TIFF is allowed: other formats such as VRT make GDAL open files or URLs that the delivery chooses.
     mapped: read uncompressed pixels through a memory mapping of the file, without GDAL's block cache.
     """
+    driver = DRIVERS.get(path[-4:].lower(), "GTiff")
     options = OPTIONS | rasters.gdal_options() | ({"GTIFF_VIRTUAL_MEM_IO": "YES"} if mapped else {})
     with rasterio.Env(**options), warnings.catch_warnings(), open_local_copy(path) as local_path:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            with rasterio.open(local_path, driver="GTiff") as source:
+            with rasterio.open(local_path, driver=driver) as source:
                 yield source
         except RasterioIOError as error:
             if local_path != path:  # the name of the copy means nothing to a user
@@ -113,7 +117,7 @@ ALPHA_ROWS = 16
 
 
 def read_header(path: str, alpha: Alpha = "auto", *, has_mask: bool = False, sidecar: bytes | None = None) -> Header:
-    """Read the header of an image. Raises SceneError if it is not a TIFF with pixels of type uint8 or uint16.
+    """Read the header of an image. Raises SceneError if it cannot be opened or its pixels are not uint8 or uint16.
 
     has_mask: whether a file `.msk` lies beside it. sidecar: content of GDAL's `.aux.xml` beside it, which may declare a
     nodata value.
@@ -233,7 +237,7 @@ def read_bands(
         while done < rows:
             with open_image(image.path, mapped=shape is None) as file:
                 strip, source = slice(done, rows), window
-                if shape is None and file.compression is None:
+                if shape is None and file.driver == "GTiff" and file.compression is None:
                     line_bytes = file.width * file.count * np.dtype(image.dtype).itemsize
                     strip = slice(done, min(done + max(1, MAPPED_BYTES // line_bytes), rows))
                     source = Window(window.col_off, window.row_off + done, cols, strip.stop - done)

@@ -6,6 +6,7 @@ sentence. Items are found in files of their own, in an ItemCollection, or by the
 
 import hashlib
 import json
+import math
 import os
 import posixpath
 import urllib.request
@@ -25,6 +26,7 @@ from pipeline.scenes.archive import MASK
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
 from pipeline.scenes.raster import Alpha, read_header
 from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
+from pipeline.scenes.sensor_bands import choose_bands, find_sensor
 
 Json = dict[str, Any]
 
@@ -33,8 +35,11 @@ MAX_DOCUMENT = 256 << 20
 """A STAC document with more bytes than this is refused."""
 MAX_LINKS = 1_000_000
 """Documents that are read by following the links of a collection; further links are ignored."""
-ALIASES = {"nir": ("nir08",), "nir08": ("nir",)}
-"""Common name -> names that are accepted instead if no band has it: Landsat's near infrared is `nir08`."""
+IMAGE_SUFFIXES = (".tif", ".tiff", ".jp2")
+IMAGE_TYPES = ("tiff", "jp2")
+"""Parts of the media types of images that can be read."""
+MAX_DISTANCE = 1.0
+"""Largest distance of an image from the bbox of its item, degrees. A bbox may be rough; an image lies where it says."""
 NOT_DATA = {"visual", "overview", "thumbnail", "metadata"}
 """Roles of assets without measurements."""
 
@@ -152,6 +157,7 @@ def to_source(value: Any, document: str, inside: bool) -> ItemSource:
     properties = value.get("properties")
     item = {
         "id": name,
+        "collection": to_text(value.get("collection")),
         "bbox": value.get("bbox"),
         "properties": properties if isinstance(properties, dict) else {},
         "assets": assets,
@@ -179,7 +185,7 @@ def read_item(
     bbox = item.get("bbox")
     if isinstance(bbox, list) and len(bbox) in (4, 6) and all(isinstance(v, int | float) for v in bbox):
         box = shapely.box(bbox[0], bbox[1], bbox[len(bbox) // 2], bbox[len(bbox) // 2 + 1])
-        if bbox[0] <= bbox[len(bbox) // 2] and not box.intersects(footprint):
+        if bbox[0] <= bbox[len(bbox) // 2] and box.distance(footprint) > MAX_DISTANCE:
             raise SceneError(f"{href}: its bbox is {bbox}, but {first.path} is outside of it")
     paths = [image.path for image in (*images, *filter(None, [pan]))]
     local = [path for path in paths if not path.startswith("/vsi")]
@@ -225,51 +231,64 @@ def parse_time(value: Any) -> datetime | None:
 
 
 def asset_bands(asset: Json) -> list[Json]:
-    """The fields of each band of an asset in the order of the file, merged from all STAC versions' lists of bands."""
+    """The fields of each band of an asset in the order of the file, merged from all STAC versions' lists of bands.
+
+    An asset that lists no bands is taken as one band, of which nothing is said.
+    """
     common = {key: value for key, value in asset.items() if key in ("nodata", "raster:scale", "raster:offset")}
     lists = [asset.get(key) for key in ("bands", "eo:bands", "raster:bands")]
     band_lists = [fields for fields in lists if isinstance(fields, list)]
-    merged: list[Json] = [dict(common) for _ in range(max(map(len, band_lists), default=0))]
+    merged: list[Json] = [dict(common) for _ in range(max(map(len, band_lists), default=0) or 1)]
     for fields in band_lists:
         for band, value in zip(merged, fields, strict=False):
             band |= value if isinstance(value, dict) else {}
     return merged
 
 
-def common_name(band: Json) -> str:
-    """The common name of a band; empty if it has none."""
-    return to_text(band.get("eo:common_name") or band.get("common_name"))
+def is_data(asset: Json) -> bool:
+    """Whether an asset is an image with measurements, as far as its roles, its type and its name tell."""
+    roles = asset.get("roles")
+    if isinstance(roles, list) and NOT_DATA & {role for role in roles if isinstance(role, str)}:
+        return False
+    kind = to_text(asset.get("type"))
+    return not kind or any(part in kind for part in IMAGE_TYPES) or asset["href"].lower().endswith(IMAGE_SUFFIXES)
 
 
 def select_images(item: Json, properties: Json, names: Sequence[str], href: str, alpha: Alpha) -> tuple[Image, ...]:
     """Select the images with the named bands, in the order of the names. Bands that the item lacks are left out.
 
-    An asset with one band is preferred to one with several, which may be a true-colour picture.
-    Raises SceneError if the item has none of the bands.
+    Of several assets with a band, one with that band alone is preferred, since others may be pictures, then a TIFF, the
+    finest pixels, and reflectance that is corrected for terrain. Raises SceneError if the item has none of the bands.
     """
-    available: dict[str, list[tuple[int, str, int]]] = {}
+    names_of: dict[tuple[str, int], tuple[str, ...]] = {}
+    rank: dict[tuple[str, int], tuple[Any, ...]] = {}
     for key, asset in item["assets"].items():
-        roles = asset.get("roles")
-        if isinstance(roles, list) and NOT_DATA & {role for role in roles if isinstance(role, str)}:
-            continue
-        if "tiff" not in to_text(asset.get("type") or "tiff") and not asset["href"].lower().endswith((".tif", ".tiff")):
-            continue
-        bands = asset_bands(asset)
+        bands = asset_bands(asset) if is_data(asset) else []
         for index, band in enumerate(bands):
-            available.setdefault(common_name(band), []).append((len(bands), key, index))
+            common_name = to_text(band.get("eo:common_name") or band.get("common_name"))
+            own_names = [to_text(band.get("name")), key if len(bands) == 1 else ""]
+            names_of[key, index] = (common_name, *filter(None, own_names))
+            gsd = min(finite_number(fields.get("gsd"), math.inf) for fields in (asset, band))
+            rank[key, index] = (len(bands), is_jpeg2000(asset), gsd, key.startswith("nbar_"))
+    traits = (properties.get(name) for name in ("platform", "constellation", "instruments"))
+    sensor = find_sensor([item["id"], item["collection"], *map(to_text, traits)])
     chosen: dict[str, list[tuple[str, int]]] = {}
-    for name in names:
-        candidates = next((available[alias] for alias in (name, *ALIASES.get(name, ())) if alias in available), None)
-        if candidates is not None:
-            _, key, index = min(candidates, key=lambda candidate: candidate[0])
-            chosen.setdefault(key, []).append((name, index))
+    for name, candidates in choose_bands(names, names_of, sensor).items():
+        key, index = min(candidates, key=rank.__getitem__)
+        chosen.setdefault(key, []).append((name, index))
     if not chosen:
         raise SceneError(
-            f"{href}: none of its assets contains {' or '.join(names)}; the assets are {', '.join(item['assets'])}"
+            f"{href}: none of its assets contains {' or '.join(names)}; the assets are {', '.join(item['assets'])}; "
+            "name them in the setting bands, such as red=ASSET"
         )
     return tuple(
         asset_image(key, item["assets"][key], selected, properties, href, alpha) for key, selected in chosen.items()
     )
+
+
+def is_jpeg2000(asset: Json) -> bool:
+    """Whether an asset is JPEG 2000, the form in which Sentinel-2 is delivered."""
+    return "jp2" in to_text(asset.get("type")) or asset["href"].lower().endswith(".jp2")
 
 
 def asset_image(
@@ -294,7 +313,8 @@ def asset_image(
         scale, offset = (bands[index].get(k, bands[index].get(f"raster:{k}")) for k in ("scale", "offset"))
         scales.append(finite_number(scale, 1.0))
         offsets.append(finite_number(offset, 0.0))
-    if any(properties.get(f"{prefix}:boa_offset_applied") is True for prefix in ("earthsearch", "sentinel")):
+    applied = any(properties.get(f"{prefix}:boa_offset_applied") is True for prefix in ("earthsearch", "sentinel"))
+    if applied and not is_jpeg2000(asset):  # a JPEG 2000 is as it was delivered
         offsets = [0.0] * len(offsets)  # the item still states the offset, but the pixels include it
     if not any(scales[k] != 1.0 or offsets[k] != 0.0 for k in range(len(parts))):
         scales, offsets = [], []  # none are stated

@@ -13,6 +13,7 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
+from rasterio.windows import Window
 
 from geokr.dataset.index import read_summary
 from pipeline.build_levir_kr import main
@@ -21,7 +22,7 @@ from pipeline.scenes.discovery import find_deliveries
 from pipeline.scenes.raster import read_image
 from pipeline.scenes.scene import Imagery, Scene
 from pipeline.scenes.stac import resolve_href, to_source, walk_items
-from tests.deliveries import coordinates, surveyed, tiff
+from tests.deliveries import coordinates, jp2, surveyed, tiff
 
 SIDE = 120
 """Px of the 10 m bands."""
@@ -161,6 +162,22 @@ def test_an_offset_that_the_pixels_hold_already_is_none(tmp_path: Path) -> None:
     value, files = sentinel()
     value["properties"]["earthsearch:boa_offset_applied"] = True
     assert {image.offsets for image in only(write(tmp_path, value, files)).images} == {(0.0,)}
+
+
+def test_jpeg_2000_holds_the_pixels_as_delivered(tmp_path: Path) -> None:
+    """Earth Search has both forms of a band. Its TIFFs include the offset of baseline 04.00, its JPEG 2000s do not."""
+    value, files = sentinel()
+    value["properties"]["earthsearch:boa_offset_applied"] = True
+    pixels = coordinates(SIDE, SIDE, 1)
+    asset = described("1.0.0", "B02.jp2", [("B02", "blue")], scale=0.0001, offset=-0.1, nodata=0)
+    value["assets"] = {"blue-jp2": asset | {"type": "image/jp2"}, "green": value["assets"]["green"]}
+    files["B02.jp2"] = jp2(pixels, block=64, **PLACE)
+    scene = only(write(tmp_path, value, files))
+    green, blue = scene.images
+    assert (green.offsets, blue.offsets) == ((0.0,), (-0.1,))
+    assert (scene.gsd, blue.nodata, blue.model) == (10.0, 0.0, green.model)
+    window = Window(50, 30, 60, 80)
+    assert np.array_equal(read_image(blue, window)[0], pixels[:, 30:110, 50:110])
 
 
 def test_a_panchromatic_asset_sharpens(tmp_path: Path) -> None:
