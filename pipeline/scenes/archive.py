@@ -22,6 +22,8 @@ from pipeline.scenes.scene import SceneError
 
 IMAGES = (".tif", ".tiff")
 METADATA = (".xml", ".rpb", "_rpc.txt")
+PRODUCT_METADATA = (".xml", "_mtl.txt", "_mtl.json")
+"""Ends of the names of metadata files of products whose bands are files of their own."""
 MASK = ".msk"
 """Suffix that GDAL appends to the name of an image for a file with its mask."""
 TARS = (".tar.gz", ".tgz", ".tar")
@@ -90,7 +92,7 @@ def read_contents(path: str) -> Contents:
                 continue
             if name.lower().endswith((*IMAGES, MASK)):
                 files[name] = None
-            elif name.lower().endswith(METADATA) and member.size <= MAX_METADATA:
+            elif name.lower().endswith((*METADATA, *PRODUCT_METADATA)) and member.size <= MAX_METADATA:
                 files[name] = member.read()
             else:
                 continue

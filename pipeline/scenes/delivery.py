@@ -12,19 +12,18 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from geokr.storage import inputs
+from geokr.storage import inputs, rasters
 from pipeline.geometry.sensor import Georeferenced, SensorModel
 from pipeline.scenes import archive, discovery, gaofen, stac
 from pipeline.scenes.archive import IMAGES
+from pipeline.scenes.band_files import Files, read_scene
 from pipeline.scenes.discovery import Delivery
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
+from pipeline.scenes.products import find_reader
 from pipeline.scenes.raster import Alpha, Header, read_header
 from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
 
 KINDS = {"mss": "multispectral", "pan": "panchromatic"}
-
-Files = Mapping[str, bytes | None]
-"""File name -> content; None for images and masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,8 @@ def read_delivery(
 ) -> list[Scene | Refusal]:
     """Read the scenes of a delivery from its metadata and image headers. Never raises for bad input.
 
-    bands: common names of the bands to read from a STAC item; those that it lacks are left out. alpha: see `Alpha`.
+    bands: bands to read from a STAC item, or from a product whose bands are files of their own: see `choose_bands`.
+    alpha: see `Alpha`.
     """
     name, results = PurePosixPath(delivery.path).name, list[Scene | Refusal]()
     if delivery.fault:
@@ -84,32 +84,40 @@ def read_delivery(
         return [*results, refuse(name, "no_image", f"{delivery.path}: the archive contains no TIFF")]
     for product in products:
         try:
-            results.append(read_product({name: files[name] for name in product}, delivery, imagery, alpha))
+            results.append(read_product({name: files[name] for name in product}, delivery, imagery, bands, alpha))
         except ValueError as error:  # a SceneError, or a field of the file with an impossible value
             detail = str(error) if isinstance(error, SceneError) else f"{product[0]}: {error}"
             # A message about a member of an archive names the member only.
             prefix = f"{delivery.path}: " if delivery.archive and delivery.path not in detail else ""
-            results.append(refuse(discovery.scene_name(product[0]), "unusable", prefix + detail))
+            results.append(refuse(discovery.group_name(product), "unusable", prefix + detail))
     return results
 
 
 def folder_files(names: Iterable[str]) -> dict[str, bytes | None]:
-    """Read the files of a folder: path -> content; None for images, masks. Metadata above MAX_METADATA are ignored."""
+    """Read the metadata files of a folder: path -> content; None for others. Those above MAX_METADATA are ignored."""
     files: dict[str, bytes | None] = {}
     for name in names:
-        if name.lower().endswith((*IMAGES, archive.MASK)):
+        if not name.lower().endswith((*archive.METADATA, *archive.PRODUCT_METADATA)):
             files[name] = None
         elif (size := inputs.stat(name).size) <= archive.MAX_METADATA:
             (files[name],) = inputs.read_ranges(name, [(0, size)])
     return files
 
 
-def read_product(files: Files, delivery: Delivery, imagery: Imagery, alpha: Alpha) -> Scene:
+def read_product(files: Files, delivery: Delivery, imagery: Imagery, bands: Sequence[str], alpha: Alpha) -> Scene:
     """Build the scene of one product. Raises SceneError with a sentence that names the file and the fault."""
     images = [name for name in files if name.lower().endswith(IMAGES)]
     if not archive.is_utf8(images[0]):
         raise SceneError(
             f"{archive.printable_name(images[0])}: the name is not UTF-8 text; rename the file or its folder"
+        )
+    if (reader := find_reader(files)) is not None:
+        scene = read_scene(reader.describe(files), lambda name: locate(name, delivery), imagery, bands, alpha)
+        return replace(
+            scene,
+            delivery=delivery.path,
+            bytes=image_bytes(delivery, [rasters.from_gdal_path(image.path) for image in scene]),
+            files=local_files((delivery.path,) if delivery.archive else files),
         )
     try:
         parts = {name: gaofen.parse_name(PurePosixPath(name).stem) for name in images}
@@ -185,9 +193,14 @@ class GaofenImage:
     """Names of the image, its XML and its RPB or RPC text, sorted."""
 
 
+def locate(name: str, delivery: Delivery) -> str:
+    """The path that GDAL opens for a file of a delivery. Raises SceneError: see `stac.asset_path`."""
+    return archive.member_path(delivery.path, name) if delivery.archive else stac.asset_path(name, name)
+
+
 def open_header(name: str, files: Files, delivery: Delivery, alpha: Alpha) -> tuple[str, Header]:
     """The path that GDAL opens for an image, and the image's header. Raises SceneError: see `read_header`."""
-    path = archive.member_path(delivery.path, name) if delivery.archive else stac.asset_path(name, name)
+    path = locate(name, delivery)
     return path, read_header(path, alpha, has_mask=name + archive.MASK in files, sidecar=files.get(f"{name}.aux.xml"))
 
 

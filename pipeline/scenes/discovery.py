@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -10,6 +10,7 @@ from geokr.storage import inputs
 from geokr.storage.inputs import Stat
 from pipeline.scenes import gaofen, stac
 from pipeline.scenes.archive import ARCHIVES, IMAGES, MASK, METADATA
+from pipeline.scenes.products import find_products
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,11 @@ def group_deliveries(names: list[str], stats: Mapping[str, Stat] | None = None) 
     stats: name -> size and version, for files on a server.
     """
     stats = stats or {}
-    items = [source for name in names if name.lower().endswith(stac.DOCUMENTS) for source in stac.items_in_file(name)]
+    of_products = {name for files in find_products(names).values() for name in files}
+    documents = [name for name in names if name.lower().endswith(stac.DOCUMENTS) and name not in of_products]
+    items = [source for name in documents for source in stac.items_in_file(name)]
     assets = {asset["href"] for source in items for asset in source.item.get("assets", {}).values()}
-    groups = group_products(name for name in names if name not in assets)
+    groups = group_products(name for name in names if name in of_products or name not in assets)
     groups += [(name,) for name in names if name.lower().endswith(ARCHIVES)]
     deliveries = [Delivery(group[0], group, source_version=hash_versions(group, stats)) for group in groups]
     return sorted([*deliveries, *map(to_delivery, items)], key=lambda delivery: delivery.path)
@@ -125,20 +128,25 @@ def to_delivery(source: stac.ItemSource) -> Delivery:
 def group_products(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Group files by product: the images of one product in one folder, then their metadata files.
 
-    Case is ignored, except in the names of images.
+    Case is ignored, except in the names of images. A product whose bands are files of their own has all its files.
     """
     names = sorted(names)
+    products = find_products(names)
+    names = sorted({*names} - {name for files in products.values() for name in files})
     metadata = {name.lower(): name for name in names if name.lower().endswith((*METADATA, MASK))}
     images: dict[str, list[str]] = {}
     for name in names:
         if name.lower().endswith(IMAGES):
             images.setdefault(product_path(name), []).append(name)
-    groups = []
-    for _, members in sorted(images.items()):
+    groups = {
+        path: tuple(sorted(files, key=lambda name: (not name.lower().endswith(IMAGES), name)))
+        for path, files in products.items()
+    }
+    for path, members in images.items():
         candidates = [name.lower() for member in members for name in metadata_names(member)]
         existing = [metadata[name] for name in candidates if name in metadata]
-        groups.append((*members, *dict.fromkeys(existing)))
-    return groups
+        groups[path] = (*members, *dict.fromkeys(existing))
+    return [group for _, group in sorted(groups.items())]
 
 
 def metadata_names(image: str) -> list[str]:
@@ -149,6 +157,11 @@ def metadata_names(image: str) -> list[str]:
     stem = image.removesuffix(PurePosixPath(image).suffix)  # PurePosixPath would turn `s3://` into `s3:/`
     own = [stem + suffix for suffix in METADATA]
     return [*own, f"{stem.rpartition('-')[0]}.xml", image + MASK, f"{image}.aux.xml"]
+
+
+def group_name(files: Sequence[str]) -> str:
+    """Name of the scene of a group of files."""
+    return next((path.rpartition("/")[2] for path in find_products(files)), "") or scene_name(files[0])
 
 
 def scene_name(name: str) -> str:

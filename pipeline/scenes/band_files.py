@@ -1,0 +1,134 @@
+"""Read products whose bands are files of their own as scenes: what all of them have in common."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Protocol
+
+from pipeline.geometry.sensor import Georeferenced
+from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
+from pipeline.scenes.raster import Alpha, read_header
+from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
+from pipeline.scenes.sensor_bands import ALIASES, choose_bands
+
+Files = Mapping[str, bytes | None]
+"""File name -> content; None for images, and for files whose content tells nothing about a scene."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What the names and metadata files of a product say about it."""
+
+    id: str
+    """Name of the scene."""
+    satellite: str
+    sensor: str
+    acquired: datetime | None
+    """UTC; None if unknown."""
+    sensor_bands: Mapping[str, str]
+    """Bands of the sensor: see `sensor_bands`."""
+    names: Mapping[str, tuple[str, ...]]
+    """File of a band -> the names of the band in the product. Of several files of one band, the best comes first."""
+    lacking: frozenset[str] = frozenset()
+    """Common names of bands that the sensor has, but products of this kind do not."""
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """File of a band -> scale and offset: pixel * scale + offset is the reflectance. Empty if unknown."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """All fields of the metadata files: name -> text. Cloud cover and angles have the names of STAC's properties."""
+    texts: tuple[bytes, ...] = ()
+    """Contents of the metadata files that were read."""
+
+
+class Reader(Protocol):
+    """A module that reads one kind of product."""
+
+    def find_products(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """Group file names: path of a product -> all its files, whatever they are. Other files are left out."""
+
+    def describe(self, files: Files) -> Product:
+        """Describe the product with these files. Raises SceneError naming the file at fault."""
+
+
+NODATA = 0
+"""Pixel value outside the swath in all these products, whether a file declares it or not."""
+
+
+def read_scene(
+    product: Product, locate: Callable[[str], str], imagery: Imagery, wanted: Sequence[str], alpha: Alpha
+) -> Scene:
+    """Read the scene of a product; the caller adds its delivery, files and bytes.
+
+    locate: the path that GDAL opens for a file. wanted: see `choose_bands`. Raises SceneError naming the product or
+    the file at fault, also if a band is missing that a complete product has.
+    """
+    names = ("pan",) if imagery == "pan" else tuple(wanted)
+    images = tuple(read_band(file, name, product, locate, alpha) for name, file in select_files(product, names).items())
+    pan = None
+    if imagery == "pansharpened":
+        (file,) = select_files(product, ("pan",)).values()
+        pan = read_band(file, "pan", product, locate, alpha)
+    if len(types := {image.dtype for image in images}) > 1:
+        raise SceneError(f"{product.id}: the pixels of its bands are of different types, {' and '.join(sorted(types))}")
+    return Scene(
+        id=product.id,
+        satellite=product.satellite,
+        sensor=product.sensor,
+        level="L2A",
+        acquired=product.acquired,
+        gsd=min(image.gsd for image in (*images, *filter(None, [pan]))),
+        images=images,
+        pan=pan,
+        delivery="",
+        files=(),
+        bytes=0,
+        metadata_digest=digest(product.texts, images),
+        footprint=image_footprint(images[0], make_flat_terrain(images[0].model)),
+        metadata=product.metadata,
+    )
+
+
+def digest(texts: Iterable[bytes], images: Iterable[Image]) -> str:
+    """SHA-256 of metadata files and of what images' headers say, wherever the files are."""
+    value = hashlib.sha256(b"".join(texts))
+    for image in images:
+        value.update(repr(replace(image, path=PurePosixPath(image.path).name)).encode())
+    return value.hexdigest()
+
+
+def select_files(product: Product, wanted: Sequence[str]) -> dict[str, str]:
+    """Select the files of the wanted bands: band -> file. Bands that such products never have are left out.
+
+    Raises SceneError if a file is missing, or if none of the bands is in the product.
+    """
+    found = choose_bands(wanted, {file: ("", *names) for file, names in product.names.items()}, product.sensor_bands)
+    complete = {*product.sensor_bands.values()} - product.lacking
+    missing = [name for name in wanted if name not in found and complete & {name, *ALIASES.get(name, ())}]
+    if missing:
+        raise SceneError(
+            f"{product.id}: there is no file of band {' and '.join(missing)}; the bands are "
+            f"{', '.join(sorted({names[0] for names in product.names.values()}))}; leave it out of the setting bands"
+        )
+    if not found:
+        raise SceneError(f"{product.id}: it has none of the bands {', '.join(wanted)}")
+    return {name: files[0] for name, files in found.items()}
+
+
+def read_band(file: str, name: str, product: Product, locate: Callable[[str], str], alpha: Alpha) -> Image:
+    """Read the header of a band's file. Raises SceneError unless it has one band and lies on a map."""
+    path = locate(file)
+    header = read_header(path, alpha)
+    if header.crs is None:
+        raise SceneError(f"{path}: it has no georeference")
+    if header.count != 1:
+        raise SceneError(f"{path}: it should have one band, but has {header.count}")
+    image = header.image(path, (name,), 1.0, Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6]))
+    scale = product.scales.get(file)
+    return replace(
+        image,
+        gsd=measure_gsd(image),
+        nodata=NODATA if image.nodata is None else image.nodata,
+        scales=() if scale is None else (scale[0],),
+        offsets=() if scale is None else (scale[1],),
+    )
