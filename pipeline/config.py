@@ -30,8 +30,8 @@ class SurveyConfig(Strict):
     imagery: Imagery = "mss"
     """Which images of a delivery are tiled: mss, pan, or pansharpened."""
     bands: Annotated[Names, Field(min_length=1)] = ("red", "green", "blue", "nir")
-    """Bands to use from a STAC item or a product with a file for each band, as far as its sensor has them: common names,
-    names of the product's own, or NAME=OWN NAME. Other images keep all bands."""
+    """Bands to use from a STAC item or a product with a file a band: common names, names of the product's own, or
+    NAME=OWN NAME. Those that it lacks are left out. Other images keep all bands."""
     alpha: Alpha = "auto"
     """What a band declared as alpha is: mask, band (of measurements), or auto: a mask if named and filled as one."""
     dem: Address | None = None
