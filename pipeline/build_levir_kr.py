@@ -23,6 +23,7 @@ from geokr.landcover.sheets import LandCover
 from geokr.settings import ConfigError
 from geokr.storage import files, inputs, rasters
 from pipeline.catalog import quarantine
+from pipeline.catalog.account import read_account, summarise
 from pipeline.catalog.stac_items import write_static_catalog
 from pipeline.catalog.table import CATALOG, Entry, read_catalog
 from pipeline.config import OPTIONS, BuildConfig, read_config
@@ -180,7 +181,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
         for stage in (options.only,) if options.only else STAGES:
             began = time.monotonic()
             if stage == "catalog":
-                entries = catalog.run(config, client)
+                entries = catalog.run(config, client, covers)
                 if options.stac:
                     write_static_catalog(Path(options.stac), [entry.scene for entry in entries])
                 check_coverage(config, covers, entries)  # before the stage tiles, which takes longest
@@ -193,6 +194,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
                     labels.run(config, covers, entries, client)
                 case "index":
                     print("\n".join(summary_table(index.run(config, covers, entries, client))))
+                    print("\n".join(summarise(read_account(out))))
             log_event(
                 out,
                 "stage",

@@ -1,20 +1,25 @@
 """What is decided about scenes before their pixels are read: grids, attributes of their groups, memory."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from geokr.landcover.discovery import RASTERS, list_files
 from geokr.landcover.shares import select_sheets
 from geokr.landcover.sheets import LandCover
 from geokr.settings import ConfigError
+from geokr.storage import inputs
 from geokr.storage.rasters import fingerprint
+from pipeline.catalog.account import USED, Given, describe
 from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig, GridConfig, TilesConfig
 from pipeline.geometry.grid import TileGrid, make_scene_grid, peak_bytes
 from pipeline.imaging.radiometry import Kind, Radiometry, Stretch, radiometry_from_stretch
 from pipeline.runtime.worker import LIBRARIES
 from pipeline.scenes.delivery import Refusal, read_delivery
-from pipeline.scenes.discovery import find_deliveries
+from pipeline.scenes.discovery import Inventory, find_deliveries
 from pipeline.scenes.footprint import make_flat_terrain
 from pipeline.scenes.scene import Scene
 
@@ -86,6 +91,29 @@ def projected_bytes(scene: Scene, grid: TileGrid, kind: Kind) -> int:
     stored_itemsize = 2 if kind == "toa" else itemsize if kind == "dn" else 1
     sizes = (grid.block, grid.tile, grid.stride, len(scene.bands), itemsize)
     return peak_bytes(*sizes, pan=scene.pan is not None, stored=stored_itemsize)
+
+
+def known_inputs(config: BuildConfig, covers: Sequence[LandCover]) -> list[Given]:
+    """The given files that are not looked for among the scenes: land cover, heights, and files of settings."""
+    known = [Given(inputs.make_absolute(sheet.path), "map", cover.name) for cover in covers for sheet in cover.sheets]
+    survey, labels = config.survey, config.labels
+    known += [Given(inputs.make_absolute(path), "heights") for path in (survey.dem, survey.geoid) if path is not None]
+    paths = [*labels.legends, labels.taxonomy, *filter(None, [survey.coefficients])]
+    known += [Given(inputs.make_absolute(path), "setting") for path in map(str, paths) if Path(path).is_file()]
+    for file in list_files(labels.landcover) if covers else ():
+        if file.lower().endswith(RASTERS):
+            reason = "no land-cover product has sheets of this name; describe it with --legend"
+            known.append(Given(inputs.make_absolute(file), "unrecognised", "", reason))
+        else:
+            known.append(describe(inputs.make_absolute(file)))
+    return known
+
+
+def leave_out_known(inventory: Inventory, known: Iterable[Given]) -> Inventory:
+    """An inventory without the deliveries whose images are maps or heights of this build."""
+    taken = {os.path.realpath(given.file) for given in known if given.role in USED and not inputs.is_remote(given.file)}
+    deliveries = [d for d in inventory.deliveries if d.item or os.path.realpath(d.path) not in taken]
+    return replace(inventory, deliveries=tuple(deliveries))
 
 
 def check_coverage(config: BuildConfig, covers: list[LandCover], entries: list[Entry]) -> None:

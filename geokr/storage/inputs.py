@@ -68,11 +68,16 @@ def make_absolute(path: str) -> str:
 def list_folder(folder: Path) -> list[Path]:
     """List the files in a directory and all its subdirectories, in the order of their paths.
 
-    A link to a directory is followed, but no directory is listed twice, so that links in a circle end.
+    A link to a directory is followed, but no directory is listed twice, so that links in a circle end. A link that
+    leads nowhere is listed as a file, and a directory that cannot be read as itself, so that neither goes unnoticed.
     """
     seen, paths = {folder.resolve()}, list[Path]()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        paths += [path for name in names if (path := Path(parent, name)).is_file()]
+
+    def add_unreadable(error: OSError) -> None:
+        paths.append(Path(error.filename))
+
+    for parent, subfolders, names in os.walk(folder, onerror=add_unreadable, followlinks=True):
+        paths += [path for name in names if (path := Path(parent, name)).is_file() or not path.exists()]
         subfolders.sort(key=lambda name: (Path(parent, name).is_symlink(), name))  # directories come before links
         new = {Path(parent, name).resolve(): name for name in reversed(subfolders)}
         subfolders[:] = [name for path, name in reversed(new.items()) if path not in seen]

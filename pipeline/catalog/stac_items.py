@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from geokr.crs import cut_at_antimeridian
 from geokr.storage import rasters
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.scenes.scene import Image, Scene
+from pipeline.scenes.stac import OWN, SOFTWARE
 
 EXTENSIONS = tuple(
     f"https://stac-extensions.github.io/{name}/schema.json"
-    for name in ("eo/v1.1.0", "file/v2.1.0", "projection/v2.0.0", "view/v1.0.0")
+    for name in ("eo/v1.1.0", "file/v2.1.0", "processing/v1.2.0", "projection/v2.0.0", "view/v1.0.0")
 )
 SINCE, UNTIL = datetime(1957, 10, 4, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 """Time range for a scene of unknown date, because STAC requires one. It starts at the launch of the first satellite."""
@@ -31,14 +33,14 @@ COMMON_NAME_OF = {"red_edge_1": "rededge071", "red_edge_2": "rededge075"}
 
 
 def to_item(scene: Scene) -> pystac.Item:
-    """Convert a scene to a STAC item with the eo, file, projection and view extensions."""
+    """Convert a scene to a STAC item with the eo, file, processing, projection and view extensions."""
     outline = cut_at_antimeridian(scene.footprint)
     item = pystac.Item(
         id=scene.id,
         geometry=shapely.geometry.mapping(outline),
         bbox=bounding_box(outline),
         datetime=scene.acquired,
-        properties=item_properties(scene),
+        properties={SOFTWARE: {OWN: version(OWN)}, **item_properties(scene)},
         start_datetime=SINCE if scene.acquired is None else None,
         end_datetime=UNTIL if scene.acquired is None else None,
         stac_extensions=[*EXTENSIONS],
@@ -163,6 +165,7 @@ def geoparquet_columns(scene: Scene) -> dict[str, Any]:
         "end_datetime": scene.acquired or UNTIL,
         "platform": "unknown",
         "instruments": ["unknown"],
+        SOFTWARE: {OWN: version(OWN)},
         **item_properties(scene),
     }
 

@@ -21,7 +21,7 @@ from pipeline.scenes.discovery import Delivery
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
 from pipeline.scenes.products import find_reader
 from pipeline.scenes.raster import Alpha, Header, read_header
-from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
+from pipeline.scenes.scene import Image, Imagery, NoImageryError, Scene, SceneError
 
 KINDS = {"mss": "multispectral", "pan": "panchromatic"}
 
@@ -38,13 +38,19 @@ class Refusal:
     """One sentence that names the file and the fault."""
 
 
-def refuse(scene: str, reason: str, detail: str) -> Refusal:
+class NoImagery(Refusal):
+    """An image that is no fault of a delivery, but holds something else than a scene; `reason` says what."""
+
+    __slots__ = ()
+
+
+def refuse(scene: str, reason: str, detail: str, kind: type[Refusal] = Refusal) -> Refusal:
     """Make a Refusal whose texts are one printable line each, whatever characters the file names contain."""
     scene, detail = (
         "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.split()))
         for text in (scene, detail)
     )
-    return Refusal(scene, reason, detail)
+    return kind(scene, reason, detail)
 
 
 BANDS = ("red", "green", "blue", "nir")
@@ -84,12 +90,16 @@ def read_delivery(
         return [*results, refuse(name, "no_image", f"{delivery.path}: the archive contains no TIFF")]
     for product in products:
         try:
-            results.append(read_product({name: files[name] for name in product}, delivery, imagery, bands, alpha))
+            scene = read_product({name: files[name] for name in product}, delivery, imagery, bands, alpha)
+            if delivery.part_of and len(scene.bands) == 1:
+                raise SceneError(f"{product[0]}: a band of {delivery.part_of}, which cannot be used")
+            results.append(scene)
         except ValueError as error:  # a SceneError, or a field of the file with an impossible value
             detail = str(error) if isinstance(error, SceneError) else f"{product[0]}: {error}"
             # A message about a member of an archive names the member only.
             prefix = f"{delivery.path}: " if delivery.archive and delivery.path not in detail else ""
-            results.append(refuse(discovery.group_name(product), "unusable", prefix + detail))
+            role, kind = (error.role, NoImagery) if isinstance(error, NoImageryError) else ("unusable", Refusal)
+            results.append(refuse(discovery.group_name(product), role, prefix + detail, kind))
     return results
 
 
@@ -198,10 +208,13 @@ def locate(name: str, delivery: Delivery) -> str:
     return archive.member_path(delivery.path, name) if delivery.archive else stac.asset_path(name, name)
 
 
-def open_header(name: str, files: Files, delivery: Delivery, alpha: Alpha) -> tuple[str, Header]:
+def open_header(
+    name: str, files: Files, delivery: Delivery, alpha: Alpha, any_origin: bool = False
+) -> tuple[str, Header]:
     """The path that GDAL opens for an image, and the image's header. Raises SceneError: see `read_header`."""
     path = locate(name, delivery)
-    return path, read_header(path, alpha, has_mask=name + archive.MASK in files, sidecar=files.get(f"{name}.aux.xml"))
+    mask, sidecar = name + archive.MASK in files, files.get(f"{name}.aux.xml")
+    return path, read_header(path, alpha, has_mask=mask, sidecar=sidecar, any_origin=any_origin)
 
 
 def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Delivery, alpha: Alpha) -> GaofenImage:
@@ -264,9 +277,10 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
 def read_georeferenced(name: str, files: Files, delivery: Delivery, imagery: Imagery, alpha: Alpha) -> Scene:
     """Build the scene of a georeferenced image of any origin.
 
-    Raises SceneError if it has no georeference, or lacks the image that `imagery` needs.
+    Raises SceneError if it has no georeference, or lacks the image that `imagery` needs, and NoImageryError if it
+    holds something else than measurements.
     """
-    path, header = open_header(name, files, delivery, alpha)
+    path, header = open_header(name, files, delivery, alpha, any_origin=True)
     if header.crs is None:
         raise SceneError(f"{path}: no georeference, and its name is not that of a Gaofen image")
     names = tuple(header.descriptions[k - 1].strip().lower().replace(" ", "_") for k in header.indexes)

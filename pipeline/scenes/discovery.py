@@ -2,15 +2,25 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from geokr.dataset import layout
 from geokr.storage import inputs
 from geokr.storage.inputs import Stat
 from pipeline.scenes import gaofen, stac
 from pipeline.scenes.archive import ARCHIVES, IMAGES, MASK, METADATA
 from pipeline.scenes.products import find_products
+
+STORES = ".zarr"
+"""Suffix of a Zarr store. Its files, thousands in a data set, are not listed one by one."""
+LOG = "build.jsonl"
+OWN_FILES = (
+    LOG, layout.INDEX, layout.DATASET, "scenes.parquet", "scenes.partial.parquet", "quarantine.jsonl", "inputs.jsonl",
+)  # fmt: skip
+"""What this program writes into a data set, besides stores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,59 +40,93 @@ class Delivery:
 
     Empty if the server reports no versions, and for local files and STAC items, which are identified in other ways.
     """
+    items: tuple[str, ...] = ()
+    """Paths of the STAC items that refer to its images: it is read on its own only if none of them can be used."""
+    part_of: str = ""
+    """The STAC item of whose several images this is one; empty if it is the only image of its items."""
 
     @property
     def archive(self) -> bool:
         return self.path.lower().endswith(ARCHIVES)
 
 
-def find_deliveries(paths: Iterable[str | Path]) -> Iterator[Delivery]:
-    """Find the deliveries at directories, files and URLs, in the order of the paths, each once.
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What lies at the places that were given."""
+
+    files: tuple[str, ...] = ()
+    """Every file, absolute, and every Zarr store as one, in the order of the places. Of a URL or document, itself."""
+    deliveries: tuple[Delivery, ...] = ()
+    """Those with `items` are alternatives to the items, which come first."""
+    own: tuple[str, ...] = ()
+    """STAC items that this program wrote about images that are here too, and the files of its data sets."""
+
+
+def take_inventory(paths: Iterable[str | Path]) -> Inventory:
+    """List what lies at directories, files and URLs, in the order of the paths, each file and delivery once.
 
     Paths of deliveries are absolute, because a worker on another machine has another working directory.
     Raises FileNotFoundError for a path that does not exist, OSError for a folder in a bucket that cannot be listed.
     """
-    seen: set[str] = set()
+    files: dict[str, None] = {}
+    own: dict[str, None] = {}
+    deliveries: dict[str, Delivery] = {}
     for path in sorted(inputs.make_absolute(str(path)) for path in paths):
-        for delivery in find_remote(path) if inputs.is_remote(path) else find_local(Path(path)):
-            if delivery.path not in seen:  # one of the paths may contain another
-                seen.add(delivery.path)
-                yield delivery
+        place = look_at_url(path) if inputs.is_remote(path) else look_at_path(Path(path))
+        files |= dict.fromkeys(place.files)
+        own |= dict.fromkeys(place.own)
+        for delivery in place.deliveries:  # one of the paths may contain another
+            deliveries.setdefault(delivery.path, delivery)
+    ordered = sorted(deliveries.values(), key=lambda delivery: bool(delivery.items))
+    return Inventory(tuple(files), tuple(ordered), tuple(own))
 
 
-def find_local(path: Path) -> list[Delivery]:
-    """The deliveries under a directory, in the order of their paths, or the one that a file belongs to."""
+def find_deliveries(paths: Iterable[str | Path]) -> Iterator[Delivery]:
+    """The deliveries at directories, files and URLs without alternatives: see `take_inventory`."""
+    return (delivery for delivery in take_inventory(paths).deliveries if not delivery.items)
+
+
+def find_alternatives(inventory: Inventory, used: Iterable[str]) -> list[Delivery]:
+    """The deliveries to read in place of STAC items that cannot be used.
+
+    used: paths of the deliveries that gave a scene.
+    """
+    given = {*used}
+    return [delivery for delivery in inventory.deliveries if delivery.items and given.isdisjoint(delivery.items)]
+
+
+def look_at_path(path: Path) -> Inventory:
+    """What lies under a directory, in the order of paths, or the delivery that a file belongs to."""
     if path.is_dir():
         return group_deliveries([*map(str, inputs.list_folder(path))])
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
-    name = path.name.lower()
+    name, given = path.name.lower(), (str(path),)
     if name.endswith(ARCHIVES):
-        return [Delivery(str(path), (str(path),))]
+        return Inventory(given, (Delivery(str(path), given),))
     if name.endswith(stac.DOCUMENTS):
-        return [to_delivery(source) for source in stac.walk_items(str(path))]
+        return Inventory(given, tuple(map(to_delivery, number_repeats(stac.walk_items(str(path))))))
     groups = group_products(str(file) for file in path.parent.iterdir() if file.is_file())
-    return [Delivery(group[0], group) for group in groups if str(path) in group]
+    return Inventory(given, tuple(Delivery(group[0], group) for group in groups if str(path) in group))
 
 
-def find_remote(url: str) -> list[Delivery]:
-    """The deliveries at the URL of an archive, an image, a STAC document or a folder in a bucket."""
-    name = url.lower()
-    if name.endswith(stac.DOCUMENTS):
-        return [to_delivery(source) for source in stac.walk_items(url)]
+def look_at_url(url: str) -> Inventory:
+    """What is at the URL of an archive, an image, a STAC document or a folder in a bucket."""
+    name, given = url.lower(), (url,)
     if name.endswith(ARCHIVES):
-        return [Delivery(url, (url,), source_version=hash_versions((url,), {url: inputs.stat(url)}))]
+        version = hash_versions(given, {url: inputs.stat(url)})
+        return Inventory(given, (Delivery(url, given, source_version=version),))
     if name.endswith(IMAGES):
         stats = stat_siblings(url)
-        return [
-            Delivery(group[0], group, source_version=hash_versions(group, stats))
-            for group in group_products(stats)
-            if url in group
-        ]
-    if name.startswith("s3://"):
+        groups = [group for group in group_products(stats) if url in group]
+        return Inventory(
+            given, tuple(Delivery(group[0], group, source_version=hash_versions(group, stats)) for group in groups)
+        )
+    if name.startswith("s3://") and not name.endswith(stac.DOCUMENTS):
         stats = inputs.list_bucket(url)
         return group_deliveries([*stats], stats)
-    return [to_delivery(source) for source in stac.walk_items(url)]  # the URL of an API has no suffix
+    # The URL of an API has no suffix.
+    return Inventory(given, tuple(map(to_delivery, number_repeats(stac.walk_items(url)))))
 
 
 def stat_siblings(url: str) -> dict[str, Stat]:
@@ -103,20 +147,65 @@ def hash_versions(names: Iterable[str], stats: Mapping[str, Stat]) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="backslashreplace")).hexdigest()
 
 
-def group_deliveries(names: list[str], stats: Mapping[str, Stat] | None = None) -> list[Delivery]:
-    """Group files into deliveries, in the order of their paths. An asset of a STAC item is not a delivery of its own.
+def group_deliveries(names: list[str], stats: Mapping[str, Stat] | None = None) -> Inventory:
+    """Group files into deliveries, in the order of their paths.
 
+    An image that a STAC item refers to is read as part of the item. On its own, it is an alternative: see `Delivery`.
     stats: name -> size and version, for files on a server.
     """
     stats = stats or {}
+    given = dict.fromkeys(store_name(name) or name for name in names)
+    names = [name for name in given if not name.lower().endswith(STORES)]
+    here = {*names}
     of_products = {name for files in find_products(names).values() for name in files}
     documents = [name for name in names if name.lower().endswith(stac.DOCUMENTS) and name not in of_products]
-    items = [source for name in documents for source in stac.items_in_file(name)]
-    assets = {asset["href"] for source in items for asset in source.item.get("assets", {}).values()}
-    groups = group_products(name for name in names if name in of_products or name not in assets)
+    sources = number_repeats(source for name in documents for source in stac.items_in_file(name))
+    # This program's own items describe images that are read themselves: the items would take their place.
+    items = [source for source in sources if not (stac.is_own(source.item) and here.issuperset(stac.hrefs(source)))]
+    own = {source.document for source in sources} - {source.document for source in items}
+    described: dict[str, list[stac.ItemSource]] = {}
+    for source in items:
+        for href in stac.hrefs(source):
+            if href in here and href not in of_products and href.lower().endswith(IMAGES):
+                described.setdefault(href, []).append(source)
+    groups = group_products(name for name in names if name not in described)
     groups += [(name,) for name in names if name.lower().endswith(ARCHIVES)]
     deliveries = [Delivery(group[0], group, source_version=hash_versions(group, stats)) for group in groups]
-    return sorted([*deliveries, *map(to_delivery, items)], key=lambda delivery: delivery.path)
+    beside = [name for name in names if name not in of_products and not name.lower().endswith(IMAGES)]
+    for group in group_products([*described, *beside]):
+        of = {source.href: source for name in group for source in described.get(name, ())}
+        several = [href for href, source in of.items() if len(described.keys() & {*stac.hrefs(source)}) > 1]
+        version = hash_versions(group, stats)
+        deliveries.append(Delivery(group[0], group, "", "", version, tuple(of), min(several, default="")))
+    data_sets = {name.rpartition("/")[0] for name in names if name.endswith(f"/{LOG}")}
+    own |= {name for name in given if is_own_file(name, data_sets)}
+    ordered = sorted([*deliveries, *map(to_delivery, items)], key=lambda delivery: delivery.path)
+    return Inventory(tuple(given), tuple(ordered), tuple(sorted(own)))
+
+
+def store_name(name: str) -> str:
+    """The Zarr store that a file is a part of; empty if it is in none."""
+    parts = name.split("/")
+    return next(("/".join(parts[:n]) for n in range(1, len(parts)) if parts[n - 1].lower().endswith(STORES)), "")
+
+
+def is_own_file(name: str, data_sets: Collection[str]) -> bool:
+    """Whether a file or store is one that this program writes into its data sets, which are given as directories."""
+    directory, _, file = name.rpartition("/")
+    if file.endswith(STORES):
+        return directory.removesuffix(f"/{layout.LABELS}") in data_sets
+    return directory in data_sets and file in OWN_FILES
+
+
+def number_repeats(sources: Iterable[stac.ItemSource]) -> list[stac.ItemSource]:
+    """The same items, each with an address of its own: a document may have several items of one id."""
+    counts: Counter[str] = Counter()
+    numbered = []
+    for source in sources:
+        counts[source.href] += 1
+        number = counts[source.href]
+        numbered.append(source if number == 1 else replace(source, href=f"{source.href}#{number}"))
+    return numbered
 
 
 def to_delivery(source: stac.ItemSource) -> Delivery:

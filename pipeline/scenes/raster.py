@@ -19,8 +19,9 @@ from rasterio.windows import Window
 
 from geokr.storage import rasters
 from pipeline.geometry.sensor import SensorModel
+from pipeline.scenes import roles
 from pipeline.scenes.archive import MASK
-from pipeline.scenes.scene import Image, SceneError
+from pipeline.scenes.scene import Image, NoImageryError, SceneError
 from pipeline.scenes.scratch import open_local_copy
 
 Pixels = npt.NDArray[Any]
@@ -116,14 +117,24 @@ ALPHA_ROWS = 16
 """Number of rows that are sampled to find out whether a band is a mask."""
 
 
-def read_header(path: str, alpha: Alpha = "auto", *, has_mask: bool = False, sidecar: bytes | None = None) -> Header:
+def read_header(
+    path: str,
+    alpha: Alpha = "auto",
+    *,
+    has_mask: bool = False,
+    sidecar: bytes | None = None,
+    any_origin: bool = False,
+) -> Header:
     """Read the header of an image. Raises SceneError if it cannot be opened or its pixels are not uint8 or uint16.
 
     has_mask: whether a file `.msk` lies beside it. sidecar: content of GDAL's `.aux.xml` beside it, which may declare a
-    nodata value.
+    nodata value. any_origin: nothing else says that it is an image of a scene; then NoImageryError is raised for one
+    that holds something else, such as classes or heights.
     """
     try:
         with open_image(path) as file:
+            if any_origin and (other := roles.no_imagery(path, file)) is not None:
+                raise NoImageryError(other[0], f"{path}: {other[1]}")
             band = next((k for k, colour in enumerate(file.colorinterp, 1) if colour == ColorInterp.alpha), 0)
             if band and (alpha == "band" or (alpha == "auto" and not is_mask(file, band))):
                 band = 0

@@ -21,6 +21,15 @@ class SceneError(InputError):
     """A scene that cannot be used: one sentence that names the file and the fault."""
 
 
+class NoImageryError(SceneError):
+    """An image that holds something else than measurements of a scene: one sentence that names the file."""
+
+    def __init__(self, role: str, message: str) -> None:
+        """role: what it holds instead: see `roles.no_imagery`."""
+        super().__init__(message)
+        self.role = role
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """One raster file: bands of one resolution with one sensor model."""

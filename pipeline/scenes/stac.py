@@ -40,6 +40,10 @@ IMAGE_TYPES = ("tiff", "jp2")
 """Parts of the media types of images that can be read."""
 MAX_DISTANCE = 1.0
 """Largest distance of an image from the bbox of its item, degrees. A bbox may be rough; an image lies where it says."""
+SOFTWARE = "processing:software"
+"""Property of an item with the names and versions of the software that made it."""
+OWN = "geokr"
+"""The name of this program there."""
 NOT_DATA = {"visual", "overview", "thumbnail", "metadata"}
 """Roles of assets without measurements."""
 
@@ -163,6 +167,17 @@ def to_source(value: Any, document: str, inside: bool) -> ItemSource:
         "assets": assets,
     }
     return ItemSource(f"{document}#{name}" if inside else document, document, item)
+
+
+def is_own(item: Json) -> bool:
+    """Whether this program wrote an item."""
+    software = item.get("properties", {}).get(SOFTWARE)
+    return isinstance(software, dict) and OWN in software
+
+
+def hrefs(source: ItemSource) -> list[str]:
+    """The addresses of an item's assets."""
+    return [asset["href"] for asset in source.item.get("assets", {}).values()]
 
 
 def read_item(

@@ -3,27 +3,29 @@
 import json
 import logging
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from geokr.dataset import contents, layout, store
+from geokr.landcover.sheets import LandCover
 from geokr.settings import ConfigError
 from geokr.storage import files, inputs
 from geokr.storage.rasters import fingerprint
 from pipeline.catalog import quarantine
+from pipeline.catalog.account import Given, summarise, take_account, write_account
 from pipeline.catalog.table import CATALOG, Entry, count_entries, read_catalog, reusable_entries, write_catalog
 from pipeline.config import BuildConfig, SurveyConfig
 from pipeline.geometry.terrain import vertical_datum
 from pipeline.imaging.calibration import CALIBRATION
-from pipeline.plan import tile_attributes, tile_grid
+from pipeline.plan import known_inputs, leave_out_known, tile_attributes, tile_grid
 from pipeline.runtime.cluster import ClusterError
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.stream import Client, JobBatch, stream
 from pipeline.scenes import stac
-from pipeline.scenes.delivery import Refusal, refuse
-from pipeline.scenes.discovery import Delivery, find_deliveries
+from pipeline.scenes.delivery import NoImagery, Refusal, refuse
+from pipeline.scenes.discovery import Delivery, Inventory, find_alternatives, take_inventory
 from pipeline.scenes.scene import Scene
 from pipeline.stages.blocks import record_refusals
 from pipeline.tasks.survey import SurveyJob, read_and_survey
@@ -40,9 +42,10 @@ SOFTWARE = ("rasterio", "pyproj", "opencv-python-headless", "numba", "zarr", "nu
 """Packages whose versions are part of the provenance, because the stored bytes depend on them."""
 
 
-def run(config: BuildConfig, client: Client | None) -> list[Entry]:
-    """Find and survey all scenes; write scenes.parquet. Entries of deliveries that have not changed are reused.
+def run(config: BuildConfig, client: Client | None, covers: Sequence[LandCover] = ()) -> list[Entry]:
+    """Find and survey all scenes; write scenes.parquet and the account of the inputs, inputs.jsonl.
 
+    Entries of deliveries that have not changed are reused. covers: the land cover, whose files are not scenes.
     Raises FileNotFoundError for a directory that does not exist, ConfigError if no scene is found or usable or if the
     DEM covers none of them, and StoreError if a scene was built from other input or with other settings before.
     """
@@ -51,44 +54,19 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
     absolute = {name: raster and inputs.make_absolute(raster) for name, raster in elevation.items()}
     survey = config.survey.model_copy(update=absolute)  # a worker may have another working directory
     report_heights(survey)
-    made_with = provenance(survey)
-    deliveries = list(find_deliveries(survey.scenes))
-    if not deliveries:
+    known = known_inputs(config, covers)
+    inventory = leave_out_known(take_inventory(survey.scenes), known)
+    if not inventory.deliveries:
+        report_unused(take_account(inventory, {}, known))
         raise ConfigError(f"{', '.join(survey.scenes)}: no TIFF, archive or STAC item found")
-    digests = {delivery.path: delivery.source_version for delivery in deliveries if delivery.source_version}
-    digests |= {delivery.path: stac.item_digest(json.loads(delivery.item)) for delivery in deliveries if delivery.item}
-    partial_entries = reusable_entries(partial, made_with, digests)
-    reusable = partial_entries | reusable_entries(path, made_with, digests)
-    # A delivery of which a part was refused before is read again, so that its faults are reported again.
-    faults = [entry["detail"] for entry in quarantine.read(config.out) if entry["stage"] == "catalog"]
-    results: list[tuple[str, Entry | Refusal]] = []
-    changed: list[Delivery] = []
-    for delivery in deliveries:
-        if delivery.path in reusable and not any(delivery.path in fault for fault in faults):
-            results += [(delivery.path, entry) for entry in reusable[delivery.path]]
-        else:
-            changed.append(delivery)
-
-    def write_partial() -> None:
-        write_catalog(partial, [item for _, item in results if isinstance(item, Entry)], made_with)
-
-    batches = (JobBatch(f"catalog-{Path(d.path).name}", [SurveyJob(d, survey)]) for d in changed)
-    last_written = time.monotonic()
-    with Progress(config.out, "catalog", len(changed), "delivery") as progress:
-        try:
-            for job, scenes in stream(read_and_survey, batches, client):
-                source = job.delivery.path
-                if isinstance(scenes, Exception):
-                    scenes = [refuse(Path(source).name, type(scenes).__name__, f"{source}: {scenes}")]
-                progress.add(1, sum(isinstance(item, Entry) for item in scenes) > 0)
-                results += [(source, item) for item in scenes]
-                if time.monotonic() > last_written + WRITE_INTERVAL:
-                    write_partial()
-                    last_written = time.monotonic()
-        except (KeyboardInterrupt, ClusterError):
-            write_partial()
-            raise
-    entries, refused = remove_duplicates(results)
+    surveyed = Survey(config, survey, inventory)
+    surveyed.add([delivery for delivery in inventory.deliveries if not delivery.items], client)
+    used = [path for path, item in surveyed.results if isinstance(item, Entry)]
+    surveyed.add(find_alternatives(inventory, used), client)
+    entries, outcomes = remove_duplicates(surveyed.results)
+    refused = [asdict(item) for item in list_refusals(outcomes)]
+    lines = take_account(inventory, outcomes, known)
+    write_account(config.out, lines)
     for entry in entries:
         report_ground(entry)
     on_dem = [entry for entry in entries if entry.terrain.dem is not None]
@@ -104,15 +82,80 @@ def run(config: BuildConfig, client: Client | None) -> list[Entry]:
             refused.append({"scene": scene, "reason": "gone", "detail": f"{detail}; they are left out of the index"})
     record_refusals("catalog", config, refused)
     if not entries:
+        report_unused(lines)
         raise ConfigError(
             f"none of the scenes can be used; see {files.join(config.out, quarantine.FILE)} for the reasons"
         )
     entries.sort(key=lambda entry: entry.scene.id)
-    if changed or partial_entries or count_entries(path) != len(entries):  # otherwise the file has the same entries
-        write_catalog(path, entries, made_with)
+    if surveyed.changed or count_entries(path) != len(entries):  # otherwise the file has the same entries
+        write_catalog(path, entries, surveyed.made_with)
         entries = read_catalog(path)  # so that they equal those of all later runs
     files.remove(partial)
     return entries
+
+
+class Survey:
+    """The survey of deliveries. Those that have not changed since an earlier run are not read again."""
+
+    def __init__(self, config: BuildConfig, survey: SurveyConfig, inventory: Inventory) -> None:
+        self.config, self.survey = config, survey
+        self.made_with = provenance(survey)
+        self.partial = files.join(config.out, PARTIAL)
+        versions = {d.path: d.source_version for d in inventory.deliveries if d.source_version}
+        versions |= {d.path: stac.item_digest(json.loads(d.item)) for d in inventory.deliveries if d.item}
+        of_interrupted = reusable_entries(self.partial, self.made_with, versions)
+        self.reusable = of_interrupted | reusable_entries(files.join(config.out, CATALOG), self.made_with, versions)
+        self.changed = bool(of_interrupted)
+        """Whether scenes.parquet lacks any of the entries."""
+        # A delivery of which a part was refused before is read again, so that its faults are reported again.
+        self.faults = [entry["detail"] for entry in quarantine.read(config.out) if entry["stage"] == "catalog"]
+        self.results: list[tuple[str, Entry | Refusal]] = []
+        """Path of a delivery, and an entry or refusal of it."""
+
+    def add(self, deliveries: Sequence[Delivery], client: Client | None) -> None:
+        """Survey deliveries."""
+        pending: list[Delivery] = []
+        for delivery in deliveries:
+            path = delivery.path
+            if path in self.reusable and not any(path in fault for fault in self.faults):
+                self.results += [(path, entry) for entry in self.reusable[path]]
+            else:
+                pending.append(delivery)
+        if not deliveries:
+            return
+        self.changed |= bool(pending)
+        batches = (JobBatch(f"catalog-{Path(d.path).name}", [SurveyJob(d, self.survey)]) for d in pending)
+        last_written = time.monotonic()
+        with Progress(self.config.out, "catalog", len(pending), "delivery") as progress:
+            try:
+                for job, scenes in stream(read_and_survey, batches, client):
+                    source = job.delivery.path
+                    if isinstance(scenes, Exception):
+                        scenes = [refuse(Path(source).name, type(scenes).__name__, f"{source}: {scenes}")]
+                    progress.add(1, sum(isinstance(item, Entry) for item in scenes) > 0)
+                    self.results += [(source, item) for item in scenes]
+                    if time.monotonic() > last_written + WRITE_INTERVAL:
+                        self.write_partial()
+                        last_written = time.monotonic()
+            except (KeyboardInterrupt, ClusterError):
+                self.write_partial()
+                raise
+
+    def write_partial(self) -> None:
+        """Write the entries so far, for a run that resumes this one."""
+        write_catalog(self.partial, [item for _, item in self.results if isinstance(item, Entry)], self.made_with)
+
+
+def list_refusals(outcomes: Mapping[str, Sequence[Scene | Refusal]]) -> Iterator[Refusal]:
+    """What was refused, without images that are no imagery and are therefore not at fault."""
+    for items in outcomes.values():
+        yield from (item for item in items if isinstance(item, Refusal) and not isinstance(item, NoImagery))
+
+
+def report_unused(lines: Sequence[Given]) -> None:
+    """Warn of what the inputs are, if there is no scene among them."""
+    for line in summarise(lines):
+        log.warning("%s", line)
 
 
 def provenance(config: SurveyConfig) -> str:
@@ -145,32 +188,36 @@ def report_heights(config: SurveyConfig) -> None:
         raise ConfigError(f"{config.dem}: the heights are above the ellipsoid already; leave out the geoid")
 
 
-def remove_duplicates(results: list[tuple[str, Entry | Refusal]]) -> tuple[list[Entry], list[dict[str, Any]]]:
-    """Split results, (path, entry or refusal) each, into entries without duplicates and the refused items.
+def remove_duplicates(
+    results: list[tuple[str, Entry | Refusal]],
+) -> tuple[list[Entry], dict[str, list[Scene | Refusal]]]:
+    """The entries without duplicates, and path of a delivery -> its scenes and refusals, those of duplicates included.
 
     Of several deliveries of a scene, the first in the order of their paths is kept. Two are the same scene if they have
     the same product number and bands or, if the metadata have no product number, the same pixels in the same location,
     whatever their file names. Two different scenes with the same name cannot both be stored: the second is refused.
     """
     entries: list[Entry] = []
-    refused: list[dict[str, Any]] = []
+    outcomes: dict[str, list[Scene | Refusal]] = {}
     first: dict[object, Scene] = {}
     for path, item in sorted(results, key=lambda result: result[0]):
+        outcome = outcomes.setdefault(path, [])
         if isinstance(item, Refusal):
-            refused.append(asdict(item))
+            outcome.append(item)
             continue
         scene = item.scene
         key = product_key(scene) or (item.pixel_digest, scene.footprint.wkb, scene.bands, scene.acquired)
         if twin := first.get(key):
             detail = f"{path}: the scene was already found in {twin.images[0].path}"
-            refused.append({"scene": scene.id, "reason": "duplicate", "detail": detail})
+            outcome.append(Refusal(scene.id, "duplicate", detail))
         elif twin := first.get(scene.id):
             detail = f"{path}: another scene has the same name, {scene.id}: {twin.images[0].path}; rename one of them"
-            refused.append({"scene": scene.id, "reason": "same_name", "detail": detail})
+            outcome.append(Refusal(scene.id, "same_name", detail))
         else:
             entries.append(item)
+            outcome.append(scene)
             first |= {key: scene, scene.id: scene}
-    return entries, refused
+    return entries, outcomes
 
 
 def product_key(scene: Scene) -> tuple[str, ...] | None:

@@ -392,8 +392,8 @@ def other(entry: Entry, number: str | None = None, pixel_digest: str = "a", band
 def reasons(*entries: Entry) -> list[str | None]:
     """What becomes of scenes that were found under one path after the other; None for those that stay."""
     found: list[tuple[str, Entry | Refusal]] = [(f"{k}", entry) for k, entry in enumerate(entries)]
-    kept, refused = catalog.remove_duplicates(found[::-1])
-    said = {item["detail"].partition(":")[0]: item["reason"] for item in refused}
+    kept, outcomes = catalog.remove_duplicates(found[::-1])
+    said = {path: item.reason for path, (item,) in outcomes.items() if isinstance(item, Refusal)}
     assert kept == [entry for k, entry in enumerate(entries) if f"{k}" not in said]
     return [said.get(f"{k}") for k in range(len(entries))]
 

@@ -130,7 +130,7 @@ def test_an_item_says_how_the_sun_stood_and_how_the_camera_looked(several: list[
 
 def test_what_cannot_be_is_not_said(several: list[Entry]) -> None:
     scene = replace(several[0].scene, metadata={"CloudPercent": "101", "SolarZenith": "x", "SatelliteZenith": "nan"})
-    assert set(to_item(scene).properties) == {"gsd", "platform", "instruments"}
+    assert set(to_item(scene).properties) == {"gsd", "platform", "instruments", "processing:software"}
 
 
 def test_a_scene_across_the_antimeridian_is_cut_there(several: list[Entry]) -> None:

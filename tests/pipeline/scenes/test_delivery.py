@@ -262,8 +262,8 @@ BAD: dict[str, tuple[Files, str, str]] = {
         "pixels are ['float32'], expected uint8 or uint16",
     ),
     "signed": (
-        {"dem.tif": tiff(coordinates(bands=1).astype(np.int16), **PLACED)},
-        "dem.tif",
+        {"signed.tif": tiff(coordinates(bands=1).astype(np.int16), **PLACED)},
+        "signed.tif",
         "pixels are ['int16'], expected uint8 or uint16",
     ),
     "plain": ({"photo.tif": tiff(coordinates())}, "photo.tif", "no georeference, and its name is not"),

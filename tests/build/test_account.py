@@ -1,0 +1,226 @@
+"""Each file that was given is in a scene, in a map, or named once with its reason."""
+
+import io
+import json
+import os
+import tarfile
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from geokr.dataset.contents import list_scenes
+from pipeline.build_levir_kr import main
+from pipeline.catalog import quarantine
+from pipeline.catalog.account import USED, Given, read_account
+from pipeline.catalog.stac_items import write_static_catalog
+from pipeline.scenes.delivery import read_delivery
+from pipeline.scenes.discovery import find_deliveries
+from pipeline.scenes.scene import Scene
+from tests.deliveries import NAME, coordinates, members, pair, tiff, write_archive, write_folder, write_zip
+
+NAMES = [NAME.replace("1234567", number) for number in ("1000001", "1000002", "1000003", "1000004", "1000005")]
+EAST, NORTH = 5e5, 2.7e6
+"""Upper left corner of the first image on a map, in UTM zone 48: all of them lie in one row."""
+
+
+def place(k: int, gsd: float = 8.0) -> dict[str, Any]:
+    return {"crs": "EPSG:32648", "transform": Affine(gsd, 0, EAST + 2000 * k, 0, -gsd, NORTH)}
+
+
+def image(k: int, bands: int = 3, dtype: str = "uint16", **profile: Any) -> bytes:
+    """An image on a map at the k-th place, with texture, so that its tiles are accepted."""
+    texture = np.random.default_rng(k).integers(60, 200, (bands, 10, 12))
+    return tiff(np.kron(texture, np.ones((1, 4, 4))).astype(dtype), **place(k), **profile)
+
+
+def classes(k: int, **profile: Any) -> bytes:
+    """A map of classes at the k-th place."""
+    return tiff(np.random.default_rng(k).choice([10, 20, 60], (1, 40, 48)).astype(np.uint8), **place(k), **profile)
+
+
+def with_palette(content: bytes) -> bytes:
+    with rasterio.MemoryFile(content) as source, source.open() as file, rasterio.MemoryFile() as target:
+        with target.open(**file.profile) as copy:
+            copy.write(file.read())
+            copy.write_colormap(1, {10: (1, 2, 3, 255), 20: (4, 5, 6, 255)})
+        return bytes(target.read())
+
+
+def item(name: str, hrefs: dict[str, str], west: float = 104.9) -> dict[str, Any]:
+    """A STAC item with a band an asset, or all bands in one."""
+    bands = ("red", "green", "blue", "nir")
+    named = {key: [{"name": key, "common_name": key}] if key in bands else [] for key in hrefs}
+    if [*hrefs] == ["all"]:
+        named = {"all": [{"name": band, "common_name": band} for band in bands[:3]]}
+    assets = {key: {"href": href, "type": "image/tiff", "eo:bands": named[key]} for key, href in hrefs.items()}
+    return {
+        "type": "Feature", "stac_version": "1.0.0", "id": name, "links": [], "assets": assets,
+        "geometry": None, "bbox": [west, 24.0, west + 1, 25.0], "properties": {"datetime": "2021-06-01T10:00:00Z"},
+    }  # fmt: skip
+
+
+def unsafe_tar() -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("../outside.tif"))
+    return content.getvalue()
+
+
+def everything(root: Path) -> dict[str, str]:
+    """A folder with one of everything. Returns path below it -> its role."""
+    roles: dict[str, str] = {}
+
+    def add(folder: str, files: dict[str, bytes], *expected: str) -> None:
+        """One role for all files, or one for each."""
+        write_folder(root / folder, files)
+        paths = [f"{folder}/{name}" for name in files]
+        roles.update(zip(paths, expected * len(paths) if len(expected) == 1 else expected, strict=True))
+
+    # scenes
+    add("plain", {"rgb.tif": image(0, dtype="uint8"), "rgb.tif.aux.xml": b"<PAMDataset/>"}, "scene")
+    add("plain", {"rgb.tif.ovr": b"II", "rgb.jpg": b"\xff\xd8", "rgb.md5": b"0"}, "overviews", "preview", "checksum")
+    add("plain", {"masked.tif": image(1), "masked.tif.msk": tiff(np.full((1, 40, 48), 255, np.uint8))}, "scene")
+    add("GF1", members(f"{NAMES[0]}-MSS1"), "scene")
+    add("GF1", {f"{NAMES[0]}-MSS1.jpg": b"", f"{NAMES[0]}-MSS1_thumb.jpg": b"", "order.xml": b"<o/>"},
+        "preview", "preview", "metadata")  # fmt: skip
+    add("GF1/more", pair(NAMES[1], "MSS1", "PAN1"), *["scene"] * 3, *["unused"] * 3)
+    write_archive(root / "GF1" / "delivery.tar.gz", members(f"{NAMES[2]}-MSS1"))
+    write_zip(root / "GF1" / "two.zip", members(f"{NAMES[3]}-MSS1") | {"manual.pdf": b"%PDF"})
+    roles |= {"GF1/delivery.tar.gz": "scene", "GF1/two.zip": "scene"}
+    bands = {f"{name}.tif": image(2, 1) for name in ("B02", "B03", "B04", "B08")}
+    add("s2", bands, "scene")
+    hrefs = {"blue": "B02.tif", "green": "B03.tif", "red": "B04.tif", "nir": "B08.tif", "scl": "SCL.tif"}
+    add("s2", {"item.json": json.dumps(item("s2", hrefs)).encode(), "SCL.tif": image(2, 1), "q.json": b"{"},
+        "scene", "unused", "metadata")  # fmt: skip
+    both = [item("twice", {"all": "one.tif"}), item("twice", {"all": "other.tif"})]
+    collection = json.dumps({"type": "FeatureCollection", "features": both}).encode()
+    add("items", {"one.tif": image(3), "other.tif": image(4), "items.geojson": collection}, "scene", "refused", "scene")
+    add("items", {"wrong.json": json.dumps(item("wrong", {"all": "right.tif"}, west=10)).encode()}, "refused")
+    add("items", {"right.tif": image(5)}, "scene")
+    partial = item("partial", {"red": "p_red.tif", "green": "p_green.tif", "blue": "p_lost.tif"})
+    add("items", {"partial.json": json.dumps(partial).encode(), "p_red.tif": image(6, 1), "p_green.tif": image(6, 1)},
+        "refused")  # fmt: skip
+    add("z_again", {"rgb_copy.tif": image(0, dtype="uint8"), "masked.tif": image(7)}, "refused", "refused")
+    add("disk2", {"linked.tif": image(8), "README": b"of the disk"}, "scene", "unknown")
+    # no imagery
+    add("masks", {"scene_udm2.tif": image(9, 8, "uint8"), "LC08_QA_PIXEL.TIF": image(9, 1), "T48_SCL.tif": image(9, 1),
+                  "cloud_mask.tif": image(9, 1, "uint8"), "a_cloudmask.tif": image(9, 1, "uint8")}, "mask")  # fmt: skip
+    add("maps", {"palette.tif": with_palette(classes(0)), "nlcd_2011_land_cover_l48_20210604.tif": classes(0),
+                 "my_landcover.tif": classes(0)}, "classes", "land cover", "land cover")  # fmt: skip
+    heights = {"srtm_58_07.tif": image(9, 1), "ASTGTMV003_N24E105_dem.tif": image(9, 1), "site_slope.tif": image(9, 1)}
+    add("heights", heights, "elevation")
+    add("heights", {"used.tif": tiff(np.full((1, 9, 9), 500, np.int16), crs="EPSG:4326",
+                    transform=Affine(0.5, 0, 103, 0, -0.5, 27))}, "heights")  # fmt: skip
+    add("pictures", {"scene_browse.tif": image(9, 3, "uint8"), "a_thumb.tif": image(9, 3, "uint8"), "map.png": b""},
+        "preview")  # fmt: skip
+    sheet = tiff(np.random.default_rng(0).choice([10, 20, 60], (1, 90, 90)).astype(np.uint8), crs="EPSG:32648",
+                 transform=Affine(900, 0, EAST - 3e4, 0, -900, NORTH + 3e4))  # fmt: skip
+    add("globeland30", {"n48_20_2020lc030.tif": sheet, "n48_20_2020lc030.tfw": b"900", "licence.txt": b"free"},
+        "map", "georeference", "metadata")  # fmt: skip
+    # own output
+    add("dataset", {"build.jsonl": b"{}\n", "scenes.parquet": b"PAR1", "index.parquet": b"PAR1"}, "own output")
+    write_folder(root / "dataset/tiles.zarr/rgb/image", {"0.0": b"", "zarr.json": b"{}"})
+    write_folder(root / "dataset/labels/globeland30_2020.zarr", {"zarr.json": b"{}"})
+    roles |= {"dataset/tiles.zarr": "own output", "dataset/labels/globeland30_2020.zarr": "own output"}
+    write_folder(root / "theirs.zarr", {"zarr.json": b"{}"})
+    roles["theirs.zarr"] = "store"
+    own = [s for one in find_deliveries([root / "plain"]) for s in read_delivery(one) if isinstance(s, Scene)]
+    write_static_catalog(root / "stac", own)
+    roles |= {"stac/catalog.json": "metadata"} | {f"stac/{s.id}/{s.id}.json": "own output" for s in own}
+    # what cannot be used
+    raw = members()[f"{NAME}-MSS1.tiff"]
+    images = {"empty.tif": b"", "text.tif": b"no image", "cut.tif": image(9)[:300], "photo.tif": tiff(coordinates())}
+    archives = {"empty.zip": b"", "noise.tar.gz": b"noise", "unsafe.tar": unsafe_tar()}
+    add("broken", images | archives | {f"{NAMES[4]}-MSS1.tiff": raw}, "refused")
+    write_zip(root / "broken" / "documents.zip", {"manual.pdf": b"%PDF"})
+    roles["broken/documents.zip"] = "refused"
+    # the rest
+    for role, names in {
+        "document": ("manual.pdf", "list.xlsx", "letter.docx"),
+        "vectors": ("area.shp", "area.dbf", "area.shx", "area.kml"),
+        "hidden": (".DS_Store", "Thumbs.db", ".scene.tif.part"),
+        "archive": ("scene.rar", "scene.7z"),
+        "metadata": ("area.geojson", "list.csv"),
+        "program": ("run.py",),
+        "model": ("weights.pt",),
+        "unknown": ("notes", "a.xyz"),
+    }.items():
+        add("rest", dict.fromkeys(names, b"{}"), role)
+    os.symlink(root / "disk2", root / "rest" / "disk")
+    os.symlink(root / "gone.tif", root / "rest" / "gone.pdf")
+    roles["rest/gone.pdf"] = "unreadable"
+    return roles
+
+
+@dataclass(frozen=True)
+class Everything:
+    """A folder with one of everything, built."""
+
+    root: Path
+    roles: dict[str, str]
+    """Path below `in` -> role of the file."""
+    printed: str
+
+    @property
+    def arguments(self) -> list[str]:
+        scenes, heights = str(self.root / "in"), str(self.root / "in" / "heights" / "used.tif")
+        cover, out = str(self.root / "in" / "globeland30"), str(self.root / "out")
+        sizes = ["--tile", "16", "--stride", "16", "--workers", "1"]
+        return ["--scenes", scenes, "--landcover", cover, "--dem", heights, "--out", out, *sizes]
+
+    @property
+    def account(self) -> dict[str, Given]:
+        lines = read_account(self.root / "out")
+        found = {str(Path(line.file).relative_to(self.root / "in")): line for line in lines}
+        assert len(found) == len(lines)
+        return found
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Everything:
+    root = tmp_path_factory.mktemp("everything")
+    roles = everything(root / "in")
+    with redirect_stdout(io.StringIO()) as out:
+        assert main(Everything(root, roles, "").arguments) == 0
+    return Everything(root, roles, out.getvalue())
+
+
+def test_a_folder_of_everything_is_one_command_in_whose_account_nothing_is_missing(given: Everything) -> None:
+    assert len(given.roles) >= 60
+    found = given.account
+    assert {name: line.role for name, line in found.items()} == given.roles
+    folder = given.root / "in"
+    listed = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    assert {name for name in listed if ".zarr" not in name} == {name for name in found if not name.endswith(".zarr")}
+    scenes = {name for line in found.values() if line.role == "scene" for name in line.of.split(", ")}
+    assert scenes == {*NAMES[:4], "rgb", "masked", "s2", "twice", "right", "linked"}
+    assert scenes == {*list_scenes(given.root / "out" / "tiles.zarr")}
+    refused = " ".join(entry["detail"] for entry in quarantine.read(given.root / "out"))
+    assert all(line.reason in refused for line in found.values() if line.role == "refused")
+    assert f"{len(found)} files: " in given.printed
+    for role in {*given.roles.values()} - {*USED}:
+        assert f" {role}" in given.printed
+
+
+def test_a_line_of_the_account_names_what_was_read_or_why_nothing_was(given: Everything) -> None:
+    said, folder = given.account, given.root / "in"
+    assert said["plain/rgb.tif"] == Given(f"{folder}/plain/rgb.tif", "scene", "rgb")
+    assert said["globeland30/n48_20_2020lc030.tif"].of == "globeland30_2020"
+    assert "give it with --landcover" in said["maps/nlcd_2011_land_cover_l48_20210604.tif"].reason
+    assert "another scene has the same name" in said["items/other.tif"].reason
+    assert "already found in" in said["z_again/rgb_copy.tif"].reason
+    assert "p_lost.tif" in said["items/partial.json"].reason
+    assert "a band of " in said["items/p_red.tif"].reason
+    assert said["rest/gone.pdf"].reason == "a link that leads nowhere"
+
+
+def test_the_account_is_the_same_when_the_command_is_run_again(given: Everything) -> None:
+    before = (given.root / "out" / "inputs.jsonl").read_bytes()
+    assert main([*given.arguments, "--only", "catalog"]) == 0
+    assert (given.root / "out" / "inputs.jsonl").read_bytes() == before
