@@ -132,7 +132,7 @@ def count_step(learner: Learner, batch: Batch) -> Counter:
             setattr(learner, field.name, counter.on_device(values))
     learner.form = _move_fields(learner.form, counter)
     learner.process = replace(learner.process, device=CUDA)
-    learner.optimiser = make_optimiser(learner.student, learner.config)  # type: ignore[arg-type]
+    learner.optimiser = make_optimiser(learner.student, learner.config)
     counter.pinned = [
         values for field in fields(batch) if isinstance(values := getattr(batch, field.name), torch.Tensor)
     ]

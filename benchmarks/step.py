@@ -23,7 +23,8 @@ from geokr.loading.device import device_batches
 from geokr.loading.loader import Batch, TileLoader
 from geokr.loading.selection import Selection
 from geokr.pretraining.config import TrainConfig, configure
-from geokr.pretraining.learner import Learner, create_learner, gather_facts, train_step
+from geokr.pretraining.facts import gather_facts
+from geokr.pretraining.learner import Learner, create_learner, train_step
 from geokr.pretraining.processes import Process, process_group
 from geokr.pretraining.throughput import count_flops, find_peak
 

@@ -27,13 +27,12 @@ from geokr.loading.selection import Selection
 from geokr.pretraining.checkpoint import Checkpoint, CheckpointWriter
 from geokr.pretraining.config import PRESETS, TrainConfig, configure
 from geokr.pretraining.console import catch_signals, print_once, progress_bar
+from geokr.pretraining.facts import DataFacts, gather_facts
 from geokr.pretraining.journal import CURVES, Journal
 from geokr.pretraining.learner import (
     LOG_EVERY,
-    DataFacts,
     Learner,
     create_learner,
-    gather_facts,
     make_checkpoint,
     train_step,
 )
@@ -193,6 +192,11 @@ def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[T
         raise ValueError(f"batch must be a multiple of {factors}, got {config.batch}")
     if config.pairs and not choose(config.objective).takes_pairs:
         raise ValueError(f"pairs need an objective with two views of a tile; {config.objective} has one view")
+    if config.accumulate > 1 and not choose(config.objective).takes_parts:
+        raise ValueError(
+            f"{config.objective} compares all tiles of a step, so that accumulate={config.accumulate} would be another "
+            "method: set accumulate to 1"
+        )
     common: dict[str, Any] = {
         "bands": config.bands,
         "rank": process.rank,

@@ -1,7 +1,7 @@
 """Batches on the device: copied from pinned memory on a stream of their own, one ahead of the step that needs them."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 
@@ -17,10 +17,7 @@ def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def send_batch(batch: Batch, device: torch.device) -> Batch:
     """Copy all tensors of a batch to the device."""
-    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return replace(
-        batch, **{name: send(values, device) for name, values in tensors.items() if isinstance(values, torch.Tensor)}
-    )
+    return replace(batch, **{name: send(values, device) for name, values in batch.arrays().items()})
 
 
 def device_batches(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -46,7 +43,6 @@ def _take(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Batch
     """Let the current stream, but not the host, wait for the copies, and keep their memory until it has used them."""
     current = torch.cuda.current_stream(device)
     current.wait_event(copied)
-    for field in fields(batch):
-        if isinstance(values := getattr(batch, field.name), torch.Tensor):
-            values.record_stream(current)
+    for values in batch.arrays().values():
+        values.record_stream(current)
     return batch

@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +46,10 @@ class Batch:
     """(n,) float32: weight of the tile in the loss; 1 by default."""
     pair: torch.Tensor | None = None
     """Like `image`, for the same places at other dates; None unless the selection has `pairs`."""
+
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """The tensors of the batch by name: each has one row per tile."""
+        return {f.name: values for f in fields(self) if (values := getattr(self, f.name)) is not None}
 
 
 class TileLoader:

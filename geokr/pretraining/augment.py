@@ -26,20 +26,28 @@ def derive_seed(*parts: int) -> int:
 def draw_maps(
     tiles: int, config: TrainConfig, std: Sequence[float], seed: int, part: tuple[int, int] = (0, 1)
 ) -> torch.Tensor:
-    """Draw a view of each tile: (tiles, 6 + 2 * band * band) float32 on the CPU.
+    """Draw a view of each tile: (tiles, 6 + 2 * band * band) float32 on the CPU, one column more if views are blurred.
 
     Each row has the six numbers of the affine map of `view_affines`, and the two matrices of `colour_maps`, divided by
-    `std` of each band. part: index of this part, and number of equal parts of the step's tiles. Random numbers are
-    drawn for all parts, so that the view of a tile does not depend on the number of parts.
+    `std` of each band; then the standard deviation of the blur, px, or 0 for none. part: index of this part, and number
+    of equal parts of the step's tiles. Random numbers are drawn for all parts, so that the view of a tile does not
+    depend on the number of parts.
     """
     index, count = part
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(tiles * count, 13, generator=generator)[index * tiles : (index + 1) * tiles]
     order = torch.randperm(4, generator=generator).tolist()
+    more = torch.rand(tiles * count, 3, generator=generator)[index * tiles : (index + 1) * tiles]
     theta = view_affines(draws[:, :9], config)
+    is_grey = (more[:, 0] < config.grey)[:, None, None]
     scale = 1 / torch.tensor(std)[:, None]
-    colours = [matrix * scale for matrix in colour_maps(draws[:, 9:], config, order)]
-    return torch.cat([values.flatten(1) for values in (theta, *colours)], dim=1)
+    columns = [theta.flatten(1)]
+    for matrix in colour_maps(draws[:, 9:], config, order):
+        columns.append((torch.where(is_grey, matrix.mean(dim=1, keepdim=True), matrix) * scale).flatten(1))
+    if config.blur:
+        spread = (0.1 + 1.9 * more[:, 1]) * config.image_size / 224
+        columns.append((spread * (more[:, 2] < config.blur))[:, None])
+    return torch.cat(columns, dim=1)
 
 
 def view_affines(draws: torch.Tensor, config: TrainConfig) -> torch.Tensor:

@@ -46,17 +46,17 @@ def format_model_card(checkpoint: Checkpoint, features: int, metrics: Mapping[st
     ]
     numbers = [f"| {meaning} | {metrics[name]:.4f} |" for name, meaning in NUMBERS.items() if name in metrics]
     objective = config["objective"]
-    loss = choose(objective).formula.format(**config)
+    chosen = choose(objective)
+    loss = chosen.formula.format(**config)
     removal = "encoder.pre_logits = torch.nn.Identity()\n" if is_vgg(config["model"]) else ""
     return f"""---
 library_name: timm
 tags: [remote-sensing, land-cover, image-feature-extraction]
 ---
 
-# {config["model"]}, pre-trained on land-cover shares
+# {config["model"]}, pre-trained on satellite images
 
-An encoder of satellite images: {bands} in, {features} features out. Pre-trained by GeoKR to predict which share of
-the ground in an image belongs to each land-cover class. The labels come from a land-cover map of the same place.
+An encoder of satellite images: {bands} in, {features} features out. It was pre-trained by GeoKR to {chosen.task}
 
 ```python
 import timm
@@ -148,7 +148,7 @@ def make_stac_item(
         "datetime": None,
         "start_datetime": f"{first}Z",
         "end_datetime": f"{last}Z",
-        "title": f"{config['model']}, pre-trained on land-cover shares",
+        "title": f"{config['model']}, pre-trained on satellite images",
         "mlm:name": f"geokr-{config['model']}",
         "mlm:architecture": config["model"],
         "mlm:tasks": ["similarity-search"],

@@ -32,7 +32,7 @@ class Checkpoint:
     """TrainConfig as a dictionary."""
     dataset: str
     facts: dict[str, Any]
-    """DataFacts as a dictionary: see learner.py."""
+    """DataFacts as a dictionary: see facts.py."""
     mean: list[float]
     """Mean of each band that the input is normalised with, for pixels in 0..1."""
     std: list[float]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictStr, model_validator
 
@@ -73,9 +73,10 @@ class TrainConfig(Strict):
     timm's weights, or random weights with a warning if the download fails. Otherwise a .safetensors or .pth file
     with weights of timm, torchvision or this project."""
 
-    objective: Literal["geokr", "reference", "supervised"] = "geokr"
+    objective: Literal["geokr", "reference", "supervised", "simclr", "moco", "byol", "mae", "softcon"] = "geokr"
     """geokr: KL(A || p) + consistency * KL(p || q). reference: the loss of the paper's published code, with its
-    teacher. supervised: KL(A || p), without a teacher."""
+    teacher. supervised: KL(A || p), without a teacher. simclr, moco, byol, mae: without labels. softcon: like simclr,
+    but tiles of similar labels have similar features. Views are settings of their own: see the presets."""
     consistency: Amount = 1.0
     """Weight of the consistency with the teacher in the loss."""
     ramp_up: Share = 0.1
@@ -92,6 +93,17 @@ class TrainConfig(Strict):
         30500,
     )
     """Objective reference only: periods of the teacher updates, in steps of 16 tiles."""
+
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Objectives simclr, softcon and moco: what cosines are divided by. The smaller, the more the most similar tiles
+    count."""
+    queue: Size = 4096
+    """Objective moco: number of tiles of earlier steps that a tile is compared with."""
+    momentum: Share = 0.996
+    """Objectives moco and byol: share of its own weights that the momentum network keeps at the first step; rises to 1
+    over the run by half a cosine. Lower for a run of a few hundred steps, in which it would not leave the start."""
+    mask: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    """Objective mae: share of the patches that the encoder does not see."""
 
     image_size: Size = 224
     """Side of the input image of the encoder, px."""
@@ -113,6 +125,10 @@ class TrainConfig(Strict):
     """The same for the difference of red, green and blue from grey."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.02
     """The hue is shifted by up to this share of the full circle. Small, since hue separates water from forest."""
+    grey: Share = 0.0
+    """Probability that a view has no colour: each of its bands shows the mean of all bands."""
+    blur: Share = 0.0
+    """Probability that a view is blurred, by a Gaussian with a standard deviation of 0.1 to 2 px of 224."""
 
     optimiser: Literal["adamw", "adam", "sgd", "lamb"] = "adamw"
     """adamw, adam, sgd (momentum 0.9), or lamb for batches of thousands."""
@@ -227,7 +243,36 @@ REFERENCE = TrainConfig(
     warm_up=0.0,
     batch=8,
 )
-PRESETS: Mapping[str, TrainConfig] = {"geokr": TrainConfig(), "reference": REFERENCE}
+VIEWS_ALONE: Mapping[str, Any] = {
+    # Of objectives that compare views: small crops, and neither colour nor sharpness that gives a tile away. Quarter
+    # turns stay, and hue is shifted by half as much as published for photographs, where no band means water.
+    "crop": 0.2,
+    "aspect_ratio": 4 / 3,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.4,
+    "hue": 0.05,
+    "grey": 0.2,
+    "blur": 0.5,
+}
+PRESETS: Mapping[str, TrainConfig] = {
+    "geokr": TrainConfig(),
+    "reference": REFERENCE,
+    "simclr": TrainConfig(objective="simclr", **VIEWS_ALONE),
+    "moco": TrainConfig(objective="moco", temperature=0.2, **VIEWS_ALONE),
+    "byol": TrainConfig(objective="byol", **VIEWS_ALONE),
+    "softcon": TrainConfig(objective="softcon", **VIEWS_ALONE),
+    "mae": TrainConfig(
+        objective="mae",
+        model="vit_small_patch16_224",
+        crop=0.2,
+        aspect_ratio=4 / 3,
+        brightness=0.0,
+        contrast=0.0,
+        saturation=0.0,
+        hue=0.0,
+    ),
+}
 
 
 def configure(preset: str = "geokr", params: Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:

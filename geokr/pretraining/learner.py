@@ -12,7 +12,6 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from geokr.dataset.index import read_extent, read_summary
 from geokr.encoder import to_unit, unit_scale
 from geokr.loading.device import send
 from geokr.loading.loader import Batch, TileLoader
@@ -20,6 +19,7 @@ from geokr.pretraining.augment import derive_seed, draw_maps
 from geokr.pretraining.checkpoint import Checkpoint
 from geokr.pretraining.classifier import build_student, recompute_activations
 from geokr.pretraining.config import TrainConfig
+from geokr.pretraining.facts import DataFacts
 from geokr.pretraining.objectives import choose
 from geokr.pretraining.objectives.objective import SECOND_VIEW, Objective, Part
 from geokr.pretraining.optimiser import make_optimiser, set_learning_rate
@@ -35,61 +35,10 @@ from geokr.pretraining.processes import (
 )
 from geokr.pretraining.render import InputFormat, make_input_format, normalise, render
 
-DROPOUT, INITIAL = 2, 3
+DROPOUT, INITIAL, UNIFORM = 2, 3, 4
 """Random streams in addition to those of the views. Each draw is a function of seed, step and stream."""
 LOG_EVERY = 10
 """Steps between log lines. For each line, the host waits for the device."""
-
-
-@dataclass(frozen=True, slots=True)
-class DataFacts:
-    """Properties of the tiles of a run. A checkpoint stores them, so that a run is not resumed with other tiles."""
-
-    training_tiles: int
-    held_out_tiles: int
-    classes: tuple[str, ...]
-    """In the order of the head's outputs."""
-    mean_label: tuple[float, ...]
-    """Mean share of each class over the training tiles."""
-    pixel_type: str
-    """Type of the stored pixels: uint8 or uint16."""
-    low_pixel: tuple[float, ...]
-    """Stored pixel of each band that becomes 0."""
-    high_pixel: tuple[float, ...]
-    """Stored pixel of each band that becomes 1."""
-    mean_pixel: tuple[float, ...]
-    """Mean of each band over a sample of the training tiles, in 0..1."""
-    std_pixel: tuple[float, ...]
-    """Standard deviation of each band over the same sample."""
-    unread_tiles: int
-    """Number of tiles of this sample that could not be read and are left out of the two."""
-    labels: str
-    """Name of the label set: product and year."""
-    bounds: tuple[float, ...]
-    """West, south, east and north of the data set, degrees; empty if unknown to the index."""
-    acquired: tuple[str, ...]
-    """Acquisition times of the first and the last tile, ISO 8601 in UTC; empty if unknown to the index."""
-
-
-def gather_facts(training: TileLoader, held_out: TileLoader) -> DataFacts:
-    skipped = training.skipped
-    levels = training.measure_levels()
-    bounds, acquired = read_extent(training.dataset)
-    return DataFacts(
-        training_tiles=training.tiles,
-        held_out_tiles=held_out.tiles,
-        classes=training.classes,
-        mean_label=tuple(training.fraction.mean(axis=0, dtype="float64").tolist()),
-        pixel_type=levels.dtype,
-        low_pixel=tuple(levels.low),
-        high_pixel=tuple(levels.high),
-        mean_pixel=tuple(levels.mean),
-        std_pixel=tuple(levels.std),
-        unread_tiles=training.skipped - skipped,
-        labels=str(read_summary(training.dataset)["label_set"]),
-        bounds=bounds,
-        acquired=acquired,
-    )
 
 
 @dataclass(slots=True)
@@ -154,22 +103,37 @@ class Learner:
         image: (n, band, y, x) stored pixels, on the device.
         """
         seed = derive_seed(self.config.seed, self.step, stream)
-        parts = self.config.accumulate
-        index_and_count = (self.process.rank * parts + part, self.process.world * parts)
-        maps = draw_maps(len(image), self.config, self.std, seed, index_and_count)
+        maps = draw_maps(len(image), self.config, self.std, seed, self.index_and_count(part))
         return render(self.to_unit(image), send(maps, image.device), self.form)
 
-    def part(self, image: torch.Tensor, pair: torch.Tensor, target: torch.Tensor, number: int) -> Part:
-        """Describe a part of the step's tiles to the objective.
+    def index_and_count(self, part: int) -> tuple[int, int]:
+        """Index of a part of this process's tiles among the equal parts of the step's tiles, and their number."""
+        parts = self.config.accumulate
+        return self.process.rank * parts + part, self.process.world * parts
 
-        image, and pair, which the second views show: (n, band, y, x) stored pixels. target: (n, class). number: of the
-        part.
-        """
+    def part(self, tiles: Batch, number: int) -> Part:
+        """Describe part `number` of this process's tiles to the objective. tiles: on the device."""
+        image, pair = tiles.image, tiles.image if tiles.pair is None else tiles.pair
 
         def view(stream: int) -> torch.Tensor:
             return self.view(pair if stream == SECOND_VIEW else image, stream, number)
 
-        return Part(self.parallel, view, self.precision, target, self.step, self.total)
+        def uniform(count: int) -> torch.Tensor:
+            index, parts = self.index_and_count(number)
+            generator = torch.Generator().manual_seed(derive_seed(self.config.seed, self.step, UNIFORM))
+            draws = torch.rand(len(image) * parts, count, generator=generator)
+            return send(draws[index * len(image) : (index + 1) * len(image)], image.device)
+
+        return Part(
+            student=self.parallel,
+            view=view,
+            uniform=uniform,
+            precision=self.precision,
+            target=tiles.fraction,
+            weight=tiles.weight,
+            step=self.step,
+            total=self.total,
+        )
 
     @property
     def student(self) -> nn.Module:
@@ -197,23 +161,24 @@ def create_learner(
         raise ValueError("sync_batch_norm needs GPUs: set it to false")
     torch.manual_seed(derive_seed(config.seed, 0, INITIAL))
     pretrained = config.pretrained if last is None else False  # the weights come from the checkpoint instead
-    student, start = build_student(config, len(training.classes), pretrained, process)
-    if config.sync_batch_norm and process.world > 1:
-        student = convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
+    classifier, start = build_student(config, len(training.classes), pretrained, process)
     if config.recompute:
-        recompute_activations(student.encoder, config.model)
-    student.to(process.device)
+        recompute_activations(classifier.encoder, config.model)
+    classifier.to(process.device)
     if config.channels_last and not config.shard:  # sharded weights must be contiguous
-        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     total = config.length(len(training))
-    broadcast([student], process)  # before an objective copies it
-    objective = choose(config.objective)(student, config, total)
+    broadcast([classifier], process)  # before an objective copies it
+    objective = choose(config.objective)(classifier, config, total)
     networks = [*objective.networks.values()]
+    if config.sync_batch_norm and process.world > 1:
+        for network in networks:
+            convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     broadcast(networks, process)
     if config.compile:
         for network in networks:
             network.compile()
-    parallel: nn.Module = student
+    parallel = student = objective.networks["student"]
     dtype = compute_dtype(config.amp, process.device)
     if config.shard and process.world > 1:
         for network in networks:
@@ -268,20 +233,18 @@ def train_step(learner: Learner, batch: Batch) -> None:
     torch.manual_seed(derive_seed(config.seed, step, DROPOUT, process.rank))  # for networks with dropout
     set_learning_rate(learner.optimiser, config.learning_rate(step, learner.total, len(learner.training)))
     batch = pad_batch(batch, config.batch // process.world)
-    image, target, weight = batch.image, batch.fraction, batch.weight  # (n, band, y, x) stored pixels, (n, k), (n,)
-    pair = image if batch.pair is None else batch.pair
-    total = sum_over_ranks(weight.sum(), process).clamp_min(1e-9)
-    weight = weight * (process.world / total)  # gradients are averaged over processes
+    total = sum_over_ranks(batch.weight.sum(), process).clamp_min(1e-9)
+    scale = process.world / total  # gradients are averaged over processes
 
     learner.optimiser.zero_grad(set_to_none=True)
     sums = torch.zeros_like(learner.recent_losses[0])
-    parts = [values.chunk(config.accumulate) for values in (image, pair, target, weight)]
-    for number, (images, pair_images, targets, weights) in enumerate(zip(*parts, strict=True)):
+    for number, tiles in enumerate(split_batch(batch, config.accumulate)):
         sync_gradients(learner.parallel, number == config.accumulate - 1)
-        losses = learner.objective.losses(learner.part(images, pair_images, targets, number))  # (n, 1 + measures)
-        means = (losses * weights[:, None]).sum(dim=0)  # weighted means over the tiles of all parts and processes
+        losses = learner.objective.losses(learner.part(tiles, number))  # (n, 1 + measures)
+        weight = tiles.weight * scale
+        means = (losses * weight[:, None]).sum(dim=0)  # weighted means over the tiles of all parts and processes
         with preserve_buffers(learner.student, config.recompute):
-            learner.scaler.scale(means[0]).backward()
+            learner.scaler.scale(means[0]).backward()  # type: ignore[no-untyped-call]
         sums += means.detach()
     if config.clip:
         learner.scaler.unscale_(learner.optimiser)
@@ -302,13 +265,17 @@ def pad_batch(batch: Batch, tiles: int) -> Batch:
     """
     if len(batch.image) == tiles:
         return batch
-    names = ("image", "fraction", "known", "weight", *(("pair",) if batch.pair is not None else ()))
     padded = {}
-    for name in names:
-        values = getattr(batch, name)
+    for name, values in batch.arrays().items():
         padded[name] = values.new_zeros(tiles, *values.shape[1:])
         padded[name][: len(values)] = values  # not torch.cat: for uint16, torch has few operations on a GPU
     return dataclasses.replace(batch, **padded)
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """Split a batch into equal parts."""
+    arrays = {name: values.chunk(parts) for name, values in batch.arrays().items()}
+    return [Batch(**dict(zip(arrays, part, strict=True))) for part in zip(*arrays.values(), strict=True)]
 
 
 @contextmanager

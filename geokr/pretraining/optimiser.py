@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from timm.optim._param_groups import param_groups_layer_decay, param_groups_weight_decay
 from timm.optim.lamb import Lamb
+from torch import nn
 
-from geokr.pretraining.classifier import Classifier
 from geokr.pretraining.config import TrainConfig
 
 
-def make_optimiser(student: Classifier, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimiser(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Create the optimiser of the student's parameters."""
     groups = group_parameters(student, config)
     match config.optimiser:
@@ -25,16 +25,17 @@ def make_optimiser(student: Classifier, config: TrainConfig) -> torch.optim.Opti
             return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def group_parameters(student: Classifier, config: TrainConfig) -> list[dict[str, Any]]:
+def group_parameters(student: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Group the student's parameters by weight decay and by share of the learning rate, `lr_scale`.
 
     Biases, normalisation layers and the parameters that timm names for the network (such as position embeddings) do not
     decay. Below a `layer_decay` of 1, each layer, as timm divides the network, has that share of the learning rate of
-    the layer above it. The uppermost is the linear layer for the classes.
+    the layer above it. The uppermost are the linear layer for the classes and what else the objective trains.
     """
-    encoder = student.encoder
+    parts = dict(student.named_children())
+    encoder = parts.pop("encoder")
     names: set[str] = set(encoder.no_weight_decay()) if hasattr(encoder, "no_weight_decay") else set()  # type: ignore[operator]
-    head = param_groups_weight_decay(student.head, config.weight_decay)
+    head = param_groups_weight_decay(nn.ModuleDict(parts), config.weight_decay)
     if config.layer_decay == 1:
         return [*param_groups_weight_decay(encoder, config.weight_decay, no_weight_decay_list=names), *head]
     groups = param_groups_layer_decay(

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.nn.functional import all_gather
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -116,6 +117,26 @@ def gather(values: torch.Tensor, process: Process) -> torch.Tensor:
     rows = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(process.world)]
     dist.all_gather(rows, torch.tensor([len(values)], device=values.device))
     return torch.cat([part[: int(count)] for part, count in zip(parts, rows, strict=True)])
+
+
+def gather_features(values: torch.Tensor) -> torch.Tensor:
+    """Concatenate the rows of all processes by rank, with gradients. All processes have the same number of rows.
+
+    The gradient of a process's rows is the sum of those that all processes compute for them.
+    """
+    if not dist.is_initialized():
+        return values
+    if not values.requires_grad:
+        parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+    return torch.cat(all_gather(values.contiguous()))  # type: ignore[no-untyped-call]
+
+
+def own_rows(values: torch.Tensor) -> torch.Tensor:
+    """Where the rows of this process are among those of all processes: (n,) int64."""
+    first = dist.get_rank() * len(values) if dist.is_initialized() else 0
+    return torch.arange(first, first + len(values), device=values.device)
 
 
 def shard_model(model: nn.Module, process: Process, dtype: torch.dtype) -> None:

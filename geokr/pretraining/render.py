@@ -58,19 +58,37 @@ def normalise(pixels: torch.Tensor, form: InputFormat) -> torch.Tensor:
 def render(pixels: torch.Tensor, maps: torch.Tensor, form: InputFormat) -> torch.Tensor:
     """Compute a view of each tile: (n, band, size, size), normalised, in the data type and layout of `form`.
 
-    pixels: (n, band, y, x) float32 in 0..1. maps: (n, 6 + 2 * band * band) float32, from `draw_maps`. A view shows no
+    pixels: (n, band, y, x) float32 in 0..1. maps: (n, columns) float32, from `draw_maps`. A view shows no
     finer detail than the whole tile does at this size, without aliasing, which is also what validation sees.
     """
     bands = pixels.shape[1]
-    theta, mix, mix_mean = torch.split(maps, [6, bands**2, bands**2], dim=1)
+    blurs = maps.shape[1] - 6 - 2 * bands**2  # 1 or 0
+    theta, mix, mix_mean, spread = torch.split(maps, [6, bands**2, bands**2, blurs], dim=1)
     if pixels.shape[-1] > form.size:
         pixels = resize(pixels, form.size)
     view = _warp(pixels, theta.view(-1, 2, 3), form)  # (n, band, size, size)
+    if blurs:
+        view = blur(view, spread)
     mean = view.mean(dim=(2, 3))[:, :, None]  # (n, band, 1)
     base = torch.baddbmm(form.lowest[:, :, 0].expand_as(mean), mix_mean.reshape(-1, bands, bands), mean)
     colours = torch.baddbmm(base, mix.reshape(-1, bands, bands), view.flatten(2)).view_as(view)
     result = torch.empty_like(colours, dtype=form.dtype, memory_format=form.layout)
     return torch.clamp(colours, form.lowest, form.highest, out=result)  # one pass: clips, converts and reorders
+
+
+def blur(view: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+    """Blur each view by a Gaussian of its own, mirrored at the edges: (n, band, size, size).
+
+    spread: (n, 1), standard deviations up to 2 px of 224; 0 for no blur.
+    """
+    count, bands, size, _ = view.shape
+    reach = min(size - 1, -(-6 * size // 224))  # three of the largest standard deviations, px
+    taps = torch.arange(-reach, reach + 1, device=view.device)
+    kernel = torch.softmax(-0.5 * (taps / spread.clamp_min(1e-3)).square(), dim=1)  # (n, taps)
+    kernel = kernel.repeat_interleave(bands, dim=0)[:, None, :, None]  # (n * band, 1, taps, 1)
+    rows = F.pad(view.reshape(1, -1, size, size), [reach] * 4, mode="reflect")
+    blurred = F.conv2d(F.conv2d(rows, kernel, groups=len(kernel)), kernel.transpose(2, 3), groups=len(kernel))
+    return blurred.view(count, bands, size, size)
 
 
 def _warp(pixels: torch.Tensor, theta: torch.Tensor, form: InputFormat) -> torch.Tensor:

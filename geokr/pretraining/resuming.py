@@ -9,7 +9,7 @@ from typing import Any
 from geokr.pretraining.checkpoint import LAST, Checkpoint, load
 from geokr.pretraining.config import WITHOUT_EFFECT, TrainConfig
 from geokr.pretraining.console import print_once
-from geokr.pretraining.learner import DataFacts
+from geokr.pretraining.facts import DataFacts
 from geokr.pretraining.processes import Process, barrier
 from geokr.settings import list_differences
 

@@ -50,11 +50,11 @@ def find_peak(device: str) -> int | None:
 def count_flops(learner: Learner) -> int:
     """Floating-point operations of a step for one tile.
 
-    Three times those of a forward pass for the student, whose gradients take two, and once for each other network.
+    Those of a forward pass as often as the objective says; what it puts on top of the encoder does not count.
     """
     config = learner.config
-    passes = 2 + len(learner.objective.networks)
-    return passes * _count_forward(config.model, config.bands, len(learner.facts.classes), config.image_size)
+    forward = _count_forward(config.model, config.bands, len(learner.facts.classes), config.image_size)
+    return round(learner.objective.passes * forward)
 
 
 @cache

@@ -100,4 +100,4 @@ def predict(
         fraction = (
             torch.zeros(0, len(learner.facts.classes), device=device) if batch is None else batch.fraction.to(device)
         )
-        yield [(logits[:tiles].float(), features[:tiles].float()) for logits, features in outputs], fraction.float()
+        yield [(output[0][:tiles].float(), output[1][:tiles].float()) for output in outputs], fraction.float()

@@ -37,13 +37,14 @@ def write_dataset(
     known: Callable[[str, int, int], float] = lambda scene, row, col: 1.0,
     more: dict[str, Sequence[Any]] | None = None,
     block: int = 4,
+    classes: Sequence[str] = CLASSES,
 ) -> Path:
     """A data set as the pipeline leaves it.
 
     pixels: scene -> (row, col, band, y, x) uint8 or uint16. share: scene -> (row, col, class).
     more: further columns of the index, a value a tile, in the order of the pixels.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in ("tile", "scene", "row", "col", "known", "split", *CLASSES)}
+    columns: dict[str, list[Any]] = {name: [] for name in ("tile", "scene", "row", "col", "known", "split", *classes)}
     tiles = str(root / layout.TILES)
     for scene, image in pixels.items():
         rows, cols, count, tile = image.shape[:4]
@@ -71,7 +72,7 @@ def write_dataset(
                 for name, value in zip(columns, [*values, *share[scene][row, col].tolist()], strict=True):
                     columns[name].append(value)
     store.consolidate(tiles)
-    kinds: dict[str, Any] = {"row": np.int32, "col": np.int32, **dict.fromkeys(("known", *CLASSES), np.float32)}
+    kinds: dict[str, Any] = {"row": np.int32, "col": np.int32, **dict.fromkeys(("known", *classes), np.float32)}
     typed = {name: np.asarray(values, kinds.get(name, object)) for name, values in columns.items()}
     count = len(columns["tile"])
     extra = {"satellite": np.full(count, "GF1", object), "gsd": np.full(count, 16.0, np.float32)}
@@ -82,8 +83,8 @@ def write_dataset(
     )
     summary = {
         "schema": SCHEMA,
-        "classes": list(CLASSES),
-        "colours": ["#0000ff", "#00ff00", "#888888"],
+        "classes": list(classes),
+        "colours": ["#0000ff", "#00ff00", "#888888", *["#000000"] * (len(classes) - 3)],
         "label_set": "made_2020",
     }
     (root / "dataset.json").write_text(json.dumps(summary), encoding="utf-8")

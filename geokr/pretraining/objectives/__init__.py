@@ -1,8 +1,13 @@
 """Objectives, which define the loss of a run: one file each."""
 
+from geokr.pretraining.objectives.byol import BYOL
+from geokr.pretraining.objectives.mae import MAE
 from geokr.pretraining.objectives.mean_teacher import MeanTeacher
+from geokr.pretraining.objectives.moco import MoCo
 from geokr.pretraining.objectives.objective import Objective
 from geokr.pretraining.objectives.reference import Reference
+from geokr.pretraining.objectives.simclr import SimCLR
+from geokr.pretraining.objectives.softcon import SoftCon
 from geokr.pretraining.objectives.supervised import Supervised
 
 
@@ -11,8 +16,18 @@ def choose(name: str) -> type[Objective]:
     match name:
         case "geokr":
             return MeanTeacher
+        case "byol":
+            return BYOL
+        case "mae":
+            return MAE
+        case "moco":
+            return MoCo
         case "reference":
             return Reference
+        case "simclr":
+            return SimCLR
+        case "softcon":
+            return SoftCon
         case "supervised":
             return Supervised
         case _:

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from geokr.pretraining.classifier import Classifier
 from geokr.pretraining.config import TrainConfig
 from geokr.pretraining.metrics import disagreement, divergence
-from geokr.pretraining.objectives.objective import FIRST_VIEW, SECOND_VIEW, Part
+from geokr.pretraining.objectives.objective import FIRST_VIEW, PREDICT_SHARES, SECOND_VIEW, Part
 
 
 class MeanTeacher:
@@ -26,7 +26,10 @@ class MeanTeacher:
 
     measures: ClassVar[tuple[str, ...]] = ("kl", "disagreement")
     formula: ClassVar[str] = "KL(A || p) + {consistency:g} KL(p || q)"
+    task: ClassVar[str] = PREDICT_SHARES
+    passes: ClassVar[float] = 4
     takes_pairs: ClassVar[bool] = True
+    takes_parts: ClassVar[bool] = True
     normalises: ClassVar[bool] = True
     exported: ClassVar[str] = "teacher"
 

@@ -16,7 +16,7 @@ from geokr.pretraining.classifier import Classifier
 from geokr.pretraining.config import TrainConfig
 from geokr.pretraining.metrics import disagreement, divergence
 from geokr.pretraining.objectives.mean_teacher import ema_update, ramp_up
-from geokr.pretraining.objectives.objective import FIRST_VIEW, Part
+from geokr.pretraining.objectives.objective import FIRST_VIEW, PREDICT_SHARES, Part
 
 
 class Reference:
@@ -24,7 +24,10 @@ class Reference:
 
     measures: ClassVar[tuple[str, ...]] = ("kl", "disagreement")
     formula: ClassVar[str] = "mean over classes of -A log p - {consistency:g} p log q"
+    task: ClassVar[str] = PREDICT_SHARES
+    passes: ClassVar[float] = 4
     takes_pairs: ClassVar[bool] = False
+    takes_parts: ClassVar[bool] = True
     normalises: ClassVar[bool] = False
     exported: ClassVar[str] = "teacher"
 

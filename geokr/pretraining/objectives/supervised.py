@@ -9,7 +9,7 @@ from torch import nn
 from geokr.pretraining.classifier import Classifier
 from geokr.pretraining.config import TrainConfig
 from geokr.pretraining.metrics import divergence
-from geokr.pretraining.objectives.objective import FIRST_VIEW, Part
+from geokr.pretraining.objectives.objective import FIRST_VIEW, PREDICT_SHARES, Part
 
 
 class Supervised:
@@ -17,7 +17,10 @@ class Supervised:
 
     measures: ClassVar[tuple[str, ...]] = ("kl",)
     formula: ClassVar[str] = "KL(A || p)"
+    task: ClassVar[str] = PREDICT_SHARES
+    passes: ClassVar[float] = 3
     takes_pairs: ClassVar[bool] = False
+    takes_parts: ClassVar[bool] = True
     normalises: ClassVar[bool] = True
     exported: ClassVar[str] = "student"
 

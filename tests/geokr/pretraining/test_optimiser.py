@@ -12,7 +12,8 @@ from geokr.loading.loader import TileLoader
 from geokr.loading.selection import Selection
 from geokr.pretraining.classifier import build_classifier
 from geokr.pretraining.config import configure
-from geokr.pretraining.learner import Learner, create_learner, gather_facts, train_step
+from geokr.pretraining.facts import gather_facts
+from geokr.pretraining.learner import Learner, create_learner, train_step
 from geokr.pretraining.optimiser import make_optimiser, set_learning_rate
 from geokr.pretraining.processes import Process
 

@@ -13,7 +13,8 @@ from geokr import train
 from geokr.pretraining import checkpoint
 from geokr.pretraining.checkpoint import LAST, Checkpoint, load
 from geokr.pretraining.config import configure
-from geokr.pretraining.learner import create_learner, gather_facts, make_checkpoint, train_step
+from geokr.pretraining.facts import gather_facts
+from geokr.pretraining.learner import create_learner, make_checkpoint, train_step
 from geokr.pretraining.processes import Process
 
 SMALL = ["model=test_resnet", "image_size=32", "batch=32", "loggers=[]", "probe=0"]

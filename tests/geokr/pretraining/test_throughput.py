@@ -10,25 +10,26 @@ import torch
 
 from geokr import train
 from geokr.pretraining.config import configure
+from geokr.pretraining.objectives import choose
 from geokr.pretraining.processes import Process
 from geokr.pretraining.throughput import count_flops, find_peak, peak_share
 
 
-def learner_of(model: str, size: int, networks: int, process: Process) -> Any:
+def learner_of(model: str, size: int, passes: float, process: Process) -> Any:
     config = configure(overrides=[f"model={model}", f"image_size={size}"])
     facts = SimpleNamespace(classes=("water", "forest"))
-    objective = SimpleNamespace(networks=dict.fromkeys(map(str, range(networks))))
+    objective = SimpleNamespace(passes=passes)
     return SimpleNamespace(config=config, facts=facts, objective=objective, process=process)
 
 
-@pytest.mark.parametrize("networks", [1, 2])
-def test_operations_of_a_step_are_those_of_its_passes(networks: int) -> None:
+@pytest.mark.parametrize("name", ["supervised", "geokr"])
+def test_operations_of_a_step_are_those_of_its_passes(name: str) -> None:
     """VGG-11 at 32 px: two for each of the products of eight convolutions and of the linear layer."""
-    learner = learner_of("vgg11", 32, networks, Process(0, 1, torch.device("cpu")))
+    learner = learner_of("vgg11", 32, choose(name).passes, Process(0, 1, torch.device("cpu")))
     layers = [(3, 64, 32), (64, 128, 16), (128, 256, 8), (256, 256, 8), (256, 512, 4), (512, 512, 4)]
     layers += [(512, 512, 2), (512, 512, 2)]
     forward = sum(2 * 9 * taken * given * side**2 for taken, given, side in layers) + 2 * 512 * 2
-    assert count_flops(learner) == (2 + networks) * forward
+    assert count_flops(learner) == {"supervised": 3, "geokr": 4}[name] * forward
 
 
 def test_the_share_of_the_peak_is_that_of_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,14 +29,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tqdm import tqdm
 
 from geokr import train
-from geokr.loading.loader import TileLoader
+from geokr.loading.loader import Batch, TileLoader
 from geokr.loading.selection import Selection
 from geokr.pretraining import console, validation
 from geokr.pretraining import learner as learner_module
 from geokr.pretraining.checkpoint import BEST, LAST, VERSION, load
 from geokr.pretraining.config import TrainConfig, configure
+from geokr.pretraining.facts import gather_facts
 from geokr.pretraining.journal import Journal, confusion_figure
-from geokr.pretraining.learner import Learner, create_learner, gather_facts, train_step
+from geokr.pretraining.learner import Learner, create_learner, train_step
 from geokr.pretraining.objectives.objective import FIRST_VIEW, SECOND_VIEW
 from geokr.pretraining.processes import Process
 from geokr.pretraining.validation import Validation, validate
@@ -301,9 +302,9 @@ def by_a_step(dataset: Path, *settings: str, weight: torch.Tensor | None = None)
     return learner
 
 
-def losses_of(learner: Learner, image: torch.Tensor, pair: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Loss, KL(A || p) and KL(p || q) of each tile."""
-    return learner.objective.losses(learner.part(image, pair, target, 0))
+def losses_of(learner: Learner, batch: Batch) -> torch.Tensor:
+    """Loss and measures of each tile, such as KL(A || p) and KL(p || q)."""
+    return learner.objective.losses(learner.part(batch, 0))
 
 
 def test_a_line_of_the_log_is_of_the_steps_since_the_last(coloured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,9 +451,7 @@ def test_of_a_pair_the_teacher_sees_the_other_date(build, tmp_path: Path) -> Non
     learner = create_learner(config, ALONE, training, training, gather_facts(training, training))
     batch = next(iter(training))
     assert batch.pair is not None
-    same_date, other_date = (
-        losses_of(learner, batch.image, seen, batch.fraction) for seen in (batch.image, batch.pair)
-    )
+    same_date, other_date = (losses_of(learner, replace(batch, pair=seen)) for seen in (batch.image, batch.pair))
     assert torch.equal(same_date[:, 1], other_date[:, 1])  # the student's
     assert not torch.allclose(same_date[:, 2], other_date[:, 2])
     train_step(learner, batch)
@@ -515,7 +514,7 @@ def test_the_consistency_rises_over_a_part_of_the_run(coloured: Path, step: int,
     learner = by_a_step(coloured, "steps=40", "ramp_up=0.5", "consistency=3")
     learner.step = step
     batch = next(iter(learner.training))
-    loss, kl, disagreement = losses_of(learner, batch.image, batch.image, batch.fraction).T
+    loss, kl, disagreement = losses_of(learner, batch).T
     assert torch.allclose(loss, kl + 3 * share * disagreement, atol=1e-6)
     assert float(disagreement.detach().max()) > 1e-3
 

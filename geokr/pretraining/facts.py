@@ -1,0 +1,57 @@
+"""What a run knows of its tiles, by which it is not resumed with other tiles."""
+
+from dataclasses import dataclass
+
+from geokr.dataset.index import read_extent, read_summary
+from geokr.loading.loader import TileLoader
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """Properties of the tiles of a run. A checkpoint stores them, so that a run is not resumed with other tiles."""
+
+    training_tiles: int
+    held_out_tiles: int
+    classes: tuple[str, ...]
+    """In the order of the head's outputs."""
+    mean_label: tuple[float, ...]
+    """Mean share of each class over the training tiles."""
+    pixel_type: str
+    """Type of the stored pixels: uint8 or uint16."""
+    low_pixel: tuple[float, ...]
+    """Stored pixel of each band that becomes 0."""
+    high_pixel: tuple[float, ...]
+    """Stored pixel of each band that becomes 1."""
+    mean_pixel: tuple[float, ...]
+    """Mean of each band over a sample of the training tiles, in 0..1."""
+    std_pixel: tuple[float, ...]
+    """Standard deviation of each band over the same sample."""
+    unread_tiles: int
+    """Number of tiles of this sample that could not be read and are left out of the two."""
+    labels: str
+    """Name of the label set: product and year."""
+    bounds: tuple[float, ...]
+    """West, south, east and north of the data set, degrees; empty if unknown to the index."""
+    acquired: tuple[str, ...]
+    """Acquisition times of the first and the last tile, ISO 8601 in UTC; empty if unknown to the index."""
+
+
+def gather_facts(training: TileLoader, held_out: TileLoader) -> DataFacts:
+    skipped = training.skipped
+    levels = training.measure_levels()
+    bounds, acquired = read_extent(training.dataset)
+    return DataFacts(
+        training_tiles=training.tiles,
+        held_out_tiles=held_out.tiles,
+        classes=training.classes,
+        mean_label=tuple(training.fraction.mean(axis=0, dtype="float64").tolist()),
+        pixel_type=levels.dtype,
+        low_pixel=tuple(levels.low),
+        high_pixel=tuple(levels.high),
+        mean_pixel=tuple(levels.mean),
+        std_pixel=tuple(levels.std),
+        unread_tiles=training.skipped - skipped,
+        labels=str(read_summary(training.dataset)["label_set"]),
+        bounds=bounds,
+        acquired=acquired,
+    )
