@@ -28,8 +28,8 @@ from geokr.pretraining.learner import Learner, create_learner, train_step
 from geokr.pretraining.processes import Process, process_group
 from geokr.pretraining.throughput import count_flops, find_peak
 
-GPU = ["model=resnet50", "image_size=256", "batch=256", "prefetch=8", "steps=1000000"]
-PROCESSOR = ["model=resnet10t", "image_size=64", "batch=32", "steps=1000000"]
+GPU = ["bands=red,green,blue", "model=resnet50", "image_size=256", "batch=256", "prefetch=8", "steps=1000000"]
+PROCESSOR = ["bands=red,green,blue", "model=resnet10t", "image_size=64", "batch=32", "steps=1000000"]
 
 
 def main(argv: list[str]) -> int:

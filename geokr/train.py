@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import save as to_safetensors
 
+from geokr.dataset.layout import RGB
 from geokr.encoder import ENCODER
 from geokr.export import export
 from geokr.loading.device import device_batches
@@ -67,9 +68,11 @@ def train(
         if process.rank == 0:
             (run / STOPPED).unlink(missing_ok=True)
         training, held_out = make_loaders(dataset, config, process)
+        if not config.bands and training.bands != RGB:
+            print_once(process, f"bands are {', '.join(training.bands)}: no scene has red, green and blue")
         if (size := training.batch * process.world) < config.batch:
             print_once(process, f"batch is {size} instead of {config.batch}: there are {training.tiles} training tiles")
-            config = config.model_copy(update={"batch": size})
+        config = config.model_copy(update={"bands": training.bands, "batch": size})
         facts, epoch = broadcast_value(gather_facts(training, held_out), process), len(training)
         last = find_checkpoint(run, config, facts, config.length(epoch), process, restart)
         if last is not None and last.step == config.length(epoch) and all((run / name).exists() for name in RESULTS):
@@ -198,7 +201,6 @@ def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[T
             "method: set accumulate to 1"
         )
     common: dict[str, Any] = {
-        "bands": config.bands,
         "rank": process.rank,
         "world": process.world,
         "prefetch": config.prefetch,
@@ -207,9 +209,11 @@ def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[T
     for_validation = Selection("val", config.classes, config.min_known, config.where)
     for_training = replace(for_validation, split="train", weight=config.weight, pairs=config.pairs)
     sampling = {name: getattr(config, name) for name in ("balance", "shuffle_buffer", "seed")}
-    training = TileLoader(dataset, for_training, batch=config.accumulate, **sampling, **common)
+    training = TileLoader(dataset, for_training, bands=config.bands, batch=config.accumulate, **sampling, **common)
     training.batch = min(config.batch, training.tiles // parts * parts) // process.world
-    return training, TileLoader(dataset, for_validation, batch=training.batch, shuffle=False, **common)
+    return training, TileLoader(
+        dataset, for_validation, bands=training.bands, batch=training.batch, shuffle=False, **common
+    )
 
 
 def iterate_batches(training: TileLoader, step: int, total: int) -> Iterator[Batch]:

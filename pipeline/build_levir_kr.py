@@ -57,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--legend", nargs="+", dest="legends", metavar="FILE", help="descriptions of your own land-cover products")
     add("--taxonomy", metavar="NAME", help="classes of the labels: globeland30, paper, own or a file (globeland30)")
     add("--imagery", choices=get_args(Imagery), help="which images of a delivery are tiled (mss)")
+    add("--band-names", metavar="NAME,...", help="names of the bands of images with as many bands (those in the file)")
     add("--alpha", choices=get_args(Alpha), help="what a band declared as alpha is: a mask or a measurement (auto)")
     add(
         "--dem",

@@ -32,6 +32,9 @@ class SurveyConfig(Strict):
     bands: Annotated[Names, Field(min_length=1)] = ("red", "green", "blue", "nir")
     """Bands to use from a STAC item or a product with a file a band: common names, names of the product's own, or
     NAME=OWN NAME. Those that it lacks are left out. Other images keep all bands."""
+    band_names: Names = ()
+    """Names of the bands of images with as many bands, instead of those in the file, which may have none. Gaofen
+    deliveries and STAC items name their own."""
     alpha: Alpha = "auto"
     """What a band declared as alpha is: mask, band (of measurements), or auto: a mask if named and filled as one."""
     dem: Address | None = None
@@ -42,6 +45,8 @@ class SurveyConfig(Strict):
     """Percentiles of a scene that are mapped to 0 and 255."""
     radiometry: Kind = "percentile"
     """How pixels are stored: percentile or percentile-per-band (8 bits), toa (reflectance) or dn (16 bits)."""
+    reflectance_scale: Annotated[float, Field(gt=0)] | None = None
+    """For toa: the reflectance of one step of the pixels of images that state no scale, such as 0.0001."""
     coefficients: Address | None = None
     """For toa: a table to use instead of the built-in one, CSV in the form of pipeline/imaging/calibration.csv."""
     pansharpen_weights: Annotated[tuple[Weight, ...], Field(min_length=1)] | None = None
@@ -49,6 +54,8 @@ class SurveyConfig(Strict):
 
     @model_validator(mode="after")
     def _check_settings(self) -> "SurveyConfig":
+        if len(set(self.band_names)) != len(self.band_names):
+            raise ValueError(f"band_names must not repeat a name, got {', '.join(self.band_names)}")
         if self.geoid is not None and self.dem is None:
             raise ValueError("a geoid can only be used together with a DEM")
         if self.coefficients is not None and self.radiometry != "toa":
@@ -142,7 +149,10 @@ class BuildConfig(Strict):
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "out": ("out",),
-    **{name: ("survey", name) for name in ("scenes", "imagery", "alpha", "dem", "geoid", "radiometry", "coefficients")},
+    **{
+        name: ("survey", name)
+        for name in ("scenes", "imagery", "band_names", "alpha", "dem", "geoid", "radiometry", "coefficients")
+    },
     **{name: ("grid", name) for name in ("tile", "stride")},
     "resampling": ("tiles", "resampling"),
     **{name: ("labels", name) for name in ("landcover", "legends", "taxonomy")},

@@ -21,6 +21,7 @@ from pipeline.runtime.worker import LIBRARIES
 from pipeline.scenes.delivery import Refusal, read_delivery
 from pipeline.scenes.discovery import Inventory, find_deliveries
 from pipeline.scenes.footprint import make_flat_terrain
+from pipeline.scenes.raster import CONVERSION, READ_AS_THEY_ARE
 from pipeline.scenes.scene import Scene
 
 
@@ -87,10 +88,11 @@ def terrain_attributes(entry: Entry) -> dict[str, Any]:
 
 def projected_bytes(scene: Scene, grid: TileGrid, kind: Kind) -> int:
     """Peak memory for building one block, bytes, in addition to the libraries. kind: how the pixels are stored."""
-    itemsize = 1 if scene.dtype == "uint8" else 2
+    itemsize = 1 if scene.read_type == "uint8" else 2
     stored_itemsize = 2 if kind == "toa" else itemsize if kind == "dn" else 1
     sizes = (grid.block, grid.tile, grid.stride, len(scene.bands), itemsize)
-    return peak_bytes(*sizes, pan=scene.pan is not None, stored=stored_itemsize)
+    conversion = 0 if all(image.dtype in READ_AS_THEY_ARE for image in scene) else CONVERSION
+    return peak_bytes(*sizes, pan=scene.pan is not None, stored=stored_itemsize) + conversion
 
 
 def known_inputs(config: BuildConfig, covers: Sequence[LandCover]) -> list[Given]:
@@ -138,8 +140,9 @@ def dry_run(config: BuildConfig, covers: list[LandCover]) -> list[str]:
     """
     lines, total_tiles, memory, total_pixels = [], 0, 0, 0
     entries: dict[str, Entry] = {}
-    for delivery in find_deliveries(config.survey.scenes):
-        for scene in read_delivery(delivery, config.survey.imagery, config.survey.bands, config.survey.alpha):
+    survey = config.survey
+    for delivery in find_deliveries(survey.scenes):
+        for scene in read_delivery(delivery, survey.imagery, survey.bands, survey.alpha, survey.band_names):
             if isinstance(scene, Refusal):
                 lines.append(f"refused   {scene.detail}")
             elif scene.id not in entries:

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from geokr.dataset.layout import RGB
 from geokr.loading.background import iterate_in_thread
 from geokr.loading.levels import PixelLevels, measure_levels
 from geokr.loading.order import (
@@ -70,7 +69,7 @@ class TileLoader:
         dataset: str | Path,
         selection: Selection,
         *,
-        bands: Sequence[str] = RGB,
+        bands: Sequence[str] = (),
         batch: int,
         balance: float = 0.0,
         shuffle: bool = True,
@@ -83,6 +82,7 @@ class TileLoader:
     ) -> None:
         """selection: tiles to read; with `pairs`, each comes with a tile of the same place, drawn again every epoch.
 
+        bands: bands to read, in this order; if empty, those of `choose_bands`.
         batch: number of tiles in a batch of this rank.
         balance: 0 reads each tile once per epoch. 1 draws tiles, some several times and some not at all, so that the
         classes have equal mass. Values in between give a partial balance.
@@ -95,7 +95,7 @@ class TileLoader:
         Raises ValueError naming the selection if no tile is left.
         """
         self.dataset, split = str(dataset), selection.split
-        self.bands, self.batch, self.shuffle, self.shuffle_buffer = tuple(bands), batch, shuffle, shuffle_buffer
+        self.batch, self.shuffle, self.shuffle_buffer = batch, shuffle, shuffle_buffer
         self.seed, self.rank, self.world, self.prefetch, self.on_error = seed, rank, world, prefetch, on_error
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be raise or skip, got {on_error}")
@@ -106,7 +106,8 @@ class TileLoader:
         if balance and not shuffle:
             raise ValueError("balanced tiles are drawn at random: set shuffle")
         self.classes, tiles = select_tiles(dataset, selection)
-        self._reader = open_reader(self.dataset, split, tiles, self.bands)
+        self._reader = open_reader(self.dataset, split, tiles, bands)
+        self.bands = self._reader.bands
         self.scenes_left_out: tuple[str, ...] = tuple(self._reader.scenes_without_bands)
         """Scenes with selected tiles that lack one of the bands."""
         self.selected = self._reader.tiles
@@ -117,7 +118,9 @@ class TileLoader:
             self._companions = find_companions(self.selected.place, self.selected.date)
             self._candidates = np.flatnonzero(self._companions.others)
             if len(self._candidates) == 0:
-                raise ValueError(f"{dataset}: split {split} has no place of two dates with bands {', '.join(bands)}")
+                raise ValueError(
+                    f"{dataset}: split {split} has no place of two dates with bands {', '.join(self.bands)}"
+                )
         self._chance = class_probabilities(self.fraction, balance) if balance else None
         self._shard = np.unique(self._reader.shard_cell[self._candidates], axis=0, return_inverse=True)[1].ravel()
         self._warned_shards: set[str] = set()

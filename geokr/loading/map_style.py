@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from geokr.dataset.layout import RGB
 from geokr.loading.pixels import TileReader, open_reader
 from geokr.loading.selection import Selection, select_tiles
 
@@ -20,12 +19,11 @@ class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     processes must not be forked: use `multiprocessing_context="spawn"`.
     """
 
-    def __init__(self, dataset: str | Path, selection: Selection, *, bands: Sequence[str] = RGB) -> None:
-        """selection: tiles to read, without `pairs`."""
-        self.bands = tuple(bands)
+    def __init__(self, dataset: str | Path, selection: Selection, *, bands: Sequence[str] = ()) -> None:
+        """selection: tiles to read, without `pairs`. bands: as in `TileLoader`."""
         self.classes, tiles = select_tiles(dataset, selection)
-        self._reader: TileReader | None = open_reader(str(dataset), selection.split, tiles, self.bands)
-        self.selected = self._reader.tiles
+        self._reader: TileReader | None = open_reader(str(dataset), selection.split, tiles, bands)
+        self.bands, self.selected = self._reader.bands, self._reader.tiles
         self._root = self._reader.root
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ a read in a forked process would wait forever.
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
-from geokr.dataset.layout import TILES
+from geokr.dataset.layout import RGB, TILES
 from geokr.loading.order import Positions
 from geokr.loading.selection import Tiles
 from geokr.storage import files
@@ -64,7 +64,7 @@ class TileReader:
     """The opened images of the scenes that contain the selected tiles."""
 
     def __init__(self, root: str, tiles: Tiles, bands: Sequence[str]) -> None:
-        """root: path or URL of the store. bands: bands to read, in this order.
+        """root: path or URL of the store. bands: bands to read, in this order; if empty, those of `choose_bands`.
 
         Raises ValueError if no scene has all bands. Also raises it, naming the scene, if a scene is not in the
         store, if its image cannot be opened, or if its tiles differ in size or type from those of other scenes.
@@ -81,11 +81,21 @@ class TileReader:
             }
         )
         store = ts.KvStore.open(files.kvstore_spec(root), context=context).result()
-        self._arrays, self.scenes_without_bands = _open_scenes(store, context, root, tiles.scenes, tuple(bands))
+        attributes = _read_attributes(store, root, tiles.scenes)
+        available = {scene: tuple(values["bands"]) for scene, values in attributes.items()}
+        self.bands = tuple(bands) or choose_bands([*available.values()])
+        """Bands of the tiles, in this order."""
+        self.scenes_without_bands = {s: names for s, names in available.items() if not {*self.bands} <= {*names}}
         """Scenes that lack one of `bands` -> the bands that they have."""
-        if not self._arrays:
-            available = "; ".join(sorted({", ".join(bands) for bands in self.scenes_without_bands.values()}))
-            raise ValueError(f"{root}: no scene with these tiles has bands {', '.join(bands)}; they have {available}")
+        if len(self.scenes_without_bands) == len(available):
+            others = "; ".join(sorted({", ".join(names) for names in available.values()}))
+            raise ValueError(
+                f"{root}: no scene with these tiles has bands {', '.join(self.bands)}; they have {others}; choose "
+                "among these with the setting bands"
+            )
+        for scene in self.scenes_without_bands:
+            del attributes[scene]
+        self._arrays = _open_scenes(store, context, root, attributes, self.bands)
         self.tiles = tiles.filter(np.array([name in self._arrays for name in tiles.scenes])[tiles.scene])
         """The tiles of the scenes that have all bands."""
         self.tile_shape: tuple[int, ...] = next(iter(self._arrays.values())).shape[2:]
@@ -169,9 +179,20 @@ def open_reader(dataset: str, split: str, tiles: Tiles, bands: Sequence[str]) ->
             dataset,
             len(reader.scenes_without_bands),
             split,
-            ", ".join(bands),
+            ", ".join(reader.bands),
         )
     return reader
+
+
+def choose_bands(available: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The bands to read if none are named. available: the bands of each scene.
+
+    They are red, green and blue or, if no scene has these, the bands that all scenes have, in the order of the first.
+    """
+    if any({*RGB} <= {*names} for names in available):
+        return RGB
+    common = set.intersection(*map(set, available))
+    return tuple(name for name in available[0] if name in common) or RGB
 
 
 def read_threads() -> int:
@@ -185,29 +206,29 @@ def read_threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(text))
 
 
-def _open_scenes(
-    store: Any, context: Any, root: str, scenes: Sequence[str], bands: tuple[str, ...]
-) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
-    """Open the images (row, col, band, y, x) of the scenes, with `bands` in this order.
-
-    Returns the images by scene, and for each scene that lacks one of `bands` the bands that it has. Raises ValueError
-    naming the scene if it is not in the store, or if its tiles differ in size or type from the other scenes.
-    """
-    metadata = [(scene, store.read(f"{scene}/zarr.json")) for scene in scenes]
-    order: dict[str, list[int]] = {}
-    lacking: dict[str, tuple[str, ...]] = {}
-    units: dict[str, Any] = {}
-    for scene, future in metadata:
+def _read_attributes(store: Any, root: str, scenes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Read the attributes of the scenes' groups. Raises ValueError naming a scene that is not in the store."""
+    attributes = {}
+    for scene, future in [(scene, store.read(f"{scene}/zarr.json")) for scene in scenes]:
         document = future.result()
         if document.state != "value":
             raise ValueError(f"{root}/{scene}: the index lists tiles of this scene, but the store does not have it")
-        attributes = json.loads(document.value)["attributes"]
-        available = tuple(attributes["bands"])
-        units[scene] = [attributes.get("radiometry", {}).get(name) for name in ("scale_factor", "add_offset")]
-        if set(bands) <= set(available):
-            order[scene] = [available.index(band) for band in bands]
-        else:
-            lacking[scene] = available
+        attributes[scene] = json.loads(document.value)["attributes"]
+    return attributes
+
+
+def _open_scenes(
+    store: Any, context: Any, root: str, attributes: Mapping[str, dict[str, Any]], bands: tuple[str, ...]
+) -> dict[str, Any]:
+    """Open the images (row, col, band, y, x) of scenes, by their names, with `bands` in this order.
+
+    attributes: scene -> attributes of its group. Raises ValueError naming the scene if its image cannot be opened, or
+    if its tiles differ in size or type from the other scenes.
+    """
+    units = {
+        scene: [values.get("radiometry", {}).get(name) for name in ("scale_factor", "add_offset")]
+        for scene, values in attributes.items()
+    }
     # A missing chunk must raise an error: filled with the fill value, it would be a black tile with a real label.
     spec = {
         "driver": "zarr3",
@@ -218,7 +239,7 @@ def _open_scenes(
     }
     opening = {
         scene: ts.open({**spec, "kvstore": (store / f"{scene}/image/").spec().to_json()}, context=context, read=True)
-        for scene in order
+        for scene in attributes
     }
     arrays: dict[str, Any] = {}
     expected: Any = None
@@ -238,8 +259,9 @@ def _open_scenes(
                 f"{root}/{scene}: tiles are {kind}, expected {expected} as in the other scenes; "
                 "choose scenes of one kind with conditions on the index"
             )
-        arrays[scene] = _select_bands(array, order[scene])
-    return arrays, lacking
+        available = attributes[scene]["bands"]
+        arrays[scene] = _select_bands(array, [available.index(band) for band in bands])
+    return arrays
 
 
 def _select_bands(array: Any, bands: list[int]) -> Any:

@@ -45,8 +45,9 @@ Amount = Annotated[float, Field(ge=0)]
 class TrainConfig(Strict):
     """All settings of a run. The defaults are the preset `geokr`."""
 
-    bands: Annotated[Names, Field(min_length=1)] = ("red", "green", "blue")
-    """Names of the input bands of the encoder, in this order. Scenes that lack one are left out."""
+    bands: Names = ()
+    """Names of the input bands of the encoder, in this order. Scenes that lack one are left out. If empty: red, green
+    and blue or, if no scene has them, the bands that all scenes have."""
     classes: Names = ()
     """Classes to learn; all classes of the data set if empty. Shares are renormalised over these classes, and what lies
     under other classes counts as unknown."""

@@ -112,7 +112,7 @@ def orthorectify(
     """
     shape = (geobox.shape[0], geobox.shape[1])
     lattice = fit_lattice(geobox, image.model, terrain)
-    pixels, valid = np.empty((*shape, len(image.bands)), image.dtype), np.zeros(shape, np.bool_)
+    pixels, valid = np.empty((*shape, len(image.bands)), image.read_type), np.zeros(shape, np.bool_)
     reach = lattice.reach()
     window = find_source_window(reach, image.width, image.height)
     if window is None:

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from pipeline.scenes.numbers import AS_THEY_ARE, Numbers
+
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
@@ -74,13 +76,20 @@ class Radiometry:
         """The type's largest value."""
         return int(np.iinfo(self.dtype).max)
 
-    def apply(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Convert (..., band) digital numbers to stored pixels, uint8 or uint16, laid out band after band in memory."""
+    def apply(self, pixels: npt.NDArray[Any], meanings: Sequence[Numbers] = ()) -> npt.NDArray[Any]:
+        """Convert (..., band) digital numbers to stored pixels, uint8 or uint16, laid out band after band in memory.
+
+        meanings: the digital numbers that the numbers in `pixels` stand for, for each band; by default the same.
+        """
         bands = len(self.low)
         if pixels.shape[-1] != bands:
             raise ValueError(f"the pixels have {pixels.shape[-1]} bands, but the radiometry has {bands}")
-        numbers = np.arange(np.iinfo(pixels.dtype).max + 1, dtype=np.float64)
-        lines = [(numbers - low) * (self.top / (high - low)) for low, high in zip(self.low, self.high, strict=True)]
+        every = np.arange(np.iinfo(pixels.dtype).max + 1, dtype=np.float64)
+        values = [meaning.decode(every) for meaning in meanings or (AS_THEY_ARE,) * bands]
+        lines = [
+            (numbers - low) * (self.top / (high - low))
+            for numbers, low, high in zip(values, self.low, self.high, strict=True)
+        ]
         tables = np.clip(np.rint(lines), 0, self.top).astype(self.dtype)
         stored = np.empty((bands, *pixels.shape[:-1]), self.dtype)
         look_up(np.ascontiguousarray(pixels).reshape(-1, bands), tables, stored.reshape(bands, -1))
@@ -136,9 +145,18 @@ def stretch_per_band(
     return Radiometry("percentile-per-band", *ends, "uint8", {"percentiles": [low, high]})
 
 
-def identity_radiometry(dtype: str, bands: int) -> Radiometry:
-    """Return the radiometry that stores digital numbers unchanged."""
-    return Radiometry("dn", (0.0,) * bands, (float(np.iinfo(dtype).max),) * bands, dtype, {})
+def identity_radiometry(dtype: str, meanings: Sequence[Numbers]) -> Radiometry:
+    """Return the radiometry that stores digital numbers unchanged, or above their base if some are negative.
+
+    meanings: for each band. Raises RadiometryError if they are no whole numbers.
+    """
+    if any(meaning.step != 1 for meaning in meanings):
+        raise RadiometryError("radiometry dn stores whole numbers of 16 bits; choose toa or a percentile stretch")
+    low = tuple(meaning.base for meaning in meanings)
+    bases = {"scale_factor": 1.0, "add_offset": min(low)} if any(low) else {}
+    if len({*low}) > 1:
+        raise RadiometryError("some of its bands have negative numbers and others have not; choose another radiometry")
+    return Radiometry("dn", low, tuple(base + float(np.iinfo(dtype).max) for base in low), dtype, bases)
 
 
 def radiometry_from_scales(scales: Sequence[float], offsets: Sequence[float]) -> Radiometry:

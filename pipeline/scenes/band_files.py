@@ -69,7 +69,7 @@ def read_scene(
     if imagery == "pansharpened":
         (file,) = select_files(product, ("pan",)).values()
         pan = read_band(file, "pan", product, locate, alpha)
-    if len(types := {image.dtype for image in images}) > 1:
+    if len(types := {image.read_type for image in images}) > 1:
         raise SceneError(f"{product.id}: the pixels of its bands are of different types, {' and '.join(sorted(types))}")
     return Scene(
         id=product.id,

@@ -17,6 +17,7 @@ from pipeline.geometry.sensor import Georeferenced, SensorModel
 from pipeline.scenes import archive, discovery, gaofen, stac
 from pipeline.scenes.archive import IMAGES
 from pipeline.scenes.band_files import Files, read_scene
+from pipeline.scenes.band_names import name_bands
 from pipeline.scenes.discovery import Delivery
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
 from pipeline.scenes.products import find_reader
@@ -57,12 +58,16 @@ BANDS = ("red", "green", "blue", "nir")
 
 
 def read_delivery(
-    delivery: Delivery, imagery: Imagery = "mss", bands: Sequence[str] = BANDS, alpha: Alpha = "auto"
+    delivery: Delivery,
+    imagery: Imagery = "mss",
+    bands: Sequence[str] = BANDS,
+    alpha: Alpha = "auto",
+    band_names: Sequence[str] = (),
 ) -> list[Scene | Refusal]:
     """Read the scenes of a delivery from its metadata and image headers. Never raises for bad input.
 
     bands: bands to read from a STAC item, or from a product whose bands are files of their own: see `choose_bands`.
-    alpha: see `Alpha`.
+    alpha: see `Alpha`. band_names: see `name_bands`.
     """
     name, results = PurePosixPath(delivery.path).name, list[Scene | Refusal]()
     if delivery.fault:
@@ -90,7 +95,8 @@ def read_delivery(
         return [*results, refuse(name, "no_image", f"{delivery.path}: the archive contains no TIFF")]
     for product in products:
         try:
-            scene = read_product({name: files[name] for name in product}, delivery, imagery, bands, alpha)
+            product_files = {name: files[name] for name in product}
+            scene = read_product(product_files, delivery, imagery, bands, alpha, band_names)
             if delivery.part_of and len(scene.bands) == 1:
                 raise SceneError(f"{product[0]}: a band of {delivery.part_of}, which cannot be used")
             results.append(scene)
@@ -114,7 +120,14 @@ def folder_files(names: Iterable[str]) -> dict[str, bytes | None]:
     return files
 
 
-def read_product(files: Files, delivery: Delivery, imagery: Imagery, bands: Sequence[str], alpha: Alpha) -> Scene:
+def read_product(
+    files: Files,
+    delivery: Delivery,
+    imagery: Imagery,
+    bands: Sequence[str],
+    alpha: Alpha,
+    band_names: Sequence[str],
+) -> Scene:
     """Build the scene of one product. Raises SceneError with a sentence that names the file and the fault."""
     images = [name for name in files if name.lower().endswith(IMAGES)]
     if not archive.is_utf8(images[0]):
@@ -133,7 +146,7 @@ def read_product(files: Files, delivery: Delivery, imagery: Imagery, bands: Sequ
         parts = {name: gaofen.parse_name(PurePosixPath(name).stem) for name in images}
     except gaofen.GaofenError:
         (image,) = images
-        return read_georeferenced(image, files, delivery, imagery, alpha)
+        return read_georeferenced(image, files, delivery, imagery, alpha, band_names)
     main_name, pan_name = choose_images(parts, imagery)
     products = [
         read_gaofen_image(name, parts[name], files, delivery, alpha) for name in (main_name, *filter(None, [pan_name]))
@@ -274,7 +287,9 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
     return GaofenImage(image, fields, tuple(sorted(filter(None, [name, xml, camera, *beside]))))
 
 
-def read_georeferenced(name: str, files: Files, delivery: Delivery, imagery: Imagery, alpha: Alpha) -> Scene:
+def read_georeferenced(
+    name: str, files: Files, delivery: Delivery, imagery: Imagery, alpha: Alpha, band_names: Sequence[str]
+) -> Scene:
     """Build the scene of a georeferenced image of any origin.
 
     Raises SceneError if it has no georeference, or lacks the image that `imagery` needs, and NoImageryError if it
@@ -283,9 +298,8 @@ def read_georeferenced(name: str, files: Files, delivery: Delivery, imagery: Ima
     path, header = open_header(name, files, delivery, alpha, any_origin=True)
     if header.crs is None:
         raise SceneError(f"{path}: no georeference, and its name is not that of a Gaofen image")
-    names = tuple(header.descriptions[k - 1].strip().lower().replace(" ", "_") for k in header.indexes)
-    if not all(names) or len(set(names)) != len(names):
-        names = tuple(f"band_{k}" for k in range(1, header.count + 1))
+    descriptions, colours = ([texts[k - 1] for k in header.indexes] for texts in (header.descriptions, header.colours))
+    names = name_bands(descriptions, colours, band_names)
     if imagery != "mss" and (imagery == "pansharpened" or names != ("pan",)):
         raise SceneError(f"{path}: no panchromatic image, but --imagery {imagery} needs one")
     image = header.image(path, names, 1.0, Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6]))

@@ -21,6 +21,7 @@ from geokr.storage import rasters
 from pipeline.geometry.sensor import SensorModel
 from pipeline.scenes import roles
 from pipeline.scenes.archive import MASK
+from pipeline.scenes.numbers import AS_THEY_ARE, Numbers, choose_numbers, has_data
 from pipeline.scenes.scene import Image, NoImageryError, SceneError
 from pipeline.scenes.scratch import open_local_copy
 
@@ -82,7 +83,13 @@ class Header:
     transform: Any
     nodata: float | None
     descriptions: tuple[str, ...]
+    colours: tuple[str, ...]
+    """GDAL's colour interpretation of each band, such as `red` or `undefined`."""
     tags: dict[str, str]
+    numbers: Numbers
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    """For each band with measurements: pixel x scale + offset is the measured value. Both are empty if not stated."""
 
     @property
     def count(self) -> int:
@@ -103,6 +110,9 @@ class Header:
             indexes,
             self.alpha,
             self.mask,
+            self.numbers,
+            self.scales,
+            self.offsets,
         )
 
 
@@ -114,7 +124,15 @@ GDAL declares the fourth band of each 8-bit image that it writes as alpha, unles
 ALPHA_NAMES = ("", "alpha", "mask", "transparency", "opacity", "valid")
 """Names that a mask may have, in lower case."""
 ALPHA_ROWS = 16
-"""Number of rows that are sampled to find out whether a band is a mask."""
+"""Number of rows that are sampled to find out whether a band is a mask, and what range pixels have."""
+SAMPLE_SIDE = 512
+"""Side of the overview that is sampled instead if there is one, px."""
+READ_AS_THEY_ARE = ("uint8", "uint16")
+"""Types of pixels that are not converted."""
+CONVERTED_BYTES = 16 << 20
+"""Bytes of pixels of other types that are read and converted at a time, or more if a row of blocks has more."""
+CONVERSION = 128 << 20
+"""Memory that the conversion takes, bytes."""
 
 
 def read_header(
@@ -125,7 +143,7 @@ def read_header(
     sidecar: bytes | None = None,
     any_origin: bool = False,
 ) -> Header:
-    """Read the header of an image. Raises SceneError if it cannot be opened or its pixels are not uint8 or uint16.
+    """Read the header of an image. Raises SceneError if it cannot be opened or its pixels are complex numbers.
 
     has_mask: whether a file `.msk` lies beside it. sidecar: content of GDAL's `.aux.xml` beside it, which may declare a
     nodata value. any_origin: nothing else says that it is an image of a scene; then NoImageryError is raised for one
@@ -140,17 +158,23 @@ def read_header(
                 band = 0
             flags = file.mask_flag_enums[0]
             inside = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+            indexes = tuple(k for k in range(1, file.count + 1) if k != band)
+            nodata = file.nodata if file.nodata is not None or sidecar is None else read_sidecar_nodata(path, sidecar)
             header = Header(
                 file.width, file.height,
-                tuple(k for k in range(1, file.count + 1) if k != band),
+                indexes,
                 band,
                 "beside" if has_mask else "inside" if inside else "",
                 file.dtypes,
                 # A CRS alone is no georeference: GDAL reports the identity if the file has no transform.
                 None if file.transform == Affine.identity() else file.crs,
                 file.transform,
-                file.nodata if file.nodata is not None or sidecar is None else read_sidecar_nodata(path, sidecar),
-                tuple(description or "" for description in file.descriptions), file.tags(),
+                nodata,
+                tuple(description or "" for description in file.descriptions),
+                tuple(colour.name for colour in file.colorinterp),
+                file.tags(),
+                sample_numbers(file, indexes, nodata),
+                *read_scales(file, indexes),
             )  # fmt: skip
         if has_mask:
             with open_image(path + MASK) as file:
@@ -159,8 +183,8 @@ def read_header(
                     raise SceneError(f"{path}{MASK}: the mask has {size}")
     except RasterioIOError as error:
         raise SceneError(f"{path}: not an image that can be opened: {error}") from error
-    if len(set(header.dtypes)) != 1 or header.dtypes[0] not in ("uint8", "uint16"):
-        raise SceneError(f"{path}: pixels are {sorted(set(header.dtypes))}, expected uint8 or uint16")
+    if len(set(header.dtypes)) != 1 or np.dtype(header.dtypes[0]).kind not in "iuf":
+        raise SceneError(f"{path}: pixels are {sorted(set(header.dtypes))}, expected whole or real numbers of one type")
     if not header.indexes:
         raise SceneError(f"{path}: it has no band except alpha")
     return header
@@ -182,6 +206,26 @@ def is_mask(file: Any, band: int) -> bool:
     return bool(np.isin(sample, (0, 1, 255, opaque)).mean() > 0.9)
 
 
+def sample_numbers(file: Any, indexes: Sequence[int], nodata: float | None) -> Numbers:
+    """Choose how the pixels of an open file are read as numbers, from a sample of them."""
+    if np.dtype(file.dtypes[0]).kind not in "iuf" or file.dtypes[0] in READ_AS_THEY_ARE or not indexes:
+        return AS_THEY_ARE
+    if file.overviews(indexes[0]):
+        sample = file.read([*indexes], out_shape=(len(indexes), *(min(n, SAMPLE_SIDE) for n in file.shape)))
+    else:
+        rows = np.unique(np.linspace(0, file.height - 1, ALPHA_ROWS).astype(int))
+        sample = np.stack([file.read([*indexes], window=Window(0, row, file.width, 1)) for row in rows])
+    return choose_numbers(sample[has_data(sample, nodata)])
+
+
+def read_scales(file: Any, indexes: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Scale and offset of each band of an open file; both empty if the file states none."""
+    scales, offsets = ([values[k - 1] for k in indexes] for values in (file.scales, file.offsets))
+    if not any(scale not in (0.0, 1.0) for scale in scales) and not any(offsets):
+        return (), ()
+    return tuple(map(float, scales)), tuple(map(float, offsets))
+
+
 def read_sidecar_nodata(path: str, sidecar: bytes) -> float | None:
     """The nodata value that GDAL's `.aux.xml` declares for the first band; None if there is none or it is no XML."""
     try:
@@ -195,7 +239,7 @@ def read_sidecar_nodata(path: str, sidecar: bytes) -> float | None:
 def read_image(
     image: Image, window: Window | None = None, shape: tuple[int, int] | None = None
 ) -> tuple[Pixels, Valid]:
-    """Read the pixels of an image, (band, row, col) in the type of the file, and the mask where all bands have data.
+    """Read the pixels of an image, (band, row, col) in `image.read_type`, and the mask where all bands have data.
 
     window: in px of the image, by default all of it. shape: (rows, cols) to decimate to by nearest neighbour.
     Raises SceneError naming the file if it cannot be read.
@@ -203,6 +247,17 @@ def read_image(
     all_bands = [slice(0, len(image.bands))]
     (pixels,), valid = read_bands(image, window or Window(0, 0, image.width, image.height), all_bands, shape)
     return np.ascontiguousarray(np.moveaxis(pixels, -1, 0)), valid
+
+
+def lines_at_a_time(file: Any, cols: int) -> int:
+    """Number of lines of an open file to read at a time, if `cols` columns of them are read."""
+    itemsize: int = np.dtype(file.dtypes[0]).itemsize
+    if file.dtypes[0] not in READ_AS_THEY_ARE:
+        block = int(file.block_shapes[0][0])
+        return max(1, CONVERTED_BYTES // (cols * int(file.count) * itemsize) // block) * block
+    if file.driver == "GTiff" and file.compression is None:
+        return max(1, MAPPED_BYTES // (int(file.width) * int(file.count) * itemsize))
+    return int(file.height)
 
 
 class BufferPool(threading.local):
@@ -239,21 +294,27 @@ def read_bands(
     indexes = image.indexes or tuple(range(1, len(image.bands) + 1))
     shapes = [(rows, cols, part.stop - part.start) for part in parts]
     if memory is None:
-        arrays = [np.empty(size, image.dtype) for size in shapes]
+        arrays = [np.empty(size, image.read_type) for size in shapes]
     else:
-        arrays = [memory.empty(k, size, image.dtype) for k, size in enumerate(shapes)]
-    mask = np.ones((rows, cols), np.bool_) if image.alpha or image.mask else None
+        arrays = [memory.empty(k, size, image.read_type) for k, size in enumerate(shapes)]
+    convert = image.dtype not in READ_AS_THEY_ARE
+    mask = np.ones((rows, cols), np.bool_) if image.alpha or image.mask or convert else None
     done = 0
     try:
         while done < rows:
             with open_image(image.path, mapped=shape is None) as file:
                 strip, source = slice(done, rows), window
-                if shape is None and file.driver == "GTiff" and file.compression is None:
-                    line_bytes = file.width * file.count * np.dtype(image.dtype).itemsize
-                    strip = slice(done, min(done + max(1, MAPPED_BYTES // line_bytes), rows))
+                if shape is None:
+                    strip = slice(done, min(done + lines_at_a_time(file, cols), rows))
                     source = Window(window.col_off, window.row_off + done, cols, strip.stop - done)
                 for part, pixels in zip(parts, arrays, strict=True):
-                    file.read([*indexes[part]], window=source, out=np.moveaxis(pixels[strip], -1, 0))
+                    target = np.moveaxis(pixels[strip], -1, 0)
+                    if convert and mask is not None:
+                        values = file.read([*indexes[part]], window=source, out_shape=target.shape)
+                        mask[strip] &= has_data(values, image.nodata).all(axis=0)
+                        image.numbers.encode(values, target)
+                    else:
+                        file.read([*indexes[part]], window=source, out=target)
                 if mask is not None and image.alpha:
                     mask[strip] &= file.read(image.alpha, window=source, out_shape=mask[strip].shape) != 0
                 if mask is not None and image.mask == "inside":
@@ -264,7 +325,7 @@ def read_bands(
                 mask &= file.read(1, window=window, out_shape=mask.shape) != 0
     except RasterioIOError as error:
         raise SceneError(f"{image.path}: cannot be read: {error.__cause__ or error}") from error
-    if image.nodata is None:
+    if image.nodata is None or convert:
         return arrays, mask
     valid = np.logical_and.reduce([(pixels != image.nodata).all(axis=2) for pixels in arrays])
     return arrays, valid if mask is None else valid & mask

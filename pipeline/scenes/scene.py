@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from shapely import Polygon
 
 from geokr.storage.inputs import InputError
 from pipeline.geometry.sensor import SensorModel, model_from_json
+from pipeline.scenes.numbers import AS_THEY_ARE, Numbers
 
 Imagery = Literal["mss", "pan", "pansharpened"]
 """Which image of a delivery is tiled: multispectral, panchromatic, or multispectral sharpened by panchromatic."""
@@ -42,7 +43,7 @@ class Image:
     height: int
     """Size, px."""
     dtype: str
-    """Type of the pixels in the file: `uint8` or `uint16`."""
+    """Type of the pixels in the file: of whole or real numbers."""
     nodata: float | None
     """Pixel value that means no data; None if none is declared."""
     gsd: float
@@ -54,6 +55,8 @@ class Image:
     """Number of the band that is 0 where there is no data, counted from 1; 0 if there is none."""
     mask: Literal["", "inside", "beside"] = ""
     """Where a mask that is 0 where there is no data is stored: in the file, or in a file `.msk` beside it."""
+    numbers: Numbers = AS_THEY_ARE
+    """How pixels of other types than uint8 and uint16 are read as numbers of 16 bits."""
     scales: tuple[float, ...] = ()
     offsets: tuple[float, ...] = ()
     """Per band: pixel * scale + offset is the measured value. Both are empty if not known."""
@@ -67,14 +70,21 @@ class Image:
             if len(getattr(self, name)) not in (0, len(self.bands)):
                 raise ValueError(f"{self.path}: {len(getattr(self, name))} {name} for {len(self.bands)} bands")
 
+    @property
+    def read_type(self) -> str:
+        """Type of the numbers that the pixels are read as: `uint8` or `uint16`."""
+        return "uint8" if self.dtype == "uint8" else "uint16"
+
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__} | {"model": self.model.to_json()}
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return fields | {"model": self.model.to_json(), "numbers": asdict(self.numbers)}
 
 
 def image_from_json(value: dict[str, Any]) -> Image:
     """Create an image from the JSON of `Image.to_json`."""
     lists = {name: tuple(part) for name, part in value.items() if isinstance(part, list)}
-    return Image(**value | lists | {"model": model_from_json(value["model"])})
+    numbers = Numbers(**value["numbers"])
+    return Image(**value | lists | {"model": model_from_json(value["model"]), "numbers": numbers})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +104,7 @@ class Scene:
     gsd: float
     """Ground sampling distance of the tiles, m."""
     images: tuple[Image, ...]
-    """At least one. The pixels of all have the same type."""
+    """At least one. All are read as numbers of the same type."""
     pan: Image | None
     """The panchromatic image for pansharpening; None if the scene is not pansharpened."""
     delivery: str
@@ -127,9 +137,14 @@ class Scene:
         return tuple(band for image in self.images for band in image.bands)
 
     @property
-    def dtype(self) -> str:
-        """Type of the pixels in the files."""
-        return self.images[0].dtype
+    def read_type(self) -> str:
+        """Type of the numbers that the pixels are read as: `uint8` or `uint16`."""
+        return self.images[0].read_type
+
+    @property
+    def numbers(self) -> tuple[Numbers, ...]:
+        """What the numbers of each band stand for."""
+        return tuple(image.numbers for image in self.images for _ in image.bands)
 
     def __iter__(self) -> Iterator[Image]:
         """All images that the tiles are made of, the panchromatic one last."""

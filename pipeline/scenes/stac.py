@@ -194,7 +194,7 @@ def read_item(
     if imagery == "pansharpened":
         (pan,) = select_images(item, properties, ("pan",), href, alpha)
     first = images[0]
-    if len(types := {image.dtype for image in images}) > 1:
+    if len(types := {image.read_type for image in images}) > 1:
         raise SceneError(f"{href}: the pixels of its bands are of different types, {' and '.join(sorted(types))}")
     footprint = image_footprint(first, make_flat_terrain(first.model))
     bbox = item.get("bbox")

@@ -27,6 +27,7 @@ from pipeline.imaging.radiometry import (
 from pipeline.scenes.delivery import Refusal, read_delivery, refuse
 from pipeline.scenes.discovery import Delivery
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain
+from pipeline.scenes.numbers import AS_THEY_ARE
 from pipeline.scenes.raster import Pixels, Valid, read_image
 from pipeline.scenes.scene import Image, Scene, SceneError
 
@@ -49,7 +50,8 @@ def read_and_survey(job: SurveyJob) -> list[Entry | Refusal]:
     """
     results: list[Entry | Refusal] = []
     try:
-        scenes = read_delivery(job.delivery, job.config.imagery, job.config.bands, job.config.alpha)
+        config = job.config
+        scenes = read_delivery(job.delivery, config.imagery, config.bands, config.alpha, config.band_names)
     except Exception as error:
         return [refuse(PurePosixPath(job.delivery.path).name, "unusable", describe(error, job.delivery.path))]
     for scene in scenes:
@@ -87,11 +89,13 @@ def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entr
         pixels, image_valid = read_decimated(image, shape)
         samples.append(pixels)
         valid &= True if image_valid is None else image_valid
-    sample = np.concatenate(samples)
+    sample = np.concatenate([image.numbers.decode(part) for image, part in zip(scene.images, samples, strict=True)])
     scene = replace(scene, footprint=footprint)
     weights: tuple[float, ...] = ()
     try:
         if scene.pan is not None:
+            if {*scene.numbers, scene.pan.numbers} != {AS_THEY_ARE}:
+                raise RadiometryError("pixels that are negative or no whole numbers cannot be pansharpened")
             weights = config.pansharpen_weights or equal_weights(len(sample))
             pan, _ = read_decimated(scene.pan, shape)
             sharpened = np.ascontiguousarray(np.moveaxis(sample, 0, -1))
@@ -118,19 +122,26 @@ def decide_radiometry(
         case "percentile-per-band":
             return stretch_per_band(sample, valid, *config.stretch, scene.bands)
         case "dn":
-            return identity_radiometry(scene.dtype, len(scene.bands))
+            return identity_radiometry(scene.read_type, scene.numbers)
         case "toa":
-            return top_of_atmosphere(scene, config.coefficients or CALIBRATION)
+            return top_of_atmosphere(scene, config.coefficients or CALIBRATION, config.reflectance_scale)
 
 
-def top_of_atmosphere(scene: Scene, table: str | Path) -> Radiometry:
-    """Reflectance from the scene's own scales or from a table. Raises RadiometryError if neither has coefficients."""
+def top_of_atmosphere(scene: Scene, table: str | Path, reflectance_scale: float | None) -> Radiometry:
+    """Reflectance from the scene's own scales, from a given one for scenes without a camera, or from a table.
+
+    Raises RadiometryError if none of these is known.
+    """
     scales = [scale for image in scene.images for scale in image.scales]
     if len(scales) == len(scene.bands):
         offsets = [offset for image in scene.images for offset in (image.offsets or (0.0,) * len(image.bands))]
         return radiometry_from_scales(scales, offsets)
+    if reflectance_scale is not None and not scene.satellite:
+        return radiometry_from_scales([reflectance_scale] * len(scene.bands), [0.0] * len(scene.bands))
     if scene.acquired is None:
-        raise RadiometryError("reflectance needs the acquisition time of the image, which is not known")
+        raise RadiometryError(
+            "reflectance needs the acquisition time of the image, which is not known, or the setting reflectance_scale"
+        )
     table_coefficients, coefficients = read_coefficients(table), {}
     for band in scene.bands:
         key = (scene.satellite, scene.sensor, scene.acquired.year, band)

@@ -71,11 +71,11 @@ def make_tiles(job: TileJob) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[n
     block = job.grid.block_at(job.i, job.j)
     ortho = orthorectify_scene(block.geobox, job)
     stretched = radiometry_from_stretch(job.entry.stretch, ortho.pixels.shape[2])
-    stored = stretched.apply(ortho.pixels)
+    stored = stretched.apply(ortho.pixels, job.entry.scene.numbers)
     grey = mean_of_bands(stored)
     radiometry = job.entry.radiometry
     if radiometry is not None and radiometry.kind != "percentile":
-        stored = radiometry.apply(ortho.pixels)
+        stored = radiometry.apply(ortho.pixels, job.entry.scene.numbers)
     images, status, cloud = cut_tiles(stored, grey, ortho.valid, ortho.missing, block, job.grid, job.config.rules)
     error = np.full(status.shape, ortho.lattice.error, np.float32)
     accepted = int((status == layout.ACCEPTED).sum())

@@ -166,6 +166,42 @@ def test_scenes_that_lack_a_band_are_left_out_and_counted(
         TileLoader(dataset, Selection("train"), bands=("coastal",), batch=1)
 
 
+@pytest.mark.parametrize(
+    ("bands", "chosen"),
+    [
+        ([["red", "green", "blue", "nir"], ["pan"]], ("red", "green", "blue")),  # those that have them
+        ([["nir", "swir16", "red"], ["nir", "swir16", "red"]], ("nir", "swir16", "red")),
+        ([["nir", "swir16", "red"], ["red", "yellow", "nir"]], ("nir", "red")),  # those that all have
+        ([["band_1"], ["band_1"]], ("band_1",)),
+    ],
+)
+def test_a_set_without_red_green_and_blue_is_read_by_its_own_bands(
+    build, tmp_path: Path, bands: list[list[str]], chosen: tuple[str, ...]
+) -> None:
+    names = {f"scene{i}": its for i, its in enumerate(bands)}
+    pixels = {  # each band is filled with its place among all names
+        scene: np.broadcast_to(
+            np.array([sum(map(ord, name)) % 251 for name in its], np.uint8)[:, None, None], (2, 2, len(its), 8, 8)
+        ).copy()
+        for scene, its in names.items()
+    }
+    share = {scene: np.full((2, 2, 3), 1 / 3, np.float32) for scene in names}
+    dataset = build(tmp_path / "own", pixels, share, bands=names)
+    loader = TileLoader(dataset, Selection("train"), batch=4)
+    assert loader.bands == TileDataset(dataset, Selection("train")).bands == chosen
+    assert {*next(iter(loader)).image[0, :, 0, 0].tolist()} == {sum(map(ord, name)) % 251 for name in chosen}
+
+
+def test_scenes_without_a_common_band_are_told_apart(build, tmp_path: Path) -> None:
+    image, share = np.ones((2, 2, 1, 8, 8), np.uint8), np.full((2, 2, 3), 1 / 3, np.float32)
+    scenes = {"a": image, "b": image}
+    dataset = build(tmp_path / "two", scenes, dict.fromkeys(scenes, share), bands={"a": ["pan"], "b": ["nir"]})
+    with pytest.raises(
+        ValueError, match="no scene with these tiles has bands red, green, blue; they have nir; pan; ch"
+    ):
+        TileLoader(dataset, Selection("train"), batch=1)
+
+
 def test_shares_are_renormalised_over_the_classes_kept(build, tmp_path: Path) -> None:
     share = np.array([[[0.5, 0.25, 0.25], [0.0, 0.0, 1.0], [0.0, 0.4, 0.6]]], np.float32)
     dataset = build(tmp_path / "three", {"only": coordinates_of(1, 3)}, {"only": share})

@@ -13,7 +13,14 @@ from geokr.pretraining.render import make_input_format, normalise, render
 
 RGB = ("red", "green", "blue")
 STILL = TrainConfig(
-    crop=1.0, quarter_turn_probability=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, image_size=12
+    bands=RGB,
+    crop=1.0,
+    quarter_turn_probability=0.0,
+    brightness=0.0,
+    contrast=0.0,
+    saturation=0.0,
+    hue=0.0,
+    image_size=12,
 )
 
 
@@ -135,7 +142,7 @@ def test_stretched_views_keep_their_area_within_the_ratio() -> None:
 
 def test_views_are_a_function_of_seed_and_place() -> None:
     image = noise(8)
-    config = TrainConfig(image_size=12)
+    config = TrainConfig(bands=RGB, image_size=12)
     first = augment(image, config, seed=3)
     assert torch.equal(first, augment(image, config, seed=3))
     assert not torch.equal(first, augment(image, config, seed=4))
@@ -257,7 +264,7 @@ def test_near_infrared_has_the_light_of_the_others_and_a_contrast_of_its_own() -
 
 
 def test_views_stay_within_range_and_size() -> None:
-    views = augment(noise(20, side=100), TrainConfig(image_size=24), seed=1)
+    views = augment(noise(20, side=100), TrainConfig(bands=RGB, image_size=24), seed=1)
     assert views.shape == (20, 3, 24, 24)
     assert 0 <= float(views.min()) < float(views.max()) <= 1
 

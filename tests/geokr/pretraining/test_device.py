@@ -18,7 +18,9 @@ from geokr.pretraining.processes import Process
 
 
 def learner_on(device: str, dataset: Path, *settings: str) -> Learner:
-    config = configure("geokr", None, ["model=test_resnet", "image_size=16", "batch=8", "amp=fp32", *settings])
+    config = configure(
+        "geokr", None, ["bands=red,green,blue", "model=test_resnet", "image_size=16", "batch=8", "amp=fp32", *settings]
+    )
     training = TileLoader(dataset, Selection("train"), bands=config.bands, batch=config.batch)
     process = Process(0, 1, torch.device(device))
     return create_learner(config, process, training, training, gather_facts(training, training))
@@ -73,7 +75,7 @@ def test_what_makes_the_host_wait_is_counted() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_view_takes_few_passes_over_the_pixels(preset: str) -> None:
     """256 tiles of 256 px to 224 px. In one pass each: to float, reduce, positions, sample, mean, colours, clip."""
-    config = PRESETS[preset].model_copy(update={"image_size": 224})
+    config = PRESETS[preset].model_copy(update={"image_size": 224, "bands": ("red", "green", "blue")})
     counter = count_view(config, tiles=256, side=256)
     assert counter.blocking == []
     assert len(counter.kernels) < 12

@@ -22,7 +22,7 @@ ALONE = Process(0, 1, torch.device("cpu"))
 
 def groups_of(*settings: str) -> dict[str, dict[str, Any]]:
     """Name of each parameter -> the group that it is in."""
-    config = configure(overrides=settings)
+    config = configure(overrides=["bands=red,green,blue", *settings])
     student, _ = build_classifier(config.model, config.bands, 4, config.image_size, False, config.drop_path)
     names = {parameter: name for name, parameter in student.named_parameters()}
     groups = make_optimiser(student, config).param_groups
@@ -32,7 +32,17 @@ def groups_of(*settings: str) -> dict[str, dict[str, Any]]:
 
 
 def learner_of(dataset: Path, *settings: str) -> Learner:
-    config = configure(overrides=["model=test_vit", "image_size=32", "batch=32", "steps=9", "warm_up=0", *settings])
+    config = configure(
+        overrides=[
+            "bands=red,green,blue",
+            "model=test_vit",
+            "image_size=32",
+            "batch=32",
+            "steps=9",
+            "warm_up=0",
+            *settings,
+        ]
+    )
     training = TileLoader(dataset, Selection("train"), batch=32)
     held_out = TileLoader(dataset, Selection("val"), batch=32, shuffle=False)
     return create_learner(config, ALONE, training, held_out, gather_facts(training, held_out))
@@ -60,7 +70,7 @@ def test_what_gives_places_their_names_does_not_decay(
 
 
 def test_a_layer_learns_at_a_share_of_the_rate_of_the_one_above_it() -> None:
-    config = configure(overrides=["model=test_vit", "image_size=32", "layer_decay=0.5"])
+    config = configure(overrides=["bands=red,green,blue", "model=test_vit", "image_size=32", "layer_decay=0.5"])
     student, _ = build_classifier("test_vit", config.bands, 4, 32, False)
     optimiser = make_optimiser(student, config)
     set_learning_rate(optimiser, 0.8)

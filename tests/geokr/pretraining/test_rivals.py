@@ -60,7 +60,7 @@ def unit(seed: int, *shape: int) -> torch.Tensor:
 
 
 def learner_of(dataset: Path, rival: str, *settings: str) -> Learner:
-    config = configure(rival, None, [*model(rival), *SMALL, "steps=8", *settings])
+    config = configure(rival, None, [*model(rival), *SMALL, "bands=red,green,blue", "steps=8", *settings])
     training = TileLoader(dataset, Selection("train", pairs=config.pairs), batch=config.batch)
     return create_learner(config, ALONE, training, training, gather_facts(training, training))
 

@@ -17,7 +17,7 @@ from geokr.pretraining.facts import gather_facts
 from geokr.pretraining.learner import create_learner, make_checkpoint, train_step
 from geokr.pretraining.processes import Process
 
-SMALL = ["model=test_resnet", "image_size=32", "batch=32", "loggers=[]", "probe=0"]
+SMALL = ["model=test_resnet", "image_size=32", "batch=32", "loggers=[]", "probe=0", "bands=red,green,blue"]
 
 
 def command(dataset: Path, run: Path, *settings: str) -> int:

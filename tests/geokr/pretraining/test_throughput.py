@@ -16,7 +16,7 @@ from geokr.pretraining.throughput import count_flops, find_peak, peak_share
 
 
 def learner_of(model: str, size: int, passes: float, process: Process) -> Any:
-    config = configure(overrides=[f"model={model}", f"image_size={size}"])
+    config = configure(overrides=[f"model={model}", f"image_size={size}", "bands=red,green,blue"])
     facts = SimpleNamespace(classes=("water", "forest"))
     objective = SimpleNamespace(passes=passes)
     return SimpleNamespace(config=config, facts=facts, objective=objective, process=process)

@@ -44,7 +44,7 @@ from geokr.pretraining.validation import Validation, validate
 from tests.queue_objective import LENGTH, Queue
 
 ALONE = Process(0, 1, torch.device("cpu"))
-SMALL = ["model=test_resnet", "image_size=32", "batch=32", "loggers=[]"]
+SMALL = ["model=test_resnet", "image_size=32", "batch=32", "loggers=[]", "bands=red,green,blue"]
 REPOSITORY = Path(__file__).parents[3]
 
 
@@ -1025,3 +1025,16 @@ def test_a_checkpoint_of_another_version_is_moved_aside_if_asked(coloured: Path,
     assert command(coloured, run, "steps=2", "--restart-if-changed") == 0
     assert load(run / LAST).step == 2
     assert (tmp_path / "run.1" / LAST).exists()
+
+
+def test_a_set_without_red_green_and_blue_is_trained_on_its_own_bands(
+    build: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = {"only": np.random.default_rng(0).integers(0, 256, (8, 8, 2, 32, 32)).astype(np.uint8)}
+    share = {"only": np.full((8, 8, 3), 1 / 3, np.float32)}
+    bands = {"only": ["nir", "swir16"]}
+    dataset = build(tmp_path / "two", pixels, share, bands=bands, split=lambda s, r, c: "val" if c == 7 else "train")
+    assert command(dataset, tmp_path / "run", "bands=[]", "steps=2") == 0
+    assert "bands are nir, swir16: no scene has red, green and blue" in capsys.readouterr().err
+    assert load(tmp_path / "run" / LAST).config["bands"] == ("nir", "swir16")
+    assert command(dataset, tmp_path / "run", "bands=[]", "steps=3") == 0  # the same run, made longer

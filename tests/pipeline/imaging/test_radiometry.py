@@ -26,6 +26,7 @@ from pipeline.imaging.radiometry import (
     radiometry_from_stretch,
     stretch_per_band,
 )
+from pipeline.scenes.numbers import AS_THEY_ARE, Numbers
 
 LEVELS = st.floats(-70_000, 70_000)
 LEVEL_PAIRS = st.tuples(LEVELS, st.floats(0.01, 100_000)).map(lambda pair: (pair[0], pair[0] + pair[1]))
@@ -138,10 +139,24 @@ def test_a_band_of_one_value_is_refused_by_name() -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_digital_numbers_are_stored_as_they_are(dtype: str) -> None:
     every = np.arange(np.iinfo(dtype).max + 1).astype(dtype)[:, None]
-    found = identity_radiometry(dtype, 1)
+    found = identity_radiometry(dtype, [AS_THEY_ARE])
     assert np.array_equal(found.apply(every), every)
     assert found.apply(every).dtype == dtype
     assert np.array_equal(found.digital_numbers(every), every)
+
+
+def test_negative_digital_numbers_are_stored_above_their_base() -> None:
+    pixels, meaning = np.array([[-300], [0], [12_000]]), Numbers(-32768.0)
+    numbers = np.zeros(pixels.shape, np.uint16)
+    meaning.encode(pixels, numbers)
+    found = identity_radiometry("uint16", [meaning])
+    stored, said = found.apply(numbers, [meaning]), found.attributes()
+    assert np.array_equal(found.digital_numbers(stored), pixels)
+    assert np.array_equal(stored * said["scale_factor"] + said["add_offset"], pixels)
+    with pytest.raises(RadiometryError, match="radiometry dn stores whole numbers of 16 bits"):
+        identity_radiometry("uint16", [Numbers(0.0, 1e-4)])
+    with pytest.raises(RadiometryError, match="some of its bands have negative numbers"):
+        identity_radiometry("uint16", [meaning, AS_THEY_ARE])
 
 
 TABLE = read_coefficients()
@@ -154,7 +169,7 @@ def kinds() -> list[Radiometry]:
         radiometry_from_stretch(percentile_stretch(values, EVERY), 4),
         stretch_per_band(values, EVERY, 1.0, 99.0, BANDS),
         toa_radiometry(GF2, 13.57, 1.0098),
-        identity_radiometry("uint16", 4),
+        identity_radiometry("uint16", [AS_THEY_ARE] * 4),
     ]
 
 
@@ -180,7 +195,7 @@ def test_stored_pixels_turn_back_into_digital_numbers(radiometry: Radiometry) ->
 
 def test_radiometry_refuses_bands_it_has_no_numbers_for() -> None:
     with pytest.raises(ValueError, match="the pixels have 3 bands, but the radiometry has 4"):
-        identity_radiometry("uint16", 4).apply(np.zeros((2, 2, 3), np.uint16))
+        identity_radiometry("uint16", [AS_THEY_ARE] * 4).apply(np.zeros((2, 2, 3), np.uint16))
 
 
 # --- reflectance
