@@ -96,7 +96,8 @@ def jp2(pixels: npt.NDArray[Any], block: int = 1024, **profile: Any) -> bytes:
     bands, height, width = pixels.shape
     options = {"QUALITY": 100, "REVERSIBLE": "YES", "BLOCKXSIZE": block, "BLOCKYSIZE": block}
     shape = {"count": bands, "height": height, "width": width, "dtype": pixels.dtype.name}
-    with MemoryFile(ext=".jp2") as memory:
+    with warnings.catch_warnings(), MemoryFile(ext=".jp2") as memory:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with memory.open(driver="JP2OpenJPEG", **shape, **options, **profile) as target:
             target.write(pixels)
         return bytes(memory.read())
@@ -177,8 +178,8 @@ def pair(name: str, mss: str, pan: str) -> dict[str, bytes]:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from affine import Affine
 
-from tests.deliveries import tiff
+from tests.deliveries import jp2, tiff
 
 LANDSAT = "LC08_L2SP_190060_20210601_20210608_02_T1"
 SIDE = 90
@@ -147,4 +147,129 @@ def landsat(
         f"{product}_ANG.txt": b"GROUP = FILE_HEADER\nEND_GROUP = FILE_HEADER\nEND\n",
         f"{product}_SR_stac.json": json.dumps(item | {"assets": {"red": asset}}).encode(),
         f"{product}_thumb_small.jpeg": b"\xff\xd8\xff\xe0",
+    }
+
+
+L2A = "S2A_MSIL2A_20221005T094041_N0400_R036_T32NLF_20221005T142454"
+L1C = "S2B_MSIL1C_20210908T094029_N0301_R036_T32NLF_20210908T120248"
+S2_SIDE = 120
+"""Size of the 10 m bands, px."""
+NATIVE = {"B02": 10, "B03": 10, "B04": 10, "B08": 10, "B01": 60, "B09": 60, "B10": 60}
+"""Resolution of the bands that do not have 20 m, m."""
+COLOURS = {"B02": "blue", "B03": "green", "B04": "red", "B08": "nir"}
+
+
+def safe_images(product: str) -> dict[str, tuple[str, int]]:
+    """Path of each image below the granule's IMG_DATA, without suffix -> what it holds, and its resolution, m."""
+    sensing, tile = product.split("_")[2], product.split("_")[5]
+    bands = [f"B{k:02d}" for k in range(1, 13)] + ["B8A"]
+    if "L1C" in product:
+        return {f"{tile}_{sensing}_{name}": (name, NATIVE.get(name, 20)) for name in bands} | {
+            f"{tile}_{sensing}_TCI": ("TCI", 10)
+        }
+    found: dict[str, tuple[str, int]] = {}
+    for gsd in (10, 20, 60):
+        names = [name for name in bands if name not in ("B08", "B10") and NATIVE.get(name, 20) <= max(gsd, 10)]
+        names += ["TCI", "AOT", "WVP"] + (["B08"] if gsd == 10 else ["SCL"])
+        found |= {f"R{gsd}m/{tile}_{sensing}_{name}_{gsd}m": (name, gsd) for name in names}
+    return found
+
+
+def product_xml(product: str, offset: int | None) -> str:
+    """The product's XML: general information of the PSD 14 schema."""
+    level, sensing = product[7:10], product.split("_")[2]
+    time = f"{sensing[:4]}-{sensing[4:6]}-{sensing[6:11]}:{sensing[11:13]}:{sensing[13:]}.024Z"
+    boa = level == "L2A"
+    quantification = '<QUANTIFICATION_VALUE unit="none">10000</QUANTIFICATION_VALUE>'
+    if boa:
+        quantification = (
+            '<QUANTIFICATION_VALUES_LIST><BOA_QUANTIFICATION_VALUE unit="none">10000</BOA_QUANTIFICATION_VALUE>'
+            '<AOT_QUANTIFICATION_VALUE unit="none">1000.0</AOT_QUANTIFICATION_VALUE></QUANTIFICATION_VALUES_LIST>'
+        )
+    tag, group = (
+        ("BOA_ADD_OFFSET", "BOA_ADD_OFFSET_VALUES_LIST") if boa else ("RADIO_ADD_OFFSET", "Radiometric_Offset_List")
+    )
+    offsets = "".join(f'<{tag} band_id="{k}">{offset}</{tag}>' for k in range(13))
+    bands = "".join(
+        f'<Spectral_Information bandId="{k}" physicalBand="{name}"><Spectral_Response><VALUES>0.1 1 0.1</VALUES>'
+        "</Spectral_Response></Spectral_Information>"
+        for k, name in enumerate(("B1", "B2"))
+    )
+    return f"""<?xml version="1.0" encoding="UTF-8" standalone="no"?>
+<n1:Level-{level[1:]}_User_Product xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/User_Product_Level-{level[1:]}.xsd">
+<n1:General_Info><Product_Info>
+<PRODUCT_START_TIME>{time}</PRODUCT_START_TIME><PRODUCT_STOP_TIME>{time}</PRODUCT_STOP_TIME>
+<PRODUCT_URI>{product}.SAFE</PRODUCT_URI><PROCESSING_LEVEL>Level-{level[1:]}</PROCESSING_LEVEL>
+<PROCESSING_BASELINE>{product[28:30]}.{product[30:32]}</PROCESSING_BASELINE>
+<Datatake datatakeIdentifier="G"><SPACECRAFT_NAME>Sentinel-{product[1:3]}</SPACECRAFT_NAME></Datatake>
+</Product_Info><Product_Image_Characteristics>
+<Special_Values><SPECIAL_VALUE_TEXT>NODATA</SPECIAL_VALUE_TEXT><SPECIAL_VALUE_INDEX>0</SPECIAL_VALUE_INDEX></Special_Values>
+{quantification}{"" if offset is None else f"<{group}>{offsets}</{group}>"}
+<Spectral_Information_List>{bands}</Spectral_Information_List>
+</Product_Image_Characteristics></n1:General_Info>
+<n1:Quality_Indicators_Info><Cloud_Coverage_Assessment>2.75</Cloud_Coverage_Assessment></n1:Quality_Indicators_Info>
+</n1:Level-{level[1:]}_User_Product>
+"""
+
+
+def granule_xml(product: str, side: int, origin: tuple[float, float]) -> str:
+    """The granule's XML: its place and the angles of the sun."""
+    sizes = "".join(
+        f'<Size resolution="{g}"><NROWS>{side * 10 // g}</NROWS><NCOLS>{side * 10 // g}</NCOLS></Size>'
+        f'<Geoposition resolution="{g}"><ULX>{origin[0]:.0f}</ULX><ULY>{origin[1]:.0f}</ULY><XDIM>{g}</XDIM>'
+        f"<YDIM>-{g}</YDIM></Geoposition>"
+        for g in (10, 20, 60)
+    )
+    level = product[7:10]
+    return f"""<?xml version="1.0" encoding="UTF-8" standalone="no"?>
+<n1:Level-{level[1:]}_Tile_ID xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/S2_PDI_Level-{level[1:]}_Tile_Metadata.xsd">
+<n1:General_Info><TILE_ID>S2A_OPER_MSI_{level}_TL</TILE_ID><SENSING_TIME>2022-10-05T09:49:38.123456Z</SENSING_TIME>
+</n1:General_Info><n1:Geometric_Info><Tile_Geocoding><HORIZONTAL_CS_NAME>WGS84 / UTM zone 32N</HORIZONTAL_CS_NAME>
+<HORIZONTAL_CS_CODE>EPSG:32632</HORIZONTAL_CS_CODE>{sizes}</Tile_Geocoding>
+<Tile_Angles><Mean_Sun_Angle><ZENITH_ANGLE unit="deg">25.5</ZENITH_ANGLE>
+<AZIMUTH_ANGLE unit="deg">101.25</AZIMUTH_ANGLE></Mean_Sun_Angle>
+<Mean_Viewing_Incidence_Angle bandId="0"><ZENITH_ANGLE unit="deg">4.1</ZENITH_ANGLE>
+</Mean_Viewing_Incidence_Angle></Tile_Angles></n1:Geometric_Info></n1:Level-{level[1:]}_Tile_ID>
+"""
+
+
+def safe(
+    product: str = L2A,
+    side: int = S2_SIDE,
+    origin: tuple[float, float] = (354_600.0, 31_500.0),
+    offset: int | None = -1000,
+    scl: Any = None,
+) -> dict[str, bytes]:
+    """The files of a SAFE folder: path -> content. offset: of every band; None leaves the list out, as before 04.00.
+
+    scl: pixels (row, col) of the scene classification at 20 m; bare soil by default.
+    """
+    root = f"{product}.SAFE"
+    granule = f"{root}/GRANULE/{product[7:10]}_{product.split('_')[5]}_A038058_20221005T094938"
+    files: dict[str, bytes] = {}
+    for path, (name, gsd) in safe_images(product).items():
+        size, place = (
+            side * 10 // gsd,
+            {"crs": "EPSG:32632", "transform": Affine(gsd, 0, origin[0], 0, -gsd, origin[1])},
+        )
+        pixels: npt.NDArray[Any] = ramp(COLOURS.get(name, name), size, size, gsd // 10)
+        if name == "SCL":
+            pixels = np.full((1, size, size), 5, np.uint8) if scl is None or gsd != 20 else scl[None].astype(np.uint8)
+        elif name == "TCI":
+            pixels = np.repeat(pixels // 64, 3, axis=0).astype(np.uint8)
+        files[f"{granule}/IMG_DATA/{path}.jp2"] = jp2(pixels, block=64, **place)
+    mask = jp2(np.zeros((1, 2, 2), np.uint8))
+    names = ("MSK_CLDPRB_20m", "MSK_CLASSI_B00", "MSK_DETFOO_B02", "MSK_QUALIT_B02", "T32NLF_20221005T094041_PVI")
+    files |= {f"{granule}/QI_DATA/{name}.jp2": mask for name in names}
+    return files | {
+        f"{root}/MTD_MSI{product[7:10]}.xml": product_xml(product, offset).encode(),
+        f"{root}/manifest.safe": b"<xfdu/>",
+        f"{root}/INSPIRE.xml": b"<gmd/>",
+        f"{root}/{product}-ql.jpg": b"\xff\xd8\xff\xe0",
+        f"{root}/DATASTRIP/DS_ATOS_20221005T142454/MTD_DS.xml": b"<n1/>",
+        f"{root}/HTML/UserProduct_index.html": b"<html/>",
+        f"{root}/rep_info/S2_User_Product_Level-2A_Metadata.xsd": b"<xs/>",
+        f"{granule}/MTD_TL.xml": granule_xml(product, side, origin).encode(),
+        f"{granule}/AUX_DATA/AUX_ECMWFT": b"GRIB",
+        f"{granule}/QI_DATA/GENERAL_QUALITY.xml": b"<Earth_Explorer_File/>",
     }

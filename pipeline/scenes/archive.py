@@ -20,7 +20,7 @@ from stat import S_ISLNK
 from geokr.storage import inputs
 from pipeline.scenes.scene import SceneError
 
-IMAGES = (".tif", ".tiff")
+IMAGES = (".tif", ".tiff", ".jp2")
 METADATA = (".xml", ".rpb", "_rpc.txt")
 PRODUCT_METADATA = (".xml", "_mtl.txt", "_mtl.json")
 """Ends of the names of metadata files of products whose bands are files of their own."""

@@ -1,20 +1,36 @@
 """Read products whose bands are files of their own as scenes: what all of them have in common."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Protocol
 
+import numpy as np
+from pyproj.exceptions import ProjError
+
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
-from pipeline.scenes.raster import Alpha, read_header
+from pipeline.scenes.raster import Alpha, Header, read_header
 from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
 from pipeline.scenes.sensor_bands import ALIASES, choose_bands
 
 Files = Mapping[str, bytes | None]
 """File name -> content; None for images, and for files whose content tells nothing about a scene."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a metadata file places an image."""
+
+    crs: str
+    transform: tuple[float, float, float, float, float, float]
+    """Pixel corners to map coordinates: see `Georeferenced`."""
+    width: int
+    height: int
+    """Size, px."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +51,8 @@ class Product:
     """Common names of bands that the sensor has, but products of this kind do not."""
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """File of a band -> scale and offset: pixel * scale + offset is the reflectance. Empty if unknown."""
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """File of a band -> where the metadata place it, if they do. An image may be a part of what was delivered."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """All fields of the metadata files: name -> text. Cloud cover and angles have the names of STAC's properties."""
     texts: tuple[bytes, ...] = ()
@@ -46,6 +64,9 @@ class Reader(Protocol):
 
     def find_products(self, names: Sequence[str]) -> dict[str, list[str]]:
         """Group file names: path of a product -> all its files, whatever they are. Other files are left out."""
+
+    def find_folder(self, name: str) -> str:
+        """The folder that contains all files of the product with this file; empty if they lie side by side."""
 
     def describe(self, files: Files) -> Product:
         """Describe the product with these files. Raises SceneError naming the file at fault."""
@@ -119,16 +140,48 @@ def read_band(file: str, name: str, product: Product, locate: Callable[[str], st
     """Read the header of a band's file. Raises SceneError unless it has one band and lies on a map."""
     path = locate(file)
     header = read_header(path, alpha)
-    if header.crs is None:
-        raise SceneError(f"{path}: it has no georeference")
     if header.count != 1:
         raise SceneError(f"{path}: it should have one band, but has {header.count}")
-    image = header.image(path, (name,), 1.0, Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6]))
+    try:
+        image = header.image(path, (name,), 1.0, find_place(path, header, product.places.get(file)))
+        gsd = measure_gsd(image)
+    except ProjError as error:
+        raise SceneError(f"{path}: its coordinate system cannot be converted to longitude and latitude") from error
     scale = product.scales.get(file)
     return replace(
         image,
-        gsd=measure_gsd(image),
+        gsd=gsd,
         nodata=NODATA if image.nodata is None else image.nodata,
-        scales=() if scale is None else (scale[0],),
-        offsets=() if scale is None else (scale[1],),
+        scales=image.scales if scale is None else (scale[0],),
+        offsets=image.offsets if scale is None else (scale[1],),
     )
+
+
+def find_place(path: str, header: Header, place: Place | None) -> Georeferenced:
+    """Where an image lies: as its own header says, or else as the metadata say.
+
+    Raises SceneError if both place the whole image, a pixel or more apart, or if neither does.
+    """
+    whole = place is not None and (place.width, place.height) == (header.width, header.height)
+    stated = Georeferenced(place.crs, place.transform) if place is not None and whole else None
+    if header.crs is None:
+        if stated is None:
+            raise SceneError(f"{path}: it has no georeference")
+        return stated
+    own = Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6])
+    if stated is not None:
+        corners = np.array([0.0, header.width]), np.array([0.0, header.height])
+        col, row = own.image(*stated.ground(*corners, np.zeros(2)), np.zeros(2))
+        distance = float(np.hypot(col - corners[0], row - corners[1]).max())
+        if not distance < 1:
+            raise SceneError(f"{path}: it lies {distance:.1f} px from where the metadata beside it place it")
+    return own
+
+
+def to_number(text: str | None) -> float | None:
+    """A finite number from text; None if it is none."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -11,8 +11,8 @@ from geokr.dataset import layout
 from geokr.storage import inputs
 from geokr.storage.inputs import Stat
 from pipeline.scenes import gaofen, stac
-from pipeline.scenes.archive import ARCHIVES, IMAGES, MASK, METADATA
-from pipeline.scenes.products import find_products
+from pipeline.scenes.archive import ARCHIVES, IMAGES, MASK, METADATA, PRODUCT_METADATA
+from pipeline.scenes.products import find_folder, find_products
 
 STORES = ".zarr"
 """Suffix of a Zarr store. Its files, thousands in a data set, are not listed one by one."""
@@ -104,10 +104,12 @@ def look_at_path(path: Path) -> Inventory:
     name, given = path.name.lower(), (str(path),)
     if name.endswith(ARCHIVES):
         return Inventory(given, (Delivery(str(path), given),))
-    if name.endswith(stac.DOCUMENTS):
+    if name.endswith(stac.DOCUMENTS) and not name.endswith(PRODUCT_METADATA):
         return Inventory(given, tuple(map(to_delivery, number_repeats(stac.walk_items(str(path))))))
-    groups = group_products(str(file) for file in path.parent.iterdir() if file.is_file())
-    return Inventory(given, tuple(Delivery(group[0], group) for group in groups if str(path) in group))
+    folder = find_folder(str(path))
+    beside = inputs.list_folder(Path(folder)) if folder else [file for file in path.parent.iterdir() if file.is_file()]
+    groups = [group for group in group_products(map(str, beside)) if str(path) in group]
+    return Inventory(given, tuple(Delivery(group[0], group) for group in groups))
 
 
 def look_at_url(url: str) -> Inventory:

@@ -16,7 +16,7 @@ import defusedxml.ElementTree
 from defusedxml import DefusedXmlException
 
 from pipeline.scenes.archive import IMAGES
-from pipeline.scenes.band_files import Files, Product
+from pipeline.scenes.band_files import Files, Product, to_number
 from pipeline.scenes.scene import SceneError
 from pipeline.scenes.sensor_bands import LANDSAT, MSS
 
@@ -61,6 +61,11 @@ def find_products(names: Sequence[str]) -> dict[str, list[str]]:
         if path:
             products.setdefault(path, []).append(name)
     return {path: files for path, files in products.items() if any(is_band(file, path) for file in files)}
+
+
+def find_folder(name: str) -> str:
+    """Nothing: the files of a product lie side by side, see `band_files.Reader`."""
+    return ""
 
 
 def match_names(names: Sequence[str], pattern: re.Pattern[str]) -> Iterator[tuple[str, str, re.Match[str]]]:
@@ -203,12 +208,3 @@ def find_scale(
         return None
     sine = math.sin(math.radians(elevation))
     return scale / sine, offset / sine
-
-
-def to_number(text: str | None) -> float | None:
-    """A finite number from text; None if it is none."""
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None

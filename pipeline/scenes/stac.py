@@ -22,7 +22,7 @@ import shapely
 from geokr.storage import files, rasters
 from geokr.storage.inputs import is_remote
 from pipeline.geometry.sensor import Georeferenced
-from pipeline.scenes.archive import MASK
+from pipeline.scenes.archive import IMAGES, MASK
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
 from pipeline.scenes.raster import Alpha, read_header
 from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
@@ -35,7 +35,6 @@ MAX_DOCUMENT = 256 << 20
 """A STAC document with more bytes than this is refused."""
 MAX_LINKS = 1_000_000
 """Documents that are read by following the links of a collection; further links are ignored."""
-IMAGE_SUFFIXES = (".tif", ".tiff", ".jp2")
 IMAGE_TYPES = ("tiff", "jp2")
 """Parts of the media types of images that can be read."""
 MAX_DISTANCE = 1.0
@@ -266,7 +265,7 @@ def is_data(asset: Json) -> bool:
     if isinstance(roles, list) and NOT_DATA & {role for role in roles if isinstance(role, str)}:
         return False
     kind = to_text(asset.get("type"))
-    return not kind or any(part in kind for part in IMAGE_TYPES) or asset["href"].lower().endswith(IMAGE_SUFFIXES)
+    return not kind or any(part in kind for part in IMAGE_TYPES) or asset["href"].lower().endswith(IMAGES)
 
 
 def select_images(item: Json, properties: Json, names: Sequence[str], href: str, alpha: Alpha) -> tuple[Image, ...]:

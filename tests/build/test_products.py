@@ -1,4 +1,4 @@
-"""Landsat as delivered, from the archive to labelled tiles."""
+"""Landsat and Sentinel-2 as delivered, from the archive to labelled tiles."""
 
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from geokr.dataset import layout, store
 from geokr.dataset.index import read_index
 from pipeline.build_levir_kr import main
 from tests import products
-from tests.deliveries import tiff, write_archive
+from tests.deliveries import tiff, write_archive, write_zip
 
-ORIGIN = (353_685.0, 31_815.0)
+ORIGIN, SAFE_ORIGIN = (353_685.0, 31_815.0), (354_600.0, 31_500.0)
+"""Upper left corners of a Landsat and a Sentinel-2 product, m. A Landsat pixel has its centre at a multiple of 30 m."""
 BORDER = 353_685.0 + 1500.0
 """Easting at which the land cover changes from cultivated land to forest, m."""
 
@@ -33,13 +34,16 @@ def landcover(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory, landcover: Path) -> Path:
     folder = tmp_path_factory.mktemp("products")
     write_archive(folder / f"{products.LANDSAT}.tar", products.landsat(origin=ORIGIN))
+    write_zip(folder / f"{products.L2A}.zip", products.safe(origin=SAFE_ORIGIN))
     arguments = ["--scenes", str(folder), "--landcover", str(landcover), "--out", str(folder / "out")]
     more = ["--tile", "16", "--stride", "12", "--radiometry", "dn", "--workers", "1", "--strict"]
     assert main([*arguments, *more]) == 0
     return folder / "out"
 
 
-@pytest.mark.parametrize(("scene", "origin", "gsd"), [(products.LANDSAT, ORIGIN, 30.0)])
+@pytest.mark.parametrize(
+    ("scene", "origin", "gsd"), [(products.LANDSAT, ORIGIN, 30.0), (products.L2A, SAFE_ORIGIN, 10.0)]
+)
 def test_labelled_tiles_lie_where_they_belong(built: Path, scene: str, origin: tuple[float, float], gsd: float) -> None:
     """Each pixel is its own place in the product, and the labels change where the land cover does."""
     group = store.open_scene(str(built / layout.TILES), scene)

@@ -24,6 +24,7 @@ from tests.deliveries import (
     camera,
     coordinates,
     fields,
+    jp2,
     members,
     pair,
     rpb,
@@ -309,3 +310,16 @@ def test_each_form_of_the_table_has_its_test() -> None:
     assert len(named) == len(rows) - 1  # but for the table's head
     for file, test in named:
         assert f"def {test}(" in (root / file).read_text(), f"{file}::{test}"
+
+
+def test_a_jpeg_2000_on_a_map_is_a_scene(tmp_path: Path) -> None:
+    """As a file and in archives, of which the compressed one is unpacked under another name."""
+    pixels = coordinates()
+    content = jp2(pixels, block=32, crs="EPSG:32648", transform=Affine(5, 0, 5e5, 0, -5, 2.7e6))
+    plain = only(write_folder(tmp_path / "a", {"x.jp2": content}) / "x.jp2")
+    packed = [only(write(tmp_path / name, {"x.JP2": content})) for name, write in
+              (("x.zip", write_zip), ("x.tar", write_archive), ("x.tar.gz", write_archive))]  # fmt: skip
+    for scene in (plain, *packed):
+        assert (scene.gsd, scene.images[0].width) == (5.0, WIDTH)
+        assert np.array_equal(read_image(scene.images[0])[0], pixels)
+        assert np.array_equal(read_image(scene.images[0], Window(30, 20, 50, 40))[0], pixels[:, 20:60, 30:80])

@@ -76,6 +76,12 @@ def test_a_tar_is_the_same_scene(tmp_path: Path, files: dict[str, bytes], name: 
         assert np.array_equal(read_image(one)[0], read_image(two)[0])
 
 
+@pytest.mark.parametrize("end", ["MTL.txt", "MTL.json", "QA_PIXEL.TIF"])
+def test_any_file_of_a_product_stands_for_it(tmp_path: Path, files: dict[str, bytes], end: str) -> None:
+    write_folder(tmp_path, files)
+    assert only(tmp_path / f"{LANDSAT}_{end}") == only(tmp_path)
+
+
 def test_names_alone_are_enough(tmp_path: Path, files: dict[str, bytes]) -> None:
     """Two scenes in one folder, without MTL, one of them of two bands; names in lower case."""
     for name, content in without(files, "txt", "xml", "json").items():
