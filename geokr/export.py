@@ -7,7 +7,8 @@
 The input is (unit - mean) / std, where unit = (pixels - low) / (high - low), clipped to 0..1; 8-bit pixels have low 0
 and high 255. Model, bands, low, high, mean, std and more are in the file's header, in the model card README.md and in
 the STAC item item.json. timm's ResNet and VGG name their weights as torchvision's do, which take the same file.
-Optional forms are encoder.onnx and encoder.pt2 (torch.export), which take any number of images of the training size.
+Optional forms are encoder.onnx and encoder.pt2 (torch.export), which take any number of images of the training size,
+and encoder.ckpt, which torchgeo's trainers take as `weights`.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load
 from geokr.storage.files import replace_file
 from geokr.weights import Header, format_file
 
-FORMS = ("onnx", "pt2")
+FORMS = ("onnx", "pt2", "torchgeo")
 """Forms in addition to the safetensors file with timm's names."""
 
 
@@ -95,6 +96,10 @@ def export_all(checkpoint: Checkpoint, out: Path, forms: tuple[str, ...], metric
             case "onnx":
                 filenames.append("encoder.onnx")
                 _export_onnx(encoder, example, out / filenames[-1])
+            case "torchgeo":
+                filenames.append("encoder.ckpt")
+                with replace_file(out / filenames[-1]) as file:
+                    torch.save(_as_lightning_checkpoint(config["model"], encoder), file)
             case _:
                 filenames.append("encoder.pt2")
                 with replace_file(out / filenames[-1]) as file:
@@ -106,6 +111,12 @@ def export_all(checkpoint: Checkpoint, out: Path, forms: tuple[str, ...], metric
     with replace_file(out / "item.json") as file:
         file.write(to_json(make_stac_item(checkpoint, features, parameters, sizes, metrics)).encode())
     return filenames
+
+
+def _as_lightning_checkpoint(model: str, encoder: nn.Module) -> dict[str, Any]:
+    """The parts of a checkpoint of Lightning's that torchgeo reads: the network's name, and its weights."""
+    weights = {f"model.{name}": value for name, value in encoder.state_dict().items()}
+    return {"hyper_parameters": {"model": model}, "state_dict": weights}
 
 
 def _trace(encoder: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:

@@ -219,6 +219,7 @@ def model_asset(name: str, size: int) -> dict[str, Any]:
     media_type, artifact = {
         "safetensors": ("application/octet-stream; framework=pytorch", "safetensors.torch.save_file"),
         "pt2": ("application/octet-stream; framework=pytorch", "torch.export.save"),
+        "ckpt": ("application/octet-stream; framework=pytorch", "torch.save"),
         "onnx": ("application/octet-stream; framework=onnx", "torch.onnx.export"),
     }[name.rpartition(".")[2]]
     return {
