@@ -3,6 +3,8 @@
 import math
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 import shapely
 import shapely.affinity
 from pyproj import CRS, Transformer
@@ -56,3 +58,12 @@ def cut_at_antimeridian(polygon: shapely.Polygon) -> shapely.Polygon | shapely.M
     copies = [shapely.affinity.translate(polygon, lon_shift) for lon_shift in (-360.0, 0.0, 360.0)]
     parts = [shapely.intersection(copy, world) for copy in copies]
     return shapely.MultiPolygon([part for part in parts if isinstance(part, shapely.Polygon) and part.area > 0])
+
+
+def footprint_polygons(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.object_]:
+    """(n,) polygons from (n, 4, 2) corners. One that crosses the antimeridian is cut in two there (RFC 7946, 3.1.9)."""
+    lon, lat = np.unwrap(corners[..., 0], period=360.0, axis=1), corners[..., 1]
+    polygons = np.asarray(shapely.polygons(np.stack([lon, lat], axis=-1)))
+    for i in np.flatnonzero((lon.min(axis=1) < -180.0) | (lon.max(axis=1) > 180.0)):
+        polygons[i] = cut_at_antimeridian(polygons[i])
+    return polygons

@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--workers must be at least 1, got {options.workers}")
         if (report := options.performance_report) and not Path(report).absolute().parent.is_dir():
             raise ConfigError(f"--performance-report {report}: its directory does not exist")
-        covers = check_inputs(config)
+        covers = check_inputs(config, options.only)
         if options.dry_run:
             print("\n".join(dry_run(config, covers)))
             return 0
@@ -146,8 +146,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 3 if refused and options.strict else 0
 
 
-def check_inputs(config: BuildConfig) -> list[LandCover]:
+def check_inputs(config: BuildConfig, only: str | None = None) -> list[LandCover]:
     """Check all paths and the label set before any work starts. Returns the land cover.
+
+    only: the stage to run, if not all. The first two do not need land cover.
 
     Raises ConfigError, LandCoverError or OSError with one sentence about the path or setting.
     """
@@ -163,6 +165,10 @@ def check_inputs(config: BuildConfig) -> list[LandCover]:
             read_coefficients(survey.coefficients)
         except RadiometryError as error:
             raise ConfigError(str(error)) from error
+    if not config.labels.landcover:
+        if only in STAGES[:2]:
+            return []
+        raise ConfigError("labels.landcover is missing; give it as --landcover or in a parameter file")
     covers = find_landcover(config.labels.landcover, config.labels.legends, config.labels.taxonomy)
     index.choose_label_set(config.index, covers)
     return covers

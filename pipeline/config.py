@@ -97,8 +97,8 @@ class TilesConfig(Strict):
 class LabelsConfig(Strict):
     """The land cover with which tiles are intersected."""
 
-    landcover: Annotated[list[Address], Field(min_length=1)]
-    """Directories, files or URLs with land-cover sheets."""
+    landcover: list[Address] = Field(default_factory=list)
+    """Directories, files or URLs with land-cover sheets. Tiles are built without any."""
     legends: list[Address] = Field(default_factory=list)
     """The user's own descriptions of land-cover products: files, or directories of them."""
     taxonomy: Address = "globeland30"
@@ -143,7 +143,7 @@ class BuildConfig(Strict):
     survey: SurveyConfig
     grid: GridConfig = GridConfig()
     tiles: TilesConfig = TilesConfig()
-    labels: LabelsConfig
+    labels: LabelsConfig = LabelsConfig()
     index: IndexConfig = IndexConfig()
 
 

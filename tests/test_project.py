@@ -25,9 +25,9 @@ STAIRS = (
     ("geokr/dataset", "geokr/landcover"),
     ("geokr/weights",),
     ("geokr/loading", "geokr/encoder"),
-    ("geokr/pretraining", "geokr/evaluation"),
+    ("geokr/pretraining", "geokr/evaluation", "geokr/prediction"),
     ("geokr/export",),
-    ("geokr/train", "geokr/evaluate"),
+    ("geokr/train", "geokr/evaluate", "geokr/predict"),
     ("pipeline/geometry",),
     ("pipeline/scenes",),
     ("pipeline/imaging",),
@@ -45,7 +45,7 @@ ALONE = {"pipeline/runtime"}
 """Folders that import no other folder of their package."""
 WITH_DASK = ("pipeline/runtime/",)
 WITH_TORCH = ("geokr/loading/", "geokr/pretraining/", "geokr/evaluation/", "geokr/encoder.py", "geokr/weights.py")
-WITH_TORCH += ("geokr/train.py", "geokr/evaluate.py", "geokr/export.py")
+WITH_TORCH += ("geokr/train.py", "geokr/evaluate.py", "geokr/export.py", "geokr/predict.py")
 WITH_ARRAYS = ("geokr/dataset/store.py",)
 WITH_IMPORTS = ("geokr/pretraining/objectives/__init__.py",)
 """The only `__init__.py` that contains more than a docstring."""

@@ -4,6 +4,7 @@ import json
 import logging
 from typing import Any
 
+from geokr.crs import footprint_polygons
 from geokr.dataset import index, layout
 from geokr.landcover.sheets import LandCover
 from geokr.settings import ConfigError
@@ -15,7 +16,7 @@ from pipeline.plan import tile_grid
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.stream import Client, JobBatch, stream
 from pipeline.stages.blocks import record_refusals
-from pipeline.tasks.rows import RowJob, SceneRows, build_table, footprint_polygons, list_scene
+from pipeline.tasks.rows import RowJob, SceneRows, build_table, list_scene
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import shapely
 
-from geokr.crs import cut_at_antimeridian, transformer
+from geokr.crs import transformer
 from geokr.dataset import contents, layout
 from geokr.dataset.splits import split_by_place
 from geokr.storage import files
@@ -168,12 +167,3 @@ def build_table(parts: Sequence[SceneRows], split: SplitConfig) -> Table:
     statuses = {key: sum(part.statuses[key] for part in parts) for key in parts[0].statuses}
     unknown, unfit = sum(part.unknown for part in parts), sum(part.unfit for part in parts)
     return Table(columns, corners, statuses, unknown, unfit, tuple(split.shares))
-
-
-def footprint_polygons(corners: Floats) -> npt.NDArray[np.object_]:
-    """(n,) polygons from (n, 4, 2) corners. One that crosses the antimeridian is cut in two there (RFC 7946, 3.1.9)."""
-    lon, lat = np.unwrap(corners[..., 0], period=360.0, axis=1), corners[..., 1]
-    polygons = np.asarray(shapely.polygons(np.stack([lon, lat], axis=-1)))
-    for i in np.flatnonzero((lon.min(axis=1) < -180.0) | (lon.max(axis=1) > 180.0)):
-        polygons[i] = cut_at_antimeridian(polygons[i])
-    return polygons

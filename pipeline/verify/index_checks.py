@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from geokr.crs import transformer
+from geokr.crs import footprint_polygons, transformer
 from geokr.dataset import contents, layout
 from geokr.dataset.layout import DATASET, INDEX
 from geokr.dataset.splits import split_by_place
-from pipeline.tasks.rows import RowJob, footprint_polygons, measure_agreement
+from pipeline.tasks.rows import RowJob, measure_agreement
 from pipeline.verify.dataset import DataSet, StoredScene
 
 OVERLAP_TOLERANCE = 1e-6

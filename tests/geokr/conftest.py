@@ -49,7 +49,8 @@ def write_dataset(
     for scene, image in pixels.items():
         rows, cols, count, tile = image.shape[:4]
         its_bands = list((bands or {}).get(scene, BANDS))
-        attributes = {"bands": its_bands, "tile": tile, "stride": tile}
+        attributes = {"bands": its_bands, "tile": tile, "stride": tile, "proj:code": "EPSG:32647"}
+        attributes["spatial:transform"] = [10.0, 0.0, 400000.0, 0.0, -10.0, 3400000.0]
         store.create_tiles(
             tiles,
             scene,

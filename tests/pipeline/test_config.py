@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from geokr.settings import ConfigError
+from pipeline.build_levir_kr import check_inputs
 from pipeline.config import LARGEST_BLOCK, GridConfig, read_config
 from pipeline.imaging.quality import Rules
 
@@ -122,12 +123,20 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert refused(binary).startswith("cannot be read as YAML")
 
 
-@pytest.mark.parametrize("key", NEEDED)
+@pytest.mark.parametrize("key", ["scenes", "out"])
 def test_what_is_missing_is_asked_for(tmp_path: Path, key: str) -> None:
     given = {name: value for name, value in NEEDED.items() if name != key}
     for path in (None, params(tmp_path, "build: {}")):
-        where = {"scenes": "survey.scenes", "landcover": "labels.landcover", "out": "out"}[key]
+        where = {"scenes": "survey.scenes", "out": "out"}[key]
         assert refused(path, given) == f"{where} is missing; give it as --{key} or in a parameter file"
+
+
+def test_labels_need_land_cover_and_tiles_do_not(tmp_path: Path) -> None:
+    config = read_config(None, {"scenes": [str(tmp_path)], "out": str(tmp_path / "out")})
+    assert check_inputs(config, "catalog") == check_inputs(config, "tiles") == []
+    for only in (None, "labels", "index"):
+        with pytest.raises(ConfigError, match=r"^labels\.landcover is missing; give it as --landcover or in"):
+            check_inputs(config, only)
 
 
 def test_a_file_is_not_blamed_for_the_command_line(tmp_path: Path) -> None:

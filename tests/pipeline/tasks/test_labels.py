@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
+from geokr.crs import footprint_polygons
 from geokr.dataset import contents, layout, store
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.products import LandCoverError
@@ -27,7 +28,7 @@ from pipeline.geometry.grid import TileGrid
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.scenes.scene import Image, Scene
 from pipeline.tasks.labels import LabelJob, LabelReport, build_labels
-from pipeline.tasks.rows import RowJob, SceneRows, footprint_polygons, list_scene
+from pipeline.tasks.rows import RowJob, SceneRows, list_scene
 
 CRS = "EPSG:32648"
 LEFT, TOP = 440_000.0, 2_765_000.0

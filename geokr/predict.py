@@ -1,0 +1,153 @@
+"""Predict land cover with a pre-trained network: `python -m geokr.predict RUN --data DATASET --out FOLDER`.
+
+The network learnt the class shares of tiles from a map that is older and coarser than the images. Its prediction for
+a tile is therefore an estimate of what the map would say today, and where both differ, the map may be outdated, the
+image cloudy, or the geolocation wrong. Nothing of this is validated: it is the pre-training task, applied.
+
+With `--scenes`, the tiles are built first, into FOLDER/dataset, by `python -m pipeline.build_levir_kr`.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812
+from tqdm import tqdm
+
+from geokr.dataset.contents import list_scenes, read_attributes
+from geokr.dataset.layout import TILES
+from geokr.encoder import Encoder, load_encoder
+from geokr.landcover.legend import list_taxonomies, read_taxonomy
+from geokr.loading.pixels import open_reader
+from geokr.prediction.maps import TABLE, write_maps, write_table
+from geokr.prediction.tiles import ScenePrediction, SceneTiles, as_tiles, read_scene_tiles
+from geokr.pretraining.checkpoint import LAST, Checkpoint, load
+from geokr.storage import files
+from geokr.storage.inputs import expand_home, local_path
+
+BATCH = 64
+"""Tiles at once."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command. Returns its exit status: 0 done, 2 an input cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m geokr.predict", description="Predict class shares of tiles, and where they differ from the map."
+    )
+    add = parser.add_argument
+    add("run", type=local_path, metavar="RUN", help="folder of the pre-training run")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=expand_home, metavar="DATASET", help="data set, with labels or without")
+    source.add_argument("--scenes", nargs="+", metavar="PLACE", help="scenes to build tiles of, as for a build")
+    add("--params", metavar="FILE.yaml", help="with --scenes: settings of the build, as for the training tiles")
+    add("--labels", metavar="NAME", help="label set to compare with, <product>_<year> (that of the run)")
+    add("--out", type=local_path, required=True, metavar="FOLDER", help="folder to write to")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device (a GPU if there is one)")
+    options = parser.parse_args(arguments)
+    try:
+        checkpoint, encoder = load(options.run / LAST), load_encoder(options.run)
+        dataset = options.data
+        if options.scenes:
+            dataset = str(options.out / "dataset")
+            build_tiles(options.scenes, options.params, dataset)
+        classes, done = tuple(checkpoint.facts["classes"]), []
+        colours = find_colours(classes)
+        options.out.mkdir(parents=True, exist_ok=True)
+        for prediction in predict_dataset(dataset, checkpoint, encoder, options.labels, torch.device(options.device)):
+            write_maps(options.out, prediction, classes, colours)
+            done.append(prediction)
+        if not done:
+            raise ValueError(f"{dataset}: no accepted tile of a scene with bands {', '.join(encoder.bands)}")
+        write_table(options.out, done, classes)
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a device that is not there
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(summarise(done, classes, options.out)))
+    return 0
+
+
+def find_colours(classes: tuple[str, ...]) -> dict[str, str]:
+    """Colours of the shipped taxonomies, #rrggbb, by class; classes of other names have none."""
+    taxonomies = [read_taxonomy(name) for name in reversed(list_taxonomies())]
+    colours = {name: colour for one in taxonomies for name, colour in zip(one.classes, one.colours, strict=True)}
+    return {name: colours[name] for name in classes if name in colours}
+
+
+def summarise(predictions: list[ScenePrediction], classes: tuple[str, ...], out: Path) -> list[str]:
+    """What was predicted, in total, and the tiles that differ most from the map."""
+    shares = np.concatenate([prediction.share for prediction in predictions])
+    largest = sorted(zip(shares.mean(axis=0).tolist(), classes, strict=True), reverse=True)
+    lines = [f"tiles         {len(shares)} of {len(predictions)} scenes"]
+    lines.append("shares        " + ", ".join(f"{name} {100 * share:.1f} %" for share, name in largest))
+    difference = np.concatenate([prediction.disagreement() for prediction in predictions])
+    compared = np.flatnonzero(~np.isnan(difference))
+    if len(compared):
+        names = [
+            f"{prediction.tiles.name} ({row}, {col})"
+            for prediction in predictions
+            for row, col in zip(prediction.tiles.row.tolist(), prediction.tiles.col.tolist(), strict=True)
+        ]
+        worst = compared[np.argsort(-difference[compared], kind="stable")[:3]]
+        lines.append(f"disagreement  {np.median(difference[compared]):.3f} in the median of {len(compared)} tiles")
+        lines.append("worst         " + ", ".join(f"{names[i]}: {difference[i]:.3f}" for i in worst))
+    lines.append(f"maps          {out}/SCENE_shares.tif, {out}/SCENE_class.tif, {out}/{TABLE}")
+    return lines
+
+
+def build_tiles(scenes: list[str], params: str | None, dataset: str) -> None:
+    """Build the tiles of scenes, without labels. Raises ValueError if the build fails; it says why itself."""
+    for stage in ("catalog", "tiles"):
+        command = [sys.executable, "-m", "pipeline.build_levir_kr", "--scenes", *scenes, "--out", dataset]
+        command += ["--only", stage, *(["--params", params] if params else [])]
+        if status := subprocess.run(command, check=False).returncode:
+            raise ValueError(f"{dataset}: the tiles could not be built (exit status {status})")
+
+
+def predict_dataset(
+    dataset: str, checkpoint: Checkpoint, encoder: Encoder, label_set: str | None, device: torch.device
+) -> Iterator[ScenePrediction]:
+    """Predict the accepted tiles of each scene that has the encoder's bands; other scenes are named and left out.
+
+    label_set: labels to compare with; by default those of the run, if the data set has them.
+    """
+    head = checkpoint.networks[checkpoint.exported]
+    weight, bias = head["head.weight"].to(device), head["head.bias"].to(device)
+    encoder.to(device)
+    root, classes = files.join(dataset, TILES), tuple(checkpoint.facts["classes"])
+    scenes = list_scenes(root)
+    if not scenes:
+        raise ValueError(f"{root}: no scenes; is {dataset} a data set?")
+    for name in tqdm(scenes, unit="scene", disable=None):
+        attributes = read_attributes(root, name)
+        if missing := [band for band in encoder.bands if band not in attributes["bands"]]:
+            print(f"{name} is left out: it has no band {', '.join(missing)}, only {', '.join(attributes['bands'])}")
+            continue
+        labels = label_set or str(checkpoint.facts["labels"])
+        scene = read_scene_tiles(dataset, name, attributes, classes, labels, optional=label_set is None)
+        if len(scene.row):
+            yield ScenePrediction(scene, predict_scene(dataset, scene, encoder, weight, bias, device))
+
+
+@torch.no_grad()
+def predict_scene(
+    dataset: str, scene: SceneTiles, encoder: Encoder, weight: torch.Tensor, bias: torch.Tensor, device: torch.device
+) -> npt.NDArray[np.float32]:
+    """Predict the class shares of a scene's accepted tiles: (tile, class), rows sum to 1.
+
+    Raises ValueError naming the shard if pixels cannot be read.
+    """
+    reader = open_reader(dataset, "", as_tiles(scene), encoder.bands)
+    result = []
+    for start in range(0, len(scene.row), BATCH):
+        positions = np.arange(start, min(start + BATCH, len(scene.row)))
+        pixels = np.empty((len(positions), *reader.tile_shape), reader.dtype)
+        if errors := reader.finish(reader.request(positions, pixels)):
+            raise ValueError(next(iter(errors.values())))
+        features = encoder(torch.from_numpy(pixels).to(device))
+        result.append(F.linear(features, weight, bias).float().softmax(dim=1).cpu().numpy())
+    return np.concatenate(result)

@@ -1,0 +1,1 @@
+"""Predictions of class shares: the tiles they are for, and the maps and tables they become."""
