@@ -24,6 +24,7 @@ from torch import nn
 from geokr.encoder import ENCODER, build_encoder
 from geokr.pretraining.card import format_model_card, make_stac_item, public_name, to_json
 from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load
+from geokr.pretraining.start import START, interpolate
 from geokr.storage.files import replace_file
 from geokr.weights import Header, format_file
 
@@ -42,10 +43,11 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
 
 
 def encoder_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Extract the encoder's weights, with timm's names."""
+    """Extract the encoder's weights, with timm's names: between those of its start and its end, if the run says so."""
     weights = checkpoint.networks[checkpoint.exported]
     prefix = "encoder."
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    end = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    return end if checkpoint.end_share == 1 else interpolate(checkpoint.networks[START], end, checkpoint.end_share)
 
 
 def encoder_header(checkpoint: Checkpoint) -> tuple[Header, dict[str, str]]:

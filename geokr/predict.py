@@ -55,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.scenes:
             dataset = str(options.out / "dataset")
             build_tiles(options.scenes, options.params, dataset)
+        if checkpoint.end_share != 1:
+            raise ValueError(f"{options.run}: the head does not fit an encoder between start and end (interpolate)")
         classes, done = tuple(checkpoint.facts["classes"]), []
         colours = find_colours(classes)
         options.out.mkdir(parents=True, exist_ok=True)

@@ -21,11 +21,11 @@ from safetensors.torch import save as to_safetensors
 
 from geokr.dataset.layout import RGB
 from geokr.encoder import ENCODER
-from geokr.export import export
+from geokr.export import encoder_weights, export
 from geokr.loading.device import device_batches
 from geokr.loading.loader import Batch, TileLoader
 from geokr.loading.selection import Selection
-from geokr.pretraining.checkpoint import Checkpoint, CheckpointWriter
+from geokr.pretraining.checkpoint import LAST, Checkpoint, CheckpointWriter, save
 from geokr.pretraining.config import PRESETS, TrainConfig, configure
 from geokr.pretraining.console import catch_signals, print_once, progress_bar
 from geokr.pretraining.facts import DataFacts, gather_facts
@@ -34,6 +34,7 @@ from geokr.pretraining.learner import (
     LOG_EVERY,
     Learner,
     create_learner,
+    load_weights,
     make_checkpoint,
     train_step,
 )
@@ -133,8 +134,12 @@ def train(
         writer.wait()
 
     final = make_checkpoint(learner)
+    tried = try_interpolations(learner, final)
     if process.rank == 0:
-        write_results(learner, final, run, result)
+        if tried:
+            final = replace(final, end_share=min(tried, key=lambda share: (tried[share], -share)))
+            save(run / LAST, final)
+        write_results(learner, final, run, result, tried)
     barrier(process)
     tell_result(learner, run, result)
     return 0
@@ -207,7 +212,10 @@ def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[T
         "on_error": config.on_error,
     }
     for_validation = Selection("val", config.classes, config.min_known, config.where)
-    for_training = replace(for_validation, split="train", weight=config.weight, pairs=config.pairs)
+    chosen = choose(config.objective)
+    for_training = replace(
+        for_validation, split="train", weight=config.weight, pairs=config.pairs, year_gap=chosen.uses_year_gap
+    )
     sampling = {name: getattr(config, name) for name in ("balance", "shuffle_buffer", "seed")}
     training = TileLoader(dataset, for_training, bands=config.bands, batch=config.accumulate, **sampling, **common)
     training.batch = min(config.batch, training.tiles // parts * parts) // process.world
@@ -308,8 +316,24 @@ def save_state(learner: Learner, writer: CheckpointWriter) -> None:
             writer.write(state, is_best=learner.best is not None and learner.best["step"] == learner.step)
 
 
-def write_results(learner: Learner, final: Checkpoint, run: Path, result: Validation) -> None:
-    """Write the encoder and then the metrics, which mark the run as finished."""
+def try_interpolations(learner: Learner, final: Checkpoint) -> dict[float, float]:
+    """Validate encoders between start and end: share of the end -> error of the k-nearest-neighbour prediction.
+
+    All processes must call this function. The network stays as it was.
+    """
+    network, errors = learner.evaluated.get_submodule("encoder"), {}
+    for share in learner.config.interpolate:
+        load_weights(network, encoder_weights(replace(final, end_share=share)))
+        errors[share] = validate(learner).numbers["knn_mae"]
+    if errors:
+        load_weights(network, encoder_weights(final))
+    return errors
+
+
+def write_results(
+    learner: Learner, final: Checkpoint, run: Path, result: Validation, tried: dict[float, float]
+) -> None:
+    """Write the encoder and then the metrics, which mark the run as finished. tried: see `try_interpolations`."""
     export(final, run / ENCODER)
     best = learner.best or {}
     metrics = {
@@ -318,6 +342,7 @@ def write_results(learner: Learner, final: Checkpoint, run: Path, result: Valida
             for name, value in result.numbers.items()
         },
         "val_mae_of": {name: round(value, 6) for name, value in result.error.items()},
+        **({"knn_mae_of_end_share": tried, "end_share": final.end_share} if tried else {}),
         "best_val_kl": round(best["kl"], 6),
         "best_step": best["step"],
         "steps": learner.total,

@@ -46,6 +46,10 @@ class Batch:
     pair: torch.Tensor | None = None
     """Like `image`, for the same places at other dates; None unless the selection has `pairs`."""
 
+    year_gap: torch.Tensor | None = None
+    """(n,) float32: year of the map minus year of the image, NaN if unknown; None unless the selection has
+    `year_gap`."""
+
     def arrays(self) -> dict[str, torch.Tensor]:
         """The tensors of the batch by name: each has one row per tile."""
         return {f.name: values for f in fields(self) if (values := getattr(self, f.name)) is not None}
@@ -295,7 +299,9 @@ class TileLoader:
         fraction, known, weight = (
             _pin(torch.from_numpy(values[positions])) for values in (tiles.fraction, tiles.known, tiles.weight)
         )
-        return Batch(images[0], fraction, known, weight, images[1] if len(images) > 1 else None), len(errors)
+        pair = images[1] if len(images) > 1 else None
+        gap = None if tiles.year_gap is None else _pin(torch.from_numpy(tiles.year_gap[positions]))
+        return Batch(images[0], fraction, known, weight, pair, gap), len(errors)
 
     def _allocate(self, tiles: int) -> torch.Tensor:
         shape = (tiles, *self._reader.tile_shape)

@@ -42,6 +42,8 @@ class Selection:
     """Columns of the index whose product is the weight of a tile, or a function: see `Weighting`."""
     pairs: bool = False
     """Also read places and dates, to pair tiles of one place. Tiles without a place or a date are left out."""
+    year_gap: bool = False
+    """Also read the years between map and image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Tiles:
     """Number of the place, equal for tiles of the same place. None, like `date`, unless the selection has `pairs`."""
     date: npt.NDArray[np.int64] | None = None
     """Acquisition day, in days since 1970-01-01."""
+    year_gap: npt.NDArray[np.float32] | None = None
+    """Year of the map minus year of the image; NaN if unknown. None unless the selection has `year_gap`."""
 
     def __len__(self) -> int:
         return len(self.scene)
@@ -136,6 +140,8 @@ def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, 
     columns = ["scene", "row", "col", "known", "split", *classes, *(condition.column for condition in conditions)]
     if selection.pairs:
         columns += ["place", "acquired"]
+    if selection.year_gap:
+        columns += ["year_gap"]
     weight = selection.weight
     rows = read_index(dataset, None if callable(weight) else list(dict.fromkeys([*columns, *weight])))
     total = np.stack([rows[name].to_numpy() for name in classes]).sum(axis=0, dtype=np.float64)
@@ -171,6 +177,7 @@ def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, 
         weight=_weights(dataset, rows, weight),
         place=_encode(rows["place"]) if selection.pairs else None,
         date=None if days is None else days.to_numpy().astype(np.int64),
+        year_gap=rows["year_gap"].to_numpy().astype(np.float32) if selection.year_gap else None,
     )
 
 

@@ -85,7 +85,7 @@ pixels, with images of {config["image_size"]} px in training:
 ## Training
 
 Objective `{objective}`: {loss}. {checkpoint.step} steps of {config["batch"]} tiles with {config["optimiser"]}. The
-encoder started from {checkpoint.start}.
+encoder started from {checkpoint.start}.{describe_share(checkpoint.end_share)}
 
 | held-out tiles | |
 |---|---|
@@ -95,6 +95,15 @@ encoder started from {checkpoint.start}.
 
 {chr(10).join(f"- {line}" for line in list_licences(facts["labels"]))}
 """
+
+
+def describe_share(end_share: float) -> str:
+    if end_share == 1:
+        return ""
+    return (
+        f" Its weights are {end_share:g} of those at the end and {1 - end_share:g} of those at the start; the numbers "
+        "below are of the end."
+    )
 
 
 def describe_extent(facts: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from geokr.storage.files import replace_file
 
-VERSION = 5
+VERSION = 6
 """Version of the file format. Files of another version are refused."""
 
 LAST = "last.pt"
@@ -43,6 +43,8 @@ class Checkpoint:
     """Weights and batch-norm statistics of the objective's networks, by name."""
     exported: str
     """Name of the network whose encoder is exported."""
+    end_share: float
+    """Share of this encoder in the exported one; the rest is that of the network `start`."""
     memory: dict[str, torch.Tensor]
     """State of the objective in addition to its networks."""
     optimiser: dict[str, Any]

@@ -74,10 +74,11 @@ class TrainConfig(Strict):
     timm's weights, or random weights with a warning if the download fails. Otherwise a .safetensors or .pth file
     with weights of timm, torchvision or this project."""
 
-    objective: Literal["geokr", "reference", "supervised", "simclr", "moco", "byol", "mae", "softcon"] = "geokr"
+    objective: Literal["geokr", "reference", "supervised", "simclr", "moco", "byol", "mae", "softcon", "geco"] = "geokr"
     """geokr: KL(A || p) + consistency * KL(p || q). reference: the loss of the paper's published code, with its
     teacher. supervised: KL(A || p), without a teacher. simclr, moco, byol, mae: without labels. softcon: like simclr,
-    but tiles of similar labels have similar features. Views are settings of their own: see the presets."""
+    but tiles of similar labels have similar features. geco: KL(A T || p), with learnt matrices T that correct labels.
+    Views are settings of their own: see the presets."""
     consistency: Amount = 1.0
     """Weight of the consistency with the teacher in the loss."""
     ramp_up: Share = 0.1
@@ -103,6 +104,8 @@ class TrainConfig(Strict):
     momentum: Share = 0.996
     """Objectives moco and byol: share of its own weights that the momentum network keeps at the first step; rises to 1
     over the run by half a cosine. Lower for a run of a few hundred steps, in which it would not leave the start."""
+    correction: Amount = 1.0
+    """Objective geco: weight of the penalty on the correction of labels. 0 lets labels become what is easily learnt."""
     mask: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Objective mae: share of the patches that the encoder does not see."""
 
@@ -130,6 +133,18 @@ class TrainConfig(Strict):
     """Probability that a view has no colour: each of its bands shows the mean of all bands."""
     blur: Share = 0.0
     """Probability that a view is blurred, by a Gaussian with a standard deviation of 0.1 to 2 px of 224."""
+
+    start_pull: Amount = 0.0
+    """Weight of a penalty on the encoder's distance from its start (L2-SP), in place of its `weight_decay`."""
+    distil: Amount = 0.0
+    """Weight of 1 - cosine of the features of the encoder and of its start for the same views, in the loss."""
+    head_warm_up: Share = 0.0
+    """Share of the run at its beginning in which only what is on top of the encoder learns."""
+    start_statistics: StrictBool = False
+    """Let the encoder's batch normalisation keep the statistics of its start, in training, too."""
+    interpolate: Annotated[tuple[Share, ...], BeforeValidator(split_numbers)] = ()
+    """Shares of the end to try for the exported encoder, the rest being its start, weight by weight. The one with the
+    smallest error of the k-nearest-neighbour prediction of held-out tiles is exported. Empty: the end."""
 
     optimiser: Literal["adamw", "adam", "sgd", "lamb"] = "adamw"
     """adamw, adam, sgd (momentum 0.9), or lamb for batches of thousands."""
@@ -208,11 +223,22 @@ class TrainConfig(Strict):
             raise ValueError(f"classes must name at least two classes, got only {self.classes[0]}")
         if self.pairs and self.shuffle_buffer:
             raise ValueError("pairs cannot be read with a shuffle_buffer: set shuffle_buffer to 0")
+        kept = ("start_pull", "distil", "head_warm_up", "start_statistics", "interpolate")
+        if self.pretrained is False and (used := [name for name in kept if getattr(self, name)]):
+            raise ValueError(f"{used[0]} keeps what the encoder starts from: set pretrained")
+        if self.interpolate and not self.probe:
+            raise ValueError("interpolate chooses by the k-nearest-neighbour prediction: set probe")
         return self
 
     def length(self, epoch: int) -> int:
         """Number of steps of the run. epoch: steps per epoch."""
         return self.steps or self.epochs * epoch
+
+    def learning_rates(self, step: int, total: int, steps_per_epoch: int) -> tuple[float, float]:
+        """Learning rates of the encoder, whose schedule begins after `head_warm_up`, and of what is on top of it."""
+        head = self.learning_rate(step, total, steps_per_epoch)
+        held = round(self.head_warm_up * total)
+        return 0.0 if step < held else self.learning_rate(step - held, total - held, steps_per_epoch), head
 
     def learning_rate(self, step: int, total: int, steps_per_epoch: int) -> float:
         """Learning rate of a step, counted from 0. total: number of steps in the run."""
@@ -263,6 +289,7 @@ PRESETS: Mapping[str, TrainConfig] = {
     "moco": TrainConfig(objective="moco", temperature=0.2, **VIEWS_ALONE),
     "byol": TrainConfig(objective="byol", **VIEWS_ALONE),
     "softcon": TrainConfig(objective="softcon", **VIEWS_ALONE),
+    "geco": TrainConfig(objective="geco", consistency=0.0),
     "mae": TrainConfig(
         objective="mae",
         model="vit_small_patch16_224",

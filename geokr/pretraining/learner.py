@@ -1,7 +1,7 @@
 """The learner: networks and optimiser of a run, their creation, a training step, and saving and restoring them."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +34,7 @@ from geokr.pretraining.processes import (
     unsharded,
 )
 from geokr.pretraining.render import InputFormat, make_input_format, normalise, render
+from geokr.pretraining.start import START, Watched, copy_start, fix_statistics, pull_to_start
 
 DROPOUT, INITIAL, UNIFORM = 2, 3, 4
 """Random streams in addition to those of the views. Each draw is a function of seed, step and stream."""
@@ -51,6 +52,8 @@ class Learner:
     held_out: TileLoader
     facts: DataFacts
     objective: Objective
+    networks: Mapping[str, nn.Module]
+    """The networks of the objective and, if a setting needs it, the encoder that the run started from."""
     parallel: nn.Module
     """The student as a training step calls it: wrapped in DistributedDataParallel if there are several processes."""
     optimiser: torch.optim.Optimizer
@@ -131,18 +134,19 @@ class Learner:
             precision=self.precision,
             target=tiles.fraction,
             weight=tiles.weight,
+            year_gap=torch.full_like(tiles.weight, torch.nan) if tiles.year_gap is None else tiles.year_gap,
             step=self.step,
             total=self.total,
         )
 
     @property
     def student(self) -> nn.Module:
-        return self.objective.networks["student"]
+        return self.networks["student"]
 
     @property
     def evaluated(self) -> nn.Module:
         """The network that is validated and exported."""
-        return self.objective.networks[self.objective.exported]
+        return self.networks[self.objective.exported]
 
 
 def create_learner(
@@ -170,7 +174,8 @@ def create_learner(
     total = config.length(len(training))
     broadcast([classifier], process)  # before an objective copies it
     objective = choose(config.objective)(classifier, config, total)
-    networks = [*objective.networks.values()]
+    named = {**objective.networks, **copy_start(objective.networks["student"], config)}
+    networks = [*named.values()]
     if config.sync_batch_norm and process.world > 1:
         for network in networks:
             convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
@@ -190,6 +195,12 @@ def create_learner(
     mean, std = (
         (list(facts.mean_pixel), list(facts.std_pixel)) if objective.normalises else ([0.0] * bands, [1.0] * bands)
     )
+    optimiser = make_optimiser(student, config)
+    if config.start_pull:
+        pull_to_start(optimiser, student.get_submodule("encoder"), named[START], config.start_pull)
+    if config.start_statistics:
+        for network in objective.networks.values():
+            fix_statistics(network)
     gain, offset = unit_scale(facts.low_pixel, facts.high_pixel)
     learner = Learner(
         config=config,
@@ -198,8 +209,9 @@ def create_learner(
         held_out=held_out,
         facts=facts,
         objective=objective,
+        networks=named,
         parallel=parallel,
-        optimiser=make_optimiser(student, config),
+        optimiser=optimiser,
         mean=mean,
         std=std,
         gain=gain.to(process.device),
@@ -231,7 +243,7 @@ def train_step(learner: Learner, batch: Batch) -> None:
     """
     config, process, step = learner.config, learner.process, learner.step
     torch.manual_seed(derive_seed(config.seed, step, DROPOUT, process.rank))  # for networks with dropout
-    set_learning_rate(learner.optimiser, config.learning_rate(step, learner.total, len(learner.training)))
+    set_learning_rate(learner.optimiser, *config.learning_rates(step, learner.total, len(learner.training)))
     batch = pad_batch(batch, config.batch // process.world)
     total = sum_over_ranks(batch.weight.sum(), process).clamp_min(1e-9)
     scale = process.world / total  # gradients are averaged over processes
@@ -240,7 +252,7 @@ def train_step(learner: Learner, batch: Batch) -> None:
     sums = torch.zeros_like(learner.recent_losses[0])
     for number, tiles in enumerate(split_batch(batch, config.accumulate)):
         sync_gradients(learner.parallel, number == config.accumulate - 1)
-        losses = learner.objective.losses(learner.part(tiles, number))  # (n, 1 + measures)
+        losses = compute_losses(learner, tiles, number)  # (n, 1 + measures)
         weight = tiles.weight * scale
         means = (losses * weight[:, None]).sum(dim=0)  # weighted means over the tiles of all parts and processes
         with preserve_buffers(learner.student, config.recompute):
@@ -256,6 +268,18 @@ def train_step(learner: Learner, batch: Batch) -> None:
     learner.objective.update(step + 1)
     learner.recent_losses[step - learner.logged_steps] = sums
     learner.step += 1
+
+
+def compute_losses(learner: Learner, tiles: Batch, number: int) -> torch.Tensor:
+    """Loss and measures of each tile of part `number` of a step: (n, 1 + measures) float32."""
+    part = learner.part(tiles, number)
+    if not learner.config.distil:
+        return learner.objective.losses(part)
+    student = Watched(part.student)
+    losses = learner.objective.losses(dataclasses.replace(part, student=student))
+    with learner.precision():
+        distance = student.distance(learner.networks[START]).view(-1, len(losses)).mean(dim=0)
+    return torch.cat([losses[:, :1] + learner.config.distil * distance[:, None], losses[:, 1:]], dim=1)
 
 
 def pad_batch(batch: Batch, tiles: int) -> Batch:
@@ -302,8 +326,9 @@ def make_checkpoint(learner: Learner) -> Checkpoint:
         mean=learner.mean,
         std=learner.std,
         start=learner.start,
-        networks={name: unsharded(network.state_dict()) for name, network in learner.objective.networks.items()},
+        networks={name: unsharded(network.state_dict()) for name, network in learner.networks.items()},
         exported=learner.objective.exported,
+        end_share=1.0,
         memory=unsharded(dict(learner.objective.memory)),
         optimiser=unsharded(learner.optimiser.state_dict()),
         scaler=learner.scaler.state_dict(),
@@ -315,10 +340,15 @@ def make_checkpoint(learner: Learner) -> Checkpoint:
     return checkpoint
 
 
+def load_weights(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Load full tensors into a network, which may be sharded."""
+    current = network.state_dict()
+    network.load_state_dict({name: sharded_like(value, current[name]) for name, value in weights.items()})
+
+
 def _restore(learner: Learner, last: Checkpoint) -> None:
-    for name, network in learner.objective.networks.items():
-        current = network.state_dict()
-        network.load_state_dict({key: sharded_like(value, current[key]) for key, value in last.networks[name].items()})
+    for name, network in learner.networks.items():
+        load_weights(network, last.networks[name])
     for name, tensor in learner.objective.memory.items():
         tensor.copy_(last.memory[name])
     parameters = [parameter for group in learner.optimiser.param_groups for parameter in group["params"]]

@@ -30,23 +30,30 @@ def group_parameters(student: nn.Module, config: TrainConfig) -> list[dict[str, 
 
     Biases, normalisation layers and the parameters that timm names for the network (such as position embeddings) do not
     decay. Below a `layer_decay` of 1, each layer, as timm divides the network, has that share of the learning rate of
-    the layer above it. The uppermost are the linear layer for the classes and what else the objective trains.
+    the layer above it. The uppermost are the linear layer for the classes and what else the objective trains. With
+    `start_pull`, the encoder decays towards its start instead of 0. `encoder` says whether a group is the encoder's.
     """
     parts = dict(student.named_children())
     encoder = parts.pop("encoder")
-    names: set[str] = set(encoder.no_weight_decay()) if hasattr(encoder, "no_weight_decay") else set()  # type: ignore[operator]
-    head = param_groups_weight_decay(nn.ModuleDict(parts), config.weight_decay)
+    names = _exempt_names(encoder)
+    above = nn.ModuleDict(parts)
+    exempt = [f"{name}.{own}" for name, part in parts.items() for own in _exempt_names(part)]
+    head = param_groups_weight_decay(above, config.weight_decay, no_weight_decay_list=exempt)
+    decay = 0.0 if config.start_pull else config.weight_decay
     if config.layer_decay == 1:
-        return [*param_groups_weight_decay(encoder, config.weight_decay, no_weight_decay_list=names), *head]
-    groups = param_groups_layer_decay(
-        encoder, config.weight_decay, no_weight_decay_list=names, layer_decay=config.layer_decay
-    )
-    for group in groups:
-        group["lr_scale"] *= config.layer_decay  # timm counts from the last layer of the encoder
-    return [*groups, *head]
+        groups = param_groups_weight_decay(encoder, decay, no_weight_decay_list=names)
+    else:
+        groups = param_groups_layer_decay(encoder, decay, no_weight_decay_list=names, layer_decay=config.layer_decay)
+        for group in groups:
+            group["lr_scale"] *= config.layer_decay  # timm counts from the last layer of the encoder
+    return [{**group, "encoder": part is groups} for part in (groups, head) for group in part]
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of each group: its share of `rate`."""
+def _exempt_names(part: nn.Module) -> set[str]:
+    return set(part.no_weight_decay()) if hasattr(part, "no_weight_decay") else set()  # type: ignore[operator]
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, encoder_rate: float, head_rate: float) -> None:
+    """Set the learning rate of each group: its share of that of the encoder, or that of what is on top of it."""
     for group in optimiser.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)
+        group["lr"] = (encoder_rate if group["encoder"] else head_rate) * group.get("lr_scale", 1.0)

@@ -182,6 +182,11 @@ def unsharded(state: Any) -> Any:
     return state
 
 
+def local_tensor(value: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor on this process. Networks of one kind are sharded in the same way."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def sharded_like(values: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
     """Shard a full tensor in the same way as `pattern`."""
     if not isinstance(pattern, DTensor):

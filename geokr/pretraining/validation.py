@@ -38,7 +38,7 @@ def validate(learner: Learner) -> Validation:
     mean = torch.tensor(facts.mean_label, dtype=torch.float64, device=process.device)
     mean = (mean * facts.training_tiles + 1.0 / len(mean)) / (facts.training_tiles + 1)
     networks = [learner.evaluated, *([] if learner.evaluated is learner.student else [learner.student])]
-    modes = [network.training for network in networks]
+    modes = {module: module.training for network in networks for module in network.modules()}
     for network in networks:
         network.eval()
 
@@ -59,8 +59,8 @@ def validate(learner: Learner) -> Validation:
         batch_sums.append(sums)
         labels.append(fraction.cpu())
         predicted.append(torch.softmax(logits, dim=1).cpu())
-    for network, mode in zip(networks, modes, strict=True):
-        network.train(mode)
+    for module, mode in modes.items():
+        module.training = mode
 
     total = {
         name: sum_over_ranks(torch.stack([sums[name] for sums in batch_sums]).sum(dim=0), process)

@@ -152,5 +152,6 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         share,
         split=lambda scene, row, col: "val" if col >= 12 else "train",
         known=lambda scene, row, col: 0.6 + 0.1 * ((3 * row + col) % 5),
+        more={"year_gap": np.tile(np.array([0, -3], np.float32), 128)},
         block=8,
     )

@@ -1,6 +1,7 @@
 """Objectives, which define the loss of a run: one file each."""
 
 from geokr.pretraining.objectives.byol import BYOL
+from geokr.pretraining.objectives.geco import GeCo
 from geokr.pretraining.objectives.mae import MAE
 from geokr.pretraining.objectives.mean_teacher import MeanTeacher
 from geokr.pretraining.objectives.moco import MoCo
@@ -18,6 +19,8 @@ def choose(name: str) -> type[Objective]:
             return MeanTeacher
         case "byol":
             return BYOL
+        case "geco":
+            return GeCo
         case "mae":
             return MAE
         case "moco":

@@ -43,6 +43,7 @@ class BYOL:
     passes: ClassVar[float] = 8
     takes_pairs: ClassVar[bool] = True
     takes_parts: ClassVar[bool] = True
+    uses_year_gap: ClassVar[bool] = False
     normalises: ClassVar[bool] = True
     exported: ClassVar[str] = "student"
 

@@ -94,6 +94,7 @@ class MAE:
     passes: ClassVar[float] = 0.75
     takes_pairs: ClassVar[bool] = False
     takes_parts: ClassVar[bool] = True
+    uses_year_gap: ClassVar[bool] = False
     normalises: ClassVar[bool] = True
     exported: ClassVar[str] = "student"
 

@@ -13,12 +13,12 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from geokr.pretraining.classifier import Classifier
 from geokr.pretraining.config import TrainConfig
 from geokr.pretraining.metrics import disagreement, divergence
 from geokr.pretraining.objectives.objective import FIRST_VIEW, PREDICT_SHARES, SECOND_VIEW, Part
+from geokr.pretraining.processes import local_tensor
 
 
 class MeanTeacher:
@@ -30,6 +30,7 @@ class MeanTeacher:
     passes: ClassVar[float] = 4
     takes_pairs: ClassVar[bool] = True
     takes_parts: ClassVar[bool] = True
+    uses_year_gap: ClassVar[bool] = False
     normalises: ClassVar[bool] = True
     exported: ClassVar[str] = "teacher"
 
@@ -102,8 +103,3 @@ def ema_update(teacher: nn.Module, student: nn.Module, keep: float, *, buffers: 
         [local_tensor(current) for _, current in pairs],
     )
     torch._foreach_lerp_(averages, currents, 1.0 - keep)
-
-
-def local_tensor(value: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor on this process. Both networks are sharded in the same way."""
-    return value.to_local() if isinstance(value, DTensor) else value

@@ -34,6 +34,7 @@ class MoCo:
     passes: ClassVar[float] = 4
     takes_pairs: ClassVar[bool] = True
     takes_parts: ClassVar[bool] = True
+    uses_year_gap: ClassVar[bool] = False
     normalises: ClassVar[bool] = True
     exported: ClassVar[str] = "student"
 

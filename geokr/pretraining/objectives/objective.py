@@ -42,6 +42,8 @@ class Part:
     weight: torch.Tensor
     """(n,) float32: weights of the tiles. A weight of 0 also marks the empty tiles that fill up a batch: another tile
     must not be compared with them."""
+    year_gap: torch.Tensor
+    """(n,) float32: year of the map minus year of the image; NaN if unknown, or if the objective does not use it."""
     step: int
     """Number of steps done before this one."""
     total: int
@@ -69,6 +71,8 @@ class Objective(Protocol):
     """Whether it can use two dates of a place as the two views."""
     takes_parts: ClassVar[bool]
     """Whether a step may be computed in parts (`accumulate`). Not if a tile is compared with the others of its step."""
+    uses_year_gap: ClassVar[bool]
+    """Whether the loader must read the years between map and image."""
     normalises: ClassVar[bool]
     """Whether the input of the networks is normalised; otherwise the input is pixels in 0..1."""
     exported: ClassVar[str]

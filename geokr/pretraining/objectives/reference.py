@@ -28,6 +28,7 @@ class Reference:
     passes: ClassVar[float] = 4
     takes_pairs: ClassVar[bool] = False
     takes_parts: ClassVar[bool] = True
+    uses_year_gap: ClassVar[bool] = False
     normalises: ClassVar[bool] = False
     exported: ClassVar[str] = "teacher"
 

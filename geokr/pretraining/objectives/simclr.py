@@ -29,6 +29,7 @@ class SimCLR:
     passes: ClassVar[float] = 6
     takes_pairs: ClassVar[bool] = True
     takes_parts: ClassVar[bool] = False
+    uses_year_gap: ClassVar[bool] = False
     normalises: ClassVar[bool] = True
     exported: ClassVar[str] = "student"
 

@@ -21,6 +21,7 @@ class Supervised:
     passes: ClassVar[float] = 3
     takes_pairs: ClassVar[bool] = False
     takes_parts: ClassVar[bool] = True
+    uses_year_gap: ClassVar[bool] = False
     normalises: ClassVar[bool] = True
     exported: ClassVar[str] = "student"
 

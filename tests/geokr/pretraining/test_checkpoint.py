@@ -23,6 +23,7 @@ STATE = Checkpoint(
     start="random weights",
     networks={"student": {"head.weight": torch.arange(6.0).reshape(2, 3)}},
     exported="student",
+    end_share=1.0,
     memory={"queue": torch.arange(4.0)},
     optimiser={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []},
     scaler={},

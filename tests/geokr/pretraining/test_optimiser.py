@@ -73,7 +73,7 @@ def test_a_layer_learns_at_a_share_of_the_rate_of_the_one_above_it() -> None:
     config = configure(overrides=["bands=red,green,blue", "model=test_vit", "image_size=32", "layer_decay=0.5"])
     student, _ = build_classifier("test_vit", config.bands, 4, 32, False)
     optimiser = make_optimiser(student, config)
-    set_learning_rate(optimiser, 0.8)
+    set_learning_rate(optimiser, 0.8, 0.8)
     rates = {parameter: group["lr"] for group in optimiser.param_groups for parameter in group["params"]}
     names = dict(student.named_parameters())
     blocks = len(student.encoder.blocks)  # type: ignore[arg-type]

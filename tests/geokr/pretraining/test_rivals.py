@@ -3,7 +3,11 @@
 import copy
 import json
 import math
+import os
 import signal
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +33,10 @@ from geokr.pretraining.checkpoint import LAST, load
 from geokr.pretraining.config import PRESETS, TrainConfig, configure
 from geokr.pretraining.facts import gather_facts
 from geokr.pretraining.learner import Learner, create_learner, train_step
-from geokr.pretraining.objectives import byol
+from geokr.pretraining.metrics import divergence
+from geokr.pretraining.objectives import byol, simclr
 from geokr.pretraining.objectives.byol import squared_distance
+from geokr.pretraining.objectives.geco import Correction
 from geokr.pretraining.objectives.mae import MAE, cut_patches, pixel_error
 from geokr.pretraining.objectives.moco import info_nce
 from geokr.pretraining.objectives.projected import make_mlp, rising_momentum
@@ -44,9 +50,9 @@ from tests.geokr.conftest import write_dataset
 ALONE = Process(0, 1, torch.device("cpu"))
 REPOSITORY = Path(__file__).parents[3]
 WITHOUT_LABELS = ("simclr", "moco", "byol", "mae")
-RIVALS = (*WITHOUT_LABELS, "softcon")
-PAIRED = ("simclr", "moco", "byol", "softcon")
-SMALL = ("batch=32", "probe=0", "queue=96")
+RIVALS = (*WITHOUT_LABELS, "softcon", "geco")
+PAIRED = ("simclr", "moco", "byol", "softcon", "geco")
+SMALL = ("batch=32", "probe=0", "queue=96", "bands=red,green,blue")
 
 
 def model(rival: str) -> list[str]:
@@ -60,7 +66,7 @@ def unit(seed: int, *shape: int) -> torch.Tensor:
 
 
 def learner_of(dataset: Path, rival: str, *settings: str) -> Learner:
-    config = configure(rival, None, [*model(rival), *SMALL, "bands=red,green,blue", "steps=8", *settings])
+    config = configure(rival, None, [*model(rival), *SMALL, "steps=8", *settings])
     training = TileLoader(dataset, Selection("train", pairs=config.pairs), batch=config.batch)
     return create_learner(config, ALONE, training, training, gather_facts(training, training))
 
@@ -158,6 +164,58 @@ def test_the_pixel_error_is_of_masked_patches_normalised() -> None:
         assert float(ours[tile]) == pytest.approx(np.mean(errors), rel=1e-5)
 
 
+def test_a_label_is_corrected_by_the_matrix_of_its_year_gap() -> None:
+    correction = Correction(3).double()
+    matrix = torch.softmax(correction.logits, dim=2)
+    assert torch.allclose(matrix.diagonal(dim1=1, dim2=2), torch.full((22, 3), 0.95, dtype=torch.float64))
+    with torch.no_grad():
+        correction.logits.copy_(torch.randn(correction.logits.shape, generator=torch.Generator().manual_seed(0)))
+    label = torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.1, 0.1, 0.8]])
+    corrected, penalty = correction(label, torch.tensor([0.0, -3.0, 40.0, torch.nan]))
+    for tile, number in enumerate((10, 7, 20, 21)):  # no change of years is in the middle; far ones share the last
+        logits = correction.logits[number].detach().numpy()
+        t = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        assert corrected[tile].detach().numpy() == pytest.approx(label[tile].numpy() @ t, abs=1e-6)
+        assert float(penalty[tile].detach()) == pytest.approx(-(label[tile].numpy() @ np.log(np.diag(t))), abs=1e-6)
+
+
+def test_matrices_learn_what_the_map_has_wrong() -> None:
+    """Water and forest are exchanged on the maps that are three years older, and right on those of the year."""
+    correction = Correction(3)
+    optimiser = torch.optim.Adam(correction.parameters(), lr=0.05)
+    truth = torch.eye(3).repeat(8, 1)
+    old = torch.arange(24) < 12
+    label = torch.where(old[:, None], truth[:, [1, 0, 2]], truth)
+    for _ in range(100):
+        corrected, penalty = correction(label, torch.where(old, -3.0, 0.0))
+        loss = divergence(corrected, (0.97 * truth + 0.01).log()) + 0.5 * penalty  # of a network that is right
+        optimiser.zero_grad()
+        loss.mean().backward()
+        optimiser.step()
+    matrix = torch.softmax(correction.logits.detach(), dim=2)
+    assert float(matrix[7, 0, 1]) > 0.8
+    assert float(matrix[7, 1, 0]) > 0.8
+    assert float(matrix[7, 2, 2]) > 0.9
+    assert float(matrix[10].diagonal().min()) > 0.9
+    assert torch.allclose(matrix[9].diagonal(), torch.full((3,), 0.95), atol=1e-4)  # no tile is of this gap
+
+
+def test_the_years_between_map_and_image_come_from_the_index(build, tmp_path: Path) -> None:
+    def half(scene: str, row: int, col: int) -> str:
+        return "val" if row == 0 else "train"
+
+    gaps = np.array([0, -3, np.nan, 7] * 8, np.float32)
+    image = np.arange(32, dtype=np.uint8).reshape(4, 8, 1, 1, 1) * np.ones((1, 1, 4, 8, 8), np.uint8)
+    share = np.full((4, 8, 3), 1 / 3, np.float32)
+    dataset = build(tmp_path / "gaps", {"a": image}, {"a": share}, more={"year_gap": gaps}, split=half)
+    training, held_out = train.make_loaders(str(dataset), configure("geco", None, ["batch=8"]), ALONE)
+    batch = next(iter(training))
+    assert batch.year_gap is not None
+    expected = torch.from_numpy(gaps[batch.image[:, 0, 0, 0].long()])
+    assert torch.equal(batch.year_gap.nan_to_num(99), expected.nan_to_num(99))
+    assert next(iter(held_out)).year_gap is None
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
@@ -215,7 +273,7 @@ def test_a_view_is_blurred_by_its_own_gaussian() -> None:
 
 
 def test_some_views_are_blurred() -> None:
-    config = replace_settings(PRESETS["simclr"], image_size=224)
+    config = replace_settings(PRESETS["simclr"], bands=("red", "green", "blue"))
     spread = draw_maps(2000, config, [1.0] * 3, seed=0)[:, -1]
     assert 0.45 < float((spread > 0).float().mean()) < 0.55
     assert 0.1 <= float(spread[spread > 0].min()) < float(spread.max()) <= 2.0
@@ -345,6 +403,61 @@ def test_the_decoder_knows_where_patches_are(coloured: Path) -> None:
 def test_mae_needs_patches(coloured: Path, network: str, size: int, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         learner_of(coloured, "mae", f"model={network}", f"image_size={size}")
+
+
+RANK = """
+import sys
+from pathlib import Path
+import torch
+from geokr.pretraining.processes import process_group
+from tests.geokr.pretraining.test_rivals import ALONE, three_steps
+
+with process_group("cpu") as process:
+    states = {rival: three_steps(Path(sys.argv[1]), rival, process) for rival in sys.argv[3:]}
+torch.save(states, Path(sys.argv[2]) / f"rank{process.rank}.pt")
+"""
+
+
+def three_steps(dataset: Path, rival: str, process: Process) -> dict[str, torch.Tensor]:
+    """All networks and the memory after three steps of layer normalisation only, with a tile of no weight."""
+    for module in (simclr, byol):
+        module.make_mlp = lambda *widths, **_: make_mlp(*widths, batch_norm=False)  # type: ignore[attr-defined]
+    byol.HIDDEN = 64
+    size = 64 if rival == "mae" else 32
+    settings = [*SMALL, "model=test_vit", f"image_size={size}", "optimiser=sgd", "lr=0.05", "steps=3", "clip=1"]
+    config = configure(rival, None, settings)
+    world = process.world
+    training = TileLoader(dataset, Selection("train"), batch=32 // world, rank=process.rank, world=world)
+    facts = gather_facts(training, training)
+    learner = create_learner(config, process, training, training, facts)
+    empty = torch.arange(32) == 20
+    for batch in training:
+        weight = (~empty).float()[process.rank * (32 // world) :][: 32 // world]
+        train_step(learner, replace(batch, weight=weight))
+        if learner.step == 3:
+            break
+    states = {name: network.state_dict() for name, network in learner.objective.networks.items()}
+    states["memory"] = dict(learner.objective.memory)
+    return {f"{group}.{name}": value for group, state in states.items() for name, value in state.items()}
+
+
+def test_two_processes_do_the_work_of_one(coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (simclr, byol):
+        monkeypatch.setattr(module, "make_mlp", make_mlp)  # put back what `three_steps` replaces
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    line = [sys.executable, "-c", RANK, str(coloured), str(tmp_path), *RIVALS]
+    ranks = [subprocess.Popen(line, env={**common, "RANK": str(rank)}, cwd=REPOSITORY) for rank in range(2)]
+    alone = {rival: three_steps(coloured, rival, ALONE) for rival in RIVALS}
+    assert [rank.wait(900) for rank in ranks] == [0, 0]  # a hang, not a slow machine
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    for rival, state in alone.items():
+        assert state.keys() == first[rival].keys()
+        for name, value in state.items():
+            assert torch.equal(first[rival][name], second[rival][name]), (rival, name)
+            assert torch.allclose(first[rival][name].float(), value.float(), atol=1e-5), (rival, name)
 
 
 # --- what they learn
