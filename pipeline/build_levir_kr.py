@@ -36,7 +36,7 @@ from pipeline.runtime.cluster import ClusterError, count_threads, open_cluster
 from pipeline.runtime.progress import log_event
 from pipeline.runtime.signals import report_stop, stop_on_signals
 from pipeline.scenes.raster import Alpha
-from pipeline.scenes.scene import Imagery
+from pipeline.scenes.scene import CloudMask, Imagery
 from pipeline.stages import catalog, index, labels, tiles
 
 STAGES = ("catalog", "tiles", "labels", "index")
@@ -59,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--imagery", choices=get_args(Imagery), help="which images of a delivery are tiled (mss)")
     add("--band-names", metavar="NAME,...", help="names of the bands of images with as many bands (those in the file)")
     add("--alpha", choices=get_args(Alpha), help="what a band declared as alpha is: a mask or a measurement (auto)")
+    add("--mask", choices=get_args(CloudMask), help="count the clouds of a scene's quality band as clouds: qa (none)")
     add(
         "--dem",
         metavar="FILE",

@@ -12,7 +12,7 @@ from pipeline.imaging.ortho import Resampling
 from pipeline.imaging.quality import Rules
 from pipeline.imaging.radiometry import Kind
 from pipeline.scenes.raster import Alpha
-from pipeline.scenes.scene import Imagery
+from pipeline.scenes.scene import CloudMask, Imagery
 
 SECTION = "build"
 """The section of a parameter file with these settings."""
@@ -37,6 +37,8 @@ class SurveyConfig(Strict):
     deliveries and STAC items name their own."""
     alpha: Alpha = "auto"
     """What a band declared as alpha is: mask, band (of measurements), or auto: a mask if named and filled as one."""
+    mask: CloudMask = "none"
+    """What tells clouds besides their brightness: none, or qa, the quality band of a Landsat or Sentinel-2 scene."""
     dem: Address | None = None
     """Heights above the ellipsoid: any raster that GDAL opens."""
     geoid: Address | None = None
@@ -151,7 +153,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "out": ("out",),
     **{
         name: ("survey", name)
-        for name in ("scenes", "imagery", "band_names", "alpha", "dem", "geoid", "radiometry", "coefficients")
+        for name in ("scenes", "imagery", "band_names", "alpha", "mask", "dem", "geoid", "radiometry", "coefficients")
     },
     **{name: ("grid", name) for name in ("tile", "stride")},
     "resampling": ("tiles", "resampling"),

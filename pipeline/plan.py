@@ -57,6 +57,7 @@ def tile_attributes(entry: Entry, grid: TileGrid, config: TilesConfig) -> dict[s
             "sha256_of_metadata": scene.metadata_digest,
             "sha256_of_every_20th_pixel": entry.pixel_digest,
         },
+        "quality_band": None if scene.quality is None else Path(scene.quality.path).name,
         "stretch": [entry.stretch.low, entry.stretch.high],
         "radiometry": stored_radiometry(entry).attributes(),
         "tiles": config.model_dump(mode="json"),
@@ -90,7 +91,8 @@ def projected_bytes(scene: Scene, grid: TileGrid, kind: Kind) -> int:
     """Peak memory for building one block, bytes, in addition to the libraries. kind: how the pixels are stored."""
     itemsize = 1 if scene.read_type == "uint8" else 2
     stored_itemsize = 2 if kind == "toa" else itemsize if kind == "dn" else 1
-    sizes = (grid.block, grid.tile, grid.stride, len(scene.bands), itemsize)
+    bands = len(scene.bands) + (scene.quality is not None)
+    sizes = (grid.block, grid.tile, grid.stride, bands, itemsize)
     conversion = 0 if all(image.dtype in READ_AS_THEY_ARE for image in scene) else CONVERSION
     return peak_bytes(*sizes, pan=scene.pan is not None, stored=stored_itemsize) + conversion
 
@@ -142,7 +144,9 @@ def dry_run(config: BuildConfig, covers: list[LandCover]) -> list[str]:
     entries: dict[str, Entry] = {}
     survey = config.survey
     for delivery in find_deliveries(survey.scenes):
-        for scene in read_delivery(delivery, survey.imagery, survey.bands, survey.alpha, survey.band_names):
+        for scene in read_delivery(
+            delivery, survey.imagery, survey.bands, survey.alpha, survey.band_names, survey.mask
+        ):
             if isinstance(scene, Refusal):
                 lines.append(f"refused   {scene.detail}")
             elif scene.id not in entries:

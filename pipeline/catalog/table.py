@@ -60,6 +60,7 @@ def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -
                 "files": list(scene.files),
                 "images": json.dumps([image.to_json() for image in scene.images]),
                 "pan": None if scene.pan is None else json.dumps(scene.pan.to_json()),
+                "quality": None if scene.quality is None else json.dumps(scene.quality.to_json()),
                 "metadata": json.dumps(dict(scene.metadata), ensure_ascii=False),
                 "dem": entry.terrain.dem,
                 "dem_coverage": entry.dem_coverage,
@@ -137,7 +138,7 @@ def read_catalog(path: str | Path) -> list[Entry]:
 
 def to_entries(rows: geopandas.GeoDataFrame) -> list[Entry]:
     """Convert the rows of a table to entries in the same order. Raises ConfigError if columns are missing."""
-    if len(rows) and (missing := {"pan_weights", "pixel_digest", "source_version"} - {*rows.columns}):
+    if len(rows) and (missing := {"pan_weights", "pixel_digest", "source_version", "quality"} - {*rows.columns}):
         raise ConfigError(f"{CATALOG} of another version: it lacks {', '.join(sorted(missing))}; run the stage catalog")
     entries = []
     for row in rows.to_dict("records"):
@@ -147,6 +148,7 @@ def to_entries(rows: geopandas.GeoDataFrame) -> list[Entry]:
             "files": tuple(row["files"]),
             "images": tuple(image_from_json(image) for image in json.loads(row["images"])),
             "pan": image_from_json(json.loads(row["pan"])) if isinstance(row["pan"], str) else None,
+            "quality": image_from_json(json.loads(row["quality"])) if isinstance(row["quality"], str) else None,
             "metadata": json.loads(row["metadata"]),
             "footprint": row["geometry"],
         }

@@ -37,16 +37,28 @@ class Rules:
     cloud_level: Annotated[int, Field(ge=0, le=254)] = 230
     """A pixel above this value is bright."""
     cloud_share: Share = 0.5
-    """A tile is `cloud` if more than this share of its pixels is bright."""
+    """A tile is `cloud` if more than this share of its pixels is bright, or cloud in a quality band."""
     missing_level: Share = 0.2
     """A line of a raw image is missing if its mean is below this share of an adjacent line's mean; 0 turns it off."""
 
 
-def judge(grey: npt.NDArray[np.uint8], rules: Rules, valid: npt.NDArray[np.bool_] | None = None) -> tuple[int, float]:
-    """Judge a tile by the mean of its bands: return its status code and the share of its pixels that are bright.
+def judge(
+    grey: npt.NDArray[np.uint8],
+    rules: Rules,
+    valid: npt.NDArray[np.bool_] | None = None,
+    clouds: npt.NDArray[np.bool_] | None = None,
+) -> tuple[int, float]:
+    """Judge a tile by the mean of its bands: return its status code and the share of its pixels that are cloud.
 
-    grey: (y, x). valid: (y, x), False where a pixel does not count; by default all pixels count.
+    grey: (y, x). valid: (y, x), False where a pixel does not count; by default all pixels count. clouds: (y, x), True
+    where a pixel is known to be cloud, whatever its brightness; by default, bright pixels are cloud.
     """
+    if clouds is not None:
+        cloudy = (clouds | (grey > rules.cloud_level))[... if valid is None else valid]
+        share = float(cloudy.mean())
+        if share > rules.cloud_share:
+            return CLOUD, share
+        return judge(grey, rules, valid)[0], share
     histogram = cv2.calcHist([grey], [0], None if valid is None else valid.astype(np.uint8), [256], [0, 256])
     cumulative = np.cumsum(histogram.ravel().astype(np.int64))  # cumulative[v]: number of pixels with a value <= v
     pixels = int(cumulative[-1])

@@ -14,7 +14,7 @@ from pyproj.exceptions import ProjError
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
 from pipeline.scenes.raster import Alpha, Header, read_header
-from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
+from pipeline.scenes.scene import CloudMask, Image, Imagery, Scene, SceneError
 from pipeline.scenes.sensor_bands import ALIASES, choose_bands
 
 Files = Mapping[str, bytes | None]
@@ -53,6 +53,8 @@ class Product:
     """File of a band -> scale and offset: pixel * scale + offset is the reflectance. Empty if unknown."""
     places: Mapping[str, Place] = field(default_factory=dict)
     """File of a band -> where the metadata place it, if they do. An image may be a part of what was delivered."""
+    quality: tuple[str, str] | None = None
+    """File of the quality band, and its name in `clouds.find_clouds`; None if the product has none."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """All fields of the metadata files: name -> text. Cloud cover and angles have the names of STAC's properties."""
     texts: tuple[bytes, ...] = ()
@@ -77,7 +79,12 @@ NODATA = 0
 
 
 def read_scene(
-    product: Product, locate: Callable[[str], str], imagery: Imagery, wanted: Sequence[str], alpha: Alpha
+    product: Product,
+    locate: Callable[[str], str],
+    imagery: Imagery,
+    wanted: Sequence[str],
+    alpha: Alpha,
+    mask: CloudMask,
 ) -> Scene:
     """Read the scene of a product; the caller adds its delivery, files and bytes.
 
@@ -107,7 +114,16 @@ def read_scene(
         metadata_digest=digest(product.texts, images),
         footprint=image_footprint(images[0], make_flat_terrain(images[0].model)),
         metadata=product.metadata,
+        quality=read_quality(product, locate) if mask == "qa" else None,
     )
+
+
+def read_quality(product: Product, locate: Callable[[str], str]) -> Image | None:
+    """The quality band of a product; None if it has none. Raises SceneError: see `read_band`."""
+    if product.quality is None:
+        return None
+    file, name = product.quality
+    return replace(read_band(file, name, product, locate, "band"), nodata=None, scales=(), offsets=())
 
 
 def digest(texts: Iterable[bytes], images: Iterable[Image]) -> str:

@@ -22,7 +22,7 @@ from pipeline.scenes.discovery import Delivery
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
 from pipeline.scenes.products import find_reader
 from pipeline.scenes.raster import Alpha, Header, read_header
-from pipeline.scenes.scene import Image, Imagery, NoImageryError, Scene, SceneError
+from pipeline.scenes.scene import CloudMask, Image, Imagery, NoImageryError, Scene, SceneError
 
 KINDS = {"mss": "multispectral", "pan": "panchromatic"}
 
@@ -63,11 +63,12 @@ def read_delivery(
     bands: Sequence[str] = BANDS,
     alpha: Alpha = "auto",
     band_names: Sequence[str] = (),
+    mask: CloudMask = "none",
 ) -> list[Scene | Refusal]:
     """Read the scenes of a delivery from its metadata and image headers. Never raises for bad input.
 
     bands: bands to read from a STAC item, or from a product whose bands are files of their own: see `choose_bands`.
-    alpha: see `Alpha`. band_names: see `name_bands`.
+    alpha: see `Alpha`. band_names: see `name_bands`. mask: see `CloudMask`.
     """
     name, results = PurePosixPath(delivery.path).name, list[Scene | Refusal]()
     if delivery.fault:
@@ -75,7 +76,7 @@ def read_delivery(
     if delivery.item:
         item = json.loads(delivery.item)
         try:
-            return [stac.read_item(item, delivery.path, delivery.files[0], imagery, bands, alpha)]
+            return [stac.read_item(item, delivery.path, delivery.files[0], imagery, bands, alpha, mask)]
         except (ValueError, OSError) as error:
             detail = str(error) if isinstance(error, SceneError) else f"{delivery.path}: {error}"
             return [refuse(item["id"], "unusable", detail if delivery.path in detail else f"{delivery.path}: {detail}")]
@@ -96,7 +97,7 @@ def read_delivery(
     for product in products:
         try:
             product_files = {name: files[name] for name in product}
-            scene = read_product(product_files, delivery, imagery, bands, alpha, band_names)
+            scene = read_product(product_files, delivery, imagery, bands, alpha, band_names, mask)
             if delivery.part_of and len(scene.bands) == 1:
                 raise SceneError(f"{product[0]}: a band of {delivery.part_of}, which cannot be used")
             results.append(scene)
@@ -127,6 +128,7 @@ def read_product(
     bands: Sequence[str],
     alpha: Alpha,
     band_names: Sequence[str],
+    mask: CloudMask,
 ) -> Scene:
     """Build the scene of one product. Raises SceneError with a sentence that names the file and the fault."""
     images = [name for name in files if name.lower().endswith(IMAGES)]
@@ -135,7 +137,7 @@ def read_product(
             f"{archive.printable_name(images[0])}: the name is not UTF-8 text; rename the file or its folder"
         )
     if (reader := find_reader(files)) is not None:
-        scene = read_scene(reader.describe(files), lambda name: locate(name, delivery), imagery, bands, alpha)
+        scene = read_scene(reader.describe(files), lambda name: locate(name, delivery), imagery, bands, alpha, mask)
         return replace(
             scene,
             delivery=delivery.path,

@@ -125,6 +125,7 @@ def describe(files: Files) -> Product:
             for file, part in bands.items()
             if (scale := find_scale(part.upper(), level, parameters, fields))
         },
+        quality=next(((file, QUALITY) for file in files if part_of(file, path).upper() == QUALITY), None),
         metadata=fields | {name: fields[key] for key, name in STAC_PROPERTIES.items() if key in fields},
         texts=(files[mtl] or b"",) if mtl else (),
     )

@@ -15,6 +15,9 @@ from pipeline.scenes.numbers import AS_THEY_ARE, Numbers
 Imagery = Literal["mss", "pan", "pansharpened"]
 """Which image of a delivery is tiled: multispectral, panchromatic, or multispectral sharpened by panchromatic."""
 
+CloudMask = Literal["none", "qa"]
+"""What tells clouds besides their brightness: nothing, or the quality band that comes with a scene."""
+
 _ID = re.compile(r"[^/\\\ud800-\udfff]{1,200}")
 
 
@@ -119,6 +122,8 @@ class Scene:
     """Outline on the ground, longitude and latitude in degrees."""
     metadata: Mapping[str, str]
     """All fields of the product XML, properties of the STAC item, or TIFF tags: name -> text."""
+    quality: Image | None = None
+    """The quality band whose clouds count, under its name in `clouds.find_clouds`; None if none is used."""
 
     def __post_init__(self) -> None:
         # The id is used as a folder name or as part of an object key.

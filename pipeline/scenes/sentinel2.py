@@ -128,6 +128,9 @@ def describe(files: Files) -> Product:
     fields = {key: text for root in (product, granule) if root is not None for key, text in unique_texts(root).items()}
     level_2 = "2A" in (product_xml or granule_xml).upper() or "MSIL2A" in own.upper() or any(m["gsd"] for _, m in bands)
     scales = {} if product is None else read_scales(product_xml, product)
+    classes = [
+        (int(match["gsd"] or 0), name) for name, _, match in match_images(files) if match["part"].upper() == "SCL"
+    ]
     match = LOOSE.search(bands[0][1]["scene"])
     satellite = re.match(r"S2[A-D](?=_)", own)
     return Product(
@@ -142,6 +145,7 @@ def describe(files: Files) -> Product:
         lacking=LEVEL_2_LACKS if level_2 else frozenset(),
         scales={name: scales[key] for name, match in bands if (key := band_key(match)) in scales},
         places={} if granule is None else read_places(granule_xml, granule, bands),
+        quality=(min(classes)[1], "SCL") if classes else None,
         metadata=fields | stac_properties(fields, granule),
         texts=tuple(files[name] or b"" for name in (product_xml, granule_xml) if name),
     )

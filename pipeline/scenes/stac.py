@@ -25,8 +25,8 @@ from pipeline.geometry.sensor import Georeferenced
 from pipeline.scenes.archive import IMAGES, MASK
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
 from pipeline.scenes.raster import Alpha, read_header
-from pipeline.scenes.scene import Image, Imagery, Scene, SceneError
-from pipeline.scenes.sensor_bands import choose_bands, find_sensor
+from pipeline.scenes.scene import CloudMask, Image, Imagery, Scene, SceneError
+from pipeline.scenes.sensor_bands import choose_bands, find_sensor, to_common_name
 
 Json = dict[str, Any]
 
@@ -37,6 +37,8 @@ MAX_LINKS = 1_000_000
 """Documents that are read by following the links of a collection; further links are ignored."""
 IMAGE_TYPES = ("tiff", "jp2")
 """Parts of the media types of images that can be read."""
+QUALITY_BANDS = {"qa_pixel": "QA_PIXEL", "scl": "SCL", "fmask": "Fmask", "oa_fmask": "oa_fmask"}
+"""Key of the asset of a quality band, in lower case -> its name in `clouds.find_clouds`."""
 MAX_DISTANCE = 1.0
 """Largest distance of an image from the bbox of its item, degrees. A bbox may be rough; an image lies where it says."""
 SOFTWARE = "processing:software"
@@ -180,7 +182,13 @@ def hrefs(source: ItemSource) -> list[str]:
 
 
 def read_item(
-    item: Json, href: str, document: str, imagery: Imagery, bands: Sequence[str], alpha: Alpha = "auto"
+    item: Json,
+    href: str,
+    document: str,
+    imagery: Imagery,
+    bands: Sequence[str],
+    alpha: Alpha = "auto",
+    mask: CloudMask = "none",
 ) -> Scene:
     """Read the scene of an item with absolute hrefs.
 
@@ -218,7 +226,22 @@ def read_item(
         metadata_digest=item_digest(item),
         footprint=footprint,
         metadata={key: to_text(value) for key, value in properties.items() if value is not None},
+        quality=read_quality(item, properties, href) if mask == "qa" else None,
     )
+
+
+def read_quality(item: Json, properties: Json, href: str) -> Image | None:
+    """The quality band of an item; None if it has none that is known. Raises SceneError: see `asset_image`."""
+    found = [
+        (is_jpeg2000(asset), finite_number(asset.get("gsd"), math.inf), key, QUALITY_BANDS[name])
+        for key, asset in item["assets"].items()
+        if (name := to_common_name(key, {})) in QUALITY_BANDS and is_data(asset)
+    ]
+    if not found:
+        return None
+    _, _, key, name = min(found)
+    image = asset_image(key, item["assets"][key], [(name, 0)], properties, href, "band")
+    return replace(image, nodata=None, scales=(), offsets=())
 
 
 def item_digest(item: Json) -> str:

@@ -69,6 +69,9 @@ def run(config: BuildConfig, client: Client | None, covers: Sequence[LandCover] 
     write_account(config.out, lines)
     for entry in entries:
         report_ground(entry)
+    if survey.mask == "qa" and (bare := [entry.scene.id for entry in entries if entry.scene.quality is None]):
+        more = f" and {len(bare) - 1} more scenes" if len(bare) > 1 else ""
+        log.warning("%s%s: there is no quality band, so clouds are known by their brightness only", bare[0], more)
     on_dem = [entry for entry in entries if entry.terrain.dem is not None]
     if on_dem and not any(entry.dem_coverage for entry in on_dem):
         raise ConfigError(

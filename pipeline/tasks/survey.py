@@ -15,6 +15,7 @@ from pipeline.catalog.table import Entry
 from pipeline.config import SurveyConfig
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.imaging.calibration import CALIBRATION, find_solar_zenith, find_sun, read_coefficients, toa_radiometry
+from pipeline.imaging.clouds import find_clouds
 from pipeline.imaging.pansharpen import equal_weights, sharpen_brovey
 from pipeline.imaging.radiometry import (
     Radiometry,
@@ -51,7 +52,7 @@ def read_and_survey(job: SurveyJob) -> list[Entry | Refusal]:
     results: list[Entry | Refusal] = []
     try:
         config = job.config
-        scenes = read_delivery(job.delivery, config.imagery, config.bands, config.alpha, config.band_names)
+        scenes = read_delivery(job.delivery, config.imagery, config.bands, config.alpha, config.band_names, config.mask)
     except Exception as error:
         return [refuse(PurePosixPath(job.delivery.path).name, "unusable", describe(error, job.delivery.path))]
     for scene in scenes:
@@ -89,6 +90,10 @@ def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entr
         pixels, image_valid = read_decimated(image, shape)
         samples.append(pixels)
         valid &= True if image_valid is None else image_valid
+    if scene.quality is not None:
+        quality, _ = read_decimated(scene.quality, shape)
+        clear = valid & ~find_clouds(scene.quality.bands[0], quality[0])
+        valid = clear if clear.any() else valid  # the stretch is that of the ground, if any is in sight
     sample = np.concatenate([image.numbers.decode(part) for image, part in zip(scene.images, samples, strict=True)])
     scene = replace(scene, footprint=footprint)
     weights: tuple[float, ...] = ()
@@ -106,7 +111,7 @@ def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entr
     except ValueError as error:
         raise SceneError(f"{first.path}: {error}") from error
     digest = hashlib.sha256()
-    for pixels in samples:
+    for pixels in samples if scene.quality is None else (*samples, quality):
         digest.update(pixels.tobytes())
     heights = terrain.coverage(*outline), terrain.count_holes(*outline)
     return Entry(scene, terrain, stretch, *heights, radiometry, weights, digest.hexdigest(), source_version)

@@ -12,6 +12,7 @@ from geokr.dataset import layout, store
 from pipeline.catalog.table import Entry
 from pipeline.config import TilesConfig
 from pipeline.geometry.grid import Block, TileGrid
+from pipeline.imaging.clouds import find_clouds
 from pipeline.imaging.ortho import Ortho, orthorectify
 from pipeline.imaging.pansharpen import sharpen_brovey
 from pipeline.imaging.quality import MISSING_LINES, VOID, Rules, judge
@@ -76,7 +77,10 @@ def make_tiles(job: TileJob) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[n
     radiometry = job.entry.radiometry
     if radiometry is not None and radiometry.kind != "percentile":
         stored = radiometry.apply(ortho.pixels, job.entry.scene.numbers)
-    images, status, cloud = cut_tiles(stored, grey, ortho.valid, ortho.missing, block, job.grid, job.config.rules)
+    clouds = orthorectify_clouds(block.geobox, job.entry)
+    images, status, cloud = cut_tiles(
+        stored, grey, ortho.valid, ortho.missing, block, job.grid, job.config.rules, clouds
+    )
     error = np.full(status.shape, ortho.lattice.error, np.float32)
     accepted = int((status == layout.ACCEPTED).sum())
     report = TileReport(status.size, accepted, ortho.lattice.error)
@@ -107,6 +111,14 @@ def orthorectify_scene(geobox: GeoBox, job: TileJob) -> Ortho:
     )
 
 
+def orthorectify_clouds(geobox: GeoBox, entry: Entry) -> npt.NDArray[np.bool_] | None:
+    """The clouds that a scene's quality band sees in a grid, (y, x); None without a quality band."""
+    if entry.scene.quality is None:
+        return None
+    ortho = orthorectify(geobox, entry.scene.quality, entry.terrain, "nearest")
+    return ortho.valid & find_clouds(entry.scene.quality.bands[0], ortho.pixels[..., 0])
+
+
 def cut_tiles(
     pixels: Pixels,
     grey: npt.NDArray[np.uint8],
@@ -115,13 +127,15 @@ def cut_tiles(
     block: Block,
     grid: TileGrid,
     rules: Rules,
+    clouds: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[Pixels, npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """Cut a block into tiles and judge them.
 
-    pixels: (y, x, band), as they are stored. grey: (y, x) uint8, on which tiles are judged. valid, missing: (y, x)
-    masks; missing is True where a pixel depends on a line that the image lacks. If accepted tiles may contain void
-    pixels, invalid pixels are set to 0 in place. Returns image (row, col, band, y, x), a view of the pixels; status
-    (row, col) uint8; and cloud (row, col) float32, the share of bright pixels, NaN for tiles that were not judged.
+    pixels: (y, x, band), as they are stored. grey: (y, x) uint8, on which tiles are judged. valid, missing, clouds:
+    (y, x) masks; missing is True where a pixel depends on a line that the image lacks, clouds where a quality band sees
+    a cloud. If accepted tiles may contain void pixels, invalid pixels are set to 0 in place. Returns image (row, col,
+    band, y, x), a view of the pixels; status (row, col) uint8; and cloud (row, col) float32, the share of pixels that
+    are cloud, NaN for tiles that were not judged.
     """
     rows, cols = block.rows.stop - block.rows.start, block.cols.stop - block.cols.start
     status = np.full((rows, cols), VOID, np.uint8)
@@ -138,7 +152,9 @@ def cut_tiles(
             if missing is not None and missing[window].any():
                 status[r, c] = MISSING_LINES
                 continue
-            status[r, c], cloud[r, c] = judge(grey[window], rules, None if full else valid[window])
+            status[r, c], cloud[r, c] = judge(
+                grey[window], rules, None if full else valid[window], None if clouds is None else clouds[window]
+            )
     tile_views = np.lib.stride_tricks.sliding_window_view(
         np.moveaxis(pixels, -1, 0), (grid.tile, grid.tile), axis=(1, 2)
     )

@@ -152,6 +152,18 @@ def test_a_level_2_mtl_holds_level_1_too(tmp_path: Path, files: dict[str, bytes]
     assert scene.id == LANDSAT
 
 
+def test_the_quality_band_is_read_if_it_is_asked_for(tmp_path: Path, files: dict[str, bytes]) -> None:
+    (delivery,) = find_deliveries([write_folder(tmp_path, files)])
+    (scene,) = read_delivery(delivery, mask="qa")
+    (bare,) = read_delivery(delivery)
+    assert isinstance(scene, Scene)
+    assert isinstance(bare, Scene)
+    assert bare.quality is None
+    assert scene.quality is not None
+    assert (scene.quality.bands, Path(scene.quality.path).name) == (("QA_PIXEL",), f"{LANDSAT}_QA_PIXEL.TIF")
+    assert (scene.quality.nodata, scene.bands) == (None, RGBN)
+
+
 def test_panchromatic_band(tmp_path: Path) -> None:
     path = write_folder(tmp_path, products.landsat(L1, side=12))
     assert (only(path, imagery="pan").bands, only(path, imagery="pan").gsd) == (("pan",), 15.0)

@@ -133,6 +133,21 @@ def test_each_catalogs_items_are_read_by_common_names_and_by_their_own(tmp_path:
         assert Path(scene.images[0].path).name == Path(found[key]["href"]).name, band
 
 
+@pytest.mark.parametrize("catalog", CATALOGS)
+def test_the_quality_band_of_an_item_is_known_by_its_key(tmp_path: Path, catalog: str) -> None:
+    name, found, collection, properties, _ = CATALOGS[catalog]
+    (delivery,) = find_deliveries([write(tmp_path, name, found, collection, **properties)])
+    (scene,) = read_delivery(delivery, "mss", ("red",), mask="qa")
+    assert isinstance(scene, Scene)
+    expected = {
+        "DEA, Sentinel-2": "oa_fmask",
+        "Earth Search v0": "SCL",
+        "HLS, Landsat": "Fmask",
+        "HLS, Sentinel-2": "SCL",
+    }
+    assert (None if scene.quality is None else scene.quality.bands[0]) == expected.get(catalog)
+
+
 def test_an_item_of_an_unknown_sensor_is_read_by_the_names_that_the_setting_gives(tmp_path: Path) -> None:
     path = write(tmp_path, "x", assets(keys("channel_1", "channel_2", "B04")), "own")
     refusal = read(path)

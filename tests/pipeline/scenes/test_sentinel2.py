@@ -110,6 +110,19 @@ def test_level_1c_has_offsets_of_its_own(tmp_path: Path) -> None:
     assert [image.offsets for image in scene] == [pytest.approx((-0.09,)), (-0.1,), (-0.1,), (-0.1,)]  # band_id 3: red
 
 
+def test_the_scene_classification_is_read_if_it_is_asked_for(tmp_path: Path, folder: Path, l1c: Files) -> None:
+    (delivery,) = find_deliveries([folder])
+    (scene,) = read_delivery(delivery, mask="qa")
+    assert isinstance(scene, Scene)
+    assert scene.quality is not None
+    assert (scene.quality.bands, scene.quality.gsd) == (("SCL",), 20.0)
+    assert scene.quality.path.endswith("_SCL_20m.jp2")
+    (delivery,) = find_deliveries([write_folder(tmp_path, l1c)])
+    (scene,) = read_delivery(delivery, mask="qa")
+    assert isinstance(scene, Scene)
+    assert scene.quality is None  # level 1C has none
+
+
 def test_a_survey_knows_the_reflectance(folder: Path) -> None:
     entry = survey(only(folder), survey_config(radiometry="toa"))
     assert entry.radiometry is not None
