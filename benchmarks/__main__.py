@@ -3,7 +3,20 @@
 import sys
 from collections.abc import Callable
 
-from benchmarks import build, chaos, downstream, imagenet, label_noise, labels, loader, ortho, step, storage, zion
+from benchmarks import (
+    build,
+    chaos,
+    downstream,
+    imagenet,
+    jpeg2000,
+    label_noise,
+    labels,
+    loader,
+    ortho,
+    step,
+    storage,
+    zion,
+)
 from benchmarks.real_data import MISSING
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
@@ -11,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "chaos": chaos.main,
     "downstream": downstream.main,
     "imagenet": imagenet.main,
+    "jpeg2000": jpeg2000.main,
     "label-noise": label_noise.main,
     "labels": labels.main,
     "loader": loader.main,
