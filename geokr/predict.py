@@ -51,12 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         checkpoint, encoder = load(options.run / LAST), load_encoder(options.run)
+        if checkpoint.end_share != 1:
+            raise ValueError(f"{options.run}: the head does not fit an encoder between start and end (interpolate)")
         dataset = options.data
         if options.scenes:
             dataset = str(options.out / "dataset")
             build_tiles(options.scenes, options.params, dataset)
-        if checkpoint.end_share != 1:
-            raise ValueError(f"{options.run}: the head does not fit an encoder between start and end (interpolate)")
         classes, done = tuple(checkpoint.facts["classes"]), []
         colours = find_colours(classes)
         options.out.mkdir(parents=True, exist_ok=True)

@@ -246,12 +246,15 @@ def test_momentum_rises_to_one() -> None:
 def test_a_grey_view_has_no_colour() -> None:
     config = TrainConfig(bands=("red", "green", "blue", "nir"), grey=0.5)
     maps = draw_maps(64, config, [1.0] * 4, seed=3)
-    pixels = torch.rand(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    view = render(pixels, maps, make_input_format(8, [0.0] * 4, [1.0] * 4, torch.float32, torch.device("cpu")))
+    pixels = 0.4 + 0.1 * torch.rand(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))  # nothing is clipped
+    form = make_input_format(8, [0.0] * 4, [1.0] * 4, torch.float32, torch.device("cpu"))
+    view = render(pixels, maps, form)
     is_grey = (view - view.mean(dim=1, keepdim=True)).abs().amax(dim=(1, 2, 3)) < 1e-6
     assert 16 < int(is_grey.sum()) < 48
     without = draw_maps(64, replace_settings(config, grey=0.0), [1.0] * 4, seed=3)
     assert torch.equal(maps[~is_grey], without[~is_grey])  # whether others are grey changes no view
+    coloured = render(pixels, without, form)
+    assert torch.allclose(view[is_grey], coloured[is_grey].mean(dim=1, keepdim=True).expand(-1, 4, -1, -1), atol=1e-6)
 
 
 def replace_settings(config: TrainConfig, **values: Any) -> TrainConfig:
