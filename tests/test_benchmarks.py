@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import downstream, figure, labels, ortho, real_data, same_bytes, tiles, zion
+from benchmarks import downstream, evidence, figure, labels, ortho, real_data, same_bytes, tiles, zion
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.shares import compute_class_shares
+from geokr.pretraining.config import configure
 from pipeline.scenes.gaofen import parse_rpb
+
+REPOSITORY = Path(__file__).parent.parent
 
 
 @pytest.fixture(params=["unset", "empty"], autouse=True)
@@ -123,3 +126,38 @@ def test_tiles_come_from_the_sample_world(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_same_bytes_leaves_real_builds_out() -> None:
     assert same_bytes.real_builds() == {}
+
+
+def test_all_arms_of_the_evidence_see_the_same_tiles_as_often(tmp_path: Path) -> None:
+    configs = {}
+    for name, arm in evidence.ARMS.items():
+        if arm.preset is not None:
+            _, preset, *settings = evidence.list_settings(tmp_path, name, 1, 1e-3, evidence.EPOCHS)
+            configs[name] = configure(preset, None, settings)
+    same = ("model", "image_size", "bands", "classes", "min_known", "batch", "epochs", "steps", "lr", "optimiser")
+    same += ("schedule", "warm_up", "weight_decay", "seed", "accumulate", "balance", "where", "weight")
+    for name, config in configs.items():
+        for setting in same:
+            assert getattr(config, setting) == getattr(configs["geokr"], setting), (name, setting)
+    objectives = {name: config.objective for name, config in configs.items()}
+    assert {name: objectives[name] for name in configs if "-" not in name} == {
+        name: name for name in configs if "-" not in name
+    }
+    page = (REPOSITORY / "docs/evidence.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in evidence.ARMS)
+    assert evidence.SEARCH_SET not in evidence.TRIALS
+    assert evidence.SEARCH_SEED not in evidence.SEEDS
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "expected"),
+    [
+        ([0.5, 0.6, 0.7], [0.4, 0.59, 0.6], "better by"),  # ahead in every seed
+        ([0.5, 0.6, 0.7], [0.51, 0.61, 0.71], "worse by"),
+        ([0.5, 0.6, 0.7], [0.51, 0.5, 0.6], "not shown"),
+        ([0.5, 0.6], [0.4, 0.5], "2 of 3 seeds"),
+    ],
+)
+def test_what_the_evidence_counts_as_better(ours: list[float], peer: list[float], expected: str) -> None:
+    found = evidence.verdict(dict(enumerate(ours)), dict(enumerate(peer)))
+    assert found.startswith(expected)
