@@ -140,11 +140,7 @@ def build_encoder(name: str, bands: int, image_size: int, weights: bool = False,
     in the paper's published code. weights: download timm's weights. drop_path: probability of stochastic depth in
     training. Raises ValueError if timm has no such model, or if it has no stochastic depth.
     """
-    require_model(name)
-    defaults = find_defaults(name)
-    settings: dict[str, Any] = {"num_classes": 0, "in_chans": bands}
-    if defaults is not None and defaults.fixed_input_size and defaults.input_size[-1] != image_size:
-        settings["img_size"] = image_size
+    settings = creation_settings(name, bands, image_size)
     if drop_path:
         settings["drop_path_rate"] = drop_path
     try:
@@ -158,6 +154,20 @@ def build_encoder(name: str, bands: int, image_size: int, weights: bool = False,
     if is_vgg(name):
         encoder.pre_logits = nn.Identity()
     return encoder
+
+
+def creation_settings(name: str, bands: int, image_size: int) -> dict[str, Any]:
+    """What `timm.create_model` needs besides the name to build an encoder: see `build_encoder`.
+
+    Networks of a fixed size, such as most transformers, need the size of the images. Raises ValueError if timm has no
+    such model.
+    """
+    require_model(name)
+    defaults = find_defaults(name)
+    settings: dict[str, Any] = {"num_classes": 0, "in_chans": bands}
+    if defaults is not None and defaults.fixed_input_size and defaults.input_size[-1] != image_size:
+        settings["img_size"] = image_size
+    return settings
 
 
 def is_vgg(name: str) -> bool:

@@ -29,6 +29,7 @@ from geokr.evaluation.results import (
 )
 from geokr.evaluation.task import Task
 from geokr.settings import ConfigError
+from geokr.storage import inputs
 
 
 def evaluate(plan: Plan, out: Path) -> list[Result]:
@@ -111,7 +112,7 @@ def report(arguments: list[str]) -> int:
         prog="python -m geokr.evaluate report",
         description="Write EVAL/report.html, which opens without a network, and tables.md and tables.tex for a paper.",
     )
-    parser.add_argument("out", type=Path, metavar="EVAL", help="folder of the results")
+    parser.add_argument("out", type=inputs.local_path, metavar="EVAL", help="folder of the results")
     parser.add_argument(
         "--against", default="", metavar="ENCODER", help="encoder that the others are compared with (default: scratch)"
     )
@@ -143,8 +144,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--labels", nargs="+", metavar="SHARE", help="shares of the labels (default: 1%% 5%% 10%% 100%%)"
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds (default: 5)")
-    parser.add_argument("--out", type=Path, required=True, metavar="EVAL", help="folder of the results")
-    parser.add_argument("--params", type=Path, metavar="FILE.yaml", help=f"parameter file with a section `{SECTION}:`")
+    parser.add_argument("--out", type=inputs.local_path, required=True, metavar="EVAL", help="folder of the results")
+    parser.add_argument(
+        "--params",
+        type=inputs.local_path,
+        metavar="FILE.yaml",
+        help=f"parameter file with a section `{SECTION}:`",
+    )
     pairs = [argument for argument in given if re.match(r"[a-z_]+=", argument)]  # also after a list such as --labels
     options = parser.parse_args([argument for argument in given if argument not in pairs])
     try:

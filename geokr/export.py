@@ -1,6 +1,6 @@
 """Export the encoder of a run for use in other software: `python -m geokr.export RUN --out FOLDER`.
 
-    encoder = timm.create_model(model, num_classes=0, in_chans=bands)
+    encoder = timm.create_model(model, num_classes=0, in_chans=bands)  # img_size=image_size if its size is fixed
     encoder.pre_logits = torch.nn.Identity()  # a VGG alone
     encoder.load_state_dict(safetensors.torch.load_file("FOLDER/encoder.safetensors"))
 
@@ -25,6 +25,7 @@ from geokr.encoder import ENCODER, build_encoder
 from geokr.pretraining.card import format_model_card, make_stac_item, public_name, to_json
 from geokr.pretraining.checkpoint import BEST, LAST, Checkpoint, load
 from geokr.pretraining.start import START, interpolate
+from geokr.storage import inputs
 from geokr.storage.files import replace_file
 from geokr.weights import Header, format_file
 
@@ -145,8 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m geokr.export", description="Export the encoder of a run for use in other software."
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write to")
+    parser.add_argument("run", type=inputs.local_path, metavar="RUN", help="directory of the run")
+    parser.add_argument("--out", type=inputs.local_path, required=True, metavar="FOLDER", help="folder to write to")
     parser.add_argument("--forms", nargs="*", default=[], choices=FORMS, help="additional forms of the encoder")
     parser.add_argument(
         "--best", action="store_true", help="export the step with the best validation instead of the last step"

@@ -44,6 +44,7 @@ from geokr.pretraining.processes import Process, barrier, broadcast_value, max_o
 from geokr.pretraining.resuming import find_checkpoint
 from geokr.pretraining.throughput import peak_share, trace_steps
 from geokr.pretraining.validation import Validation, validate
+from geokr.storage import inputs
 from geokr.storage.files import replace_file, write_text
 
 METRICS = "metrics.json"
@@ -360,11 +361,20 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="The settings are described in TrainConfig, in geokr/pretraining/config.py. Exit status: 0 done; 2 a "
         "setting, a path or the data set is invalid, or the loss diverged; 130 stopped by Ctrl-C, 143 by SIGTERM.",
     )
-    parser.add_argument("--data", required=True, metavar="DATASET", help="data set with index.parquet and tiles.zarr")
-    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="directory of the run")
+    parser.add_argument(
+        "--data",
+        required=True,
+        type=inputs.expand_home,
+        metavar="DATASET",
+        help="data set with index.parquet and tiles.zarr",
+    )
+    parser.add_argument("--out", required=True, type=inputs.local_path, metavar="RUN", help="directory of the run")
     parser.add_argument("--preset", default="geokr", help=f"{' or '.join(PRESETS)} (default: geokr)")
     parser.add_argument(
-        "--params", type=Path, metavar="FILE.yaml", help="parameter file with settings in its section `train:`"
+        "--params",
+        type=inputs.local_path,
+        metavar="FILE.yaml",
+        help="parameter file with settings in its section `train:`",
     )
     parser.add_argument(
         "--restart-if-changed",

@@ -17,7 +17,7 @@ from typing import get_args
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from geokr.dataset.layout import StoreError
-from geokr.landcover.discovery import find_landcover
+from geokr.landcover.discovery import find_landcover, split_location
 from geokr.landcover.products import LandCoverError
 from geokr.landcover.sheets import LandCover
 from geokr.settings import ConfigError
@@ -53,7 +53,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--scenes", nargs="+", metavar="PLACE", help="folders, archives, GeoTIFFs and STAC documents, or their URLs")
-    add("--landcover", nargs="+", metavar="DIR", help="directories, files or URLs with land-cover sheets")
+    add(
+        "--landcover",
+        nargs="+",
+        metavar="DIR",
+        help="directories, files or URLs with land-cover sheets; PRODUCT_YEAR=PATH for any name",
+    )
     add("--legend", nargs="+", dest="legends", metavar="FILE", help="descriptions of your own land-cover products")
     add("--taxonomy", metavar="NAME", help="classes of the labels: globeland30, paper, own or a file (globeland30)")
     add("--imagery", choices=get_args(Imagery), help="which images of a delivery are tiled (mss)")
@@ -156,7 +161,8 @@ def check_inputs(config: BuildConfig, only: str | None = None) -> list[LandCover
     """
     rasters.fingerprint.cache_clear()  # entries of an earlier run in this process
     survey, heights = config.survey, [*filter(None, (config.survey.dem, config.survey.geoid))]
-    for path in (*survey.scenes, *config.labels.landcover, *heights, *filter(None, [survey.coefficients])):
+    landcover = [split_location(location)[0] for location in config.labels.landcover]
+    for path in (*survey.scenes, *landcover, *heights, *filter(None, [survey.coefficients])):
         if not inputs.is_remote(path) and not Path(path).exists():
             raise ConfigError(f"{path}: no such file or directory")
     for path in heights:

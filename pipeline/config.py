@@ -100,7 +100,8 @@ class LabelsConfig(Strict):
     """The land cover with which tiles are intersected."""
 
     landcover: list[Address] = Field(default_factory=list)
-    """Directories, files or URLs with land-cover sheets. Tiles are built without any."""
+    """Directories, files or URLs with land-cover sheets, also as PRODUCT_YEAR=PATH if their names do not tell. Tiles
+    are built without any."""
     legends: list[Address] = Field(default_factory=list)
     """The user's own descriptions of land-cover products: files, or directories of them."""
     taxonomy: Address = "globeland30"

@@ -54,6 +54,7 @@ TRAINING_ALSO = (
     "geokr/dataset/layout.py",
     "geokr/landcover/legend.py",
     "geokr/storage/files.py",
+    "geokr/storage/inputs.py",
 )
 TRAINING = (
     "geokr/settings.py",

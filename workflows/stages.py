@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from geokr.evaluation import plan as evaluation
+from geokr.landcover.discovery import split_location
 from geokr.landcover.legend import OWN, list_taxonomies
 from geokr.pretraining.config import SECTION, configure
 from geokr.settings import ConfigError
@@ -90,7 +91,8 @@ def make_stages(params: Path) -> dict[str, Any]:
     start = configure(preset, params).pretrained
     survey, labels = config.survey, config.labels
     scenes, terrain = list_inputs(survey.scenes), [*list_rasters(survey.dem), *list_rasters(survey.geoid)]
-    landcover = [*labels.landcover, *labels.legends, taxonomy_file(config)]
+    maps = [split_location(location)[0] for location in labels.landcover]
+    landcover = [*maps, *labels.legends, taxonomy_file(config)]
     coefficients = (survey.coefficients or CALIBRATION) if survey.radiometry == "toa" else None
     catalog, tiles = f"{out}/scenes.parquet", f"{out}/tiles.zarr"
     check = f"python -m workflows.stages --check {quote(str(params))}"

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from geokr.settings import ConfigError, Names, Strict, apply_changes, read_pair, read_section, split_names
+from geokr.storage.inputs import Address
 
 SECTION = "evaluate"
 """Section of a parameter file that `--params` reads."""
@@ -30,9 +31,9 @@ class Plan(Strict):
     """What is evaluated on which data."""
 
     task: str
-    data: str
+    data: Address
     """Folder of the labelled set."""
-    encoder: Annotated[Names, Field(min_length=1)]
+    encoder: Annotated[tuple[Address, ...], Field(min_length=1), BeforeValidator(split_names)]
     """scratch, imagenet, runs, exports or files of weights."""
     mode: Names = ()
     """knn, linear, finetune; by default, all that the task knows."""

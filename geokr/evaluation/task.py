@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from geokr.evaluation.backbones import EncoderSource
 from geokr.evaluation.examples import Examples, IntArray
 from geokr.settings import Names, Strict, split_numbers
+from geokr.storage.inputs import Address
 
 WITHOUT_EFFECT = frozenset({"device", "workers", "model", "imagenet", "protocol"})
 """Settings that say how a cell is computed, or which encoder it is about, which the cell says itself."""
@@ -47,7 +48,7 @@ class Settings(Strict):
     model: str = ""
     """timm's name of the network of `scratch`, `imagenet` and files that do not name theirs; by default that of the
     first other encoder, or resnet50."""
-    imagenet: str = ""
+    imagenet: Address = ""
     """File of ImageNet weights, with the names of timm or torchvision; by default timm's own, which are downloaded."""
     protocol: Literal["own", "paper"] = "own"
     """paper: what is known of the paper's protocol as defaults, see PAPER in geokr/evaluation/protocols.py."""

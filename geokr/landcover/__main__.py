@@ -2,12 +2,15 @@
 
 python -m geokr.landcover list
 python -m geokr.landcover describe worldcover
+python -m geokr.landcover describe map.tif  (the draft of a description of one's own product)
 python -m geokr.landcover check DIR...  (or s3://bucket/prefix)
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 
 import numpy as np
 from pyproj import CRS
@@ -15,6 +18,7 @@ from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from geokr.landcover.discovery import take_inventory
+from geokr.landcover.draft import draft_description
 from geokr.landcover.legend import BASE, IGNORE, OWN, read_legend, read_taxonomy, read_toml
 from geokr.landcover.products import LandCoverError, Product, load_products
 from geokr.landcover.sheets import LandCover, Sheet, read_cells
@@ -38,8 +42,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     common.add_argument("--taxonomy", default=BASE, metavar="NAME", help=f"classes: {BASE}, paper, {OWN} or a file")
     commands.add_parser("list", parents=[common], help="list the products")
-    describe = commands.add_parser("describe", parents=[common], help="show the codes of a product and their classes")
-    describe.add_argument("product", metavar="PRODUCT")
+    describe = commands.add_parser(
+        "describe", parents=[common], help="show the codes of a product and their classes, or draft those of a raster"
+    )
+    describe.add_argument("product", metavar="PRODUCT|FILE")
     check = commands.add_parser(
         "check",
         parents=[common],
@@ -64,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print("\n".join(list_products(products)))
                 return 0
             case "describe":
-                print("\n".join(describe_product(products, options.product, options.taxonomy)))
+                if (path := inputs.local_path(options.product)).is_file():
+                    print("\n".join(draft_description(str(path))))
+                else:
+                    print("\n".join(describe_product(products, options.product, options.taxonomy)))
                 return 0
         all_valid = True
         for line, valid in check_paths(options.directories, products, options.taxonomy, options.all):
@@ -125,9 +134,28 @@ def check_paths(
     for fault in inventory.faults:
         yield f"cannot be used: {fault}", False
     for path in inventory.unrecognised:
-        yield f"not recognised: {path}: no product matches its name; describe its product in a --legend file", True
+        yield f"not recognised: {path}: {advise(path)}", True
     if not inventory.land_covers and not inventory.faults:
         yield f"{', '.join(paths)}: no land-cover sheet recognised", False
+
+
+def advise(path: str) -> str:
+    """What to do with a raster whose name matches no product."""
+    match = HDF4.search(PurePosixPath(path).name)
+    if match is None:
+        return (
+            "no product matches its name; if it is of one, give it as PRODUCT_YEAR=PATH; otherwise, "
+            f"`python -m geokr.landcover describe {path}` drafts a --legend file"
+        )
+    layer = HDF4_LAYERS[match[1].upper()]
+    target = f"{path.removesuffix('.hdf')}{'_LC_Type1' if layer.endswith('LC_Type1') else ''}.tif"
+    source = f"HDF4_EOS:EOS_GRID:{path}:{layer}"
+    return f"HDF4, which is not read; convert it: `gdal_translate -co COMPRESS=DEFLATE '{source}' '{target}'`"
+
+
+HDF4 = re.compile(r"^(MCD12[QC]1)\..*\.hdf$", re.IGNORECASE)
+HDF4_LAYERS = {"MCD12Q1": "MCD12Q1:LC_Type1", "MCD12C1": "MOD12C1:Majority_Land_Cover_Type_1"}
+"""Product of MODIS -> the grid and layer in its file whose codes are known."""
 
 
 def list_crs_names(cover: LandCover) -> list[str]:

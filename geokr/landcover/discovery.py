@@ -1,6 +1,7 @@
 """Land-cover sheets under directories or in a bucket: which products they belong to, and their faults."""
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from geokr.storage import inputs, rasters
 
 log = logging.getLogger(__name__)
 
+ASSIGNED = re.compile(r"(?P<product>[a-z0-9_]+)_(?P<year>\d{4})=(?P<path>.+)", re.DOTALL)
+"""A location with the product and the year of its sheets: `corine_2018=maps/clc.tif`."""
 RASTERS = (".tif", ".tiff", ".img", ".nc", ".hdf", ".vrt", ".jp2")
 """Suffixes of files that are reported if no product matches their name."""
 
@@ -25,10 +28,10 @@ def find_landcover(
 ) -> list[LandCover]:
     """Products under directories, URLs or single files, sorted by name; other files are ignored.
 
-    Rasters that match no product are also ignored, with a warning. legends: the user's product descriptions.
-    taxonomy: see `read_taxonomy`, or `own` for each product's own classes. Raises LandCoverError if a path does not
-    exist, a description or a sheet cannot be used, a sheet occurs twice or overlaps another, or no sheet is
-    recognised.
+    paths: one may be given as `PRODUCT_YEAR=PATH`, if its names do not tell what it is. Rasters that match no product
+    are also ignored, with a warning. legends: the user's product descriptions. taxonomy: see `read_taxonomy`, or `own`
+    for each product's own classes. Raises LandCoverError if a path does not exist, a description or a sheet cannot be
+    used, a sheet occurs twice or overlaps another, or no sheet is recognised.
     """
     products = load_products(legends)
     locations = [str(path) for path in paths]
@@ -64,8 +67,13 @@ def take_inventory(paths: Iterable[str | Path], products: Sequence[Product], tax
     faults: list[str] = []
     unrecognised: list[str] = []
     recognised: list[tuple[str, Product, dict[str, Any], dict[str, str]]] = []
-    for file in list_files(paths):
-        product, match = next(((p, m) for p in products if (m := p.match(PurePosixPath(file).name))), (None, None))
+    for file, assigned in list_assigned(paths):
+        name = PurePosixPath(file).name
+        if assigned is not None:
+            if name.lower().endswith(RASTERS):
+                recognised.append((file, *assign(name, *assigned, products)))
+            continue
+        product, match = next(((p, m) for p in products if (m := p.match(name))), (None, None))
         if product is None or match is None:
             unrecognised += [file] if PurePosixPath(file).suffix.lower() in RASTERS else []
         else:
@@ -97,22 +105,65 @@ def take_inventory(paths: Iterable[str | Path], products: Sequence[Product], tax
     return Inventory(covers, faults, unrecognised)
 
 
-def list_files(paths: Iterable[str | Path]) -> Iterator[str]:
+def split_location(location: str | Path) -> tuple[str, tuple[str, int] | None]:
+    """Split `PRODUCT_YEAR=PATH` into path, and product and year; any other location has none of these.
+
+    A file or directory that is really called so is a path.
+    """
+    text = str(location)
+    match = ASSIGNED.fullmatch(text)
+    if match is None or Path(text).exists():
+        return text, None
+    return inputs.expand_home(match["path"]), (match["product"], int(match["year"]))
+
+
+def assign(
+    name: str, product_name: str, year: int, products: Sequence[Product]
+) -> tuple[Product, dict[str, Any], dict[str, str]]:
+    """The product, and the rule and groups for a sheet of which the user says what it is. name: of its file.
+
+    Raises LandCoverError if there is no such product.
+    """
+    product = next((product for product in products if product.name == product_name), None)
+    if product is None:
+        names = ", ".join(sorted({product.name for product in products}))
+        raise LandCoverError(
+            f"{product_name}_{year}={name}: there is no product {product_name}; known products: {names}"
+        )
+    if (match := product.match(name)) is not None and "years" not in match[0]:
+        return product, match[0] | {"year": year}, match[1]
+    kind = PurePosixPath(name).suffix.lower() == ".nc"
+    rule = next((rule for rule in product.rules if ("layer" in rule) == kind), {})
+    return product, {key: rule[key] for key in ("crs", "layer") if key in rule} | {"extent": "bounds", "year": year}, {}
+
+
+def list_assigned(locations: Iterable[str | Path]) -> Iterator[tuple[str, tuple[str, int] | None]]:
+    """The files under locations, in order and each once, with the product and year that the user gives them.
+
+    Raises LandCoverError if a path does not exist, or a server cannot list its files.
+    """
+    files: dict[str, tuple[str, tuple[str, int] | None]] = {}
+    for location in locations:
+        path, assigned = split_location(location)
+        if inputs.is_remote(path):
+            found = {url: url for url in list_url(path)}
+        else:
+            root = Path(path)
+            if not root.exists():
+                raise LandCoverError(f"{root}: no such file or directory")
+            found = {str(p.resolve()): str(p) for p in (inputs.list_folder(root) if root.is_dir() else [root])}
+        for key, file in found.items():
+            if assigned is not None or key not in files:  # what the user says is more than what a name says
+                files[key] = file, assigned
+    return iter(files.values())
+
+
+def list_files(locations: Iterable[str | Path]) -> Iterator[str]:
     """The files under directories or URLs, and single files, in order and without duplicates.
 
     Raises LandCoverError if a path does not exist, or a server cannot list its files.
     """
-    files: dict[str, str] = {}
-    for root in paths:
-        if inputs.is_remote(root):
-            files |= {url: url for url in list_url(str(root))}
-            continue
-        root = Path(root)
-        if not root.exists():
-            raise LandCoverError(f"{root}: no such file or directory")
-        for path in inputs.list_folder(root) if root.is_dir() else [root]:
-            files[str(path.resolve())] = str(path)
-    return iter(files.values())
+    return (file for file, _ in list_assigned(locations))
 
 
 def list_url(url: str) -> list[str]:

@@ -74,7 +74,7 @@ def read_sheets(path: str, rule: dict[str, Any], parts: dict[str, str]) -> list[
     rule says, or lies elsewhere than its name says.
     """
     source = rule.get("layer", "{path}").format(path=rasters.gdal_path(path))
-    years = [int(year) for year in rule.get("years") or [rule.get("year") or parts["year"]]]
+    years = [read_year(year) for year in rule.get("years") or [rule.get("year") or parts["year"]]]
     try:
         with rasters.open_raster(source) as raster:
             crs = rule.get("crs") or (raster.crs.to_wkt() if raster.crs else "")
@@ -107,6 +107,12 @@ def read_sheets(path: str, rule: dict[str, Any], parts: dict[str, str]) -> list[
     return [
         (year, Sheet(path, source, band, crs, *shape, code, extent, region)) for band, year in enumerate(years, start=1)
     ]
+
+
+def read_year(year: int | str) -> int:
+    """The year of a number or of a group of a file name; two digits are a year from 1970 to 2069."""
+    year = int(year)
+    return year if year > 99 else 1900 + year if year >= 70 else 2000 + year
 
 
 def read_last_block(path: str, raster: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from geokr.encoder import is_vgg
+from geokr.encoder import creation_settings, is_vgg
 from geokr.landcover.legend import KNOWLEDGE, read_toml
 from geokr.pretraining.checkpoint import Checkpoint
 from geokr.pretraining.objectives import choose
@@ -48,6 +48,8 @@ def format_model_card(checkpoint: Checkpoint, features: int, metrics: Mapping[st
     objective = config["objective"]
     chosen = choose(objective)
     loss = chosen.formula.format(**config)
+    settings = creation_settings(config["model"], len(config["bands"]), config["image_size"])
+    creation = ", ".join([f'"{config["model"]}"', *(f"{name}={value}" for name, value in settings.items())])
     removal = "encoder.pre_logits = torch.nn.Identity()\n" if is_vgg(config["model"]) else ""
     return f"""---
 library_name: timm
@@ -62,7 +64,7 @@ An encoder of satellite images: {bands} in, {features} features out. It was pre-
 import timm
 {"import torch" + chr(10) if removal else ""}from safetensors.torch import load_file
 
-encoder = timm.create_model("{config["model"]}", num_classes=0, in_chans={len(config["bands"])})
+encoder = timm.create_model({creation})
 {removal}encoder.load_state_dict(load_file("encoder.safetensors"))
 ```
 

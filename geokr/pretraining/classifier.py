@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from geokr.dataset.layout import RGB
 from geokr.encoder import build_encoder
 from geokr.pretraining.config import TrainConfig
 from geokr.pretraining.processes import Process, broadcast_value
+from geokr.storage.inputs import local_path
 from geokr.weights import apply_weights, read_weights
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def build_classifier(
             start = f"timm's weights for {name}"
             apply_weights(encoder, source.state_dict(), RGB, bands, start)
     elif isinstance(pretrained, str):
-        apply_weights(encoder, *read_weights(Path(pretrained)), bands, pretrained)
+        apply_weights(encoder, *read_weights(local_path(pretrained)), bands, pretrained)
         start = pretrained
     return Classifier(encoder, _output_width(encoder, name, len(bands), image_size), classes), start
 

@@ -140,6 +140,49 @@ EXAMPLES = {
         {1: "artificial", 12: "cultivated", 25: "forest", 34: "snow_ice", 36: "wetland", 44: "water", -128: ""},
         dtype="int8",
     ),
+    "nlcd, edition of 2014": Example(
+        "nlcd_2011_landcover_2011_edition_2014_10_10.img", "EPSG:5070", (-89.0, 43.0), 30.0, ("nlcd_2011",),
+        {11: "water", 95: "wetland"}, driver="HFA",
+    ),
+    "nlcd, a cut-out": Example(
+        "zion_NLCD_Land_Cover_2011.tif", "EPSG:5070", (-89.0, 43.0), 30.0, ("nlcd_2011",), {82: "cultivated"},
+    ),
+    "nlcd, annual, a cut-out": Example(
+        "Annual_NLCD_LndCov_2021_CU_C1V1_3f1c-77.tiff", "EPSG:5070", (-89.0, 43.0), 30.0, ("nlcd_2021",),
+        {41: "forest"},
+    ),
+    "corine, 2018 edition": Example(
+        "CLC2018_CLC2018_V2018_20.tif", "EPSG:3035", (10.0, 50.0), 100.0, ("corine_2018",),
+        {1: "artificial", 40: "water"},
+    ),
+    "corine, revised": Example(
+        "CLC2012_CLC2006_V18_5.tif", "EPSG:3035", (10.0, 50.0), 100.0, ("corine_2006",), {23: "forest"},
+    ),
+    "corine, 2016 edition": Example(
+        "g100_clc12_V18_5.tif", "EPSG:3035", (10.0, 50.0), 100.0, ("corine_2012",), {12: "cultivated", 255: ""},
+    ),
+    "corine, 1990": Example(
+        "g250_clc90_V18_5a.tif", "EPSG:3035", (10.0, 50.0), 250.0, ("corine_1990",), {34: "snow_ice"},
+    ),
+    "esri, another store": Example(
+        "48R-2022.tif", "EPSG:32648", (104.0, 28.0), 10.0, ("esri_2022",), {10: "", 8: "bare"},
+    ),
+    "cci_lc, a cut-out": Example(
+        "C3S-LC-L4-LCCS-Map-300m-P1Y-2021-v2.1.1.area-subset.51.12.-3.9.nc", LONLAT, (10.0, 50.0), 1 / 360,
+        ("cci_lc_2021",), {130: "grassland"}, driver="netCDF",
+    ),
+    "lcfm": Example(
+        "LCFM_LCM-10_V100_2020_S03W060_MAP.tif", LONLAT, (-59.0, -1.0), 1 / 12000, ("lcfm_2020",),
+        {10: "forest", 60: "wetland", 70: "tundra", 80: "bare", 90: "artificial", 110: "snow_ice", 255: ""},
+    ),
+    "mapbiomas": Example(
+        "brasil_coverage_2022.tif", LONLAT, (-59.0, -1.0), 1 / 3711, ("mapbiomas_2022",),
+        {3: "forest", 15: "grassland", 24: "artificial", 33: "water", 39: "cultivated", 27: ""},
+    ),
+    "mapbiomas, a region": Example(
+        "mapbiomas-brazil-collection-90-acre-1999.tif", LONLAT, (-69.0, -9.0), 1 / 3711, ("mapbiomas_1999",),
+        {20: "cultivated"},
+    ),
 }  # fmt: skip
 
 
@@ -240,6 +283,60 @@ def test_a_code_goes_where_its_name_says(path: Path) -> None:
             assert len(row["to"]) > 1
             continue
         assert row["to"] == said, row
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nlcd_2011_impervious_2011_edition_2014_10_10.img",
+        "nlcd_2001_to_2011_landcover_fromto_change_index_2011_edition.img",
+        "nlcd_2006_to_2011_landcover_fromto_change.img",
+        "nlcd_2011_landcover_fromto_change.img",
+        "nlcd_2016_treecanopy_2019_08_31.img",
+        "Annual_NLCD_FctImp_2021_CU_C1V1.tif",
+        "g100_dem12_V18_5.tif",
+        "48R_2020_probability.tif",
+        "LCFM_TCD-10_V100_2020_N00E006_MAP.tif",
+        "C3S-LC-L4-LCCS-Map-300m-P1Y-2020-v2.1.1.nc.md5",
+        "mapbiomas_fire_2020.tif",
+    ],
+)
+def test_other_layers_with_similar_names_are_no_sheets(name: str) -> None:
+    assert all(product.match(name) is None for product in load_products())
+
+
+@pytest.mark.parametrize(
+    ("file", "location", "label"),
+    [
+        ("anything.tif", "corine_2018={}/anything.tif", "corine_2018"),
+        ("deep/er/map.tif", "glc_fcs30_2015={}", "glc_fcs30_2015"),  # all rasters of a directory
+        ("ESA_WorldCover_10m_2021_v200_N48E009_Map.tif", "esri_2021={}", "esri_2021"),  # whatever the name says
+        ("U2018_CLC2018_V2020_20u1.tif", "corine_2012={}", "corine_2012"),
+    ],
+)
+def test_a_map_is_what_the_user_says_it_is(tmp_path: Path, file: str, location: str, label: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    write(tmp_path, Example(file, LONLAT, (10.0, 50.0), 0.001, ("",), {1: "", 12: "", 40: ""}))
+    (cover,) = find_landcover([location.format(tmp_path)])
+    assert (cover.name, cover.year) == (label, int(label[-4:]))
+    assert [Path(sheet.path).name for sheet in cover.sheets] == [Path(file).name]
+    (again,) = find_landcover([tmp_path, location.format(tmp_path)])  # found twice, and still what the user says
+    assert again.name == label
+
+
+def test_a_map_of_an_unknown_product_is_refused_and_the_known_ones_are_listed(tmp_path: Path) -> None:
+    write(tmp_path, Example("map.tif", LONLAT, (10.0, 50.0), 0.001, ("",), {1: ""}))
+    with pytest.raises(LandCoverError, match=r"corin_2018=map\.tif: there is no product corin; known .*corine, "):
+        find_landcover([f"corin_2018={tmp_path}/map.tif"])
+    with pytest.raises(LandCoverError, match="gone: no such file or directory"):
+        find_landcover([f"corine_2018={tmp_path}/gone"])
+
+
+def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "corine_2018=old").mkdir()
+    write(tmp_path / "corine_2018=old", EXAMPLES["corine, 2016 edition"])
+    monkeypatch.chdir(tmp_path)
+    assert [cover.name for cover in find_landcover(["corine_2018=old"])] == ["corine_2012"]
 
 
 def test_esris_rangeland_is_split(tmp_path: Path) -> None:
@@ -510,3 +607,51 @@ def test_a_check_looks_into_some_blocks_or_all(capsys: pytest.CaptureFixture[str
     assert (status, "codes in 4096 cells (a sample of blocks" in out) == (0, True)
     status, out, _ = run(capsys, "check", str(tmp_path), "--all")
     assert (status, "codes in 6400 cells: " in out, "code 77 is not in the legend" in out) == (1, True, True)
+
+
+TABLE = """<PAMDataset><PAMRasterBand band="1"><GDALRasterAttributeTable>
+<FieldDefn index="0"><Name>Value</Name><Type>0</Type><Usage>5</Usage></FieldDefn>
+<FieldDefn index="1"><Name>Land_Cover</Name><Type>2</Type><Usage>2</Usage></FieldDefn>
+<Row index="0"><F>7</F><F>Old "forest"</F></Row><Row index="1"><F>9</F><F>Water</F></Row>
+</GDALRasterAttributeTable></PAMRasterBand></PAMDataset>"""
+CATEGORIES = """<PAMDataset><PAMRasterBand band="1"><CategoryNames>
+<Category></Category><Category>Wood</Category><Category>Water</Category></CategoryNames></PAMRasterBand></PAMDataset>"""
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "names"),
+    [("", {7: "7"}), (TABLE, {7: "Old 'forest'", 9: "Water"}), (CATEGORIES, {1: "Wood", 2: "Water", 7: "7"})],
+)
+def test_names_and_colours_of_a_raster_become_the_draft_of_a_description(
+    tmp_path: Path, sidecar: str, names: dict[int, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, Example("My map (2016).tif", LONLAT, (10.0, 50.0), 0.001, ("",), {7: "", 0: ""}))
+    with rasterio.open(path, "r+") as file:
+        file.nodata = 0
+        file.write_colormap(1, {7: (255, 0, 16)})
+    if sidecar:
+        path.with_suffix(".tif.aux.xml").write_text(sidecar)
+    assert __main__.main(["describe", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "# #ff0010" in text
+    draft = tmp_path / "draft.toml"
+    draft.write_text(text)
+    rows = __main__.read_toml(draft)["codes"]
+    assert {row["code"]: row["name"] for row in rows} == names | {0: "0"}
+    with pytest.raises(LandCoverError, match=r"goes to \[''\]"):  # a draft is no description before it is filled in
+        find_landcover([path], [draft])
+    draft.write_text(text.replace('to = ""', 'to = "forest"'))
+    assert [cover.name for cover in find_landcover([path], [draft])] == ["my_map_2016_2016"]
+
+
+def test_hdf4_is_told_how_to_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("MCD12Q1.A2020001.h27v06.061.2022169160720.hdf", "MCD12C1.A2020001.061.2022172062638.hdf"):
+        (tmp_path / name).write_bytes(b"")
+    __main__.main(["check", str(tmp_path)])
+    commands = re.findall(r"gdal_translate .* '([^']*)' '([^']*)'`", capsys.readouterr().out)
+    assert sorted(source.removeprefix("HDF4_EOS:EOS_GRID:").replace(str(tmp_path), "") for source, _ in commands) == [
+        "/MCD12C1.A2020001.061.2022172062638.hdf:MOD12C1:Majority_Land_Cover_Type_1",
+        "/MCD12Q1.A2020001.h27v06.061.2022169160720.hdf:MCD12Q1:LC_Type1",
+    ]
+    for _, target in commands:  # what they write is recognised
+        assert any(product.match(Path(target).name) for product in load_products())

@@ -24,7 +24,14 @@ from geokr.dataset.index import read_extent, write_index
 from geokr.dataset.layout import RGB
 from geokr.encoder import build_encoder
 from geokr.landcover.legend import KNOWLEDGE, read_toml
-from geokr.pretraining.card import describe_extent, list_licences, make_stac_item, public_name, to_json
+from geokr.pretraining.card import (
+    describe_extent,
+    format_model_card,
+    list_licences,
+    make_stac_item,
+    public_name,
+    to_json,
+)
 from geokr.pretraining.checkpoint import BEST, LAST, load
 from geokr.pretraining.classifier import build_classifier
 from geokr.weights import apply_weights
@@ -333,3 +340,29 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.Capt
     assert export.main([str(tmp_path), "--out", str(tmp_path / "model")]) == 2
     assert "not a checkpoint, or a damaged one" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        ("resnet10t", 64), ("vgg11", 32), ("convnext_atto", 64), ("regnetx_002", 64), ("mobilevit_xxs", 64),
+        ("vit_tiny_patch16_224", 64), ("vit_tiny_patch16_224", 224), ("beit_base_patch16_224", 64),
+        ("eva02_tiny_patch14_224", 56), ("cait_xxs24_224", 64), ("xcit_nano_12_p8_224", 64),
+        ("swin_tiny_patch4_window7_224", 112), ("swinv2_tiny_window8_256", 128), ("maxvit_nano_rw_256", 128),
+        ("coatnet_nano_rw_224", 96), ("mixer_s16_224", 64), ("pvt_v2_b0", 64), ("tiny_vit_5m_224", 128),
+    ],
+)  # fmt: skip
+def test_the_code_of_the_card_makes_the_network_of_the_run(run: Path, model: str, size: int) -> None:
+    """Of every family of timm, also of those whose networks have one size."""
+    checkpoint = load(run / LAST)
+    changed = replace(checkpoint, config=checkpoint.config | {"model": model, "image_size": size})
+    card = format_model_card(changed, 1, {})
+    code = card.split("```python")[1].split("```")[0].replace("from safetensors.torch import load_file", "")
+    names: dict[str, Any] = {}
+    with torch.device("meta"):
+        network = build_encoder(model, 4, size)
+        exec(code, names | {"load_file": lambda file: network.state_dict()}, names)
+    assert {k: v.shape for k, v in names["encoder"].state_dict().items()} == {
+        k: v.shape for k, v in network.state_dict().items()
+    }
+    assert f"{size} px" in card
