@@ -27,6 +27,8 @@ FloatArray = npt.NDArray[np.float32]
 class ClassificationSettings(Settings):
     """Settings of scene classification."""
 
+    size: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Side of the images that an encoder sees, px. 0: the size that each encoder was trained with."""
     neighbours: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(split_numbers)] = (1, 5, 20)
     """Numbers of neighbours of which k-NN chooses one on the validation images."""
     regularisation: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(split_numbers)] = (

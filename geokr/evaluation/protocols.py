@@ -25,6 +25,9 @@ from geokr.evaluation.torchgeo_sets import PREFIX, read_torchgeo
 from geokr.settings import ConfigError, apply_changes
 from geokr.storage.files import replace_file
 
+PACKAGES = ("geokr", "torch", "timm", "numpy", "scikit-learn", "torchvision", "segmentation-models-pytorch")
+PACKAGES += ("faster-coco-eval",)
+"""Packages that decide a result; their versions stand beside it."""
 PAPER: Mapping[str, Mapping[str, Any]] = {"classification": {"test": 0.25, "val": 0.075, "size": 256}}
 """What is known of the paper's protocol, by task: UC Merced with 75 % for training, and 256 px. A tenth of the training
 images chooses the learning rate, which is ours. Networks of the paper are resnet50 and vgg16."""
@@ -237,9 +240,9 @@ def make_result(evaluation: Evaluation, cell: Cell, outcome: Outcome, seconds: f
 
 
 def find_versions() -> dict[str, str]:
-    """Versions of the packages that decide a result."""
+    """Versions of PACKAGES."""
     found = {}
-    for name in ("geokr", "torch", "timm", "scikit-learn", "numpy"):
+    for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # geokr may run from its source tree

@@ -52,8 +52,6 @@ class Settings(Strict):
     """File of ImageNet weights, with the names of timm or torchvision; by default timm's own, which are downloaded."""
     protocol: Literal["own", "paper"] = "own"
     """paper: what is known of the paper's protocol as defaults, see PAPER in geokr/evaluation/protocols.py."""
-    size: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Side of the images that an encoder sees, px. 0: the size that each encoder was trained with."""
 
 
 @dataclass(frozen=True, slots=True)
