@@ -10,7 +10,7 @@ import shapely.affinity
 from pyproj import CRS, Transformer
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def transformer(source: str, target: str) -> Transformer:
     """A coordinate transformer, x before y on both sides. It is cached, because building one takes milliseconds."""
     return Transformer.from_crs(source, target, always_xy=True)

@@ -16,6 +16,8 @@ from geokr.storage import files, inputs
 
 READERS = 16
 """How many rasters are opened at the same time: a server is slow to answer one request, but answers many at once."""
+CACHE_BYTES = 64 << 20
+"""Size of GDAL's block cache, by default 5 % of the memory. As `GDAL_CACHEMAX`, rasterio takes bytes, not megabytes."""
 NETWORK_OPTIONS = {
     "GDAL_HTTP_CONNECTTIMEOUT": 30,
     "GDAL_HTTP_LOW_SPEED_TIME": 60,  # give up on a server that sends nothing for a minute

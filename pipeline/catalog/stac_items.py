@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def to_item(scene: Scene) -> pystac.Item:
         geometry=shapely.geometry.mapping(outline),
         bbox=bounding_box(outline),
         datetime=scene.acquired,
-        properties={SOFTWARE: {OWN: version(OWN)}, **item_properties(scene)},
+        properties={SOFTWARE: {OWN: own_version()}, **item_properties(scene)},
         start_datetime=SINCE if scene.acquired is None else None,
         end_datetime=UNTIL if scene.acquired is None else None,
         stac_extensions=[*EXTENSIONS],
@@ -166,9 +167,15 @@ def geoparquet_columns(scene: Scene) -> dict[str, Any]:
         "end_datetime": scene.acquired or UNTIL,
         "platform": "unknown",
         "instruments": ["unknown"],
-        SOFTWARE: {OWN: version(OWN)},
+        SOFTWARE: {OWN: own_version()},
         **item_properties(scene),
     }
+
+
+@cache
+def own_version() -> str:
+    """The version of this program; looking it up takes milliseconds."""
+    return version(OWN)
 
 
 def write_static_catalog(directory: Path, scenes: Iterable[Scene]) -> None:

@@ -70,7 +70,7 @@ class Relief:
 @contextmanager
 def open_heights(path: str) -> Iterator[Any]:
     """Open a DEM with rasterio and a small cache: GDAL sizes its cache at its first read, by default to 5 % of RAM."""
-    with rasterio.Env(GDAL_CACHEMAX=64), rasters.open_raster(path) as source:
+    with rasterio.Env(GDAL_CACHEMAX=rasters.CACHE_BYTES), rasters.open_raster(path) as source:
         yield source
 
 

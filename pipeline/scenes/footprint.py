@@ -5,10 +5,9 @@ import math
 import numpy as np
 import shapely
 from affine import Affine
-from pyproj import CRS
+from pyproj import CRS, Proj
 from pyproj.exceptions import ProjError
 
-from geokr.crs import transformer
 from pipeline.geometry.sensor import Floats, Georeferenced, SensorModel
 from pipeline.geometry.terrain import Terrain
 from pipeline.scenes.scene import Image, SceneError
@@ -81,6 +80,6 @@ def measure_gsd(image: Image) -> float:
 
 def to_tangent_plane(lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
     """Project longitude and latitude to metres east and north of the first point (Lambert azimuthal equal-area)."""
-    crs = f"+proj=laea +lon_0={lon[0]} +lat_0={lat[0]} +datum=WGS84"
-    x, y = transformer("EPSG:4326", crs).transform(lon, lat)
+    # A transformer would take 20 ms to create, a hundred times as long.
+    x, y = Proj(f"+proj=laea +lon_0={lon[0]} +lat_0={lat[0]} +datum=WGS84")(lon, lat)
     return x, y

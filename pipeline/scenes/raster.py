@@ -31,7 +31,7 @@ Valid = npt.NDArray[np.bool_] | None
 
 OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # GDAL must not read files next to the image on its own
-    "GDAL_CACHEMAX": 64,
+    "GDAL_CACHEMAX": rasters.CACHE_BYTES,
     "CPL_VSIL_GZIP_WRITE_PROPERTIES": "NO",  # otherwise GDAL writes a file next to each archive
 }
 
