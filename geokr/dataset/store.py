@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,18 @@ import zarr
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.metadata import ArrayV3Metadata
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, ObjectStore
+from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from geokr.dataset.layout import ACCEPTED, LABEL_STATUS, TILE_STATUS, StoreError, StoreWriteError
-from geokr.dataset.shards import encode_shard
+from geokr.dataset.shards import encode_chunk, encode_shard
 from geokr.storage import files
 
+DOCUMENT = "zarr.json"
+"""Name of the metadata document of a store, a group or an array."""
+ROOT = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+"""The document of a group without attributes."""
 SMALL_ARRAY_CODECS = (ZstdCodec(level=0), Crc32cCodec())
 """Codecs of the arrays that store one or a few numbers per tile."""
 MISMATCH_ADVICE = "build into another data set, undo the change, or delete the scene from the store to rebuild it"
@@ -47,7 +52,7 @@ class DurableStore(LocalStore):
         if not await self.exists(key):
             await self.set(key, value)
 
-    def __str__(self) -> str:
+    def _str__(self) -> str:
         return str(self.root)
 
 
@@ -105,29 +110,32 @@ def create_tiles(
     A rejected tile stays at the fill value 0, which takes no space in a shard.
     Raises StoreError, naming what differs, if the scene was built with other settings.
     """
-    pixels = (bands, tile, tile)
-    layout: dict[str, Any] = {
-        "shape": (*shape, *pixels),
-        "chunks": (1, 1, *pixels),
-        "shards": (block, block, *pixels),
-        "dtype": dtype,
-    }
+    documents = _describe_tiles(bands, tile, block, dtype)
     with translate_errors(f"{root}/{scene}"):
-        group = _new_group(root, scene, attributes, "image", layout)
-        if group is None:
-            return
-        group.create_array(
-            "image",
-            **layout,
-            fill_value=0,
-            dimension_names=["row", "col", "band", "y", "x"],
-            # Decodes several times as fast as zstd in random reads: see docs/decisions.md. Must match `encode_shard`.
-            compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
-        )
-        options: dict[str, Any] = {"shape": shape, "chunks": (block, block), "dtype": "float32"}
-        for name in ("cloud", "lattice_error"):
-            group.create_array(name, **options, fill_value=float("nan"), dimension_names=["row", "col"])
-        _create_status(group, shape, block, TILE_STATUS)
+        _create_scene(root, scene, attributes, shape, documents, "image")
+
+
+@lru_cache(maxsize=64)
+def _describe_tiles(bands: int, tile: int, block: int, dtype: str) -> dict[str, Any]:
+    """Metadata documents of the arrays of a scene's tiles, by name, for a scene of one block."""
+    pixels, side = (bands, tile, tile), (block, block)
+    group = zarr.create_group(MemoryStore())
+    group.create_array(
+        "image",
+        shape=(*side, *pixels),
+        chunks=(1, 1, *pixels),
+        shards=(*side, *pixels),
+        dtype=dtype,
+        fill_value=0,
+        dimension_names=["row", "col", "band", "y", "x"],
+        # Decodes several times as fast as zstd in random reads: see docs/decisions.md. Must match `encode_shard`.
+        compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
+    )
+    options: dict[str, Any] = {"shape": side, "chunks": side, "dtype": "float32", "fill_value": float("nan")}
+    for name in ("cloud", "lattice_error"):
+        group.create_array(name, **options, dimension_names=["row", "col"])
+    _create_status(group, block, TILE_STATUS)
+    return _read_documents(group)
 
 
 def create_labels(
@@ -145,35 +153,27 @@ def create_labels(
     share of the tile's area that the product covers with a class of the legend.
     Raises StoreError in the same cases as `create_tiles`.
     """
-    k = len(classes)
-    layout: dict[str, Any] = {"shape": (*shape, k), "chunks": (block, block, k), "dtype": "float32"}
+    documents = _describe_labels(len(classes), block)
     with translate_errors(f"{root}/{scene}"):
-        group = _new_group(root, scene, {**attributes, "classes": list(classes)}, "fraction", layout)
-        if group is None:
-            return
-        group.create_array(
-            "fraction",
-            **layout,
-            fill_value=0.0,
-            dimension_names=["row", "col", "class"],
-            compressors=SMALL_ARRAY_CODECS,
-        )
-        group.create_array(
-            "known",
-            shape=shape,
-            chunks=(block, block),
-            dtype="float32",
-            fill_value=0.0,
-            dimension_names=["row", "col"],
-            compressors=SMALL_ARRAY_CODECS,
-        )
-        _create_status(group, shape, block, LABEL_STATUS)
+        _create_scene(root, scene, {**attributes, "classes": list(classes)}, shape, documents, "fraction")
 
 
-def _create_status(group: zarr.Group, shape: tuple[int, int], block: int, names: tuple[str, ...]) -> None:
+@lru_cache(maxsize=64)
+def _describe_labels(classes: int, block: int) -> dict[str, Any]:
+    """Metadata documents of the arrays of a scene's labels, by name, for a scene of one block."""
+    group = zarr.create_group(MemoryStore())
+    options: dict[str, Any] = {"dtype": "float32", "fill_value": 0.0, "compressors": SMALL_ARRAY_CODECS}
+    shape, names = (block, block, classes), ["row", "col", "class"]
+    group.create_array("fraction", shape=shape, chunks=shape, **options, dimension_names=names)
+    group.create_array("known", shape=shape[:2], chunks=shape[:2], **options, dimension_names=names[:2])
+    _create_status(group, block, LABEL_STATUS)
+    return _read_documents(group)
+
+
+def _create_status(group: zarr.Group, block: int, names: tuple[str, ...]) -> None:
     group.create_array(
         "status",
-        shape=shape,
+        shape=(block, block),
         chunks=(block, block),
         dtype="uint8",
         fill_value=0,
@@ -183,29 +183,62 @@ def _create_status(group: zarr.Group, shape: tuple[int, int], block: int, names:
     )
 
 
-def _new_group(
-    root: str, scene: str, attributes: Mapping[str, Any], array: str, layout: Mapping[str, Any]
-) -> zarr.Group | None:
-    """Create a scene's group, ready for its arrays. Returns None if the scene and its arrays exist already.
+def _read_documents(group: zarr.Group) -> dict[str, Any]:
+    """The metadata documents of a group's arrays, by name, in the order of creation except that `status` is last."""
+    names = sorted(group.array_keys(), key=lambda name: (name == "status", name))
+    return {name: group[name].metadata.to_dict() for name in names}
 
-    layout: the arguments for creating `array`, the main array of the scene. Raises StoreError if the attributes or
-    the layout of an existing scene differ.
+
+def _create_scene(
+    root: str,
+    scene: str,
+    attributes: Mapping[str, Any],
+    shape: tuple[int, int],
+    documents: Mapping[str, Any],
+    main: str,
+) -> None:
+    """Create a scene's group and arrays, or check the existing ones.
+
+    documents: array -> its metadata, for another number of rows and columns. They are written as they are, since
+    zarr-python takes ten times as long to create an array. `status` is the last: if it is missing, an earlier run was
+    killed at this point. main: the array whose layout is checked. Raises StoreError if the attributes or the layout of
+    an existing scene differ.
     """
     expected: dict[str, Any] = json.loads(json.dumps(dict(attributes)))  # the values as read back from JSON
     if not files.in_bucket(root):
         files.make_directory(Path(root))
     opened = open_store(root, writable=True)
-    zarr.open_group(opened, mode="a")
-    group = zarr.open_group(opened, path=scene, mode="a")
-    if "status" not in group:  # it is created last: if it is missing, an earlier run was killed at this point
-        for name in list(group.array_keys()):
-            del group[name]
-        group.attrs.put(expected)
-        return group
-    stored_layout = {f"{key} of {array}": str(getattr(group[array], key)) for key in layout}
-    expected_layout = {f"{key} of {array}": str(value) for key, value in layout.items()}
-    require_same(root, scene, dict(group.attrs) | stored_layout, expected | expected_layout)
-    return None
+    arrays = {name: {**document, "shape": [*shape, *document["shape"][2:]]} for name, document in documents.items()}
+
+    async def create() -> bool:
+        if not await opened.exists(DOCUMENT):
+            await opened.set(DOCUMENT, _encode_document(ROOT))
+        if await opened.exists(f"{scene}/status/{DOCUMENT}"):
+            return False
+        if await opened.exists(f"{scene}/{DOCUMENT}"):
+            await opened.delete_dir(scene)
+        await opened.set(f"{scene}/{DOCUMENT}", _encode_document(ROOT | {"attributes": expected}))
+        for name, document in arrays.items():
+            await opened.set(f"{scene}/{name}/{DOCUMENT}", _encode_document(document))
+        return True
+
+    if sync(create()):
+        return
+    group = zarr.open_group(opened, path=scene, mode="r")
+    metadata = ArrayV3Metadata.from_dict(arrays[main])
+    array = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=group.store_path / main))
+    stored = _describe_layout(group[main], main) if main in group else {}
+    require_same(root, scene, dict(group.attrs) | stored, expected | _describe_layout(array, main))
+
+
+def _encode_document(document: Mapping[str, Any]) -> Buffer:
+    """A metadata document as zarr-python writes it."""
+    return default_buffer_prototype().buffer.from_bytes(json.dumps(document, indent=2).encode())
+
+
+def _describe_layout(array: Any, name: str) -> dict[str, str]:
+    """How the values of an array lie on the disk."""
+    return {f"{key} of {name}": str(getattr(array, key)) for key in ("shape", "chunks", "shards", "dtype")}
 
 
 def require_same(root: str, scene: str, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -282,33 +315,25 @@ def write_block(
         shape = (rows.stop - rows.start, cols.stop - cols.start, *array.shape[2:])
         if values.shape != shape:  # zarr-python would crop it
             raise StoreError(f"{name} of a block has shape {values.shape}, expected {shape}")
-        targets.append((array, values, i, j, side))
-    with translate_errors(f"{group.store_path}, rows {rows.start}-{rows.stop}, columns {cols.start}-{cols.stop}"):
+        if array.shards is None:
+            encoded = encode_chunk(values.astype(array.dtype, copy=False), side, array.fill_value, array.compressors)
+        else:
+            encoded = encode_shard(values, status == ACCEPTED, side)
+        key = array.metadata.encode_chunk_key((i, j, *(0,) * (values.ndim - 2)))
+        targets.append((array.store_path / key, encoded))
+
+    async def write() -> None:
         # Delete the status first, so that the block is always either complete or not built. Other existing files are
         # replaced, not deleted: a worker that has lost its client may still be writing the same block.
-        sync((array.store_path / f"c/{i}/{j}").delete())
-        for array, values, i, j, side in targets:
-            if array.shards is None:
-                _write_chunk(array, values, i, j, side)
+        await targets[-1][0].delete()
+        for path, encoded in targets:
+            if encoded is None:
+                await path.delete()
             else:
-                shard = encode_shard(values, status == ACCEPTED, side)
-                path = array.store_path / array.metadata.encode_chunk_key((i, j, *(0,) * (values.ndim - 2)))
-                buffer = default_buffer_prototype().buffer
-                sync(path.delete() if shard is None else path.set(buffer.from_array_like(shard)))
+                await path.set(default_buffer_prototype().buffer.from_array_like(encoded))
 
-
-def _write_chunk(array: Any, values: npt.NDArray[Any], i: int, j: int, side: int) -> None:
-    """Write the full chunk (i, j, 0 ...), whether or not it exists.
-
-    At the border of the grid, a block is smaller than its chunk. Zarr would then read an existing chunk, possibly left
-    by a killed run, to keep the part outside the block. To avoid this, the array is written as if it extended to the
-    end of the chunk.
-    """
-    shape = ((i + 1) * side, (j + 1) * side, *array.shape[2:])
-    padding = [(0, side - values.shape[0]), (0, side - values.shape[1]), *[(0, 0)] * (values.ndim - 2)]
-    metadata = replace(array.metadata, shape=shape)
-    extended: Any = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=array.store_path, config=array.config))
-    extended[i * side :, j * side :] = np.pad(values, padding) if any(map(any, padding)) else values
+    with translate_errors(f"{group.store_path}, rows {rows.start}-{rows.stop}, columns {cols.start}-{cols.stop}"):
+        sync(write())
 
 
 def consolidate(root: str) -> None:
