@@ -197,8 +197,8 @@ BROKEN: dict[str, Broken] = {
     "virtual raster of GDAL's": folder(
         changed(".tiff", lambda _: b'<VRTDataset rasterXSize="9" rasterYSize="9"/>'), "not an image that can be opened"
     ),
-    "floating point": folder(
-        changed(".tiff", lambda _: tiff(coordinates().astype(np.float32))), "expected uint8 or uint16"
+    "complex": folder(
+        changed(".tiff", lambda _: tiff(coordinates().astype(np.complex64))), "expected whole or real numbers"
     ),
     "one value": folder(
         changed(".tiff", lambda _: tiff(np.full((4, HEIGHT, WIDTH), 7, np.uint16))), "the image has one value"

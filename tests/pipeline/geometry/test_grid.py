@@ -20,6 +20,7 @@ from pipeline.geometry.sensor import Georeferenced
 from pipeline.geometry.terrain import Terrain
 from pipeline.imaging.pansharpen import equal_weights
 from pipeline.imaging.radiometry import Stretch, identity_radiometry
+from pipeline.scenes.numbers import AS_THEY_ARE
 from pipeline.tasks.tiles import build_tiles
 from tests.deliveries import image_of, scene_of, tile_job
 
@@ -278,7 +279,7 @@ def test_building_a_block_takes_no_more_memory_than_promised(
     scene = replace(
         scene_of(image), pan=image_of(tmp_path / "pan.tif", pixels[:1], model, gsd, nodata=0) if pan else None
     )
-    stored = identity_radiometry("uint16", bands) if dn else None
+    stored = identity_radiometry("uint16", [AS_THEY_ARE] * bands) if dn else None
     box = GeoBox((side, side), Affine(gsd, 0, 5e5 - side * gsd / 2, 0, -gsd, 2e6 + side * gsd / 2), CRS)
     root = str(tmp_path / "tiles.zarr")
     sizes: dict[str, Any] = {"bands": bands, "tile": tile, "block": block, "dtype": "uint16" if dn else "uint8"}

@@ -308,8 +308,8 @@ def spoiled(change: str) -> tuple[dict[str, Any], dict[str, bytes]]:
             del files["B04.tif"]
         case "elsewhere":
             value["bbox"] = [10, 10, 11, 11]
-        case "floats":
-            files["B04.tif"] = tiff(np.ones((1, SIDE, SIDE), np.float32), **PLACE)
+        case "complex":
+            files["B04.tif"] = tiff(np.ones((1, SIDE, SIDE), np.complex64), **PLACE)
         case "two types":
             files["B04.tif"] = tiff(np.ones((1, SIDE, SIDE), np.uint8), **PLACE)
         case "more bands":
@@ -333,7 +333,7 @@ SPOILED = {
     "no bands": "none of its assets contains red or green or blue or nir; the assets are scl",
     "gone": "B04.tif: not an image that can be opened",
     "elsewhere": "its bbox is [10, 10, 11, 11], but",
-    "floats": "pixels are ['float32'], expected uint8 or uint16",
+    "complex": "pixels are ['complex64'], expected whole or real numbers",
     "two types": "the pixels of its bands are of different types, uint16 and uint8",
     "more bands": "its asset red should have 1 bands, but has 2",
     "no georeference": "its asset red has no georeference",
