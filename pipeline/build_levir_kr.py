@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Turn satellite scenes and land-cover maps into tiles with label distributions, in sharded Zarr.",
         epilog="Settings come from --params; options of the command line override them. The same command resumes a "
         "stopped run. Exit status: 0 done; 2 a setting or path is invalid; 3 with --strict, something was refused; "
-        "130 stopped by Ctrl-C, 143 by SIGTERM.",
+        "4 no tile is in any split; 130 stopped by Ctrl-C, 143 by SIGTERM.",
     )
     add = parser.add_argument
     add("--scenes", nargs="+", metavar="PLACE", help="folders, archives, GeoTIFFs and STAC documents, or their URLs")
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(dry_run(config, covers)))
             return 0
         with files.lock_directory(config.out, "builds"), logging_redirect_tqdm(), stop_on_signals():
-            build(config, covers, options)
+            summary = build(config, covers, options)
     except (ConfigError, ClusterError, LandCoverError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -149,6 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     refused = quarantine.read(config.out)
     if refused:
         print(f"{len(refused)} refused; see {files.join(config.out, quarantine.FILE)}", file=sys.stderr)
+    if summary is not None and not any(summary["counts"]["splits"].values()):
+        print("error: the index has no tile in any split; the warnings above say why", file=sys.stderr)
+        return 4
     return 3 if refused and options.strict else 0
 
 
@@ -181,10 +184,14 @@ def check_inputs(config: BuildConfig, only: str | None = None) -> list[LandCover
     return covers
 
 
-def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namespace) -> None:
-    """Run all stages, or only the one in --only, on one cluster. Each stage is recorded in the log of the data set."""
+def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namespace) -> dict[str, Any] | None:
+    """Run all stages, or only the one in --only, on one cluster. Each stage is recorded in the log of the data set.
+
+    Returns the content of dataset.json if the stage index was run.
+    """
     out = config.out
     entries: list[Entry] | None = None
+    summary: dict[str, Any] | None = None
     with open_cluster(
         options.workers, options.scheduler, options.dashboard, options.memory, options.performance_report
     ) as client:
@@ -207,7 +214,8 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
                 case "labels":
                     labels.run(config, covers, entries, client)
                 case "index":
-                    print("\n".join(summary_table(index.run(config, covers, entries, client))))
+                    summary = index.run(config, covers, entries, client)
+                    print("\n".join(summary_table(summary)))
                     print("\n".join(summarise(read_account(out))))
             log_event(
                 out,
@@ -217,6 +225,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
                 threads=count_threads(client),
                 dashboard=client.dashboard_link,
             )
+    return summary
 
 
 def load_catalog(out: str) -> list[Entry]:

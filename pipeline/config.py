@@ -113,8 +113,11 @@ class SplitConfig(Strict):
 
     shares: dict[str, Share] = Field(default_factory=lambda: {"train": 0.9, "val": 0.1})
     """Split -> share of the cells; sums to 1."""
-    cell: Annotated[float, Field(gt=0)] = 25_000.0
-    """Side length of a cell, m. Must be several times that of a tile, otherwise few tiles lie inside a single cell."""
+    cell: Annotated[float, Field(gt=0)] | None = None
+    """Side length of a cell, m. Must be several times that of a tile, otherwise few tiles lie inside a single cell.
+
+    By default 25 km, doubled until it is at least three times the side of the largest tile.
+    """
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")

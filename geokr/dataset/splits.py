@@ -4,13 +4,15 @@ A footprint belongs to a split if all cells that it touches do.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 EARTH_RADIUS = 6371007.181
 """Radius of the sphere with the area of WGS84, m."""
+SMALLEST_CELL = 25_000.0
+"""Side of a cell that is chosen for tiles of a few kilometres or less, m."""
 COS_TRUE_SCALE = math.cos(math.radians(30.0))
 """Cosine of the standard parallel of the cells' projection, as in EASE-Grid 2.0: cells are square at 30 degrees."""
 
@@ -37,6 +39,34 @@ def find_cell_ranges(lonlat: npt.NDArray[np.float64], cell: float) -> npt.NDArra
         margin = (high - low) * 5e-3
         ranges += [np.floor(low - margin), np.floor(high + margin)]
     return np.stack(ranges, axis=1).astype(np.int64)
+
+
+def choose_cell(tiles: Iterable[float]) -> float:
+    """The side of a cell, m, for tiles of these sides, m: SMALLEST_CELL, doubled until three of the largest fit."""
+    doublings = math.ceil(math.log2(max(1.0, 3 * max(tiles, default=0.0) / SMALLEST_CELL)))
+    return SMALLEST_CELL * 2.0**doublings
+
+
+def propose_cell(
+    lonlat: npt.NDArray[np.float64], shares: Mapping[str, float], cell: float, seed: int
+) -> tuple[float, dict[str, int]] | None:
+    """The side of a cell nearest to `cell`, m, with which each split has a footprint, and the number of each.
+
+    The side is a round number, not smaller than a footprint. None if there is no such side. The splits that have a
+    share count. Arguments: see `split_by_place`.
+    """
+    wanted = [name for name, share in shares.items() if share]
+    if len(lonlat) < len(wanted):
+        return None
+    ranges = find_cell_ranges(lonlat, 1000.0)
+    largest = 1000.0 * float(max((ranges[:, 1] - ranges[:, 0]).max(), (ranges[:, 3] - ranges[:, 2]).max()))
+    sides = [digit * 10.0**power for power in range(1, 8) for digit in (1, 1.5, 2, 3, 4, 5, 6, 8)]
+    for side in sorted((s for s in sides if s >= largest / 2), key=lambda s: abs(math.log(s / cell))):
+        split = split_by_place(lonlat, shares, side, seed)
+        counts = {name: int((split == name).sum()) for name in shares}
+        if all(counts[name] for name in wanted):
+            return side, counts
+    return None
 
 
 def draw_cells(column: npt.NDArray[np.int64], row: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.float64]:

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import geopandas
@@ -17,6 +17,12 @@ from pipeline.imaging.radiometry import Radiometry, Stretch, radiometry_from_jso
 from pipeline.scenes.scene import Scene, image_from_json
 
 CATALOG = "scenes.parquet"
+QUANTILES = (1, 10, 25, 50, 75, 80, 85, 90, 95, 98, 99)
+"""Percentiles of the sampled pixels that the catalog has, which explain a scene whose tiles are all dark."""
+
+
+COLUMNS = {"pan_weights", "pixel_digest", "source_version", "quality", "valid_share", "quantiles"}
+"""Columns that a catalog of another version lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,10 @@ class Entry:
     """Weight of each band in pansharpening; empty without pansharpening."""
     pixel_digest: str = ""
     """SHA-256 of the pixels that the survey read. It distinguishes a replaced image from one that was only touched."""
+    valid_share: float = 1.0
+    """Share of the sampled pixels that have data."""
+    quantiles: tuple[float, ...] = ()
+    """The percentiles QUANTILES of the mean of the bands, over the sampled pixels with data; digital numbers."""
     source_version: str = ""
     """Version of the delivery's files on a server: see `discovery.Delivery.source_version`."""
 
@@ -72,6 +82,8 @@ def write_catalog(path: str | Path, entries: Iterable[Entry], provenance: str) -
                 "radiometry": None if entry.radiometry is None else json.dumps(entry.radiometry.to_json()),
                 "pan_weights": list(entry.pan_weights),
                 "pixel_digest": entry.pixel_digest,
+                "valid_share": entry.valid_share,
+                "quantiles": list(entry.quantiles),
                 "source_version": entry.source_version,
                 "provenance": provenance,
                 "geometry": scene.footprint,
@@ -138,7 +150,7 @@ def read_catalog(path: str | Path) -> list[Entry]:
 
 def to_entries(rows: geopandas.GeoDataFrame) -> list[Entry]:
     """Convert the rows of a table to entries in the same order. Raises ConfigError if columns are missing."""
-    if len(rows) and (missing := {"pan_weights", "pixel_digest", "source_version", "quality"} - {*rows.columns}):
+    if len(rows) and (missing := COLUMNS - {*rows.columns}):
         raise ConfigError(f"{CATALOG} of another version: it lacks {', '.join(sorted(missing))}; run the stage catalog")
     entries = []
     for row in rows.to_dict("records"):
@@ -159,7 +171,8 @@ def to_entries(rows: geopandas.GeoDataFrame) -> list[Entry]:
         radiometry = radiometry_from_json(json.loads(row["radiometry"])) if isinstance(row["radiometry"], str) else None
         terrain = Terrain(dem, row["ground_height"], geoid)
         dem_quality = row["dem_coverage"], int(row["dem_holes"])
-        digests = row["pixel_digest"], row["source_version"]
-        weights = tuple(map(float, row["pan_weights"]))
-        entries.append(Entry(Scene(**fields), terrain, stretch, *dem_quality, radiometry, weights, *digests))
+        weights, quantiles = (tuple(map(float, row[name])) for name in ("pan_weights", "quantiles"))
+        entry = Entry(Scene(**fields), terrain, stretch, *dem_quality, radiometry, weights)
+        texts = {name: row[name] for name in ("pixel_digest", "source_version")}
+        entries.append(replace(entry, valid_share=row["valid_share"], quantiles=quantiles, **texts))
     return entries

@@ -6,6 +6,7 @@ from typing import Any
 
 from geokr.crs import footprint_polygons
 from geokr.dataset import index, layout
+from geokr.dataset.splits import choose_cell
 from geokr.landcover.sheets import LandCover
 from geokr.settings import ConfigError
 from geokr.storage import files
@@ -16,6 +17,7 @@ from pipeline.plan import tile_grid
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.stream import Client, JobBatch, stream
 from pipeline.stages.blocks import record_refusals
+from pipeline.stages.diagnosis import explain_labels, explain_losses, explain_splits
 from pipeline.tasks.rows import RowJob, SceneRows, build_table, list_scene
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ INDEX_COLUMNS |= {"known", "cloud", "agreement", "year_gap", "split", "geometry"
 def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> dict[str, Any]:
     """List the accepted, labelled tiles with their splits; write index.parquet and dataset.json.
 
+    Warns if a scene has few tiles or none in it, or a split has none, with the reason and the setting to change.
     Returns the content of dataset.json. Raises ConfigError if no scene has rows.
     """
     out = config.out
@@ -53,17 +56,22 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     if not parts:
         raise ConfigError(f"no scene was built completely; see {files.join(out, quarantine.FILE)} for the reasons")
     parts.sort(key=lambda item: item[0])
-    table = build_table([rows for _, rows in parts], config.index.split)
-    for split, tiles in table.counts()["splits"].items():
-        if config.index.split.shares[split] and not tiles:
-            log.warning(
-                "split %s has no tile: none lies completely in its cells of %g m; reduce build.index.split.cell",
-                split,
-                config.index.split.cell,
-            )
+    split = config.index.split
+    cell = split.cell or choose_cell(grid.tile * scene.gsd for scene, grid in grids)
+    table = build_table([rows for _, rows in parts], split, cell)
+    counts = table.counts()
+    statuses = {scene: rows.statuses for scene, rows in parts}
+    for sentence in (
+        *explain_losses(entries, statuses, config.tiles),
+        *explain_labels(counts, config.index),
+        *explain_splits(table.corners, counts["splits"], split, cell),
+    ):
+        log.warning("%s", sentence)
     report_changes(out, name, [cover.name for cover in covers])
     incomplete = {scene: rows.missing for scene, rows in parts if rows.missing}
     index.write_index(out, table.columns, footprint_polygons(table.corners))
+    settings = config.model_dump(mode="json", exclude={"out"})
+    settings["index"]["split"]["cell"] = cell
     summary = {
         "schema": layout.SCHEMA,
         "classes": list(legend.classes),
@@ -75,11 +83,11 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
             "scenes": len(parts),
             "incomplete": len(incomplete),
             "quarantined": len(quarantine.read(out)),
-            **table.counts(),
+            **counts,
         },
         "incomplete": incomplete,
         "class_shares": table.class_shares(legend.classes),
-        "settings": config.model_dump(mode="json", exclude={"out"}),
+        "settings": settings,
         "sha256": {file: files.sha256(files.join(out, file)) for file in (CATALOG, layout.INDEX)},
     }
     files.write_text(files.join(out, layout.DATASET), json.dumps(summary, indent=2) + "\n")

@@ -159,11 +159,11 @@ class Table:
         return shares
 
 
-def build_table(parts: Sequence[SceneRows], split: SplitConfig) -> Table:
-    """Concatenate the rows of at least one scene, in this order, and assign their splits."""
+def build_table(parts: Sequence[SceneRows], split: SplitConfig, cell: float) -> Table:
+    """Concatenate the rows of at least one scene, in this order, and assign their splits by cells of this side, m."""
     corners = np.concatenate([part.corners for part in parts])
     columns = {key: np.concatenate([part.columns[key] for part in parts]) for key in parts[0].columns}
-    columns["split"] = split_by_place(corners, split.shares, split.cell, split.seed)
+    columns["split"] = split_by_place(corners, split.shares, cell, split.seed)
     statuses = {key: sum(part.statuses[key] for part in parts) for key in parts[0].statuses}
     unknown, unfit = sum(part.unknown for part in parts), sum(part.unfit for part in parts)
     return Table(columns, corners, statuses, unknown, unfit, tuple(split.shares))

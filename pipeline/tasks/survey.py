@@ -11,7 +11,7 @@ from rasterio.windows import Window
 
 from geokr.storage.inputs import InputError
 from pipeline.catalog.stac_items import geoparquet_columns
-from pipeline.catalog.table import Entry
+from pipeline.catalog.table import QUANTILES, Entry
 from pipeline.config import SurveyConfig
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.imaging.calibration import CALIBRATION, find_solar_zenith, find_sun, read_coefficients, toa_radiometry
@@ -114,7 +114,20 @@ def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entr
     for pixels in samples if scene.quality is None else (*samples, quality):
         digest.update(pixels.tobytes())
     heights = terrain.coverage(*outline), terrain.count_holes(*outline)
-    return Entry(scene, terrain, stretch, *heights, radiometry, weights, digest.hexdigest(), source_version)
+    grey = sample.mean(axis=0)[valid]
+    quantiles = tuple(map(float, np.percentile(grey, QUANTILES)))
+    return Entry(
+        scene,
+        terrain,
+        stretch,
+        *heights,
+        radiometry,
+        weights,
+        digest.hexdigest(),
+        float(valid.mean()),
+        quantiles,
+        source_version,
+    )
 
 
 def decide_radiometry(

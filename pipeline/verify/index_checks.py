@@ -29,6 +29,7 @@ def check_index(data: DataSet, read_labels: bool) -> list[str]:
     rows_by_scene = dict(iter(index.groupby("scene")))
     classes = data.summary["classes"]
     split = data.config.index.split
+    cell = float(data.summary["settings"]["index"]["split"]["cell"])  # the default follows the size of the tiles
 
     def check(scene: StoredScene) -> Iterator[str]:
         part = rows_by_scene.get(scene.name, index.iloc[:0])
@@ -73,7 +74,7 @@ def check_index(data: DataSet, read_labels: bool) -> list[str]:
             ~shapely.equals_exact(part.geometry.to_numpy(), footprint_polygons(corners), tolerance=CORNER_TOLERANCE)
         ):
             yield f"{scene.describe_tile(row[k], col[k])} has another footprint in the index"
-        expected = split_by_place(corners, split.shares, split.cell, split.seed)
+        expected = split_by_place(corners, split.shares, cell, split.seed)
         listed = part["split"].to_numpy(dtype=object, na_value=None)
         for k in np.flatnonzero(expected != listed):
             yield f"{scene.describe_tile(row[k], col[k])} is in split {listed[k]}, but by its location in {expected[k]}"
