@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,7 +31,7 @@ from pipeline.config import OPTIONS, BuildConfig, read_config
 from pipeline.imaging.calibration import read_coefficients
 from pipeline.imaging.ortho import Resampling
 from pipeline.imaging.radiometry import Kind, RadiometryError
-from pipeline.plan import check_coverage, dry_run
+from pipeline.plan import check_coverage
 from pipeline.report.summary import summary_table
 from pipeline.runtime.cluster import ClusterError, count_threads, open_cluster
 from pipeline.runtime.progress import log_event
@@ -38,6 +39,7 @@ from pipeline.runtime.signals import report_stop, stop_on_signals
 from pipeline.scenes.raster import Alpha
 from pipeline.scenes.scene import CloudMask, Imagery
 from pipeline.stages import catalog, index, labels, tiles
+from pipeline.stages.dry_run import REFUSED, describe_build
 
 STAGES = ("catalog", "tiles", "labels", "index")
 
@@ -109,7 +111,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dashboard", default="127.0.0.1:8787", metavar="ADDRESS", help="where to serve Dask's dashboard (%(default)s)"
     )
     add("--performance-report", type=inputs.expand_home, metavar="FILE.html", help="write Dask's report of the run")
-    add("--dry-run", action="store_true", help="print scenes, grids, blocks, bytes and memory; write nothing")
+    add("--dry-run", action="store_true", help="print what a build would do and refuse; write nothing")
     add("--strict", action="store_true", help="exit with status 3 if anything was refused")
     return parser
 
@@ -137,8 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--performance-report {report}: its directory does not exist")
         covers = check_inputs(config, options.only)
         if options.dry_run:
-            print("\n".join(dry_run(config, covers)))
-            return 0
+            return print_plan(config, covers, options)
         with files.lock_directory(config.out, "builds"), logging_redirect_tqdm(), stop_on_signals():
             summary = build(config, covers, options)
     except (ConfigError, ClusterError, LandCoverError, StoreError, OSError) as error:
@@ -152,6 +153,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if summary is not None and not any(summary["counts"]["splits"].values()):
         print("error: the index has no tile in any split; the warnings above say why", file=sys.stderr)
         return 4
+    return 3 if refused and options.strict else 0
+
+
+def print_plan(config: BuildConfig, covers: list[LandCover], options: argparse.Namespace) -> int:
+    """Print what a build would do and refuse. Returns the exit status. A cluster is only used if it is asked for."""
+    cluster = options.workers is not None or options.scheduler is not None
+    refused = False
+    with (
+        open_cluster(options.workers, options.scheduler, options.dashboard, options.memory, options.performance_report)
+        if cluster
+        else nullcontext()
+    ) as client:
+        for line in describe_build(config, covers, client):
+            print(line)
+            refused |= line.startswith(REFUSED)
     return 3 if refused and options.strict else 0
 
 

@@ -16,11 +16,8 @@ from pipeline.catalog.account import USED, Given, describe
 from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig, GridConfig, TilesConfig
 from pipeline.geometry.grid import TileGrid, make_scene_grid, peak_bytes
-from pipeline.imaging.radiometry import Kind, Radiometry, Stretch, radiometry_from_stretch
-from pipeline.runtime.worker import LIBRARIES
-from pipeline.scenes.delivery import Refusal, read_delivery
-from pipeline.scenes.discovery import Inventory, find_deliveries
-from pipeline.scenes.footprint import make_flat_terrain
+from pipeline.imaging.radiometry import Kind, Radiometry, radiometry_from_stretch
+from pipeline.scenes.discovery import Inventory
 from pipeline.scenes.raster import CONVERSION, READ_AS_THEY_ARE
 from pipeline.scenes.scene import Scene
 
@@ -133,45 +130,3 @@ def check_coverage(config: BuildConfig, covers: list[LandCover], entries: list[E
             further = f" and {len(cover.sheets) - 1} more" if len(cover.sheets) > 1 else ""
             sheets = f"{cover.sheets[0].path}{further}"
             raise ConfigError(f"{cover.name}: none of its sheets, {sheets}, covers any of the scenes; leave it out")
-
-
-def dry_run(config: BuildConfig, covers: list[LandCover]) -> list[str]:
-    """Describe what a build would do, from headers alone: scenes, grids, blocks, bytes and peak memory, as lines.
-
-    Raises ConfigError if a product covers none of the scenes.
-    """
-    lines, total_tiles, memory, total_pixels = [], 0, 0, 0
-    entries: dict[str, Entry] = {}
-    survey = config.survey
-    for delivery in find_deliveries(survey.scenes):
-        for scene in read_delivery(
-            delivery, survey.imagery, survey.bands, survey.alpha, survey.band_names, survey.mask
-        ):
-            if isinstance(scene, Refusal):
-                lines.append(f"refused   {scene.detail}")
-            elif scene.id not in entries:
-                entries[scene.id] = Entry(scene, make_flat_terrain(scene.images[0].model), Stretch(0, 1), 0.0)
-    check_coverage(config, covers, [*entries.values()])
-    for name, entry in sorted(entries.items()):
-        grid = tile_grid(entry, config.grid)
-        if grid is None:
-            lines.append(f"too small {name}: no tile of {config.grid.tile} px at {entry.scene.gsd:g} m fits into it")
-            continue
-        rows, cols = grid.blocks
-        tiles = grid.rows * grid.cols
-        pixels = tiles * len(entry.scene.bands) * grid.tile**2
-        total_tiles, total_pixels = total_tiles + tiles, total_pixels + pixels
-        first = entry.scene.images[0]
-        memory = max(memory, projected_bytes(entry.scene, grid, config.survey.radiometry))
-        lines.append(
-            f"scene     {name}: {first.width} x {first.height} px, {entry.scene.gsd:g} m, "
-            f"{grid.geobox.crs}, {grid.rows} x {grid.cols} tiles in {rows * cols} blocks, at most {pixels / 1e6:.0f} MB"
-        )
-    for cover in covers:
-        lines.append(f"landcover {cover.name}: {len(cover.sheets)} sheets, classes {', '.join(cover.legend.classes)}")
-    lines.append(
-        f"in total  {len(entries)} scenes, {total_tiles} tiles, at most {total_pixels / 1e6:.0f} MB of pixels "
-        f"before compression, peak memory of a worker {memory / 1e6:.0f} MB plus {LIBRARIES / 1e6:.0f} MB for its "
-        "libraries"
-    )
-    return lines

@@ -31,8 +31,11 @@ def log_event(dataset: str | Path, event: str, **facts: Any) -> None:
 class Progress:
     """The progress of a stage: a bar on a terminal, otherwise a line per minute and one at the end of the stage."""
 
-    def __init__(self, dataset: str | Path, stage: str, total: int, unit: str, good: str = "accepted") -> None:
-        """total: units left to do. good: the word for a unit that passes, in a stage that judges its units."""
+    def __init__(self, dataset: str | Path | None, stage: str, total: int, unit: str, good: str = "accepted") -> None:
+        """dataset: where progress is logged, if anywhere. total: units left to do.
+
+        good: the word for a unit that passes, in a stage that judges its units.
+        """
         self.dataset, self.stage, self.total, self.unit, self.good = dataset, stage, total, unit, good
         self.done = self.passed = self.judged = 0
         self.began = time.monotonic()
@@ -92,7 +95,8 @@ class Progress:
 
     def _tick(self) -> None:
         while not self.ended.wait(INTERVAL):
-            log_event(self.dataset, "progress", stage=self.stage, **self.collect_facts())
+            if self.dataset is not None:
+                log_event(self.dataset, "progress", stage=self.stage, **self.collect_facts())
             if self.bar is None:
                 log.info(self.format_line())
 

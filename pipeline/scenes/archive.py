@@ -58,6 +58,8 @@ class Contents:
     """Member name -> content; None for images and masks."""
     faults: list[str]
     """One sentence per fault. The members at fault are skipped."""
+    others: tuple[str, ...] = ()
+    """Names of the members of other kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ def read_contents(path: str) -> Contents:
     """Read the images and metadata files of an archive. Raises SceneError naming the archive if it is unreadable."""
     files: dict[str, bytes | None] = {}
     counts: Counter[str] = Counter()
-    faults = []
+    faults: list[str] = []
+    others: list[str] = []
     try:
         for member in zip_members(path) if path.lower().endswith(".zip") else tar_members(path):
             name = member.name.removeprefix("./")
@@ -95,6 +98,7 @@ def read_contents(path: str) -> Contents:
             elif name.lower().endswith((*METADATA, *PRODUCT_METADATA)) and member.size <= MAX_METADATA:
                 files[name] = member.read()
             else:
+                others.append(name)
                 continue
             counts[name] += 1
     except SceneError as error:
@@ -106,7 +110,7 @@ def read_contents(path: str) -> Contents:
         faults.append(f"{path}: the archive has {counts[name]} members named {printable_name(name)}; they are skipped")
     if len(faults) > 1:  # one example is enough to find the cause
         faults[1:] = [f"{path}: further members skipped: {len(faults) - 1}"]
-    return Contents(files, faults)
+    return Contents(files, faults, tuple(others))
 
 
 def name_fault(name: str) -> str | None:

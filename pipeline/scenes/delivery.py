@@ -14,7 +14,7 @@ import numpy as np
 
 from geokr.storage import inputs, rasters
 from pipeline.geometry.sensor import Georeferenced, SensorModel
-from pipeline.scenes import archive, discovery, gaofen, stac
+from pipeline.scenes import archive, discovery, gaofen, roles, stac
 from pipeline.scenes.archive import IMAGES
 from pipeline.scenes.band_files import Files, read_scene
 from pipeline.scenes.band_names import name_bands
@@ -70,7 +70,7 @@ def read_delivery(
     bands: bands to read from a STAC item, or from a product whose bands are files of their own: see `choose_bands`.
     alpha: see `Alpha`. band_names: see `name_bands`. mask: see `CloudMask`.
     """
-    name, results = PurePosixPath(delivery.path).name, list[Scene | Refusal]()
+    name, results, others = PurePosixPath(delivery.path).name, list[Scene | Refusal](), ""
     if delivery.fault:
         return [refuse(name, "unreadable", delivery.fault)]
     if delivery.item:
@@ -83,7 +83,7 @@ def read_delivery(
     try:
         if delivery.archive:
             contents = archive.read_contents(delivery.path)
-            files = contents.files
+            files, others = contents.files, roles.describe_members(contents.others)
             results += [refuse(name, "unsafe", fault) for fault in contents.faults]
         else:
             files = folder_files(delivery.files)
@@ -93,7 +93,7 @@ def read_delivery(
         return [refuse(name, "unreadable", f"{delivery.path}: cannot be read: {error}")]
     products = discovery.group_products(files)
     if not products:
-        return [*results, refuse(name, "no_image", f"{delivery.path}: the archive contains no TIFF")]
+        return [*results, refuse(name, "no_image", f"{delivery.path}: the archive contains no TIFF{others}")]
     for product in products:
         try:
             product_files = {name: files[name] for name in product}
@@ -299,7 +299,9 @@ def read_georeferenced(
     """
     path, header = open_header(name, files, delivery, alpha, any_origin=True)
     if header.crs is None:
-        raise SceneError(f"{path}: no georeference, and its name is not that of a Gaofen image")
+        raise SceneError(
+            f"{path}: no georeference, and its name is not that of a Gaofen image; {roles.nearest_form(name)}"
+        )
     descriptions, colours = ([texts[k - 1] for k in header.indexes] for texts in (header.descriptions, header.colours))
     names = name_bands(descriptions, colours, band_names)
     if imagery != "mss" and (imagery == "pansharpened" or names != ("pan",)):

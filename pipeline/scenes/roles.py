@@ -1,6 +1,7 @@
 """What a file is that is no image of a scene: by its name, and by what the header of an image says."""
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
@@ -54,7 +55,6 @@ SUFFIXES = {
 """Role -> suffixes of files that hold no pixels of a scene, in lower case."""
 HINTS = {
     "archive": "unpack it, or pack its files as .tar.gz, .tar or .zip",
-    ".jp2": "JPEG 2000; convert it with `gdal_translate -of COG`",
     ".j2k": "JPEG 2000; convert it with `gdal_translate -of COG`",
     ".img": "a raster of another format; convert it with `gdal_translate -of COG`",
     ".dat": "a raster of another format, if a .hdr lies beside it; convert it with `gdal_translate -of COG`",
@@ -112,6 +112,45 @@ def has_heights(file: Any) -> bool:
     if unit in METRES_AND_FEET:
         return True
     return file.crs is not None and len(CRS.from_user_input(file.crs).axis_info) == 3
+
+
+SERIES = re.compile(r"(?:gf|zy|hj|cb|sv|bj)-?\d", re.IGNORECASE)
+"""Beginnings of the names of Chinese satellites."""
+NAME_PARTS = (
+    ("the sensor, such as PMS1", r"[A-Z]+\d*"),
+    ("the longitude, such as E69.4", r"[EW]\d+(\.\d+)?"),
+    ("the latitude, such as N33.3", r"[NS]\d+(\.\d+)?"),
+    ("the date, such as 20220624", r"\d{8}"),
+    ("the level and number, such as L1A0006547030", r"L\d[A-Z]?\d+"),
+)
+"""What follows the satellite in the name of a Gaofen image, separated by `_`: in words, and as a pattern."""
+
+
+def nearest_form(name: str) -> str:
+    """What an image without georeference lacks for the forms that it comes nearest to, for a sentence."""
+    stem = PurePosixPath(name).stem
+    if SERIES.match(stem):
+        parts = re.sub(r"-(?:(?:mss|pan|mux|pms)\d*|\d)$", "", stem, flags=re.IGNORECASE).split("_")[1:]
+        for k, (words, pattern) in enumerate(NAME_PARTS):
+            if k >= len(parts) or not re.fullmatch(pattern, parts[k], re.IGNORECASE):
+                found = f"has {parts[k]!r}" if k < len(parts) else "ends"
+                return f"a Gaofen image has {words}, as part {k + 2} of its name, where this one {found}"
+    return (
+        "a GeoTIFF needs a CRS and a transform (`gdal_translate -a_srs EPSG:32648 -a_ullr WEST NORTH EAST SOUTH`), "
+        "a raw image a name such as GF1_PMS1_E69.4_N33.3_20220624_L1A0006547030-MSS1.tiff, with .xml and .rpb"
+    )
+
+
+def describe_members(names: Sequence[str]) -> str:
+    """What an archive without images contains, for the end of a sentence; empty for an empty one."""
+    if not names:
+        return ""
+    role, reason = next(
+        ((role, reason) for name in names for role, reason in [describe_file(name)] if reason), describe_file(names[0])
+    )
+    example = next(name for name in names if describe_file(name) == (role, reason))
+    more = f"{len(names)} other files, such as " if len(names) > 1 else ""
+    return f", but {more}{example}" + (f" ({reason})" if reason else "")
 
 
 def describe_file(name: str) -> tuple[Role, str]:

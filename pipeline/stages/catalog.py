@@ -4,9 +4,10 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from geokr.dataset import contents, layout, store
 from geokr.landcover.sheets import LandCover
@@ -26,6 +27,7 @@ from pipeline.runtime.stream import Client, JobBatch, stream
 from pipeline.scenes import stac
 from pipeline.scenes.delivery import NoImagery, Refusal, refuse
 from pipeline.scenes.discovery import Delivery, Inventory, find_alternatives, take_inventory
+from pipeline.scenes.products import find_reader
 from pipeline.scenes.scene import Scene
 from pipeline.stages.blocks import record_refusals
 from pipeline.tasks.survey import SurveyJob, read_and_survey
@@ -42,14 +44,53 @@ SOFTWARE = ("rasterio", "pyproj", "opencv-python-headless", "numba", "zarr", "nu
 """Packages whose versions are part of the provenance, because the stored bytes depend on them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a survey of the inputs found."""
+
+    entries: list[Entry]
+    """Sorted by the id of the scene."""
+    refused: list[dict[str, Any]]
+    """Entries of the quarantine, without the stage."""
+    account: list[Given]
+    made_with: str
+    """See `provenance`."""
+    changed: bool
+    """Whether scenes.parquet lacks any of the entries."""
+
+
 def run(config: BuildConfig, client: Client | None, covers: Sequence[LandCover] = ()) -> list[Entry]:
     """Find and survey all scenes; write scenes.parquet and the account of the inputs, inputs.jsonl.
 
     Entries of deliveries that have not changed are reused. covers: the land cover, whose files are not scenes.
-    Raises FileNotFoundError for a directory that does not exist, ConfigError if no scene is found or usable or if the
-    DEM covers none of them, and StoreError if a scene was built from other input or with other settings before.
+    Raises ConfigError and other errors: see `examine`.
     """
-    path, partial = files.join(config.out, CATALOG), files.join(config.out, PARTIAL)
+    path = files.join(config.out, CATALOG)
+    found = examine(config, client, covers)
+    write_account(config.out, found.account)
+    record_refusals("catalog", config, found.refused)
+    if not found.entries:
+        report_unused(found.account)
+        raise ConfigError(
+            f"none of the scenes can be used; see {files.join(config.out, quarantine.FILE)} for the reasons"
+        )
+    entries = found.entries
+    if found.changed or count_entries(path) != len(entries):  # otherwise the file has the same entries
+        write_catalog(path, entries, found.made_with)
+        entries = read_catalog(path)  # so that they equal those of all later runs
+    files.remove(files.join(config.out, PARTIAL))
+    return entries
+
+
+def examine(
+    config: BuildConfig, client: Client | None, covers: Sequence[LandCover] = (), write: bool = True
+) -> Findings:
+    """Find and survey all scenes, and compare them with what is built.
+
+    covers: see `run`. write: whether progress and the entries of an interrupted survey are written into the data set.
+    Raises FileNotFoundError for a directory that does not exist, ConfigError if no scene is found or if the DEM covers
+    none of them, and StoreError if a scene was built from other input or with other settings before.
+    """
     elevation = {"dem": config.survey.dem, "geoid": config.survey.geoid}
     absolute = {name: raster and inputs.make_absolute(raster) for name, raster in elevation.items()}
     survey = config.survey.model_copy(update=absolute)  # a worker may have another working directory
@@ -59,49 +100,40 @@ def run(config: BuildConfig, client: Client | None, covers: Sequence[LandCover] 
     if not inventory.deliveries:
         report_unused(take_account(inventory, {}, known))
         raise ConfigError(f"{', '.join(survey.scenes)}: no TIFF, archive or STAC item found")
-    surveyed = Survey(config, survey, inventory)
+    surveyed = Survey(config, survey, inventory, write)
     surveyed.add([delivery for delivery in inventory.deliveries if not delivery.items], client)
     used = [path for path, item in surveyed.results if isinstance(item, Entry)]
     surveyed.add(find_alternatives(inventory, used), client)
     entries, outcomes = remove_duplicates(surveyed.results)
-    refused = [asdict(item) for item in list_refusals(outcomes)]
-    lines = take_account(inventory, outcomes, known)
-    write_account(config.out, lines)
+    entries.sort(key=lambda entry: entry.scene.id)
     for entry in entries:
         report_ground(entry)
     if survey.mask == "qa" and (bare := [entry.scene.id for entry in entries if entry.scene.quality is None]):
         more = f" and {len(bare) - 1} more scenes" if len(bare) > 1 else ""
         log.warning("%s%s: there is no quality band, so clouds are known by their brightness only", bare[0], more)
+    report_missing_bands(config.survey, inventory, entries)
     on_dem = [entry for entry in entries if entry.terrain.dem is not None]
     if on_dem and not any(entry.dem_coverage for entry in on_dem):
         raise ConfigError(
             f"{survey.dem}: the DEM covers none of the scenes that need heights; leave it out for flat ground"
         )
     check_unchanged(config, entries)
+    refused = [asdict(item) for item in list_refusals(outcomes)]
     catalogued = {entry.scene.id for entry in entries}
     for scene in contents.list_scenes(files.join(config.out, layout.TILES)):
         if scene not in catalogued:
             detail = f"{files.join(config.out, layout.TILES, scene)} has tiles of a scene that is no longer an input"
             refused.append({"scene": scene, "reason": "gone", "detail": f"{detail}; they are left out of the index"})
-    record_refusals("catalog", config, refused)
-    if not entries:
-        report_unused(lines)
-        raise ConfigError(
-            f"none of the scenes can be used; see {files.join(config.out, quarantine.FILE)} for the reasons"
-        )
-    entries.sort(key=lambda entry: entry.scene.id)
-    if surveyed.changed or count_entries(path) != len(entries):  # otherwise the file has the same entries
-        write_catalog(path, entries, surveyed.made_with)
-        entries = read_catalog(path)  # so that they equal those of all later runs
-    files.remove(partial)
-    return entries
+    account = take_account(inventory, outcomes, known)
+    return Findings(entries, refused, account, surveyed.made_with, surveyed.changed)
 
 
 class Survey:
     """The survey of deliveries. Those that have not changed since an earlier run are not read again."""
 
-    def __init__(self, config: BuildConfig, survey: SurveyConfig, inventory: Inventory) -> None:
-        self.config, self.survey = config, survey
+    def __init__(self, config: BuildConfig, survey: SurveyConfig, inventory: Inventory, write: bool) -> None:
+        """write: whether progress and the entries of an interrupted survey are written into the data set."""
+        self.config, self.survey, self.write = config, survey, write
         self.made_with = provenance(survey)
         self.partial = files.join(config.out, PARTIAL)
         versions = {d.path: d.source_version for d in inventory.deliveries if d.source_version}
@@ -129,7 +161,7 @@ class Survey:
         self.changed |= bool(pending)
         batches = (JobBatch(f"catalog-{Path(d.path).name}", [SurveyJob(d, self.survey)]) for d in pending)
         last_written = time.monotonic()
-        with Progress(self.config.out, "catalog", len(pending), "delivery") as progress:
+        with Progress(self.config.out if self.write else None, "catalog", len(pending), "delivery") as progress:
             try:
                 for job, scenes in stream(read_and_survey, batches, client):
                     source = job.delivery.path
@@ -137,11 +169,12 @@ class Survey:
                         scenes = [refuse(Path(source).name, type(scenes).__name__, f"{source}: {scenes}")]
                     progress.add(1, sum(isinstance(item, Entry) for item in scenes) > 0)
                     self.results += [(source, item) for item in scenes]
-                    if time.monotonic() > last_written + WRITE_INTERVAL:
+                    if self.write and time.monotonic() > last_written + WRITE_INTERVAL:
                         self.write_partial()
                         last_written = time.monotonic()
             except (KeyboardInterrupt, ClusterError):
-                self.write_partial()
+                if self.write:
+                    self.write_partial()
                 raise
 
     def write_partial(self) -> None:
@@ -189,6 +222,22 @@ def report_heights(config: SurveyConfig) -> None:
         )
     if config.geoid is not None and datum == "ellipsoid":
         raise ConfigError(f"{config.dem}: the heights are above the ellipsoid already; leave out the geoid")
+
+
+def report_missing_bands(config: SurveyConfig, inventory: Inventory, entries: Sequence[Entry]) -> None:
+    """Warn of scenes that lack bands of the setting `bands`, for deliveries from which they are chosen."""
+    if config.imagery != "mss":
+        return
+    wanted = [band.partition("=")[0] for band in config.bands]
+    chosen = {d.path for d in inventory.deliveries if d.item or find_reader(d.files) is not None}
+    lacking: dict[tuple[str, ...], list[Scene]] = {}
+    for entry in entries:
+        if entry.scene.delivery in chosen and (missing := [name for name in wanted if name not in entry.scene.bands]):
+            lacking.setdefault(tuple(missing), []).append(entry.scene)
+    for names, scenes in lacking.items():
+        more = f" and {len(scenes) - 1} more" if len(scenes) > 1 else ""
+        bands = ", ".join(scenes[0].bands)
+        log.warning("%s%s: no band %s; the tiles have %s", scenes[0].id, more, ", ".join(names), bands)
 
 
 def remove_duplicates(

@@ -21,6 +21,9 @@ from pipeline.tasks.labels import LabelJob, build_labels
 
 log = logging.getLogger(__name__)
 
+Pending = tuple[Entry, UnbuiltBlocks, LandCover, dict[str, Any]]
+"""A scene, its blocks without labels, the sheets at its place, and the attributes of its group."""
+
 
 def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> None:
     """Label every block that is not labelled yet, with every product.
@@ -33,32 +36,9 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     unlisted: set[int] = set()
     for cover in covers:
         root = files.join(config.out, layout.label_store(cover.name))
-        built = contents.read_scene_contents(root, [entry.scene.id for entry in entries])
-        pending: list[tuple[Entry, UnbuiltBlocks, LandCover, dict[str, Any]]] = []
-        grids = [(entry, grid) for entry in entries if (grid := tile_grid(entry, config.grid)) is not None]
-        local_covers = [select_sheets(grid.outline, str(grid.geobox.crs), cover) for _, grid in grids]
-        fingerprints = rasters.fingerprints(
-            {sheet.path: sheet.source for local_cover in local_covers for sheet in local_cover.sheets}
-        )
-        for (entry, grid), local_cover in zip(grids, local_covers, strict=True):
-            scene = entry.scene
-            if not local_cover.sheets:
-                log.warning("%s: %s does not cover this scene; its tiles stay without a label", scene.id, cover.name)
-            attributes = {
-                **placement_attributes(grid),
-                "product": cover.name,
-                "taxonomy": cover.legend.taxonomy,
-                "sheets": {PurePath(sheet.path).name: fingerprints[sheet.path] for sheet in local_cover.sheets},
-                "classes": list(cover.legend.classes),
-            }
-            unbuilt = UnbuiltBlocks(grid, built.get(scene.id))
-            unbuilt.check(root, scene.id, attributes)
-            if unbuilt.tiles:
-                pending.append((entry, unbuilt, local_cover, attributes))
+        built, pending = find_unlabelled(config, cover, entries)
 
-        def batches(
-            root: str = root, pending: list[tuple[Entry, UnbuiltBlocks, LandCover, dict[str, Any]]] = pending
-        ) -> Iterator[JobBatch[LabelJob]]:
+        def batches(root: str = root, pending: list[Pending] = pending) -> Iterator[JobBatch[LabelJob]]:
             for entry, unbuilt, local_cover, attributes in pending:
                 scene, grid = entry.scene, unbuilt.grid
                 store.create_labels(
@@ -86,3 +66,36 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
             sorted(unlisted),
         )
     record_refusals("labels", config, failures.entries())
+
+
+def find_unlabelled(
+    config: BuildConfig, cover: LandCover, entries: list[Entry]
+) -> tuple[dict[str, contents.SceneContents], list[Pending]]:
+    """The scenes that are in a product's store, and what is left to label.
+
+    Raises StoreError if a scene was labelled with other settings or sheets before.
+    """
+    root = files.join(config.out, layout.label_store(cover.name))
+    built = contents.read_scene_contents(root, [entry.scene.id for entry in entries])
+    pending: list[Pending] = []
+    grids = [(entry, grid) for entry in entries if (grid := tile_grid(entry, config.grid)) is not None]
+    local_covers = [select_sheets(grid.outline, str(grid.geobox.crs), cover) for _, grid in grids]
+    fingerprints = rasters.fingerprints(
+        {sheet.path: sheet.source for local_cover in local_covers for sheet in local_cover.sheets}
+    )
+    for (entry, grid), local_cover in zip(grids, local_covers, strict=True):
+        scene = entry.scene
+        if not local_cover.sheets:
+            log.warning("%s: %s does not cover this scene; its tiles stay without a label", scene.id, cover.name)
+        attributes = {
+            **placement_attributes(grid),
+            "product": cover.name,
+            "taxonomy": cover.legend.taxonomy,
+            "sheets": {PurePath(sheet.path).name: fingerprints[sheet.path] for sheet in local_cover.sheets},
+            "classes": list(cover.legend.classes),
+        }
+        unbuilt = UnbuiltBlocks(grid, built.get(scene.id))
+        unbuilt.check(root, scene.id, attributes)
+        if unbuilt.tiles:
+            pending.append((entry, unbuilt, local_cover, attributes))
+    return built, pending

@@ -90,6 +90,7 @@ def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entr
         pixels, image_valid = read_decimated(image, shape)
         samples.append(pixels)
         valid &= True if image_valid is None else image_valid
+    valid_share = float(valid.mean())
     if scene.quality is not None:
         quality, _ = read_decimated(scene.quality, shape)
         clear = valid & ~find_clouds(scene.quality.bands[0], quality[0])
@@ -124,7 +125,7 @@ def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entr
         radiometry,
         weights,
         digest.hexdigest(),
-        float(valid.mean()),
+        valid_share,
         quantiles,
         source_version,
     )

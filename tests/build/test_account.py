@@ -224,3 +224,34 @@ def test_the_account_is_the_same_when_the_command_is_run_again(given: Everything
     before = (given.root / "out" / "inputs.jsonl").read_bytes()
     assert main([*given.arguments, "--only", "catalog"]) == 0
     assert (given.root / "out" / "inputs.jsonl").read_bytes() == before
+
+
+def test_a_dry_run_gives_the_same_account_and_refusals_and_writes_nothing(
+    given: Everything, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*given.arguments[:-2], "--out", str(tmp_path / "out"), "--dry-run"]
+    assert main([*arguments, "--strict"]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert not (tmp_path / "out").exists()
+    account = given.printed[given.printed.index("inputs ") :].splitlines()
+    assert lines[-len(account) :] == account
+    refused = {line.removeprefix("refused   ") for line in lines if line.startswith("refused ")}
+    assert refused == {entry["detail"] for entry in quarantine.read(given.root / "out") if entry["stage"] == "catalog"}
+    assert any(line.startswith("splits    of all tiles, ") for line in lines)
+
+
+def test_a_dry_run_refuses_what_the_settings_cannot_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: Everything
+) -> None:
+    scene, cover = given.root / "in" / "plain" / "rgb.tif", given.root / "in" / "globeland30"
+    arguments = ["--scenes", str(scene), "--landcover", str(cover), "--out", str(tmp_path / "out"), "--dry-run"]
+    small = ["--tile", "16", "--stride", "16"]
+    assert main([*arguments, *small, "--radiometry", "toa"]) == 2
+    printed = capsys.readouterr()
+    assert "refused   " in printed.out
+    assert "reflectance needs the acquisition time" in printed.out
+    assert "none of the scenes can be used" in printed.err
+    assert main(arguments) == 2  # no tile of 256 px fits
+    assert "no tile of 256 px at 8 m fits into the scene" in capsys.readouterr().out
+    assert main([*arguments, *small]) == 0
+    assert "split val has no tile" in capsys.readouterr().out

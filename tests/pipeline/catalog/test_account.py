@@ -192,3 +192,43 @@ def test_a_folder_without_scenes_says_what_it_has(tmp_path: Path, caplog: pytest
         ids(tmp_path)
     assert "1 elevation" in caplog.text
     assert "unpack it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("GF1_PMS1_69.4_N33.3_20220624_L1A0006547030-MSS1.tiff", "has the longitude, such as E69.4, as part 3"),
+        ("GF2_PMS1_E69.4_N33.3_2022-06-24_L1A0006547030.tiff", "where this one has '2022-06-24'"),
+        ("ZY3_MUX.tif", "the longitude, such as E69.4, as part 3 of its name, where this one ends"),
+        ("photo.tif", "a GeoTIFF needs a CRS and a transform"),
+    ],
+)
+def test_an_image_of_no_form_is_told_what_it_lacks_for_the_nearest(tmp_path: Path, name: str, part: str) -> None:
+    write_folder(tmp_path, {name: tiff(coordinates())})
+    (result,) = [result for d in find_deliveries([tmp_path]) for result in read_delivery(d)]
+    assert isinstance(result, Refusal)
+    assert name in result.detail
+    assert part in result.detail
+
+
+@pytest.mark.parametrize(
+    ("members", "end"),
+    [
+        ({}, "the archive contains no TIFF"),
+        ({"a.pdf": b"", "in.rar": b""}, "no TIFF, but 2 other files, such as in.rar (unpack it, or pack its files as"),
+        ({"x.h5": b""}, "no TIFF, but x.h5 (a container; convert the layer"),
+    ],
+)
+def test_an_archive_without_images_says_what_it_has(tmp_path: Path, members: dict[str, bytes], end: str) -> None:
+    write_archive(tmp_path / "a.tar", members)
+    (result,) = [result for d in find_deliveries([tmp_path]) for result in read_delivery(d)]
+    assert isinstance(result, Refusal)
+    assert end in result.detail
+
+
+def test_bands_that_an_item_lacks_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    value, files = sentinel()
+    del value["assets"]["nir"], value["assets"]["nir08"]
+    write_item(tmp_path / "in", value, files)
+    ids(tmp_path)
+    assert "S2B_48RYN_20230704_0_L2A: no band nir; the tiles have red, green, blue" in caplog.text
