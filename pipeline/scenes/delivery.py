@@ -257,6 +257,8 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
     model: SensorModel
     if header.crs is not None:
         model, camera = Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6]), None
+    elif camera is None and header.camera is not None:
+        model = header.camera
     elif camera is None:
         raise SceneError(f"{path}: there is no RPB next to it, and the image has no georeference")
     else:

@@ -18,7 +18,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.windows import Window
 
 from geokr.storage import rasters
-from pipeline.geometry.sensor import SensorModel
+from pipeline.geometry.sensor import RPC, SensorModel
 from pipeline.scenes import roles
 from pipeline.scenes.archive import MASK
 from pipeline.scenes.numbers import AS_THEY_ARE, Numbers, choose_numbers, has_data
@@ -86,6 +86,8 @@ class Header:
     colours: tuple[str, ...]
     """GDAL's colour interpretation of each band, such as `red` or `undefined`."""
     tags: dict[str, str]
+    camera: RPC | None
+    """The camera in the tags of the file; None if there is none."""
     numbers: Numbers
     scales: tuple[float, ...]
     offsets: tuple[float, ...]
@@ -173,6 +175,7 @@ def read_header(
                 tuple(description or "" for description in file.descriptions),
                 tuple(colour.name for colour in file.colorinterp),
                 file.tags(),
+                read_camera(path, file),
                 sample_numbers(file, indexes, nodata),
                 *read_scales(file, indexes),
             )  # fmt: skip
@@ -216,6 +219,23 @@ def sample_numbers(file: Any, indexes: Sequence[int], nodata: float | None) -> N
         rows = np.unique(np.linspace(0, file.height - 1, ALPHA_ROWS).astype(int))
         sample = np.stack([file.read([*indexes], window=Window(0, row, file.width, 1)) for row in rows])
     return choose_numbers(sample[has_data(sample, nodata)])
+
+
+def read_camera(path: str, file: Any) -> RPC | None:
+    """The camera in the tags of an open file, as GDAL keeps it there; None if there is none.
+
+    Raises SceneError if it cannot be used.
+    """
+    rpcs = file.rpcs
+    if rpcs is None:
+        return None
+    offsets = (rpcs.line_off, rpcs.samp_off, rpcs.lat_off, rpcs.long_off, rpcs.height_off)
+    scales = (rpcs.line_scale, rpcs.samp_scale, rpcs.lat_scale, rpcs.long_scale, rpcs.height_scale)
+    lists = (rpcs.line_num_coeff, rpcs.line_den_coeff, rpcs.samp_num_coeff, rpcs.samp_den_coeff)
+    try:
+        return RPC(*offsets, *scales, *(tuple(values) for values in lists))
+    except ValueError as error:
+        raise SceneError(f"{path}: the RPC in its tags cannot be used: {error}") from error
 
 
 def read_scales(file: Any, indexes: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:

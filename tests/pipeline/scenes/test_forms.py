@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from affine import Affine
 from rasterio.windows import Window
 
@@ -135,6 +136,25 @@ def test_a_panchromatic_image_that_is_no_finer_sharpens_nothing(tmp_path: Path) 
 
 
 # --- sensor models
+
+
+@pytest.mark.parametrize("form", ["folder", "tar.gz"])
+def test_a_camera_in_the_tags_of_the_image_is_the_same_camera(tmp_path: Path, form: str) -> None:
+    """As `gdal_translate` writes it, which finds the RPB beside its source."""
+    files = members()
+    source = write_folder(tmp_path / "source", files)
+    image = next(name for name in files if name.endswith(".tiff"))
+    rasterio.shutil.copy(source / image, tmp_path / image, driver="GTiff", COMPRESS="DEFLATE")
+    tagged = {name: content for name, content in files.items() if name.endswith(".xml")}
+    tagged[image] = (tmp_path / image).read_bytes()
+    if form == "folder":
+        path = write_folder(tmp_path / "tagged", tagged)
+    else:
+        path = write_archive(tmp_path / "tagged.tar.gz", tagged)
+    model, expected = only(path).images[0].model, only(source).images[0].model
+    col, row, height = np.array([0.0, WIDTH, 30.5]), np.array([0.0, HEIGHT, 12.25]), np.array([300.0, 500.0, 900.0])
+    found, wanted = model.ground(col, row, height), expected.ground(col, row, height)
+    assert np.abs(np.subtract(found, wanted)).max() < 1e-9
 
 
 def test_an_rpc_text_file_is_the_same_camera(tmp_path: Path) -> None:
