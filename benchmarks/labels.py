@@ -170,12 +170,12 @@ def whole_sheet(path: str, out: str, answer: "multiprocessing.Queue[tuple[int, i
     shape = (49 * 200 + 256, 59 * 200 + 256)
     grid = TileGrid(GeoBox(shape, Affine(1, 0, 228_000, 0, -1, 33_000), "EPSG:32632"), 256, 200, 16)
     store.create_labels(
-        out, "scene", shape=(50, 60), classes=cover.legend.classes, block=16, attributes={"product": cover.name}
+        out, "scene", shape=(50, 60), classes=cover.legend.classes, grid=8, block=16, attributes={"product": cover.name}
     )
     before = most_memory() / 2**20
     began = time.perf_counter()
     reports = [
-        build_labels(LabelJob(out, "scene", cover, grid, i, j))
+        build_labels(LabelJob(out, "scene", cover, 8, grid, i, j))
         for i in range(grid.blocks[0])
         for j in range(grid.blocks[1])
     ]

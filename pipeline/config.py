@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -106,6 +106,9 @@ class LabelsConfig(Strict):
     """The user's own descriptions of land-cover products: files, or directories of them."""
     taxonomy: Address = "globeland30"
     """Classes of the labels: globeland30, paper, own (those of each product), or a file written by the user."""
+    grid: Literal[1, 2, 4, 8] = 8
+    """Largest number of parts along a side of a tile that get shares of their own: 1, 2, 4 or 8. A scene has fewer if
+    a part would be narrower than two cells of the map."""
 
 
 class SplitConfig(Strict):

@@ -6,7 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from geokr.dataset.layout import GRIDS
 from geokr.landcover.discovery import RASTERS, list_files
+from geokr.landcover.outlines import project
 from geokr.landcover.shares import select_sheets
 from geokr.landcover.sheets import LandCover
 from geokr.settings import ConfigError
@@ -63,6 +67,22 @@ def tile_attributes(entry: Entry, grid: TileGrid, config: TilesConfig) -> dict[s
         if entry.pan_weights
         else None,
     }
+
+
+def parts_per_side(grid: TileGrid, cover: LandCover, most: int) -> int:
+    """Number of parts along a side of a tile that get shares of their own: 1, 2, 4 or 8, at most `most`.
+
+    Each part is at least two cells of every sheet wide, measured at the tile in the middle; 1 if no sheet is near.
+    """
+    middle = slice(grid.rows // 2, grid.rows // 2 + 1), slice(grid.cols // 2, grid.cols // 2 + 1)
+    corners = grid.corners(*middle)[0]  # (1, 4, 2)
+    cells = []
+    for sheet in cover.sheets:
+        a, _, _, _, e, _ = sheet.transform
+        points = project(corners, str(grid.geobox.crs), sheet.crs)[0] / [a, e]
+        cells.append(float(np.linalg.norm(points - np.roll(points, -1, axis=0), axis=1).min()))
+    narrowest = min(cells, default=0.0)
+    return max(g for g in GRIDS if g == 1 or (g <= most and narrowest >= 2 * g))
 
 
 def stored_radiometry(entry: Entry) -> Radiometry:

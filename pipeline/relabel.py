@@ -1,4 +1,4 @@
-"""Label an existing data set with another product or year, and write its index again. No pixel is read.
+"""Label an existing data set with another product, year or grid, and write its index again. No pixel is read.
 
 python -m pipeline.relabel --data DATASET --landcover DIR...
 """
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.relabel",
-        description="Label an existing data set with another land-cover product or year. No pixel is read.",
+        description="Label an existing data set with another land-cover product, year or grid. No pixel is read.",
         epilog="Exit status: 0 done; 2 a setting or path is invalid; 130 stopped by Ctrl-C, 143 by SIGTERM.",
     )
     add = parser.add_argument
@@ -50,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="descriptions of your own land-cover products",
     )
     add("--label-set", metavar="NAME", help="label set that the index uses: a new one, or its current one (default)")
+    add(
+        "--grid",
+        type=int,
+        choices=layout.GRIDS,
+        help="largest number of parts along a side of a tile with shares of their own (default: that of the data set)",
+    )
     add("--workers", type=int, metavar="N", help="processes on this machine (default: one per core)")
     options = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
@@ -73,6 +79,7 @@ def relabel(options: argparse.Namespace) -> list[str]:
         "landcover": [*dict.fromkeys([*old_labels.landcover, *options.landcover])],
         "legends": [*dict.fromkeys([*old_labels.legends, *options.legend])],
         "taxonomy": old_labels.taxonomy,
+        "grid": options.grid or old_labels.grid,
     }
     settings["index"] = settings["index"] | {"label_set": options.label_set or summary["label_set"]}
     config = BuildConfig.model_validate(settings)
@@ -88,7 +95,7 @@ def relabel(options: argparse.Namespace) -> list[str]:
     index.choose_label_set(config.index, all_covers)
     entries = read_catalog(files.join(options.data, CATALOG))
     with files.lock_directory(options.data, "builds"), stop_on_signals(), open_cluster(options.workers) as client:
-        labels.run(config, covers, entries, client)
+        labels.run(config, covers, entries, client, change_grid=True)
         return summary_table(index.run(config, all_covers, entries, client))
 
 

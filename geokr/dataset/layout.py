@@ -11,6 +11,10 @@ TILE_STATUS = ("not_built", "accepted", "void", "dark", "flat", "cloud", "missin
 """Whether a tile was accepted, or why it was rejected. The code of a status is its position, so only append."""
 LABEL_STATUS = ("not_built", "labelled", "unknown")
 """Whether a tile has a label. `unknown`: the product covers no part of the tile with a class of the legend."""
+GRIDS = (1, 2, 4, 8)
+"""Numbers of parts along a side of a tile for which a label set may have shares."""
+WHOLE_PART = 255
+"""The array `fraction_grid` counts areas in units of a part's area divided by this."""
 RGB = ("red", "green", "blue")
 """Bands of an image in true colour, and of the weights that others publish."""
 ACCEPTED = TILE_STATUS.index("accepted")

@@ -144,6 +144,7 @@ def create_labels(
     *,
     shape: tuple[int, int],
     classes: tuple[str, ...],
+    grid: int,
     block: int,
     attributes: Mapping[str, Any],
 ) -> None:
@@ -151,23 +152,41 @@ def create_labels(
 
     fraction: float32, sums to 1 over the classes, or is 0 for all of them where nothing is known. known: float32, the
     share of the tile's area that the product covers with a class of the legend.
+    The group also has `fraction_grid` (row, col, part_row, part_col, class) uint8 with grid x grid parts of each tile:
+    the area of each class in units of 1 / WHOLE_PART of a part. Its sum over the classes is what is known of the part.
     Raises StoreError in the same cases as `create_tiles`.
     """
-    documents = _describe_labels(len(classes), block)
+    documents = _describe_labels(len(classes), grid, block)
     with translate_errors(f"{root}/{scene}"):
-        _create_scene(root, scene, {**attributes, "classes": list(classes)}, shape, documents, "fraction")
+        _create_scene(root, scene, {**attributes, "grid": grid, "classes": list(classes)}, shape, documents, "fraction")
 
 
 @lru_cache(maxsize=64)
-def _describe_labels(classes: int, block: int) -> dict[str, Any]:
+def _describe_labels(classes: int, grid: int, block: int) -> dict[str, Any]:
     """Metadata documents of the arrays of a scene's labels, by name, for a scene of one block."""
     group = zarr.create_group(MemoryStore())
     options: dict[str, Any] = {"dtype": "float32", "fill_value": 0.0, "compressors": SMALL_ARRAY_CODECS}
     shape, names = (block, block, classes), ["row", "col", "class"]
     group.create_array("fraction", shape=shape, chunks=shape, **options, dimension_names=names)
+    parts = (block, block, grid, grid, classes)
+    group.create_array(
+        "fraction_grid",
+        shape=parts,
+        chunks=parts,
+        dtype="uint8",
+        fill_value=0,
+        compressors=SMALL_ARRAY_CODECS,
+        dimension_names=["row", "col", "part_row", "part_col", "class"],
+    )
     group.create_array("known", shape=shape[:2], chunks=shape[:2], **options, dimension_names=names[:2])
     _create_status(group, block, LABEL_STATUS)
     return _read_documents(group)
+
+
+def discard_scene(root: str, scene: str) -> None:
+    """Mark a scene as not built: creating it again replaces it. Raises StoreWriteError if the store fails."""
+    with translate_errors(f"{root}/{scene}"):
+        del zarr.open_group(open_store(root, writable=True), path=scene, mode="r+", use_consolidated=False)["status"]
 
 
 def _create_status(group: zarr.Group, block: int, names: tuple[str, ...]) -> None:

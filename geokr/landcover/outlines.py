@@ -1,6 +1,7 @@
 """Outlines of footprints in another CRS, including curved edges, the antimeridian and the poles."""
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,53 @@ def project_rings(corners: Floats, source: str, target: str, tolerance: float = 
     length = np.linalg.norm(ends - starts, axis=2)
     k = int(np.clip(np.ceil(np.sqrt((deviation / length).max() / tolerance)), 1, 256))
     return project_ring(densify(corners, np.arange(k) / k), source, target)
+
+
+def divide(corners: Floats, grid: int) -> Floats:
+    """Divide footprints into grid x grid parts, straight in their CRS: (n, grid, grid, corner, 2) from (n, corner, 2).
+
+    A row of parts runs from the first corner to the second, a column to the last; so do the corners of a part.
+    """
+    t = (np.arange(grid + 1) / grid)[:, None]
+    top, bottom = (corners[:, None, a] * (1 - t) + corners[:, None, b] * t for a, b in ((0, 1), (3, 2)))
+    nodes = top[:, None] * (1 - t[:, None]) + bottom[:, None] * t[:, None]  # (n, row, col, 2)
+    return np.stack([nodes[:, :-1, :-1], nodes[:, :-1, 1:], nodes[:, 1:, 1:], nodes[:, 1:, :-1]], axis=3)
+
+
+def divide_rings(rings: Floats, grid: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Divide projected footprints into grid x grid parts whose union is exactly the footprint.
+
+    rings: (n, 4 * k, 2), k points from one corner to the next, as `project_rings` returns them away from the poles.
+    Returns points (n, m, 2) and offsets (grid * grid + 1,): part p is points[:, offsets[p]:offsets[p + 1]], row by row.
+    Lines between parts are interpolated between opposite edges (Coons 1967). That moves them by less than the outline's
+    own tolerance for tiles of some kilometres, and by 1e-5 of a side for a side of 250 km.
+    """
+    k = rings.shape[1] // 4
+    t = np.unique(np.round(np.concatenate([np.arange(k + 1) / k, np.arange(grid + 1) / grid]), 12))
+    before = np.minimum((t * k).astype(np.int64), k - 1)
+    share = (t * k - before)[:, None]
+    closed = np.concatenate([rings, rings[:, :1]], axis=1)
+    top, right, bottom, left = (
+        closed[:, edge * k + before] * (1 - share) + closed[:, edge * k + before + 1] * share for edge in range(4)
+    )
+    bottom, left = bottom[:, ::-1], left[:, ::-1]
+    u, v = t[None, None, :, None], t[None, :, None, None]
+    nodes = (1 - v) * top[:, None] + v * bottom[:, None] + (1 - u) * left[:, :, None] + u * right[:, :, None]
+    corners = [rings[:, corner * k][:, None, None] for corner in range(4)]
+    nodes -= (1 - v) * ((1 - u) * corners[0] + u * corners[1]) + v * ((1 - u) * corners[3] + u * corners[2])
+    ends = np.searchsorted(t, np.round(np.arange(grid + 1) / grid, 12))
+    side = len(t)
+    perimeters = []
+    for r0, r1 in pairwise(ends):
+        for c0, c1 in pairwise(ends):
+            across, down = np.arange(c0, c1), np.arange(r0, r1)
+            perimeters.append(
+                np.concatenate(
+                    [r0 * side + across, down * side + c1, r1 * side + across[::-1] + 1, (down[::-1] + 1) * side + c0]
+                )
+            )
+    offsets = np.cumsum([0, *(len(perimeter) for perimeter in perimeters)])
+    return nodes.reshape(len(rings), -1, 2)[:, np.concatenate(perimeters)], offsets
 
 
 def densify(corners: Floats, steps: Floats) -> Floats:

@@ -10,7 +10,16 @@ from rasterio.windows import Window
 from geokr.crs import is_geographic
 from geokr.landcover.coverage import sum_code_areas
 from geokr.landcover.legend import Legend
-from geokr.landcover.outlines import LONLAT, Floats, compute_bounds, project, project_rings, to_equal_area
+from geokr.landcover.outlines import (
+    LONLAT,
+    Floats,
+    compute_bounds,
+    divide,
+    divide_rings,
+    project,
+    project_rings,
+    to_equal_area,
+)
 from geokr.landcover.products import LandCoverError
 from geokr.landcover.sheets import LandCover, Sheet, read_cells
 
@@ -29,6 +38,10 @@ class Shares:
     """(n, class) float64: area share of each class within the known part; sums to 1, or all 0 where known is 0."""
     known: Floats
     """(n,) float64: share of the footprint's area that a class of the legend covers."""
+    parts: Floats
+    """(n, grid, grid, class) float64: area of each class in each part, relative to the mean area of the footprint's
+    parts, which differ by up to 1e-4 in the map's plane. So the sum over the classes is the known share of the part,
+    and the mean over the parts is `known` times `fraction`, exactly."""
     unlisted: frozenset[int]
     """Codes in the footprints that the legend does not list; their area counts as unknown."""
 
@@ -61,16 +74,18 @@ def select_sheets(corners: Floats, crs: str, cover: LandCover) -> LandCover:
     return replace(cover, sheets=tuple(cover.sheets[k] for k in np.flatnonzero(touched)))
 
 
-def compute_class_shares(corners: Floats, crs: str, cover: LandCover) -> Shares:
-    """Class shares of quadrilateral footprints, as areas of intersection.
+def compute_class_shares(corners: Floats, crs: str, cover: LandCover, grid: int = 1) -> Shares:
+    """Class shares of quadrilateral footprints and of their grid x grid parts, as areas of intersection.
 
-    corners: (n, 4, 2) float64 in `crs`, in order around the footprint; its edges are straight in that CRS. A sheet
+    corners: (n, 4, 2) float64 in `crs`, in order around the footprint; its edges are straight in that CRS, and it is
+    divided as in `divide`. The areas of a footprint are the sums over its parts. A sheet
     counts only within its nominal extent. Areas within a sheet are measured in the plane of its CRS; for a geographic
     CRS, as the covered share of each cell in that plane times the cell's area on the sphere. If a footprint lies in
     several nominal extents, its parts are weighted by their areas on the sphere.
     Raises LandCoverError that names a sheet that cannot be read, or a product with several sheets at one location.
     """
-    areas = np.zeros((len(corners), len(cover.legend.classes)))
+    n, classes = len(corners), len(cover.legend.classes)
+    parts = np.zeros((n, grid * grid, classes))
     unlisted: frozenset[int] = frozenset()
     boxes = compute_bounding_boxes(corners, crs)
     for lon_shift in (-360.0, 0.0, 360.0):  # near the antimeridian, sheet and footprint may differ by 360 degrees
@@ -84,24 +99,30 @@ def compute_class_shares(corners: Floats, crs: str, cover: LandCover) -> Shares:
                 crosses_extent = ~shapely.contains_properly(shapely.box(*sheet.extent), shifted_boxes[candidates])
             inside, crossing = candidates[~crosses_extent], candidates[crosses_extent]
             if len(inside):
-                rings = project_to_sheet(corners[inside], crs, sheet, lon_shift)
-                shares, codes = compute_sheet_shares(rings, len(inside), sheet, cover.legend)
-                areas[inside] += shares
+                rings = project_to_sheet(corners[inside], crs, sheet, lon_shift, grid)
+                areas, total, codes = compute_sheet_areas(rings, len(inside) * grid**2, sheet, cover.legend)
+                mean_part = total.reshape(-1, grid**2).mean(axis=1)[:, None, None]
+                areas = areas.reshape(-1, grid**2, classes)
+                parts[inside] += np.divide(areas, mean_part, out=np.zeros_like(areas), where=mean_part > 0)
                 unlisted |= codes
             if len(crossing):
+                corners_of_parts = divide(corners[crossing], grid).reshape(-1, 4, 2)
                 rings, weight = clip_to_extent(
-                    project_rings(corners[crossing], crs, LONLAT) + np.array([lon_shift, 0.0]), sheet
+                    project_rings(corners_of_parts, crs, LONLAT) + np.array([lon_shift, 0.0]), sheet, grid
                 )
-                shares, codes = compute_sheet_shares(rings, len(crossing), sheet, cover.legend)
-                areas[crossing] += shares * weight[:, None]
+                areas, total, codes = compute_sheet_areas(rings, len(weight), sheet, cover.legend)
+                areas *= np.divide(weight, total, out=np.zeros_like(total), where=total > 0)[:, None]
+                parts[crossing] += areas.reshape(-1, grid**2, classes)
                 unlisted |= codes
+    parts[parts.mean(axis=1).sum(axis=1) <= ROUNDING] = 0.0
+    areas = parts.mean(axis=1)
     known = areas.sum(axis=1)
     if (known > 1.001).any():
         k = int(np.argmax(known))
         x, y = project(corners[k].mean(axis=0), crs, LONLAT)
         raise LandCoverError(f"{cover.name}: several of its sheets cover longitude {x:.4f}, latitude {y:.4f}")
     fraction = np.divide(areas, known[:, None], out=np.zeros_like(areas), where=known[:, None] > 0)
-    return Shares(fraction, np.minimum(known, 1.0), unlisted)
+    return Shares(fraction, np.minimum(known, 1.0), parts.reshape(n, grid, grid, classes), unlisted)
 
 
 def compute_bounding_boxes(corners: Floats, crs: str) -> Floats:
@@ -117,20 +138,32 @@ def shift_boxes(boxes: Floats, lon_shift: float) -> npt.NDArray[np.object_]:
     return np.asarray(shapely.box(west + lon_shift, south, east + lon_shift, north))
 
 
-def project_to_sheet(corners: Floats, crs: str, sheet: Sheet, lon_shift: float) -> Rings:
-    """Project footprints to a sheet's CRS. lon_shift: degrees to add to the longitudes if that CRS is geographic."""
-    points = project_rings(corners, crs, sheet.crs)
+def project_to_sheet(corners: Floats, crs: str, sheet: Sheet, lon_shift: float, grid: int) -> Rings:
+    """Project the grid x grid parts of footprints to a sheet's CRS: a ring each, in the order of the footprints.
+
+    lon_shift: degrees to add to the longitudes if that CRS is geographic.
+    """
+    outlines = project_rings(corners, crs, sheet.crs)
+    if grid == 1:
+        points, ends = outlines, np.array([0, outlines.shape[1]])
+    elif outlines.shape[1] % 4:  # closed over a pole
+        points = project_rings(divide(corners, grid).reshape(-1, 4, 2), crs, sheet.crs)
+        ends = np.array([0, points.shape[1]])
+    else:
+        points, ends = divide_rings(outlines, grid)
     n, m = points.shape[:2]
+    offsets = np.append((np.arange(n)[:, None] * m + ends[:-1]).ravel(), n * m)
     points = points.reshape(-1, 2)
     if is_geographic(sheet.crs):
         points = points + np.array([lon_shift, 0.0])
-    return Rings(points, np.arange(n + 1) * m, np.arange(n))
+    return Rings(points, offsets, np.arange(len(offsets) - 1))
 
 
-def clip_to_extent(outlines: Floats, sheet: Sheet) -> tuple[Rings, Floats]:
-    """Clip footprints to a sheet's nominal extent, and project them to the sheet's CRS.
+def clip_to_extent(outlines: Floats, sheet: Sheet, grid: int) -> tuple[Rings, Floats]:
+    """Clip the grid x grid parts of footprints to a sheet's nominal extent, and project them to the sheet's CRS.
 
-    outlines: (n, m, 2) longitude and latitude. Also returns the share of each footprint's area in the extent, (n,).
+    outlines: (n, m, 2) longitude and latitude of the parts, footprint by footprint. Also returns each part's area in
+    the extent, relative to the mean part of its footprint, (n,).
     """
     assert sheet.extent is not None
     full = np.asarray(shapely.polygons(outlines))
@@ -138,41 +171,60 @@ def clip_to_extent(outlines: Floats, sheet: Sheet) -> tuple[Rings, Floats]:
     full = shapely.segmentize(full, step)
     # Segmentized again: the edges that the extent adds, such as parallels, are curved in the sheet's CRS as well.
     clipped = shapely.segmentize(shapely.intersection(full, shapely.box(*sheet.extent)), step)
-    area_share = shapely.area(to_equal_area(clipped)) / shapely.area(to_equal_area(full))
+    full_area = shapely.area(to_equal_area(full)).reshape(-1, grid**2)
+    weight = (
+        shapely.area(to_equal_area(clipped)).reshape(full_area.shape) / full_area.mean(axis=1, keepdims=True)
+    ).ravel()
     parts, owners = shapely.get_parts(clipped, return_index=True)
     has_area = shapely.area(parts) > 0  # a footprint that only touches the extent gives points, lines or nothing
     exteriors = shapely.get_exterior_ring(parts[has_area])
     points, ring = shapely.get_coordinates(exteriors, return_index=True)
     offsets = np.searchsorted(ring, np.arange(len(exteriors) + 1))
-    return Rings(project(points, LONLAT, sheet.crs), offsets, owners[has_area]), area_share
+    return Rings(project(points, LONLAT, sheet.crs), offsets, owners[has_area]), weight
 
 
-def compute_sheet_shares(rings: Rings, footprints: int, sheet: Sheet, legend: Legend) -> tuple[Floats, frozenset[int]]:
-    """Area share of each class in footprints: (footprint, class), and the codes that the legend does not list.
+def compute_sheet_areas(
+    rings: Rings, footprints: int, sheet: Sheet, legend: Legend
+) -> tuple[Floats, Floats, frozenset[int]]:
+    """Area of each class in footprints, (footprint, class), their whole area, (footprint,), and the unlisted codes.
 
-    Raises LandCoverError that names the sheet if it cannot be read.
+    Areas are in cells; in a geographic CRS, in cells at the equator. Raises LandCoverError that names the sheet if it
+    cannot be read.
     """
     if len(rings.owners) == 0:
-        return np.zeros((footprints, len(legend.classes))), frozenset()
+        return np.zeros((footprints, len(legend.classes))), np.zeros(footprints), frozenset()
     a, _, left, _, e, top = sheet.transform
     points = (rings.points - [left, top]) / [a, e]
     c0, r0 = (int(low) for low in np.floor(points.min(axis=0)))
     c1, r1 = (int(high) + 1 for high in np.floor(points.max(axis=0)))
     if (c1 - c0) * (r1 - r0) > LARGEST_WINDOW and footprints > 1:
         half = footprints // 2
-        shares1, unlisted1 = compute_sheet_shares(rings.select(0, half), half, sheet, legend)
-        shares2, unlisted2 = compute_sheet_shares(rings.select(half, footprints), footprints - half, sheet, legend)
-        return np.concatenate([shares1, shares2]), unlisted1 | unlisted2
+        areas1, total1, unlisted1 = compute_sheet_areas(rings.select(0, half), half, sheet, legend)
+        areas2, total2, unlisted2 = compute_sheet_areas(
+            rings.select(half, footprints), footprints - half, sheet, legend
+        )
+        return np.concatenate([areas1, areas2]), np.concatenate([total1, total2]), unlisted1 | unlisted2
     col, row = (np.clip(np.array(ends), 0, size) for ends, size in (((c0, c1), sheet.width), ((r0, r1), sheet.height)))
     cells, codes = read_cells(sheet, Window(col[0], row[0], col[1] - col[0], row[1] - row[0]))
     weights = np.ones(r1 - r0)
     if is_geographic(sheet.crs):  # the area of a cell is proportional to the cosine of the latitude of its centre
         latitude = top + e * (np.arange(r0, r1) + 0.5)
         weights = np.cos(np.deg2rad(np.clip(latitude, -90.0, 90.0)))
-    areas = sum_code_areas(
-        points - [c0, r0], rings.offsets, rings.owners, footprints, cells, col[0] - c0, row[0] - r0, c1 - c0, weights
+    areas, found = sum_code_areas(
+        points - [c0, r0],
+        rings.offsets,
+        rings.owners,
+        footprints,
+        cells,
+        col[0] - c0,
+        row[0] - r0,
+        c1 - c0,
+        weights,
     )
-    total = areas.sum(axis=1)
-    shares = np.divide(areas, total[:, None], out=np.zeros_like(areas), where=total[:, None] > 0)
-    present = np.flatnonzero((shares[:, : len(codes)] > ROUNDING).any(axis=0))
-    return shares[:, present] @ legend.shares(codes[present]), legend.unlisted(codes[present]) - {sheet.nodata}
+    found = np.sort(found)
+    by_code = areas.T[found]  # (code, footprint)
+    total = by_code.sum(axis=0)
+    present = (found < len(codes)) & (by_code > ROUNDING * total).any(axis=1)
+    present_codes = codes[found[present]]
+    class_areas = np.ascontiguousarray((legend.shares(present_codes).T @ by_code[present]).T)
+    return class_areas, total, legend.unlisted(present_codes) - {sheet.nodata}

@@ -14,7 +14,7 @@ from geokr.landcover.sheets import LandCover
 from geokr.storage import files, rasters
 from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig
-from pipeline.plan import check_coverage, placement_attributes, tile_grid
+from pipeline.plan import check_coverage, parts_per_side, placement_attributes, tile_grid
 from pipeline.runtime.stream import Client, JobBatch
 from pipeline.stages.blocks import Failures, UnbuiltBlocks, consolidate_if_changed, record_refusals, run_blocks
 from pipeline.tasks.labels import LabelJob, build_labels
@@ -25,9 +25,17 @@ Pending = tuple[Entry, UnbuiltBlocks, LandCover, dict[str, Any]]
 """A scene, its blocks without labels, the sheets at its place, and the attributes of its group."""
 
 
-def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> None:
+def run(
+    config: BuildConfig,
+    covers: list[LandCover],
+    entries: list[Entry],
+    client: Client | None,
+    *,
+    change_grid: bool = False,
+) -> None:
     """Label every block that is not labelled yet, with every product.
 
+    change_grid: label scenes again whose tiles were divided into another number of parts, or not at all.
     Raises StoreError if a scene was labelled with other settings or sheets before, ConfigError if a product covers
     none of the scenes.
     """
@@ -36,7 +44,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     unlisted: set[int] = set()
     for cover in covers:
         root = files.join(config.out, layout.label_store(cover.name))
-        built, pending = find_unlabelled(config, cover, entries)
+        built, pending = find_unlabelled(config, cover, entries, change_grid=change_grid)
 
         def batches(root: str = root, pending: list[Pending] = pending) -> Iterator[JobBatch[LabelJob]]:
             for entry, unbuilt, local_cover, attributes in pending:
@@ -46,10 +54,11 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
                     scene.id,
                     shape=(grid.rows, grid.cols),
                     classes=local_cover.legend.classes,
+                    grid=attributes["grid"],
                     block=grid.block,
                     attributes=attributes,
                 )
-                job = partial(LabelJob, root, scene.id, local_cover, grid)
+                job = partial(LabelJob, root, scene.id, local_cover, attributes["grid"], grid)
                 yield JobBatch(f"labels-{local_cover.name}-{scene.id}", starmap(job, unbuilt))
 
         sizes = {entry.scene.id: unbuilt.tiles for entry, unbuilt, *_ in pending}
@@ -69,7 +78,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
 
 
 def find_unlabelled(
-    config: BuildConfig, cover: LandCover, entries: list[Entry]
+    config: BuildConfig, cover: LandCover, entries: list[Entry], *, change_grid: bool = False
 ) -> tuple[dict[str, contents.SceneContents], list[Pending]]:
     """The scenes that are in a product's store, and what is left to label.
 
@@ -87,14 +96,21 @@ def find_unlabelled(
         scene = entry.scene
         if not local_cover.sheets:
             log.warning("%s: %s does not cover this scene; its tiles stay without a label", scene.id, cover.name)
+        parts = parts_per_side(grid, local_cover, config.labels.grid)
         attributes = {
             **placement_attributes(grid),
+            "grid": parts,
             "product": cover.name,
             "taxonomy": cover.legend.taxonomy,
             "sheets": {PurePath(sheet.path).name: fingerprints[sheet.path] for sheet in local_cover.sheets},
             "classes": list(cover.legend.classes),
         }
-        unbuilt = UnbuiltBlocks(grid, built.get(scene.id))
+        stored = built.get(scene.id)
+        if change_grid and stored is not None and stored.attributes.get("grid") != parts:
+            store.require_same(root, scene.id, stored.attributes | {"grid": parts}, attributes)
+            store.discard_scene(root, scene.id)
+            stored = None
+        unbuilt = UnbuiltBlocks(grid, stored)
         unbuilt.check(root, scene.id, attributes)
         if unbuilt.tiles:
             pending.append((entry, unbuilt, local_cover, attributes))

@@ -22,10 +22,26 @@ class LabelJob:
     scene: str
     cover: LandCover
     """The product, reduced to the sheets that may touch the scene."""
+    parts: int
+    """Number of parts along a side of a tile."""
     grid: TileGrid
     i: int
     j: int
     """Row and column of the block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The labels of one block, as they are stored: see `store.create_labels`."""
+
+    fraction: npt.NDArray[np.float32]
+    """(row, col, class)"""
+    fraction_grid: npt.NDArray[np.uint8]
+    """(row, col, part row, part column, class)"""
+    known: npt.NDArray[np.float32]
+    """(row, col)"""
+    unlisted: frozenset[int]
+    """Codes of the land cover that its legend does not list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +61,34 @@ def build_labels(job: LabelJob) -> LabelReport:
     Raises LandCoverError if a sheet cannot be read; then no tile of the block is marked as built.
     """
     block = job.grid.block_at(job.i, job.j)
-    fraction, known, unlisted = compute_labels(job)
-    status = np.where(known > 0, LABELLED, UNKNOWN).astype(np.uint8)
+    labels = compute_labels(job)
+    status = np.where(labels.known > 0, LABELLED, UNKNOWN).astype(np.uint8)
     group = store.open_scene(job.root, job.scene, "r+")
-    store.write_block(group, block.rows, block.cols, {"fraction": fraction, "known": known}, status)
-    return LabelReport(status.size, int((status == LABELLED).sum()), unlisted)
+    arrays = {name: getattr(labels, name) for name in ("fraction", "fraction_grid", "known")}
+    store.write_block(group, block.rows, block.cols, arrays, status)
+    return LabelReport(status.size, int((status == LABELLED).sum()), labels.unlisted)
 
 
-def compute_labels(job: LabelJob) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], frozenset[int]]:
-    """The labels of one block: fraction (row, col, class), known (row, col), and codes that the legend does not list.
-
-    Raises LandCoverError if a sheet cannot be read.
-    """
+def compute_labels(job: LabelJob) -> Labels:
+    """Compute the labels of one block. Raises LandCoverError if a sheet cannot be read."""
     block = job.grid.block_at(job.i, job.j)
     corners = job.grid.corners(block.rows, block.cols)  # (row, col, 4, 2)
     shape = corners.shape[:2]
-    shares = compute_class_shares(corners.reshape(-1, 4, 2), str(job.grid.geobox.crs), job.cover)
-    fraction = shares.fraction.astype(np.float32).reshape(*shape, -1)
-    return fraction, shares.known.astype(np.float32).reshape(shape), shares.unlisted
+    shares = compute_class_shares(corners.reshape(-1, 4, 2), str(job.grid.geobox.crs), job.cover, job.parts)
+    return Labels(
+        shares.fraction.astype(np.float32).reshape(*shape, -1),
+        round_areas(shares.parts).reshape(*shape, *shares.parts.shape[1:]),
+        shares.known.astype(np.float32).reshape(shape),
+        shares.unlisted,
+    )
+
+
+def round_areas(parts: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Round areas of classes in parts, (..., class) relative to a part, to whole numbers of 1 / WHOLE_PART of a part.
+
+    The sums over the classes are rounded, and an area is the difference of two of them: it is less than one unit off,
+    and the areas of a part that is known throughout sum to WHOLE_PART.
+    """
+    sums = np.rint(np.minimum(np.cumsum(parts, axis=-1), 1.0) * layout.WHOLE_PART)
+    units: npt.NDArray[np.uint8] = np.diff(sums, axis=-1, prepend=0.0).astype(np.uint8)
+    return units

@@ -19,6 +19,8 @@ from pipeline.verify.dataset import DataSet, StoredScene, shorten
 
 ROUNDING = 1e-6
 """How far the sum of the float32 shares of a tile may differ from 1."""
+PART_ROUNDING = 1.001 / layout.WHOLE_PART + 1e-3
+"""How far a mean over parts may differ from the tile's share: rounding, and parts that differ in the map's plane."""
 
 
 REQUIRED_ATTRIBUTES = (
@@ -173,14 +175,17 @@ def check_shard(
 
 
 def check_labels(data: DataSet) -> list[str]:
-    """Check that in every label set shares sum to 1 where anything is known and are 0 elsewhere, as the status says."""
+    """Check that in every label set shares sum to 1 where anything is known and are 0 elsewhere, as the status says.
+
+    The mean over the parts of a tile must be the tile's own shares, within the rounding of the parts.
+    """
     faults = []
     for root in data.label_sets:
 
         def check(scene: StoredScene, root: str = root) -> Iterator[str]:
             arrays = {
                 key: contents.open_array(root, f"{scene.name}/{key}").result()
-                for key in ("fraction", "known", "status")
+                for key in ("fraction", "fraction_grid", "known", "status")
             }
             for i, j, tiles in scene.blocks():
                 try:
@@ -192,7 +197,14 @@ def check_labels(data: DataSet) -> list[str]:
                 valid = (fraction >= 0).all(axis=2) & (known >= 0) & (known <= 1 + ROUNDING)
                 valid &= np.abs(fraction.sum(axis=2) - (known > 0)) <= ROUNDING
                 valid &= (block["status"] == layout.LABEL_STATUS.index("labelled")) == (known > 0)
-                valid |= block["status"] == 0
+                mean = block["fraction_grid"].mean(axis=(2, 3)) / layout.WHOLE_PART
+                equal = (np.abs(mean - fraction * known[..., None]) <= PART_ROUNDING).all(axis=2)
+                valid, equal = valid | (block["status"] == 0), equal | (block["status"] == 0)
+                for r, c in np.argwhere(valid & ~equal):
+                    yield (
+                        f"{scene.describe_tile(tiles[0].start + r, tiles[1].start + c)}: its shares are not the mean "
+                        "of those of its parts"
+                    )
                 for r, c in np.argwhere(~valid):
                     yield (
                         f"{scene.describe_tile(tiles[0].start + r, tiles[1].start + c)}: its shares sum to "
@@ -222,7 +234,8 @@ def check_sample(data: DataSet, number: int) -> list[str]:
         assert grid is not None
         try:
             arrays, status, _ = make_tiles(TileJob(data.tiles, entry, data.config.tiles, grid, i, j))
-            fraction, *_ = compute_labels(LabelJob(data.labels, name, cover, grid, i, j))
+            parts = int(scene.labels.attrs["grid"])  # type: ignore[arg-type]
+            labels = compute_labels(LabelJob(data.labels, name, cover, parts, grid, i, j))
         except Exception as error:
             return [f"{name} block ({i}, {j}): cannot be computed again: {shorten(error)}"]
         faults = []
@@ -234,8 +247,9 @@ def check_sample(data: DataSet, number: int) -> list[str]:
                 )
             elif not np.array_equal(arrays["image"][r, c], np.asarray(scene.tiles["image"][row, col])):  # type: ignore[index]
                 faults.append(f"{scene.describe_tile(row, col)} has other pixels when computed again")
-            if not np.array_equal(fraction[r, c], np.asarray(scene.labels["fraction"][row, col])):  # type: ignore[index]
-                faults.append(f"{scene.describe_tile(row, col)} has other shares when computed again")
+            for key in ("fraction", "fraction_grid"):
+                if not np.array_equal(getattr(labels, key)[r, c], np.asarray(scene.labels[key][row, col])):  # type: ignore[index]
+                    faults.append(f"{scene.describe_tile(row, col)} has other shares ({key}) when computed again")
         return faults
 
     return [fault for group in groups for fault in check(group)]

@@ -201,3 +201,42 @@ def test_a_class_may_not_be_named_as_a_column_of_the_index(
     )
     assert main([*built.arguments, "--out", str(tmp_path / "dataset"), "--taxonomy", str(taxonomy)]) == 2
     assert "mine-1: class place has the name of an index column" in capsys.readouterr().err
+
+
+def test_an_old_label_set_gets_its_grid_without_touching_a_pixel(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copied(built, tmp_path / "dataset")
+    root = out / layout.label_store(BASE)
+    scenes = [path for path in root.iterdir() if path.is_dir()]
+    for scene in scenes:  # as they were before there were parts
+        shutil.rmtree(scene / "fraction_grid")
+        group = json.loads((scene / "zarr.json").read_text())
+        assert group["attributes"].pop("grid") in layout.GRIDS
+        (scene / "zarr.json").write_text(json.dumps(group))
+    summary = json.loads((out / "dataset.json").read_text())
+    del summary["settings"]["labels"]["grid"]
+    (out / "dataset.json").write_text(json.dumps(summary))
+    tiles = files(out / layout.TILES)
+    arguments = ["--data", str(out), "--workers", "1"]
+    assert main([*built.arguments, "--out", str(out), "--workers", "1", "--only", "labels"]) == 2
+    assert "grid was missing, now 8" in capsys.readouterr().err
+    assert relabel.main([*arguments, "--landcover", *built.config.labels.landcover]) == 0
+    assert files(out / layout.TILES) == tiles
+    assert (out / "index.parquet").read_bytes() == (built.dataset / "index.parquet").read_bytes()
+    fresh = built.dataset / layout.label_store(BASE)
+    assert {name: content for name, (content, _) in files(root).items()} == {
+        name: content for name, (content, _) in files(fresh).items()
+    }
+    assert verify([str(out)]) == 0
+    # A coarser grid: the same labels of tiles, and their parts are means of the finer ones.
+    assert relabel.main([*arguments, "--landcover", *built.config.labels.landcover, "--grid", "2"]) == 0
+    assert files(out / layout.TILES) == tiles
+    for scene in scenes:
+        coarse, fine = (store.open_scene(str(folder), scene.name) for folder in (root, fresh))
+        assert np.array_equal(coarse["fraction"][:], fine["fraction"][:])
+        grid = fine["fraction_grid"][:]
+        assert coarse["fraction_grid"].shape[2:4] == (2, 2)
+        side = grid.shape[2] // 2
+        means = grid.reshape(*grid.shape[:2], 2, side, 2, side, -1).mean(axis=(3, 5))
+        assert np.abs(means - coarse["fraction_grid"][:]).max() <= 1.5

@@ -173,6 +173,15 @@ def test_shares_that_do_not_sum_to_one(dataset: Path, capsys: pytest.CaptureFixt
     assert fault.startswith(f"{place({'scene': scene, 'row': row, 'col': col})}: its shares sum to 1.001")
 
 
+def test_parts_whose_mean_is_not_the_tile(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, *_ = with_tiles(dataset)
+    group: Any = store.open_scene(str(dataset / LABELS), scene, "r+")
+    row, col = np.argwhere(group["known"][:] > 0)[-1]
+    group["fraction_grid"][row, col] = np.roll(group["fraction_grid"][row, col], 1, axis=-1)
+    tile = place({"scene": scene, "row": row, "col": col})
+    assert failed(dataset, capsys) == {"labels": f"{tile}: its shares are not the mean of those of its parts"}
+
+
 def test_a_flipped_byte_in_labels(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene, *_ = with_tiles(dataset)
     flip(dataset / LABELS / scene / "fraction" / "c" / "1" / "0" / "0", 40)
@@ -417,6 +426,8 @@ def test_a_tile_of_which_too_little_is_known(dataset: Path, capsys: pytest.Captu
     tile = geopandas.read_parquet(dataset / "index.parquet").iloc[17]
     group: Any = store.open_scene(str(dataset / LABELS), tile["scene"], "r+")
     group["known"][tile["row"], tile["col"]] = 0.25
+    parts = group["fraction_grid"][tile["row"], tile["col"]]
+    group["fraction_grid"][tile["row"], tile["col"]] = parts // 4
     rewrite(dataset, lambda index: index.assign(known=index["known"].where(index.index != 17, np.float32(0.25))))
     assert failed(dataset, capsys) == {"index": f"{place(tile)} is listed, but was not accepted"}
 
@@ -425,8 +436,9 @@ def test_labels_that_their_sheets_do_not_give(dataset: Path, capsys: pytest.Capt
     """The stores agree on them: only computing them anew tells."""
     scene, *_ = with_tiles(dataset)
     classes = json.loads((dataset / "dataset.json").read_text())["classes"]
-    fraction: Any = store.open_scene(str(dataset / LABELS), scene, "r+")["fraction"]
-    fraction[:] = fraction[:][..., ::-1]
+    group: Any = store.open_scene(str(dataset / LABELS), scene, "r+")
+    for name in ("fraction", "fraction_grid"):
+        group[name][:] = group[name][:][..., ::-1]
 
     def turn(index: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
         here = index["scene"] == scene

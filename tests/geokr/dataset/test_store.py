@@ -40,6 +40,7 @@ TILES: dict[str, Any] = {
 LABELS: dict[str, Any] = {
     "shape": (5, 7),
     "classes": ("wet", "dry", "icy"),
+    "grid": 2,
     "block": 4,
     "attributes": ATTRIBUTES,
 }
@@ -106,6 +107,7 @@ def test_a_chunk_of_labels_is_a_block(root: str) -> None:
     store.create_labels(root, "scene", **LABELS)
     for name, shape, chunk, names in (
         ("fraction", [5, 7, 3], [4, 4, 3], ["row", "col", "class"]),
+        ("fraction_grid", [5, 7, 2, 2, 3], [4, 4, 2, 2, 3], ["row", "col", "part_row", "part_col", "class"]),
         ("known", [5, 7], [4, 4], ["row", "col"]),
         (STATUS, [5, 7], [4, 4], ["row", "col"]),
     ):
@@ -113,8 +115,8 @@ def test_a_chunk_of_labels_is_a_block(root: str) -> None:
         assert found["shape"] == shape
         assert found["chunk_grid"]["configuration"]["chunk_shape"] == chunk
         assert found["dimension_names"] == names
-        assert found["data_type"] == ("uint8" if name == STATUS else "float32")
-    assert metadata(root, "scene")["attributes"] == {**ATTRIBUTES, "classes": ["wet", "dry", "icy"]}
+        assert found["data_type"] == ("uint8" if name in (STATUS, "fraction_grid") else "float32")
+    assert metadata(root, "scene")["attributes"] == {**ATTRIBUTES, "grid": 2, "classes": ["wet", "dry", "icy"]}
 
 
 def test_a_status_names_its_codes_as_the_cf_conventions_do(root: str) -> None:
@@ -658,6 +660,7 @@ def test_a_scene_opened_again_with_other_settings_is_refused_by_their_names(
     [
         ({"classes": ("dry", "wet", "icy")}, "classes"),
         ({"shape": (4, 7)}, "shape of fraction"),
+        ({"grid": 4}, "grid was 2, now 4"),
         ({"block": 8}, "chunks of fraction"),
         ({"attributes": {**ATTRIBUTES, "product": "nlcd_2019"}}, "product"),
     ],
@@ -710,6 +713,24 @@ def test_a_half_made_scene_takes_new_settings(root: str) -> None:
     assert metadata(root, "scene")["attributes"] == ATTRIBUTES
     assert store.open_scene(root, "scene")["image"].shape == (5, 7, 2, 16, 16)
     assert store.open_scene(root, "scene")["image"].dtype == np.uint8
+
+
+def test_a_discarded_scene_is_replaced_and_the_others_stay(root: str) -> None:
+    for scene in ("scene", "other"):
+        store.create_labels(root, scene, **LABELS)
+        arrays = {"fraction": np.ones((4, 4, 3), np.float32), "known": np.ones((4, 4), np.float32)}
+        store.write_block(
+            store.open_scene(root, scene, "r+"), slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8)
+        )
+    before = {path: digest for path, digest in disk_files(root).items() if path.startswith("other")}
+    store.discard_scene(root, "scene")
+    assert contents.read_scene_contents(root, ["scene", "other"]).keys() == {"other"}
+    store.create_labels(root, "scene", **{**LABELS, "grid": 4})
+    group = store.open_scene(root, "scene")
+    assert group.attrs["grid"] == 4
+    assert group["fraction_grid"].shape == (5, 7, 4, 4, 3)
+    assert not group["fraction"][:].any()
+    assert {path: digest for path, digest in disk_files(root).items() if path.startswith("other")} == before
 
 
 # --- what is not there

@@ -28,7 +28,7 @@ def areas(rings: list[Floats], owners: list[int] | None = None, weights: Floats 
     offsets = np.cumsum([0, *(len(ring) for ring in rings)])
     weights = np.ones(HEIGHT) if weights is None else weights
     points = np.concatenate(rings)
-    return sum_code_areas(points, offsets, np.array(owners), max(owners) + 1, CELLS, LEFT, TOP, WIDTH, weights)
+    return sum_code_areas(points, offsets, np.array(owners), max(owners) + 1, CELLS, LEFT, TOP, WIDTH, weights)[0]
 
 
 def summed(of_cell: Floats, weights: Floats | None = None) -> Floats:
@@ -192,6 +192,7 @@ def test_a_footprint_of_no_area_has_none() -> None:
 def test_without_cells_all_lies_beyond_them() -> None:
     ring = np.array([(0.5, 0.5), (4.0, 0.5), (4.0, 3.0), (0.5, 3.0)])
     nothing = np.zeros((0, 0), np.uint8)
-    found = sum_code_areas(ring, np.array([0, 4]), np.array([0]), 1, nothing, 0, 0, 5, np.ones(4))
+    found, codes = sum_code_areas(ring, np.array([0, 4]), np.array([0]), 1, nothing, 0, 0, 5, np.ones(4))
     assert found[0, CODES] == pytest.approx(3.5 * 2.5, abs=1e-12)
     assert not found[0, :CODES].any()
+    assert codes.tolist() == [CODES]

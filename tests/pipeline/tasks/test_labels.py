@@ -82,14 +82,14 @@ def shore(tmp_path: Path) -> LandCover:
 def create(dataset: Path, cover: LandCover, shape: tuple[int, int] = (ROWS, COLS), block: int = BLOCK) -> str:
     """A scene's label arrays, empty; their store."""
     root = files.join(dataset, layout.label_store(cover.name))
-    store.create_labels(root, "scene", shape=shape, classes=cover.legend.classes, block=block, attributes={})
+    store.create_labels(root, "scene", shape=shape, classes=cover.legend.classes, grid=2, block=block, attributes={})
     return root
 
 
 def build(root: str, cover: LandCover, tiles: TileGrid) -> list[LabelReport]:
     """Label a whole scene, block by block."""
     return [
-        build_labels(LabelJob(root, "scene", cover, tiles, i, j))
+        build_labels(LabelJob(root, "scene", cover, 2, tiles, i, j))
         for i in range(tiles.blocks[0])
         for j in range(tiles.blocks[1])
     ]
@@ -140,7 +140,7 @@ def test_blocks_together_equal_the_whole(tmp_path_factory: pytest.TempPathFactor
 
 def test_a_block_alone_leaves_the_others_not_built(tmp_path: Path, shore: LandCover) -> None:
     root = create(tmp_path, shore)
-    report = build_labels(LabelJob(root, "scene", shore, grid(), 2, 3))  # the corner block, a single tile
+    report = build_labels(LabelJob(root, "scene", shore, 2, grid(), 2, 3))  # the corner block, a single tile
     fraction, known, status = labels(root)
     assert report == LabelReport(tiles=1, labelled=0, unlisted=frozenset())
     assert np.argwhere(status).tolist() == [[4, 6]]
@@ -167,10 +167,10 @@ def test_codes_that_the_legend_lacks_are_reported(tmp_path: Path) -> None:
 
 def test_a_block_of_which_a_sheet_cannot_be_read_is_not_marked_as_done(tmp_path: Path, shore: LandCover) -> None:
     root = create(tmp_path, shore)
-    build_labels(LabelJob(root, "scene", shore, grid(), 0, 0))
+    build_labels(LabelJob(root, "scene", shore, 2, grid(), 0, 0))
     Path(shore.sheets[0].path).unlink()
     with pytest.raises(LandCoverError, match="cannot be read"):
-        build_labels(LabelJob(root, "scene", shore, grid(), 0, 1))
+        build_labels(LabelJob(root, "scene", shore, 2, grid(), 0, 1))
     assert np.argwhere(labels(root)[2]).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
 
 
