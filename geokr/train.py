@@ -214,9 +214,8 @@ def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[T
     }
     for_validation = Selection("val", config.classes, config.min_known, config.where)
     chosen = choose(config.objective)
-    for_training = replace(
-        for_validation, split="train", weight=config.weight, pairs=config.pairs, year_gap=chosen.uses_year_gap
-    )
+    options = {name: getattr(config, name) for name in ("weight", "pairs", "grid")}
+    for_training = replace(for_validation, split="train", year_gap=chosen.uses_year_gap, **options)
     sampling = {name: getattr(config, name) for name in ("balance", "shuffle_buffer", "seed")}
     training = TileLoader(dataset, for_training, bands=config.bands, batch=config.accumulate, **sampling, **common)
     training.batch = min(config.batch, training.tiles // parts * parts) // process.world

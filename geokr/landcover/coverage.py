@@ -90,34 +90,68 @@ def _add_ring_areas(
     for ring in range(len(owners)):
         pieces, first_row, last_row, twice_area = 0, height, -1, 0.0
         begin, end = offsets[ring], offsets[ring + 1]
-        x1, y1 = points[end - 1, 0], points[end - 1, 1]
-        for p in range(begin, end):
-            x0, y0, x1, y1 = x1, y1, points[p, 0], points[p, 1]
-            twice_area += (x0 - points[begin, 0]) * (y1 - points[begin, 1])
-            twice_area -= (x1 - points[begin, 0]) * (y0 - points[begin, 1])
-            if y0 == y1:
-                continue
-            slope = (x1 - x0) / (y1 - y0)
-            direction = 1.0 if y1 > y0 else -1.0
-            xa, ya, xb, yb = (x0, y0, x1, y1) if direction > 0 else (x1, y1, x0, y0)
-            row, final_row = int(ya), int(np.ceil(yb)) - 1
-            first_row, last_row = min(first_row, row), max(last_row, final_row)
-            x, y = xa, ya
-            while row <= final_row:
-                y_below = row + 1.0
-                if row == final_row:
-                    x_below, y_below = xb, yb
-                else:
-                    x_below = min(max(xa + (y_below - ya) * slope, min(xa, xb)), max(xa, xb))
-                x_enter[pieces], x_leave[pieces], descent[pieces] = x, x_below, direction * (y_below - y)
-                next_piece[pieces] = head[row]
-                head[row] = pieces
-                pieces += 1
-                x, y = x_below, y_below
-                row += 1
-        sign = -1.0 if twice_area > 0 else 1.0  # 1 where a downward edge starts the area to its right
         counted, counted_area = 0, 1.0  # number of cells in `counts`, and the area of each
-
+        sign = 1.0
+        if _is_upright(points, begin, end):  # as in the map's own CRS: no edge needs to be cut
+            x0, y0, x1, y1 = points[begin, 0], points[begin, 1], points[begin + 2, 0], points[begin + 2, 1]
+            left_edge, right_edge, upper_edge, lower_edge = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
+            first_column, last_column = int(left_edge), int(np.ceil(right_edge)) - 1
+            for row in range(int(upper_edge), int(np.ceil(lower_edge))):
+                r = row - top
+                cell_area = (min(lower_edge, row + 1.0) - max(upper_edge, float(row))) * weights[row]
+                if not 0 <= r < cells.shape[0]:
+                    area[CODES] += (right_edge - left_edge) * cell_area
+                    continue
+                c, end_column = first_column - left, last_column - left
+                if c == end_column:
+                    code = cells[r, c] if 0 <= c < cells.shape[1] else CODES
+                    area[code] += (right_edge - left_edge) * cell_area
+                    continue
+                code = cells[r, c] if 0 <= c < cells.shape[1] else CODES
+                area[code] += (first_column + 1.0 - left_edge) * cell_area
+                code = cells[r, end_column] if 0 <= end_column < cells.shape[1] else CODES
+                area[code] += (right_edge - last_column) * cell_area
+                start, stop = max(c + 1, 0), min(end_column, cells.shape[1])
+                stop = max(stop, start)
+                area[CODES] += (end_column - c - 1 - (stop - start)) * cell_area
+                # In a geographic CRS, the cells of each row have an area of their own.
+                if stop - start < SHORT or (cell_area != counted_area and stop - start < LONG):
+                    for c in range(start, stop):
+                        area[cells[r, c]] += cell_area
+                    continue
+                if cell_area != counted_area:
+                    if counted > 0:
+                        _add_counts(counts, counted, area, counted_area, codes[:found])
+                    counted, counted_area = 0, cell_area
+                _count_cells(cells[r, start:stop], counts)
+                counted += stop - start
+        else:
+            x1, y1 = points[end - 1, 0], points[end - 1, 1]
+            for p in range(begin, end):
+                x0, y0, x1, y1 = x1, y1, points[p, 0], points[p, 1]
+                twice_area += (x0 - points[begin, 0]) * (y1 - points[begin, 1])
+                twice_area -= (x1 - points[begin, 0]) * (y0 - points[begin, 1])
+                if y0 == y1:
+                    continue
+                slope = (x1 - x0) / (y1 - y0)
+                direction = 1.0 if y1 > y0 else -1.0
+                xa, ya, xb, yb = (x0, y0, x1, y1) if direction > 0 else (x1, y1, x0, y0)
+                row, final_row = int(ya), int(np.ceil(yb)) - 1
+                first_row, last_row = min(first_row, row), max(last_row, final_row)
+                x, y = xa, ya
+                while row <= final_row:
+                    y_below = row + 1.0
+                    if row == final_row:
+                        x_below, y_below = xb, yb
+                    else:
+                        x_below = min(max(xa + (y_below - ya) * slope, min(xa, xb)), max(xa, xb))
+                    x_enter[pieces], x_leave[pieces], descent[pieces] = x, x_below, direction * (y_below - y)
+                    next_piece[pieces] = head[row]
+                    head[row] = pieces
+                    pieces += 1
+                    x, y = x_below, y_below
+                    row += 1
+            sign = -1.0 if twice_area > 0 else 1.0  # 1 where a downward edge starts the area to its right
         for row in range(first_row, last_row + 1):
             # Sort the row's pieces by the first column that they touch.
             m, piece = 0, head[row]
@@ -199,6 +233,18 @@ def _add_ring_areas(
                     areas[code, owner] += area[code]
                     area[code] = 0.0
     return found
+
+
+@njit(cache=True, nogil=True)
+def _is_upright(points: Floats, begin: int, end: int) -> bool:
+    """Whether the ring points[begin:end] is a rectangle with edges along rows and columns."""
+    if end - begin != 4:
+        return False
+    for p in range(begin, end, 2):
+        a, b = (0, 1) if points[begin, 1] == points[begin + 1, 1] else (1, 0)
+        if points[p, b] != points[p + 1, b] or points[p, a] == points[p + 1, a]:
+            return False
+    return bool(points[begin, a] == points[begin + 3, a] and points[begin + 1, a] == points[begin + 2, a])
 
 
 @njit(cache=True, nogil=True)

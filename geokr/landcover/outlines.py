@@ -69,8 +69,9 @@ def divide(corners: Floats, grid: int) -> Floats:
     A row of parts runs from the first corner to the second, a column to the last; so do the corners of a part.
     """
     t = (np.arange(grid + 1) / grid)[:, None]
-    top, bottom = (corners[:, None, a] * (1 - t) + corners[:, None, b] * t for a, b in ((0, 1), (3, 2)))
-    nodes = top[:, None] * (1 - t[:, None]) + bottom[:, None] * t[:, None]  # (n, row, col, 2)
+    # In this form, coordinates that are equal along an edge stay equal: the parts of an upright tile are upright.
+    top, bottom = (corners[:, None, a] + (corners[:, None, b] - corners[:, None, a]) * t for a, b in ((0, 1), (3, 2)))
+    nodes = top[:, None] + (bottom - top)[:, None] * t[:, None]  # (n, row, col, 2)
     return np.stack([nodes[:, :-1, :-1], nodes[:, :-1, 1:], nodes[:, 1:, 1:], nodes[:, 1:, :-1]], axis=3)
 
 

@@ -18,6 +18,7 @@ from geokr.landcover.outlines import (
     divide_rings,
     project,
     project_rings,
+    same_crs,
     to_equal_area,
 )
 from geokr.landcover.products import LandCoverError
@@ -146,7 +147,7 @@ def project_to_sheet(corners: Floats, crs: str, sheet: Sheet, lon_shift: float, 
     outlines = project_rings(corners, crs, sheet.crs)
     if grid == 1:
         points, ends = outlines, np.array([0, outlines.shape[1]])
-    elif outlines.shape[1] % 4:  # closed over a pole
+    elif same_crs(crs, sheet.crs) or outlines.shape[1] % 4:  # or closed over a pole
         points = project_rings(divide(corners, grid).reshape(-1, 4, 2), crs, sheet.crs)
         ends = np.array([0, points.shape[1]])
     else:

@@ -45,10 +45,11 @@ class Batch:
     """(n,) float32: weight of the tile in the loss; 1 by default."""
     pair: torch.Tensor | None = None
     """Like `image`, for the same places at other dates; None unless the selection has `pairs`."""
-
     year_gap: torch.Tensor | None = None
     """(n,) float32: year of the map minus year of the image, NaN if unknown; None unless the selection has
     `year_gap`."""
+    parts: torch.Tensor | None = None
+    """(n, part row, part column, class) uint8, see `Tiles`; None unless the selection has a `grid`."""
 
     def arrays(self) -> dict[str, torch.Tensor]:
         """The tensors of the batch by name: each has one row per tile."""
@@ -300,8 +301,11 @@ class TileLoader:
             _pin(torch.from_numpy(values[positions])) for values in (tiles.fraction, tiles.known, tiles.weight)
         )
         pair = images[1] if len(images) > 1 else None
-        gap = None if tiles.year_gap is None else _pin(torch.from_numpy(tiles.year_gap[positions]))
-        return Batch(images[0], fraction, known, weight, pair, gap), len(errors)
+        gap, parts = (
+            None if values is None else _pin(torch.from_numpy(values[positions]))
+            for values in (tiles.year_gap, tiles.parts)
+        )
+        return Batch(images[0], fraction, known, weight, pair, gap, parts), len(errors)
 
     def _allocate(self, tiles: int) -> torch.Tensor:
         shape = (tiles, *self._reader.tile_shape)

@@ -14,9 +14,10 @@ from geokr.loading.selection import Selection, select_tiles
 class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """The selected tiles by number.
 
-    A sample is {"image": (band, y, x) uint8 or uint16, "fraction": (class,) float32, "known", "weight": float32}. All
-    tiles of a batch are read together in tensorstore's threads, so `num_workers=0` is the right setting. Worker
-    processes must not be forked: use `multiprocessing_context="spawn"`.
+    A sample is {"image": (band, y, x) uint8 or uint16, "fraction": (class,) float32, "known", "weight": float32}, and
+    with a `grid` also "parts": (part row, part column, class) uint8. All tiles of a batch are read together in
+    tensorstore's threads, so `num_workers=0` is the right setting. Worker processes must not be forked: use
+    `multiprocessing_context="spawn"`.
     """
 
     def __init__(self, dataset: str | Path, selection: Selection, *, bands: Sequence[str] = ()) -> None:
@@ -43,9 +44,8 @@ class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         image = torch.from_numpy(target)
         if errors := self._reader.finish(self._reader.request(positions, target)):
             raise ValueError(next(iter(errors.values())))
-        arrays = {
-            name: torch.from_numpy(getattr(self.selected, name)[positions]) for name in ("fraction", "known", "weight")
-        }
+        names = ["fraction", "known", "weight", *(["parts"] if self.selected.parts is not None else [])]
+        arrays = {name: torch.from_numpy(getattr(self.selected, name)[positions]) for name in names}
         return [
             {"image": image[i], **{name: values[i] for name, values in arrays.items()}} for i in range(len(positions))
         ]

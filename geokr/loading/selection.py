@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from geokr.dataset.index import read_index, read_summary
 from geokr.dataset.layout import INDEX
+from geokr.loading.part_labels import read_parts
 
 Weighting = Sequence[str] | Callable[[pa.Table], npt.NDArray[Any]]
 """Columns of the index whose product is the weight of a tile; or a function of the selected rows, with all columns."""
@@ -44,6 +45,8 @@ class Selection:
     """Also read places and dates, to pair tiles of one place. Tiles without a place or a date are left out."""
     year_gap: bool = False
     """Also read the years between map and image."""
+    grid: int = 1
+    """Parts along a side of a tile whose class shares are read too: 1, which reads none, 2, 4 or 8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,9 @@ class Tiles:
     """Acquisition day, in days since 1970-01-01."""
     year_gap: npt.NDArray[np.float32] | None = None
     """Year of the map minus year of the image; NaN if unknown. None unless the selection has `year_gap`."""
+    parts: npt.NDArray[np.uint8] | None = None
+    """(tile, part row, part column, class): area of each selected class in each part, in units of 1 / WHOLE_PART of a
+    part; the rest of the part is unknown. None unless the selection has a `grid`."""
 
     def __len__(self) -> int:
         return len(self.scene)
@@ -132,7 +138,8 @@ def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, 
     Raises ValueError naming the data set if a class or a column does not exist, if the weight of a tile is missing or
     negative, or if no tile is left.
     """
-    available = read_summary(dataset)["classes"]
+    summary = read_summary(dataset)
+    available = summary["classes"]
     classes = tuple(selection.classes or available)
     if unknown := [name for name in classes if name not in available]:
         raise ValueError(f"{dataset} has no class {', '.join(unknown)}, only {', '.join(available)}")
@@ -167,17 +174,26 @@ def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, 
     days = rows["acquired"].cast(pa.date32()).cast(pa.int32()) if selection.pairs else None
     encoded = rows["scene"].combine_chunks().dictionary_encode()
     fraction = np.stack([rows[name].to_numpy() for name in classes], axis=1) / total[:, None]
+    scenes = tuple(encoded.dictionary.to_pylist())
+    scene = encoded.indices.to_numpy().astype(np.int32)
+    row, col = (rows[name].to_numpy().astype(np.int32) for name in ("row", "col"))
+    columns_of_classes = [available.index(name) for name in classes]
+    parts = None
+    if selection.grid > 1:
+        label_set = summary["label_set"]
+        parts = read_parts(str(dataset), label_set, scenes, scene, row, col, columns_of_classes, selection.grid)
     return classes, Tiles(
-        scenes=tuple(encoded.dictionary.to_pylist()),
-        scene=encoded.indices.to_numpy().astype(np.int32),
-        row=rows["row"].to_numpy().astype(np.int32),
-        col=rows["col"].to_numpy().astype(np.int32),
+        scenes=scenes,
+        scene=scene,
+        row=row,
+        col=col,
         fraction=fraction.astype(np.float32),
         known=rows["known"].to_numpy().astype(np.float32),
         weight=_weights(dataset, rows, weight),
         place=_encode(rows["place"]) if selection.pairs else None,
         date=None if days is None else days.to_numpy().astype(np.int64),
         year_gap=rows["year_gap"].to_numpy().astype(np.float32) if selection.year_gap else None,
+        parts=parts,
     )
 
 

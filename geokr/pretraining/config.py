@@ -61,6 +61,9 @@ class TrainConfig(Strict):
     """0: each training tile once per epoch. 1: tiles are drawn so that the classes have equal mass."""
     pairs: StrictBool = False
     """Use only places with several dates. The student sees one date, the teacher another."""
+    grid: Literal[1, 2, 4, 8] = 1
+    """Parts along a side of a tile of which labels are read. Above 1, the label of a view is that of what it shows, and
+    objective parts learns the parts. The label set must have them; they take grid * grid bytes a tile and class."""
     shuffle_buffer: Count = 0
     """0: an epoch is a random permutation. Otherwise shards are read one after the other, each once and in one piece,
     and tiles are shuffled over about this many. For buckets and cold disks."""
@@ -74,13 +77,18 @@ class TrainConfig(Strict):
     timm's weights, or random weights with a warning if the download fails. Otherwise a .safetensors or .pth file
     with weights of timm, torchvision or this project."""
 
-    objective: Literal["geokr", "reference", "supervised", "simclr", "moco", "byol", "mae", "softcon", "geco"] = "geokr"
+    objective: Literal[
+        "geokr", "reference", "supervised", "simclr", "moco", "byol", "mae", "softcon", "geco", "parts"
+    ] = "geokr"
     """geokr: KL(A || p) + consistency * KL(p || q). reference: the loss of the paper's published code, with its
     teacher. supervised: KL(A || p), without a teacher. simclr, moco, byol, mae: without labels. softcon: like simclr,
     but tiles of similar labels have similar features. geco: KL(A T || p), with learnt matrices T that correct labels.
-    Views are settings of their own: see the presets."""
+    parts: as geokr, plus part_weight times the mean of the same over the parts of `grid`. Views are settings of their
+    own: see the presets."""
     consistency: Amount = 1.0
     """Weight of the consistency with the teacher in the loss."""
+    part_weight: Amount = 1.0
+    """Objective parts only: weight of the parts in the loss."""
     ramp_up: Share = 0.1
     """Share of the run over which the weight of the consistency rises from almost 0 to its full value."""
     ema_horizon: Share = 0.1
@@ -112,8 +120,8 @@ class TrainConfig(Strict):
     image_size: Size = 224
     """Side of the input image of the encoder, px."""
     crop: Annotated[float, Field(ge=0.01, le=1)] = 0.7
-    """Minimum share of a tile's area that a view covers, in 0..1. Labels are shares of the whole tile, so the smaller
-    the view, the less they apply to it. 0.7 of a 256 px tile is 214 px, close to `image_size`."""
+    """Minimum share of a tile's area that a view covers, in 0..1. Without a `grid`, labels are shares of the whole
+    tile: the smaller the view, the less they apply to it. 0.7 of a 256 px tile is 214 px, close to `image_size`."""
     quarter_turn_probability: Share = 1.0
     """Probability that a view is rotated by a random multiple of 90 degrees."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
@@ -285,6 +293,7 @@ VIEWS_ALONE: Mapping[str, Any] = {
 PRESETS: Mapping[str, TrainConfig] = {
     "geokr": TrainConfig(),
     "reference": REFERENCE,
+    "parts": TrainConfig(objective="parts", grid=8),
     "simclr": TrainConfig(objective="simclr", **VIEWS_ALONE),
     "moco": TrainConfig(objective="moco", temperature=0.2, **VIEWS_ALONE),
     "byol": TrainConfig(objective="byol", **VIEWS_ALONE),

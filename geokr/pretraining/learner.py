@@ -12,6 +12,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
+from geokr.dataset.layout import WHOLE_PART
 from geokr.encoder import to_unit, unit_scale
 from geokr.loading.device import send
 from geokr.loading.loader import Batch, TileLoader
@@ -21,8 +22,9 @@ from geokr.pretraining.classifier import build_student, recompute_activations
 from geokr.pretraining.config import TrainConfig
 from geokr.pretraining.facts import DataFacts
 from geokr.pretraining.objectives import choose
-from geokr.pretraining.objectives.objective import SECOND_VIEW, Objective, Part
+from geokr.pretraining.objectives.objective import FIRST_VIEW, SECOND_VIEW, Objective, Part
 from geokr.pretraining.optimiser import make_optimiser, set_learning_rate
+from geokr.pretraining.overlap import label_views, measure_overlap
 from geokr.pretraining.processes import (
     Process,
     average_buffers,
@@ -105,9 +107,12 @@ class Learner:
 
         image: (n, band, y, x) stored pixels, on the device.
         """
+        return render(self.to_unit(image), self.draw_maps(image, stream, part), self.form)
+
+    def draw_maps(self, image: torch.Tensor, stream: int, part: int = 0) -> torch.Tensor:
+        """Draw the views of a part of this process's tiles in the step, see `augment.draw_maps`; on the device."""
         seed = derive_seed(self.config.seed, self.step, stream)
-        maps = draw_maps(len(image), self.config, self.std, seed, self.index_and_count(part))
-        return render(self.to_unit(image), send(maps, image.device), self.form)
+        return send(draw_maps(len(image), self.config, self.std, seed, self.index_and_count(part)), image.device)
 
     def index_and_count(self, part: int) -> tuple[int, int]:
         """Index of a part of this process's tiles among the equal parts of the step's tiles, and their number."""
@@ -117,6 +122,8 @@ class Learner:
     def part(self, tiles: Batch, number: int) -> Part:
         """Describe part `number` of this process's tiles to the objective. tiles: on the device."""
         image, pair = tiles.image, tiles.image if tiles.pair is None else tiles.pair
+        target, grid = tiles.fraction, 1 if tiles.parts is None else tiles.parts.shape[1]
+        shares = target[:, None] if tiles.parts is None else tiles.parts.flatten(1, 2).float() / WHOLE_PART
 
         def view(stream: int) -> torch.Tensor:
             return self.view(pair if stream == SECOND_VIEW else image, stream, number)
@@ -127,16 +134,24 @@ class Learner:
             draws = torch.rand(len(image) * parts, count, generator=generator)
             return send(draws[index * len(image) : (index + 1) * len(image)], image.device)
 
+        def overlap(stream: int, height: int, width: int) -> torch.Tensor:
+            theta = self.draw_maps(image, stream, number)[:, :6].view(-1, 2, 3)
+            return measure_overlap(theta, grid, height, width)
+
+        if tiles.parts is not None:
+            target = label_views(overlap(FIRST_VIEW, 1, 1), shares, target)
         return Part(
             student=self.parallel,
             view=view,
             uniform=uniform,
             precision=self.precision,
-            target=tiles.fraction,
+            target=target,
             weight=tiles.weight,
             year_gap=torch.full_like(tiles.weight, torch.nan) if tiles.year_gap is None else tiles.year_gap,
             step=self.step,
             total=self.total,
+            parts=shares,
+            overlap=overlap,
         )
 
     @property

@@ -38,11 +38,13 @@ def write_dataset(
     more: dict[str, Sequence[Any]] | None = None,
     block: int = 4,
     classes: Sequence[str] = CLASSES,
+    parts: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """A data set as the pipeline leaves it.
 
     pixels: scene -> (row, col, band, y, x) uint8 or uint16. share: scene -> (row, col, class).
-    more: further columns of the index, a value a tile, in the order of the pixels.
+    more: further columns of the index, a value a tile, in the order of the pixels. parts: scene -> (row, col, grid,
+    grid, class) uint8, the labels of the parts of its tiles.
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("tile", "scene", "row", "col", "known", "split", *classes)}
     tiles = str(root / layout.TILES)
@@ -73,6 +75,16 @@ def write_dataset(
                 for name, value in zip(columns, [*values, *share[scene][row, col].tolist()], strict=True):
                     columns[name].append(value)
     store.consolidate(tiles)
+    for scene, areas in (parts or {}).items():
+        labels = str(root / layout.label_store("made_2020"))
+        rows, cols, grid = areas.shape[:3]
+        store.create_labels(
+            labels, scene, shape=(rows, cols), classes=tuple(classes), grid=grid, block=max(rows, cols), attributes={}
+        )
+        whole = slice(0, rows), slice(0, cols)
+        store.write_block(
+            store.open_scene(labels, scene, "r+"), *whole, {"fraction_grid": areas}, np.ones((rows, cols), np.uint8)
+        )
     kinds: dict[str, Any] = {"row": np.int32, "col": np.int32, **dict.fromkeys(("known", *classes), np.float32)}
     typed = {name: np.asarray(values, kinds.get(name, object)) for name, values in columns.items()}
     count = len(columns["tile"])

@@ -6,6 +6,7 @@ from geokr.pretraining.objectives.mae import MAE
 from geokr.pretraining.objectives.mean_teacher import MeanTeacher
 from geokr.pretraining.objectives.moco import MoCo
 from geokr.pretraining.objectives.objective import Objective
+from geokr.pretraining.objectives.parts import Parts
 from geokr.pretraining.objectives.reference import Reference
 from geokr.pretraining.objectives.simclr import SimCLR
 from geokr.pretraining.objectives.softcon import SoftCon
@@ -25,6 +26,8 @@ def choose(name: str) -> type[Objective]:
             return MAE
         case "moco":
             return MoCo
+        case "parts":
+            return Parts
         case "reference":
             return Reference
         case "simclr":

@@ -38,7 +38,7 @@ class Part:
     precision: Callable[[], AbstractContextManager[Any]]
     """Returns the autocast context that networks compute in."""
     target: torch.Tensor
-    """Labels: (n, class) float32, rows sum to 1."""
+    """Labels: (n, class) float32, rows sum to 1. If parts are read, labels of what the first view shows."""
     weight: torch.Tensor
     """(n,) float32: weights of the tiles. A weight of 0 also marks the empty tiles that fill up a batch: another tile
     must not be compared with them."""
@@ -48,6 +48,12 @@ class Part:
     """Number of steps done before this one."""
     total: int
     """Number of steps of the run."""
+    parts: torch.Tensor
+    """(n, part, class) float32: area of each class in each part of the tile, row by row; what is missing to a sum of 1
+    is unknown. One part, the tile, if no parts are read."""
+    overlap: Callable[[int, int, int], torch.Tensor]
+    """Takes a random stream, and the height and width of a feature map. Computes the share of the view's area in each
+    part and place: (n, part, height * width), see `measure_overlap`."""
 
 
 class Objective(Protocol):

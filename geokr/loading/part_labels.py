@@ -1,0 +1,61 @@
+"""The class shares of the parts of tiles, read from a label set into memory: one byte a class and part."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorstore as ts
+
+from geokr.dataset.layout import label_store
+from geokr.storage import files
+
+Shares = npt.NDArray[np.uint8]
+
+
+def read_parts(
+    dataset: str,
+    label_set: str,
+    scenes: Sequence[str],
+    scene: npt.NDArray[np.int32],
+    row: npt.NDArray[np.int32],
+    col: npt.NDArray[np.int32],
+    classes: Sequence[int],
+    grid: int,
+) -> Shares:
+    """Read the areas of classes in the grid x grid parts of tiles: (tile, grid, grid, class), see `create_labels`.
+
+    scene, row, col: (tile,), the place of each tile; scene is an index into `scenes`. classes: columns to read.
+    A finer grid of a scene is averaged, and a coarser one is repeated: then parts share what is known of both.
+    Raises ValueError naming the scene if its labels have no parts.
+    """
+    root = files.join(dataset, label_store(label_set))
+    opened = [_open(root, name) for name in scenes]
+    result = np.empty((len(scene), grid, grid, len(classes)), np.uint8)
+    for number, (name, future) in enumerate(zip(scenes, opened, strict=True)):
+        try:
+            areas = np.asarray(future.result().read().result())
+        except ValueError as error:  # tensorstore raises it for every fault
+            message = str(error).split(" [")[0]
+            if message.startswith("NOT_FOUND"):
+                message = "its labels have no parts; label it again with python -m pipeline.relabel"
+            raise ValueError(f"{root}/{name}: {message}") from error
+        tiles = np.flatnonzero(scene == number)
+        result[tiles] = resample(areas[row[tiles], col[tiles]][..., list(classes)], grid)
+    return result
+
+
+def _open(root: str, scene: str) -> Any:
+    kvstore = files.kvstore_spec(files.join(root, scene, "fraction_grid"))
+    return ts.open({"driver": "zarr3", "kvstore": kvstore, "recheck_cached_data": False}, read=True)
+
+
+def resample(areas: Shares, grid: int) -> Shares:
+    """Average or repeat parts: (n, grid, grid, class) from (n, g, g, class) uint8. Sums over classes are rounded."""
+    n, g, classes = len(areas), areas.shape[1], areas.shape[3]
+    if g <= grid:
+        return areas.repeat(grid // g, axis=1).repeat(grid // g, axis=2)
+    sums = np.cumsum(areas, axis=-1, dtype=np.float64)
+    means = sums.reshape(n, grid, g // grid, grid, g // grid, classes).mean(axis=(2, 4))
+    units: Shares = np.diff(np.rint(means), axis=-1, prepend=0.0).astype(np.uint8)
+    return units
