@@ -25,8 +25,10 @@ from geokr.evaluation.torchgeo_sets import PREFIX, read_torchgeo
 from geokr.settings import ConfigError, apply_changes
 from geokr.storage.files import replace_file
 
-PACKAGES = ("geokr", "torch", "timm", "numpy", "scikit-learn", "torchvision", "segmentation-models-pytorch")
-PACKAGES += ("faster-coco-eval",)
+PACKAGES = (
+    *("geokr", "torch", "timm", "numpy", "scikit-learn", "torchvision"),
+    *("segmentation-models-pytorch", "faster-coco-eval"),
+)
 """Packages that decide a result; their versions stand beside it."""
 PAPER: Mapping[str, Mapping[str, Any]] = {"classification": {"test": 0.25, "val": 0.075, "size": 256}}
 """What is known of the paper's protocol, by task: UC Merced with 75 % for training, and 256 px. A tenth of the training

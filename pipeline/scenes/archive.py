@@ -21,7 +21,7 @@ from geokr.storage import inputs
 from pipeline.scenes.scene import SceneError
 
 IMAGES = (".tif", ".tiff", ".jp2")
-METADATA = (".xml", ".rpb", "_rpc.txt")
+METADATA = (".xml", ".rpb", "_rpc.txt", ".rpc")
 PRODUCT_METADATA = (".xml", "_mtl.txt", "_mtl.json")
 """Ends of the names of metadata files of products whose bands are files of their own."""
 MASK = ".msk"

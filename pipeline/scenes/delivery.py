@@ -239,10 +239,10 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
     """
     path, header = open_header(name, files, delivery, alpha)
     by_lower_name = {file.lower(): file for file in files}
-    own_xml, rpb, rpc, shared_xml, *beside = (
+    own_xml, *cameras, shared_xml, mask, sidecar = (
         by_lower_name.get(file.lower()) for file in discovery.metadata_names(name)
     )
-    xml, camera = own_xml or shared_xml, rpb or rpc
+    xml, camera = own_xml or shared_xml, next(filter(None, cameras), None)
     if xml is None:
         raise SceneError(f"{path}: there is no product XML next to it")
     try:
@@ -262,11 +262,7 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
     elif camera is None:
         raise SceneError(f"{path}: there is no RPB next to it, and the image has no georeference")
     else:
-        text = (files[camera] or b"").decode("ascii", errors="replace")
-        try:
-            model = gaofen.parse_rpb(text) if camera == rpb else gaofen.parse_rpc(text)
-        except gaofen.GaofenError as error:
-            raise SceneError(f"{camera}: {error}") from error
+        model = read_camera(camera, files)
     if parts.kind == "pan" and header.count != 1:
         raise SceneError(f"{path}: the panchromatic image has {header.count} bands, expected one")
     image = header.image(path, gaofen.read_band_names(parts, fields, header.count), gsd, model)
@@ -288,34 +284,57 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
     pixel_size = measure_gsd(image)
     if not pixel_size / 3 < gsd < pixel_size * 3:  # an oblique view stretches pixels, but less than this
         raise SceneError(f"{xml}: ImageGSD is {gsd:g} m, but the image's pixels are {pixel_size:g} m on the ground")
-    return GaofenImage(image, fields, tuple(sorted(filter(None, [name, xml, camera, *beside]))))
+    return GaofenImage(image, fields, tuple(sorted(filter(None, [name, xml, camera, mask, sidecar]))))
+
+
+def read_camera(name: str, files: Files) -> SensorModel:
+    """The camera in an RPB or RPC text file. Raises SceneError naming the file if it cannot be used."""
+    try:
+        return gaofen.parse_camera(name, files[name] or b"")
+    except gaofen.GaofenError as error:
+        raise SceneError(f"{name}: {error}") from error
+
+
+def find_model(path: str, name: str, header: Header, files: Files) -> tuple[SensorModel, str | None]:
+    """Where the pixels of an image of any origin lie, and the file beside it that says so, if it is one.
+
+    A georeference goes before a camera, since it is that of an image on a map. Raises SceneError if there is neither.
+    """
+    if header.crs is not None:
+        return Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6]), None
+    by_lower_name = {file.lower(): file for file in files}
+    _, *cameras, _, _, _ = (by_lower_name.get(file.lower()) for file in discovery.metadata_names(name))
+    if (camera := next(filter(None, cameras), None)) is not None:
+        return read_camera(camera, files), camera
+    if header.camera is not None:
+        return header.camera, None
+    raise SceneError(
+        f"{path}: no georeference and no RPC, and its name is not that of a Gaofen image; {roles.nearest_form(name)}"
+    )
 
 
 def read_georeferenced(
     name: str, files: Files, delivery: Delivery, imagery: Imagery, alpha: Alpha, band_names: Sequence[str]
 ) -> Scene:
-    """Build the scene of a georeferenced image of any origin.
+    """Build the scene of an image of any origin that is on a map or has an RPC.
 
-    Raises SceneError if it has no georeference, or lacks the image that `imagery` needs, and NoImageryError if it
+    Raises SceneError if it has neither, or lacks the image that `imagery` needs, and NoImageryError if it
     holds something else than measurements.
     """
     path, header = open_header(name, files, delivery, alpha, any_origin=True)
-    if header.crs is None:
-        raise SceneError(
-            f"{path}: no georeference, and its name is not that of a Gaofen image; {roles.nearest_form(name)}"
-        )
+    model, camera = find_model(path, name, header, files)
     descriptions, colours = ([texts[k - 1] for k in header.indexes] for texts in (header.descriptions, header.colours))
     names = name_bands(descriptions, colours, band_names)
     if imagery != "mss" and (imagery == "pansharpened" or names != ("pan",)):
         raise SceneError(f"{path}: no panchromatic image, but --imagery {imagery} needs one")
-    image = header.image(path, names, 1.0, Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6]))
+    image = header.image(path, names, 1.0, model)
     footprint = image_footprint(image, make_flat_terrain(image.model))
     gsd = measure_gsd(image)
     return Scene(
         id=PurePosixPath(name).stem,
         satellite="",
         sensor="",
-        level="L2A",
+        level="L2A" if header.crs is not None else "L1A",
         acquired=parse_tiff_time(header.tags.get("TIFFTAG_DATETIME", "")),
         gsd=gsd,
         images=(replace(image, gsd=gsd),),
@@ -323,7 +342,7 @@ def read_georeferenced(
         delivery=delivery.path,
         bytes=image_bytes(delivery, (name,)),
         files=local_files((delivery.path,) if delivery.archive else files),
-        metadata_digest=hash_contents((repr(header).encode(),)),
+        metadata_digest=hash_contents((repr(header).encode(), (camera and files[camera]) or b"")),
         footprint=footprint,
         metadata=header.tags,
     )

@@ -241,7 +241,7 @@ def group_products(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def metadata_names(image: str) -> list[str]:
-    """Possible names of an image's files: own XML, RPB, RPC text, shared XML, GDAL's mask and XML. Case may differ.
+    """Possible names of an image's files: own XML, cameras, shared XML, GDAL's mask and XML. Case may differ.
 
     The shared XML belongs to all images of a delivery if they have none of their own: GF-6 WFV.
     """

@@ -3,6 +3,7 @@
 docs/gaofen.md describes the real files. Comments here note the pitfalls that the code avoids.
 """
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -238,6 +239,15 @@ def parse_rpb(text: str) -> RPC:
     return make_rpc(*map(number, RPB_NUMBERS), *map(coefficients, RPB_LISTS))
 
 
+def parse_camera(name: str, content: bytes) -> RPC:
+    """Parse an RPB or RPC text file in any encoding; `.rpc` files may be either. Raises GaofenError naming a field."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = content.decode("utf-16", errors="replace")
+    else:
+        text = content.decode("ascii", errors="replace")
+    return parse_rpb(text) if name.lower().endswith(".rpb") or RPB_NUMBERS[0] in text else parse_rpc(text)
+
+
 RPB_NUMBERS = (
     "lineOffset", "sampOffset", "latOffset", "longOffset", "heightOffset",
     "lineScale", "sampScale", "latScale", "longScale", "heightScale",
@@ -259,17 +269,17 @@ def make_rpc(*fields: Any) -> RPC:
         raise GaofenError(str(error)) from error
 
 
-_RPC_LINE = re.compile(r"\s*(?P<key>[A-Z]\w*)\s*[:=]\s*(?P<value>\S+)", re.ASCII)
+_RPC_FIELD = re.compile(r"(?<!\w)(?P<key>[A-Z]\w*)\s*[:=]\s*(?P<value>\S+)", re.ASCII)
 
 
 def parse_rpc(text: str) -> RPC:
-    """Parse an RPC text file, one field per line: `LINE_OFF: 3454.0 pixels` ... `SAMP_DEN_COEFF_20: 0.0`.
+    """Parse an RPC text file, on one line or many: `LINE_OFF: 3454.0 pixels` ... `SAMP_DEN_COEFF_20: 0.0`.
 
     Raises GaofenError naming the field at fault.
     """
     if not text.strip():
         raise GaofenError("the file is empty")
-    values = {match["key"]: match["value"] for line in text.splitlines() if (match := _RPC_LINE.match(line))}
+    values = {match["key"]: match["value"] for match in _RPC_FIELD.finditer(text)}
 
     def number(key: str) -> float:
         if key not in values:

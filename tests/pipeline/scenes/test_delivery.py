@@ -261,7 +261,7 @@ BAD: dict[str, tuple[Files, str, str]] = {
         f"{STEM}.tiff",
         "pixels are ['complex64'], expected whole or real numbers",
     ),
-    "plain": ({"photo.tif": tiff(coordinates())}, "photo.tif", "no georeference, and its name is not"),
+    "plain": ({"photo.tif": tiff(coordinates())}, "photo.tif", "no georeference and no RPC, and its name is not"),
     "a CRS, but no transform": ({"photo.tif": tiff(coordinates(), crs="EPSG:4326")}, "photo.tif", "no georeference"),
     "a CRS without a place on Earth": (
         {"plan.tif": tiff(coordinates(), crs='LOCAL_CS["site",UNIT["metre",1]]', transform=PLACED["transform"])},

@@ -168,6 +168,29 @@ def test_an_rpc_text_file_is_the_same_camera(tmp_path: Path) -> None:
     assert f"{NAME}-MSS1_RPC.TXT" in [Path(file).name for file in second.files]
 
 
+@pytest.mark.parametrize(
+    ("suffix", "encoding"),
+    [(".RPB", "ascii"), ("_RPC.TXT", "utf-8-sig"), ("_rpc.txt", "utf-16"), (".rpc", "ascii"), (".rpc", "one line")],
+)
+def test_an_image_of_any_name_with_a_camera_is_a_scene(tmp_path: Path, suffix: str, encoding: str) -> None:
+    """As WorldView, Pleiades, SPOT, Cartosat, SuperView and others come, where only the RPC is known."""
+    model = camera(heading=12)
+    text = rpb(model) if suffix == ".RPB" else rpc_text(model)
+    content = " ".join(text.split()).encode() if encoding == "one line" else text.encode(encoding)
+    scene = only(write_folder(tmp_path, {"21JUN01_P001.tif": tiff(coordinates()), f"21JUN01_P001{suffix}": content}))
+    assert scene.images[0].model == model
+    assert (scene.id, scene.satellite, scene.level) == ("21JUN01_P001", "", "L1A")
+    assert f"21JUN01_P001{suffix}" in [Path(file).name for file in scene.files]
+    assert scene.gsd == pytest.approx(8, rel=0.1)
+
+
+def test_a_camera_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    broken = rpc_text(camera()).replace("LINE_SCALE", "LINE_SCALD")
+    (refusal,) = found(write_folder(tmp_path, {"a.tif": tiff(coordinates()), "a_RPC.TXT": broken.encode()}))
+    assert isinstance(refusal, Refusal)
+    assert refusal.detail.endswith("a_RPC.TXT: LINE_SCALE is missing")
+
+
 def test_wide_field_images_have_no_suffix(tmp_path: Path) -> None:
     for k in "1234":
         name = f"GF1_WFV{k}_E105.3_N24.8_20200523_L1A0001234567"
