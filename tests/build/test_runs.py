@@ -23,11 +23,11 @@ from tests.build.conftest import Built
 
 
 def digests_of(dataset: Path) -> dict[str, str]:
-    """Digest of every file but the log, and dataset.json, which counts what was refused."""
+    """Digest of every file but the log, dataset.json (counts what was refused) and inputs.jsonl (has paths)."""
     return {
         str(path.relative_to(dataset)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(dataset.rglob("*"))
-        if path.is_file() and path.name not in ("dataset.json", "build.jsonl")
+        if path.is_file() and path.name not in ("dataset.json", "build.jsonl", "inputs.jsonl")
     }
 
 

@@ -74,12 +74,15 @@ def test_what_makes_the_host_wait_is_counted() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_view_takes_few_passes_over_the_pixels(preset: str) -> None:
-    """256 tiles of 256 px to 224 px. In one pass each: to float, reduce, positions, sample, mean, colours, clip."""
+    """256 tiles of 256 px to 224 px. In one pass each: to float, reduce, positions, sample, mean, colours, clip.
+
+    A blur, which the presets without labels have, takes some more in either direction.
+    """
     config = PRESETS[preset].model_copy(update={"image_size": 224, "bands": ("red", "green", "blue")})
     counter = count_view(config, tiles=256, side=256)
     assert counter.blocking == []
-    assert len(counter.kernels) < 12
-    assert counter.moved_bytes < 2e9
+    assert len(counter.kernels) < (22 if config.blur else 12)
+    assert counter.moved_bytes < (4e9 if config.blur else 2e9)
 
 
 def test_batches_of_a_device_are_those_of_the_loader(coloured: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from geokr.pretraining.checkpoint import LAST, load
 
 REPOSITORY = Path(__file__).parents[3]
-SETTINGS = ["image_size=32", "batch=32", "steps=2", "loggers=[]", "probe=0"]
+SETTINGS = ["image_size=32", "batch=32", "steps=2", "loggers=[]", "probe=0", "bands=red,green,blue"]
 
 RANK = """
 import sys
