@@ -450,7 +450,7 @@ def test_labels_that_their_sheets_do_not_give(dataset: Path, capsys: pytest.Capt
     found = failed(dataset, capsys, "--sample", "12")
     assert set(found) == {"sample"}
     assert found["sample"].startswith(f"{scene} block (")
-    assert found["sample"].endswith("has other shares when computed again")
+    assert found["sample"].endswith("has other shares (fraction) when computed again")
 
 
 def test_a_count_that_is_not_the_indexs(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
