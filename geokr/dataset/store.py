@@ -203,7 +203,7 @@ def _create_status(group: zarr.Group, block: int, names: tuple[str, ...]) -> Non
 
 
 def _read_documents(group: zarr.Group) -> dict[str, Any]:
-    """The metadata documents of a group's arrays, by name, in the order of creation except that `status` is last."""
+    """The metadata documents of a group's arrays, by name; `status` is the last."""
     names = sorted(group.array_keys(), key=lambda name: (name == "status", name))
     return {name: group[name].metadata.to_dict() for name in names}
 

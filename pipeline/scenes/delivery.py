@@ -238,11 +238,8 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
     Raises SceneError if a file is missing or broken, or if the files are of different scenes.
     """
     path, header = open_header(name, files, delivery, alpha)
-    by_lower_name = {file.lower(): file for file in files}
-    own_xml, *cameras, shared_xml, mask, sidecar = (
-        by_lower_name.get(file.lower()) for file in discovery.metadata_names(name)
-    )
-    xml, camera = own_xml or shared_xml, next(filter(None, cameras), None)
+    own_xml, *_, shared_xml, mask, sidecar = find_beside(name, files)
+    xml = own_xml or shared_xml
     if xml is None:
         raise SceneError(f"{path}: there is no product XML next to it")
     try:
@@ -254,15 +251,9 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
     for key, size in (("WidthInPixels", header.width), ("HeightInPixels", header.height)):
         if fields.get(key, "").isdecimal() and int(fields[key]) != size:
             raise SceneError(f"{xml}: {key} is {fields[key]}, but {path} has {size}")
-    model: SensorModel
-    if header.crs is not None:
-        model, camera = Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6]), None
-    elif camera is None and header.camera is not None:
-        model = header.camera
-    elif camera is None:
+    model, camera = find_model(name, header, files)
+    if model is None:
         raise SceneError(f"{path}: there is no RPB next to it, and the image has no georeference")
-    else:
-        model = read_camera(camera, files)
     if parts.kind == "pan" and header.count != 1:
         raise SceneError(f"{path}: the panchromatic image has {header.count} bands, expected one")
     image = header.image(path, gaofen.read_band_names(parts, fields, header.count), gsd, model)
@@ -295,22 +286,24 @@ def read_camera(name: str, files: Files) -> SensorModel:
         raise SceneError(f"{name}: {error}") from error
 
 
-def find_model(path: str, name: str, header: Header, files: Files) -> tuple[SensorModel, str | None]:
-    """Where the pixels of an image of any origin lie, and the file beside it that says so, if it is one.
+def find_beside(name: str, files: Files) -> list[str | None]:
+    """The files of `discovery.metadata_names` that an image has beside it, in that order; None for others."""
+    by_lower_name = {file.lower(): file for file in files}
+    return [by_lower_name.get(file.lower()) for file in discovery.metadata_names(name)]
 
-    A georeference goes before a camera, since it is that of an image on a map. Raises SceneError if there is neither.
+
+def find_model(name: str, header: Header, files: Files) -> tuple[SensorModel | None, str | None]:
+    """Where the pixels of an image lie, and the file beside it that says so, if it is one; no model if nothing does.
+
+    A georeference goes before a camera, since it is that of an image on a map, and a file before the image's tags.
+    Raises SceneError naming the file of a camera that cannot be used.
     """
     if header.crs is not None:
         return Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6]), None
-    by_lower_name = {file.lower(): file for file in files}
-    _, *cameras, _, _, _ = (by_lower_name.get(file.lower()) for file in discovery.metadata_names(name))
+    _, *cameras, _, _, _ = find_beside(name, files)
     if (camera := next(filter(None, cameras), None)) is not None:
         return read_camera(camera, files), camera
-    if header.camera is not None:
-        return header.camera, None
-    raise SceneError(
-        f"{path}: no georeference and no RPC, and its name is not that of a Gaofen image; {roles.nearest_form(name)}"
-    )
+    return header.camera, None
 
 
 def read_georeferenced(
@@ -322,7 +315,10 @@ def read_georeferenced(
     holds something else than measurements.
     """
     path, header = open_header(name, files, delivery, alpha, any_origin=True)
-    model, camera = find_model(path, name, header, files)
+    model, camera = find_model(name, header, files)
+    if model is None:
+        lacks = "no georeference and no RPC, and its name is not that of a Gaofen image"
+        raise SceneError(f"{path}: {lacks}; {roles.nearest_form(name)}")
     descriptions, colours = ([texts[k - 1] for k in header.indexes] for texts in (header.descriptions, header.colours))
     names = name_bands(descriptions, colours, band_names)
     if imagery != "mss" and (imagery == "pansharpened" or names != ("pan",)):
