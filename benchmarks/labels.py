@@ -49,21 +49,22 @@ UTM = "EPSG:32648"
 LONLAT = "EPSG:4326"
 LEFT, TOP = 400_000.0, 2_700_000.0
 CASES = (("2m-over-30m", 2.0, 30.0), ("2m-over-10m", 2.0, 10.0), ("16m-over-10m", 16.0, 10.0))
-CODES = (11, 21, 31, 41, 52, 71, 82, 90)
+NLCD_CODES = (11, 21, 31, 41, 52, 71, 82, 90)
+WORLDCOVER_CODES = (10, 20, 30, 40, 50, 60, 80, 90)
 GRID = 8
 """Parts along a side of a tile."""
 EQUAL = 2e-7
 """Largest accepted difference of a share: exactextract stores the covered part of a cell in single precision."""
 
 
-def patches(side: int, seed: int) -> npt.NDArray[np.uint8]:
+def patches(side: int, seed: int, codes: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """A square map of patches some ten cells wide. A twentieth of the cells differ in class from their patch."""
     rng = np.random.default_rng(seed)
     cuts = [np.sort(rng.integers(0, side // 10 + 1, side)) for _ in range(2)]
-    coarse = rng.choice(np.array(CODES, np.uint8), (side // 10 + 1, side // 10 + 1))
+    coarse = rng.choice(np.array(codes, np.uint8), (side // 10 + 1, side // 10 + 1))
     cells = coarse[np.ix_(*cuts)]
     stray = rng.random(cells.shape, np.float32) < 0.05
-    cells[stray] = rng.choice(np.array(CODES, np.uint8), int(stray.sum()))
+    cells[stray] = rng.choice(np.array(codes, np.uint8), int(stray.sum()))
     return cells
 
 
@@ -79,7 +80,7 @@ def write_map(folder: Path, corners: Floats, size: float, crs: str) -> LandCover
     with rasterio.open(
         path, "w", **profile, transform=transform, tiled=True, blockxsize=512, blockysize=512, compress="deflate"
     ) as file:
-        file.write(patches(side, 1), 1)
+        file.write(patches(side, 1, NLCD_CODES), 1)
     (cover,) = find_landcover([path])
     return cover
 
@@ -224,7 +225,7 @@ def write_sheet(path: Path) -> Path:
         path, "w", **profile, crs=LONLAT, transform=Affine(1 / 12_000, 0, 6, 0, -1 / 12_000, 3), tiled=True,
         blockxsize=1024, blockysize=1024, compress="deflate", SPARSE_OK=True,
     ) as file:  # fmt: skip
-        file.write(patches(4 * 1024, 1), 1, window=Window(6 * 1024, 31 * 1024, 4 * 1024, 4 * 1024))
+        file.write(patches(4 * 1024, 1, WORLDCOVER_CODES), 1, window=Window(6 * 1024, 31 * 1024, 4 * 1024, 4 * 1024))
     return path
 
 

@@ -1,11 +1,15 @@
 """Signals that stop a run: only the main process handles them, and never while its workers start."""
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+
+SEND_AGAIN = 0.05
+"""Seconds after which a signal is sent again that Python has dropped."""
 
 
 @contextmanager
@@ -38,7 +42,8 @@ def stop_on_signals() -> Iterator[None]:
     """Let SIGTERM, and the SIGHUP of a closing terminal, stop the program as Ctrl-C does while the context is active.
 
     Otherwise they would leave behind the scratch space of the workers, up to 32 GiB. They raise KeyboardInterrupt
-    with the signal's number. A signal that is ignored, such as SIGHUP under nohup, stays ignored.
+    with the signal's number. A signal that is ignored, such as SIGHUP under nohup, stays ignored. Python drops what is
+    raised in a finalizer or a callback of the garbage collector; a stop that came then, Ctrl-C too, is sent again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -47,12 +52,23 @@ def stop_on_signals() -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)
 
+    def send_again(dropped: "sys.UnraisableHookArgs") -> None:
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            number = dropped.exc_value.args[0] if dropped.exc_value.args else signal.SIGINT
+            # From a thread, after a moment: sent from here, it would be raised within this hook and be dropped as well.
+            threading.Timer(SEND_AGAIN, os.kill, (os.getpid(), number)).start()
+        else:
+            hook(dropped)
+
+    hook = sys.unraisablehook
+    sys.unraisablehook = send_again
     handled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
     for number in handled:
         signal.signal(number, stop)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number in handled:
             signal.signal(number, signal.SIG_DFL)
 

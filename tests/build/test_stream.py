@@ -503,3 +503,31 @@ def test_what_a_cluster_or_a_closing_terminal_sends_is_as_ctrl_c(sent: signal.Si
         signal.raise_signal(sent)
     assert report_stop(raised.value) == 128 + sent
     assert signal.getsignal(sent) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_arrives_in_a_finalizer_stops_all_the_same(sent: signal.Signals) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(sent)  # Python drops the exception
+
+    def finalize() -> None:
+        Finalized()
+        time.sleep(60)  # cut short by the signal that is sent again
+
+    with pytest.raises(KeyboardInterrupt) as raised, stop_on_signals():
+        finalize()
+    assert report_stop(raised.value) == 128 + sent
+
+
+def test_other_errors_in_finalizers_are_reported_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: seen.append(dropped.exc_value))
+
+    class Finalized:
+        def __del__(self) -> None:
+            raise OSError
+
+    with stop_on_signals():
+        Finalized()
+    assert isinstance(seen[0], OSError)

@@ -54,7 +54,7 @@ def dataset(build: Callable[..., Path], truth: np.ndarray, tmp_path_factory: pyt
         bands={"three": ("blue", "green", "red")},
     )
     labels = str(folder / label_store(LABELS))
-    store.create_labels(labels, "town", shape=(6, 8), classes=CLASSES, block=8, attributes={})
+    store.create_labels(labels, "town", shape=(6, 8), classes=CLASSES, grid=1, block=8, attributes={})
     known = np.ones((6, 8), np.float32)
     known[-1, -1] = 0
     share[-1, -1] = 0
