@@ -4,12 +4,14 @@ python -m geokr.landcover list
 python -m geokr.landcover describe worldcover
 python -m geokr.landcover describe map.tif  (the draft of a description of one's own product)
 python -m geokr.landcover check DIR...  (or s3://bucket/prefix)
+python -m geokr.landcover check DIR... --scenes DATASET --product worldcover_2021  (the sheets that are missing)
 """
 
 import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -17,8 +19,10 @@ from pyproj import CRS
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
-from geokr.landcover.discovery import take_inventory
+from geokr.landcover.areas import read_outlines
+from geokr.landcover.discovery import Inventory, take_inventory
 from geokr.landcover.draft import draft_description
+from geokr.landcover.gaps import Gap, find_gaps
 from geokr.landcover.legend import BASE, IGNORE, OWN, read_legend, read_taxonomy, read_toml
 from geokr.landcover.products import LandCoverError, Product, load_products
 from geokr.landcover.sheets import LandCover, Sheet, read_cells
@@ -50,12 +54,20 @@ def make_parser() -> argparse.ArgumentParser:
         "check",
         parents=[common],
         help="check the sheets in a directory: products, years, CRSs, codes",
-        epilog="Exit status: 0 no fault; 1 a sheet cannot be used, or contains a code that its legend lacks; "
-        "2 a path or a product description is faulty.",
+        epilog="Exit status: 0 no fault; 1 a sheet cannot be used, or contains a code that its legend lacks, or "
+        "a sheet for --scenes is missing; 2 a path or a product description is faulty.",
     )
     check.add_argument(
-        "directories", nargs="+", type=inputs.expand_home, metavar="DIR", help="directories or files, as paths or URLs"
+        "directories", nargs="*", type=inputs.expand_home, metavar="DIR", help="directories or files, as paths or URLs"
     )
+    check.add_argument(
+        "--scenes",
+        nargs="+",
+        type=inputs.expand_home,
+        metavar="PLACE",
+        help="name the sheets that these lack: data sets, STAC items and other GeoJSON, images on a map, directories",
+    )
+    check.add_argument("--product", nargs="+", metavar="NAME_YEAR", help="for --scenes (those in the directories)")
     check.add_argument("--all", action="store_true", help=f"read every cell, not {SAMPLE} blocks of each sheet")
     return parser
 
@@ -76,7 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                     print("\n".join(describe_product(products, options.product, options.taxonomy)))
                 return 0
         all_valid = True
-        for line, valid in check_paths(options.directories, products, options.taxonomy, options.all):
+        if not options.directories and not options.scenes:
+            raise ValueError("give directories with sheets, or --scenes, or both")
+        inventory = take_inventory(options.directories, products, options.taxonomy)
+        lines = check_sheets(options.directories, inventory, options.all) if options.directories else iter(())
+        if options.scenes:
+            lines = chain(lines, check_gaps(options.scenes, options.product or [], products, inventory))
+        for line, valid in lines:
             print(line, flush=True)
             all_valid &= valid
         return 0 if all_valid else 1
@@ -115,11 +133,8 @@ def describe_product(products: Sequence[Product], name: str, taxonomy: str) -> l
     return lines
 
 
-def check_paths(
-    paths: Sequence[str], products: Sequence[Product], taxonomy: str, every_cell: bool
-) -> Iterator[tuple[str, bool]]:
+def check_sheets(paths: Sequence[str], inventory: Inventory, every_cell: bool) -> Iterator[tuple[str, bool]]:
     """Report lines on the sheets under directories or URLs, each with whether it reports no fault."""
-    inventory = take_inventory(paths, products, taxonomy)
     for cover in inventory.land_covers:
         west, south, east, north = np.array([sheet.outline.bounds for sheet in cover.sheets]).T
         yield (
@@ -137,6 +152,52 @@ def check_paths(
         yield f"not recognised: {path}: {advise(path)}", True
     if not inventory.land_covers and not inventory.faults:
         yield f"{', '.join(paths)}: no land-cover sheet recognised", False
+
+
+def check_gaps(
+    scenes: Sequence[str], wanted: Sequence[str], products: Sequence[Product], inventory: Inventory
+) -> Iterator[tuple[str, bool]]:
+    """Report lines on the sheets that scenes lack, each with whether nothing is missing.
+
+    wanted: names and years of products, `worldcover_2021`; if empty, those of the inventory. Raises LandCoverError if
+    a product or year does not exist, or if there is none.
+    """
+    by_name = {product.name: product for product in reversed(products)}  # the first of a name counts
+    named = ", ".join(product.name for product in products if any("file" in rule for rule in product.rules))
+    covers = {cover.name: cover.sheets for cover in inventory.land_covers}
+    if not (wanted or covers):
+        raise LandCoverError(f"which product is needed? give it as --product NAME_YEAR; names of sheets: {named}")
+    outlines, unplaced = read_outlines(scenes, products)
+    if unplaced:
+        more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
+        yield (
+            (
+                f"without an outline: {unplaced[0]}{more}; `python -m pipeline.build_levir_kr --scenes ... --only "
+                "catalog --out DATASET` finds it, then give --scenes DATASET"
+            ),
+            True,
+        )
+    if not outlines:
+        raise LandCoverError(f"{', '.join(scenes)}: no outline of a scene")
+    for name in wanted or covers:
+        product_name, _, year = name.rpartition("_")
+        if product_name not in by_name or not year.isdecimal():
+            raise LandCoverError(f"{name}: not the name of a product and a year, such as worldcover_2021")
+        gaps, needed = find_gaps(by_name[product_name], int(year), covers.get(name, ()), outlines)
+        yield from describe_gaps(name, gaps, needed, len(outlines))
+
+
+def describe_gaps(name: str, gaps: Sequence[Gap], needed: int, scenes: int) -> Iterator[tuple[str, bool]]:
+    """Report lines on what a product lacks for a number of scenes: see `find_gaps`."""
+    if not gaps:
+        yield f"{name}: no sheet is missing for {scenes} scenes", True
+    elif not needed:
+        more = f" and {len(gaps[0].scenes) - 1} more" if len(gaps[0].scenes) > 1 else ""
+        yield f"{name}: nothing covers all of {gaps[0].scenes[0]}{more}; no names of sheets are known", False
+    else:
+        yield f"{name}: {len(gaps)} of {needed} sheets are missing for {scenes} scenes, if not open sea:", False
+        for gap in gaps:
+            yield f"  {gap.sheet}  ({len(gap.scenes)} scenes, such as {gap.scenes[0]})", False
 
 
 def advise(path: str) -> str:

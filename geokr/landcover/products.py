@@ -4,10 +4,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from geokr.landcover.legend import KNOWLEDGE, read_toml
 from geokr.storage.inputs import InputError
+
+FIELDS = {
+    "year", "next_year", "edition", "lat", "lon", "north", "east", "n", "e", "hemisphere", "zone", "latitude", "band",
+}  # fmt: skip
+"""Fields of the key `file` of a `[[sheets]]` rule: see docs/landcover.md."""
 
 
 class LandCoverError(InputError):
@@ -69,6 +75,9 @@ def read_product(path: Path) -> Product:
                 raise ValueError(
                     f"the name of a [[sheets]] rule has no group {sorted(missing)}, which its extent needs"
                 )
+            fields = {field for _, field, _, _ in Formatter().parse(rule.get("file", "")) if field is not None}
+            if unknown := fields - FIELDS:
+                raise ValueError(f"the key file of a [[sheets]] rule has unknown fields {sorted(unknown)}")
         if not re.fullmatch(r"[a-z0-9_]+", content["name"]):
             raise ValueError(f"the name {content['name']!r} may contain only lower-case letters, digits and _")
         return Product(path, content["name"], tuple(rules))

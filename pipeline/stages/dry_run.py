@@ -6,6 +6,8 @@ import numpy as np
 
 from geokr.crs import transformer
 from geokr.dataset.splits import choose_cell, split_by_place
+from geokr.landcover.gaps import find_gaps
+from geokr.landcover.products import load_products
 from geokr.landcover.sheets import LandCover
 from geokr.settings import ConfigError
 from pipeline.catalog.account import summarise
@@ -48,8 +50,14 @@ def describe_build(config: BuildConfig, covers: list[LandCover], client: Client 
             f"scene     {scene.id}: {first.width} x {first.height} px, {scene.gsd:g} m, "
             f"{grid.geobox.crs}, {grid.rows} x {grid.cols} tiles in {rows * cols} blocks, at most {pixels / 1e6:.0f} MB"
         )
+    products = {product.name: product for product in reversed(load_products(config.labels.legends))}
     for cover in covers:
         yield f"landcover {cover.name}: {len(cover.sheets)} sheets, classes {', '.join(cover.legend.classes)}"
+        product = products[cover.name.removesuffix(f"_{cover.year}")]
+        gaps, _ = find_gaps(product, cover.year, cover.sheets, {e.scene.id: e.scene.footprint for e in found.entries})
+        for gap in gaps:
+            sheet = f"lacks {gap.sheet}, unless it is open sea" if gap.sheet else "does not cover all"
+            yield f"landcover {cover.name}: {sheet}, for {len(gap.scenes)} scenes, such as {gap.scenes[0]}"
     yield (
         f"in total  {len(found.entries)} scenes, {total_tiles} tiles, at most {total_pixels / 1e6:.0f} MB of pixels "
         f"before compression, peak memory of a worker {memory / 1e6:.0f} MB plus {LIBRARIES / 1e6:.0f} MB for its "

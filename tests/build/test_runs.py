@@ -147,4 +147,11 @@ def test_a_dry_run_touches_nothing_and_promises_what_comes(
         (image,) = entry.scene.images
         assert f"{entry.scene.id}: {image.width} x {image.height} px, {entry.scene.gsd:g} m" in printed
     assert "globeland30_2020: 2 sheets" in printed
+    assert "lacks" not in printed
     assert "peak memory of a worker" in printed
+    arguments = [*built.arguments, "--out", str(tmp_path / "new"), "--dry-run"]
+    place = arguments.index("--landcover") + 1
+    kept, missing = sorted(Path(arguments[place]).glob("*.tif"))
+    arguments[place] = str(kept)
+    assert main(arguments) == 0
+    assert f"landcover globeland30_2020: lacks {missing.name}, " in capsys.readouterr().out
