@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from geokr.dataset.layout import TILES
 from geokr.encoder import Encoder, load_encoder
 from geokr.landcover.legend import list_taxonomies, read_taxonomy
 from geokr.loading.pixels import open_reader
+from geokr.loading.units import PixelUnits
 from geokr.prediction.maps import TABLE, write_maps, write_table
 from geokr.prediction.tiles import ScenePrediction, SceneTiles, as_tiles, read_scene_tiles
 from geokr.pretraining.checkpoint import LAST, Checkpoint, load
@@ -132,18 +134,26 @@ def predict_dataset(
         labels = label_set or str(checkpoint.facts["labels"])
         scene = read_scene_tiles(dataset, name, attributes, classes, labels, optional=label_set is None)
         if len(scene.row):
-            yield ScenePrediction(scene, predict_scene(dataset, scene, encoder, weight, bias, device))
+            units = PixelUnits(*(checkpoint.facts[field.name] for field in fields(PixelUnits)))
+            yield ScenePrediction(scene, predict_scene(dataset, scene, encoder, units, weight, bias, device))
 
 
 @torch.no_grad()
 def predict_scene(
-    dataset: str, scene: SceneTiles, encoder: Encoder, weight: torch.Tensor, bias: torch.Tensor, device: torch.device
+    dataset: str,
+    scene: SceneTiles,
+    encoder: Encoder,
+    units: PixelUnits,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    device: torch.device,
 ) -> npt.NDArray[np.float32]:
     """Predict the class shares of a scene's accepted tiles: (tile, class), rows sum to 1.
 
-    Raises ValueError naming the shard if pixels cannot be read.
+    units: of the pixels that the encoder was trained with. Raises ValueError naming the shard if pixels cannot be read,
+    or the scene if its pixels stand for something else.
     """
-    reader = open_reader(dataset, "", as_tiles(scene), encoder.bands)
+    reader = open_reader(dataset, "", as_tiles(scene), encoder.bands, units)
     result = []
     for start in range(0, len(scene.row), BATCH):
         positions = np.arange(start, min(start + BATCH, len(scene.row)))

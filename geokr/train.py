@@ -215,12 +215,19 @@ def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[T
     for_validation = Selection("val", config.classes, config.min_known, config.where)
     chosen = choose(config.objective)
     options = {name: getattr(config, name) for name in ("weight", "pairs", "grid")}
-    for_training = replace(for_validation, split="train", year_gap=chosen.uses_year_gap, **options)
+    options |= {"year_gap": chosen.uses_year_gap, "gsd": config.coarsest > 0}
+    for_training = replace(for_validation, split="train", **options)
     sampling = {name: getattr(config, name) for name in ("balance", "shuffle_buffer", "seed")}
     training = TileLoader(dataset, for_training, bands=config.bands, batch=config.accumulate, **sampling, **common)
     training.batch = min(config.batch, training.tiles // parts * parts) // process.world
     return training, TileLoader(
-        dataset, for_validation, bands=training.bands, batch=training.batch, shuffle=False, **common
+        dataset,
+        for_validation,
+        bands=training.bands,
+        units=training.units,
+        batch=training.batch,
+        shuffle=False,
+        **common,
     )
 
 
@@ -302,7 +309,8 @@ def validate_and_log(learner: Learner, journal: Journal | None, batch: Batch | N
         journal.write(learner.step, "val", result.numbers)
         journal.write_classes(learner.step, result.error, result.confusion, classes, result.shares)
         if batch is not None and journal.has_images:
-            views = torch.cat([learner.view(batch.image[:8], stream) for stream in (FIRST_VIEW, SECOND_VIEW)])
+            gsd = None if batch.gsd is None else batch.gsd[:8]
+            views = torch.cat([learner.view(batch.image[:8], gsd, stream) for stream in (FIRST_VIEW, SECOND_VIEW)])
             journal.write_views(learner.step, learner.to_pixels(views).cpu(), learner.config.bands)
         journal.write_curves()
     return result

@@ -27,6 +27,7 @@ from geokr.loading.order import (
 )
 from geokr.loading.pixels import PendingRead, open_reader
 from geokr.loading.selection import Selection, select_tiles
+from geokr.loading.units import PixelUnits
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Batch:
     year_gap: torch.Tensor | None = None
     """(n,) float32: year of the map minus year of the image, NaN if unknown; None unless the selection has
     `year_gap`."""
+    gsd: torch.Tensor | None = None
+    """(n,) float32: ground distance of the tile's pixels, m; None unless the selection has `gsd`."""
     parts: torch.Tensor | None = None
     """(n, part row, part column, class) uint8, see `Tiles`; None unless the selection has a `grid`."""
 
@@ -75,6 +78,7 @@ class TileLoader:
         selection: Selection,
         *,
         bands: Sequence[str] = (),
+        units: PixelUnits | None = None,
         batch: int,
         balance: float = 0.0,
         shuffle: bool = True,
@@ -88,6 +92,7 @@ class TileLoader:
         """selection: tiles to read; with `pairs`, each comes with a tile of the same place, drawn again every epoch.
 
         bands: bands to read, in this order; if empty, those of `choose_bands`.
+        units: of the pixels of all batches; by default the common ones of the scenes.
         batch: number of tiles in a batch of this rank.
         balance: 0 reads each tile once per epoch. 1 draws tiles, some several times and some not at all, so that the
         classes have equal mass. Values in between give a partial balance.
@@ -111,8 +116,8 @@ class TileLoader:
         if balance and not shuffle:
             raise ValueError("balanced tiles are drawn at random: set shuffle")
         self.classes, tiles = select_tiles(dataset, selection)
-        self._reader = open_reader(self.dataset, split, tiles, bands)
-        self.bands = self._reader.bands
+        self._reader = open_reader(self.dataset, split, tiles, bands, units)
+        self.bands, self.units = self._reader.bands, self._reader.units
         self.scenes_left_out: tuple[str, ...] = tuple(self._reader.scenes_without_bands)
         """Scenes with selected tiles that lack one of the bands."""
         self.selected = self._reader.tiles
@@ -301,11 +306,11 @@ class TileLoader:
             _pin(torch.from_numpy(values[positions])) for values in (tiles.fraction, tiles.known, tiles.weight)
         )
         pair = images[1] if len(images) > 1 else None
-        gap, parts = (
+        gap, gsd, parts = (
             None if values is None else _pin(torch.from_numpy(values[positions]))
-            for values in (tiles.year_gap, tiles.parts)
+            for values in (tiles.year_gap, tiles.gsd, tiles.parts)
         )
-        return Batch(images[0], fraction, known, weight, pair, gap, parts), len(errors)
+        return Batch(images[0], fraction, known, weight, pair, gap, gsd, parts), len(errors)
 
     def _allocate(self, tiles: int) -> torch.Tensor:
         shape = (tiles, *self._reader.tile_shape)

@@ -24,7 +24,7 @@ class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         """selection: tiles to read, without `pairs`. bands: as in `TileLoader`."""
         self.classes, tiles = select_tiles(dataset, selection)
         self._reader: TileReader | None = open_reader(str(dataset), selection.split, tiles, bands)
-        self.bands, self.selected = self._reader.bands, self._reader.tiles
+        self.bands, self.units, self.selected = self._reader.bands, self._reader.units, self._reader.tiles
         self._root = self._reader.root
 
     def __getstate__(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
         """Read samples by number. Raises ValueError naming the shard and the tile if one cannot be read."""
-        self._reader = self._reader or TileReader(self._root, self.selected, self.bands)
+        self._reader = self._reader or TileReader(self._root, self.selected, self.bands, self.units)
         positions = np.asarray(indices, dtype=np.int64)
         target = np.empty((len(positions), *self._reader.tile_shape), dtype=self._reader.dtype)
         image = torch.from_numpy(target)

@@ -18,6 +18,7 @@ import tensorstore as ts
 from geokr.dataset.layout import RGB, TILES
 from geokr.loading.order import Positions
 from geokr.loading.selection import Tiles
+from geokr.loading.units import PixelUnits, find_common_units, read_units
 from geokr.storage import files
 
 INDEX_CACHE = 2**27
@@ -63,11 +64,13 @@ class PendingRead:
 class TileReader:
     """The opened images of the scenes that contain the selected tiles."""
 
-    def __init__(self, root: str, tiles: Tiles, bands: Sequence[str]) -> None:
+    def __init__(self, root: str, tiles: Tiles, bands: Sequence[str], units: PixelUnits | None = None) -> None:
         """root: path or URL of the store. bands: bands to read, in this order; if empty, those of `choose_bands`.
 
+        units: of the pixels that are read, whatever those of each scene are; by default the common ones of the scenes.
         Raises ValueError if no scene has all bands. Also raises it, naming the scene, if a scene is not in the
-        store, if its image cannot be opened, or if its tiles differ in size or type from those of other scenes.
+        store, if its image cannot be opened, or if its tiles differ in size, type or quantity from those of other
+        scenes.
         """
         _check_threads()
         self.root = root
@@ -102,6 +105,10 @@ class TileReader:
         """Shape of a tile: (band, y, x)."""
         self.dtype: np.dtype[Any] = next(iter(self._arrays.values())).dtype.numpy_dtype
         """Type of the pixels: uint8 or uint16."""
+        its_units = {name: read_units(attributes[name], self.dtype.name) for name in self._arrays}
+        self.units = units or find_common_units(its_units.values())
+        """What the pixels stand for, as they are read."""
+        self._tables = _convert_units(root, its_units, self.units, tiles.scenes)
         sides, shapes = np.ones((2, len(tiles.scenes), 2), dtype=np.int64)
         for number, name in enumerate(tiles.scenes):
             if name in self._arrays:
@@ -149,14 +156,19 @@ class TileReader:
 
     def finish(self, read: PendingRead) -> dict[int, str]:
         """Wait for a read. Returns the tiles that cannot be read: row of the target -> error message."""
+        errors: dict[int, str] = {}
         try:
             read.future.result()
         except Exception as error:  # tensorstore raises ValueError, IndexError, OSError and more
             errors = dict(self._retry(read))
             if not errors:
                 log.warning("%s: a read failed but succeeded when repeated: %s", self.root, error)
-            return errors
-        return {}
+        if self._tables:
+            scene = self.tiles.scene[read.positions]
+            for number in set(scene.tolist()) & self._tables.keys():
+                rows = np.flatnonzero(scene == number)
+                read.target[rows] = self._tables[number][read.target[rows]]
+        return errors
 
     def _retry(self, read: PendingRead) -> Iterator[tuple[int, str]]:
         """Repeat a read tile by tile. Yields each row that cannot be read, with the error message."""
@@ -171,8 +183,10 @@ class TileReader:
                 yield number, f"{place}: tile {cells[number]} cannot be read; build it again: {reason}"
 
 
-def open_reader(dataset: str, split: str, tiles: Tiles, bands: Sequence[str]) -> TileReader:
-    reader = TileReader(f"{dataset}/{TILES}", tiles, bands)
+def open_reader(
+    dataset: str, split: str, tiles: Tiles, bands: Sequence[str], units: PixelUnits | None = None
+) -> TileReader:
+    reader = TileReader(f"{dataset}/{TILES}", tiles, bands, units)
     if reader.scenes_without_bands:
         log.warning(
             "%s: %d scenes of split %s lack a band of %s, left out",
@@ -225,10 +239,6 @@ def _open_scenes(
     attributes: scene -> attributes of its group. Raises ValueError naming the scene if its image cannot be opened, or
     if its tiles differ in size or type from the other scenes.
     """
-    units = {
-        scene: [values.get("radiometry", {}).get(name) for name in ("scale_factor", "add_offset")]
-        for scene, values in attributes.items()
-    }
     # A missing chunk must raise an error: filled with the fill value, it would be a black tile with a real label.
     spec = {
         "driver": "zarr3",
@@ -251,8 +261,6 @@ def _open_scenes(
         if array.dtype not in (ts.uint8, ts.uint16):
             raise ValueError(f"{root}/{scene}: tiles are {array.dtype.name}, but training reads uint8 and uint16")
         kind = f"{array.shape[3:]} px of {array.dtype.name}"
-        if array.dtype == ts.uint16:
-            kind += " with scale_factor {} and add_offset {}".format(*units[scene])
         expected = expected or kind
         if kind != expected:
             raise ValueError(
@@ -262,6 +270,27 @@ def _open_scenes(
         available = attributes[scene]["bands"]
         arrays[scene] = _select_bands(array, [available.index(band) for band in bands])
     return arrays
+
+
+def _convert_units(
+    root: str, given: Mapping[str, PixelUnits], units: PixelUnits, scenes: Sequence[str]
+) -> dict[int, npt.NDArray[np.uint16]]:
+    """A table of pixels for each scene that is not in `units`: number of the scene -> pixel in `units` by its own.
+
+    given: scene -> its units. Raises ValueError naming a scene whose pixels stand for something else.
+    """
+    tables: dict[int, npt.NDArray[np.uint16]] = {}
+    shared: dict[PixelUnits, npt.NDArray[np.uint16]] = {}
+    for number, name in enumerate(scenes):
+        its_own = given.get(name, units)
+        if its_own.quantity != units.quantity:
+            raise ValueError(
+                f"{root}/{name}: pixels are {its_own.quantity}, expected {units.quantity}; choose scenes of one kind "
+                "with conditions on the index, or build all with radiometry toa"
+            )
+        if its_own != units:
+            tables[number] = shared.setdefault(its_own, units.table(its_own))
+    return tables
 
 
 def _select_bands(array: Any, bands: list[int]) -> Any:

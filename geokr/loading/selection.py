@@ -45,6 +45,8 @@ class Selection:
     """Also read places and dates, to pair tiles of one place. Tiles without a place or a date are left out."""
     year_gap: bool = False
     """Also read the years between map and image."""
+    gsd: bool = False
+    """Also read the ground distance of the pixels."""
     grid: int = 1
     """Parts along a side of a tile whose class shares are read too: 1, which reads none, 2, 4 or 8."""
 
@@ -70,6 +72,8 @@ class Tiles:
     """Acquisition day, in days since 1970-01-01."""
     year_gap: npt.NDArray[np.float32] | None = None
     """Year of the map minus year of the image; NaN if unknown. None unless the selection has `year_gap`."""
+    gsd: npt.NDArray[np.float32] | None = None
+    """Ground distance of the pixels, m. None unless the selection has `gsd`."""
     parts: npt.NDArray[np.uint8] | None = None
     """(tile, part row, part column, class): area of each selected class in each part, in units of 1 / WHOLE_PART of a
     part; the rest of the part is unknown. None unless the selection has a `grid`."""
@@ -149,6 +153,8 @@ def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, 
         columns += ["place", "acquired"]
     if selection.year_gap:
         columns += ["year_gap"]
+    if selection.gsd:
+        columns += ["gsd"]
     weight = selection.weight
     rows = read_index(dataset, None if callable(weight) else list(dict.fromkeys([*columns, *weight])))
     total = np.stack([rows[name].to_numpy() for name in classes]).sum(axis=0, dtype=np.float64)
@@ -193,6 +199,7 @@ def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, 
         place=_encode(rows["place"]) if selection.pairs else None,
         date=None if days is None else days.to_numpy().astype(np.int64),
         year_gap=rows["year_gap"].to_numpy().astype(np.float32) if selection.year_gap else None,
+        gsd=rows["gsd"].to_numpy().astype(np.float32) if selection.gsd else None,
         parts=parts,
     )
 

@@ -26,10 +26,11 @@ def derive_seed(*parts: int) -> int:
 def draw_maps(
     tiles: int, config: TrainConfig, std: Sequence[float], seed: int, part: tuple[int, int] = (0, 1)
 ) -> torch.Tensor:
-    """Draw a view of each tile: (tiles, 6 + 2 * band * band) float32 on the CPU, one column more if views are blurred.
+    """Draw a view of each tile: (tiles, 6 + 2 * band * band) float32 on the CPU, a column more each with blur and zoom.
 
     Each row has the six numbers of the affine map of `view_affines`, and the two matrices of `colour_maps`, divided by
-    `std` of each band; then the standard deviation of the blur, px, or 0 for none. part: index of this part, and number
+    `std` of each band; then the standard deviation of the blur, px, or 0 for none; then the power of the largest zoom,
+    uniform in 0..1, which `zoom_out` takes. part: index of this part, and number
     of equal parts of the step's tiles. Random numbers are drawn for all parts, so that the view of a tile does not
     depend on the number of parts.
     """
@@ -47,7 +48,24 @@ def draw_maps(
     if config.blur:
         spread = (0.1 + 1.9 * more[:, 1]) * config.image_size / 224
         columns.append((spread * (more[:, 2] < config.blur))[:, None])
+    if config.zoom > 1:
+        columns.append(torch.rand(tiles * count, generator=generator)[index * tiles : (index + 1) * tiles, None])
     return torch.cat(columns, dim=1)
+
+
+def zoom_out(maps: torch.Tensor, config: TrainConfig, gsd: torch.Tensor | None) -> torch.Tensor:
+    """Let each view show a coarser ground distance, by a factor up to `zoom`, uniform in its logarithm.
+
+    maps: from `draw_maps`, on any device; without the last column in the result. gsd: (n,) ground distances of the
+    tiles' pixels, m, NaN if unknown, needed with `coarsest`: then no tile is shown coarser than that, and one of
+    unknown ground distance as it is. The view covers more of the tile and, beyond its edges, shows it mirrored.
+    """
+    most = torch.full_like(maps[:, -1:], config.zoom)
+    if config.coarsest and gsd is not None:
+        most = (config.coarsest / gsd[:, None]).nan_to_num(nan=1.0).clamp(1.0, config.zoom)
+    theta = maps[:, :6].view(-1, 2, 3)
+    linear = theta[:, :, :2] * (most ** maps[:, -1:])[:, :, None]
+    return torch.cat([torch.cat([linear, theta[:, :, 2:]], dim=2).flatten(1), maps[:, 6:-1]], dim=1)
 
 
 def view_affines(draws: torch.Tensor, config: TrainConfig) -> torch.Tensor:

@@ -69,7 +69,7 @@ encoder = timm.create_model({creation})
 ```
 
 The input is (unit - mean) / std, where unit = (pixels - low) / (high - low), clipped to 0..1, of {facts["pixel_type"]}
-pixels, with images of {config["image_size"]} px in training:
+pixels ({describe_units(facts)}), with images of {config["image_size"]} px in training:
 
 | band | low | high | mean | std |
 |---|---|---|---|---|
@@ -125,7 +125,17 @@ def describe_pixels(facts: Mapping[str, Any]) -> str:
         return "8-bit pixels, stretched per scene like the tiles of the data set."
     pairs = zip(facts["low_pixel"], facts["high_pixel"], strict=True)
     ranges = ", ".join(f"{low:g} to {high:g}" for low, high in pairs)
-    return f"16-bit pixels of the data set, clipped band by band to {ranges}."
+    return f"16-bit pixels of the data set, {describe_units(facts)}, clipped band by band to {ranges}."
+
+
+def describe_units(facts: Mapping[str, Any]) -> str:
+    """What a pixel stands for, and in which steps."""
+    words = [facts["quantity"]]
+    if facts["scale_factor"] != 1:
+        words.append(f"in steps of {facts['scale_factor']:g}")
+    if facts["add_offset"]:
+        words.append(f"above {facts['add_offset']:g}")
+    return " ".join(words)
 
 
 def list_licences(labels: str) -> list[str]:

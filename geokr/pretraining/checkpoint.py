@@ -11,7 +11,7 @@ import torch
 
 from geokr.storage.files import replace_file
 
-VERSION = 6
+VERSION = 7
 """Version of the file format. Files of another version are refused."""
 
 LAST = "last.pt"

@@ -129,6 +129,12 @@ class TrainConfig(Strict):
     would remain after quarter turns."""
     aspect_ratio: Annotated[float, Field(ge=1, le=4)] = 1.0
     """Maximum ratio of a view's sides. Above 1, the ground distance per pixel depends on the direction."""
+    zoom: Annotated[float, Field(ge=1, le=8)] = 1.0
+    """Views have up to this many times the ground distance of their tile, uniform in the logarithm, so that an encoder
+    knows other resolutions. Beyond its edges, such a view shows the tile mirrored, and keeps its label."""
+    coarsest: Amount = 0.0
+    """Ground distance beyond which `zoom` takes no tile, m: that of the coarsest scenes, if they have several. 0: no
+    limit."""
     brightness: Share = 0.3
     """Views are multiplied by a random factor within 1 +- this value."""
     contrast: Share = 0.3
@@ -231,6 +237,8 @@ class TrainConfig(Strict):
             raise ValueError(f"classes must name at least two classes, got only {self.classes[0]}")
         if self.pairs and self.shuffle_buffer:
             raise ValueError("pairs cannot be read with a shuffle_buffer: set shuffle_buffer to 0")
+        if self.coarsest and self.zoom == 1:
+            raise ValueError("coarsest limits zoom: set zoom above 1")
         kept = ("start_pull", "distil", "head_warm_up", "start_statistics", "interpolate")
         if self.pretrained is False and (used := [name for name in kept if getattr(self, name)]):
             raise ValueError(f"{used[0]} keeps what the encoder starts from: set pretrained")

@@ -1,5 +1,6 @@
 """What a run knows of its tiles, by which it is not resumed with other tiles."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from geokr.dataset.index import read_extent, read_summary
@@ -17,11 +18,15 @@ class DataFacts:
     mean_label: tuple[float, ...]
     """Mean share of each class over the training tiles."""
     pixel_type: str
-    """Type of the stored pixels: uint8 or uint16."""
+    """Type of the pixels: uint8 or uint16."""
+    quantity: str
+    """What they stand for, as pixel * scale_factor + add_offset: see `PixelUnits`."""
+    scale_factor: float
+    add_offset: float
     low_pixel: tuple[float, ...]
-    """Stored pixel of each band that becomes 0."""
+    """Pixel of each band that becomes 0."""
     high_pixel: tuple[float, ...]
-    """Stored pixel of each band that becomes 1."""
+    """Pixel of each band that becomes 1."""
     mean_pixel: tuple[float, ...]
     """Mean of each band over a sample of the training tiles, in 0..1."""
     std_pixel: tuple[float, ...]
@@ -46,6 +51,7 @@ def gather_facts(training: TileLoader, held_out: TileLoader) -> DataFacts:
         classes=training.classes,
         mean_label=tuple(training.fraction.mean(axis=0, dtype="float64").tolist()),
         pixel_type=levels.dtype,
+        **dataclasses.asdict(training.units),
         low_pixel=tuple(levels.low),
         high_pixel=tuple(levels.high),
         mean_pixel=tuple(levels.mean),

@@ -16,7 +16,7 @@ from geokr.dataset.layout import WHOLE_PART
 from geokr.encoder import to_unit, unit_scale
 from geokr.loading.device import send
 from geokr.loading.loader import Batch, TileLoader
-from geokr.pretraining.augment import derive_seed, draw_maps
+from geokr.pretraining.augment import derive_seed, draw_maps, zoom_out
 from geokr.pretraining.checkpoint import Checkpoint
 from geokr.pretraining.classifier import build_student, recompute_activations
 from geokr.pretraining.config import TrainConfig
@@ -102,17 +102,18 @@ class Learner:
         """Undo `normalise`: float32 in 0..1."""
         return view.float() * self.form.std + self.form.mean
 
-    def view(self, image: torch.Tensor, stream: int, part: int = 0) -> torch.Tensor:
+    def view(self, image: torch.Tensor, gsd: torch.Tensor | None, stream: int, part: int = 0) -> torch.Tensor:
         """Compute a normalised random view of a part of this process's tiles in the step: (n, band, size, size).
 
-        image: (n, band, y, x) stored pixels, on the device.
+        image: (n, band, y, x) stored pixels, on the device. gsd: see `Batch`.
         """
-        return render(self.to_unit(image), self.draw_maps(image, stream, part), self.form)
+        return render(self.to_unit(image), self.draw_maps(image, gsd, stream, part), self.form)
 
-    def draw_maps(self, image: torch.Tensor, stream: int, part: int = 0) -> torch.Tensor:
+    def draw_maps(self, image: torch.Tensor, gsd: torch.Tensor | None, stream: int, part: int = 0) -> torch.Tensor:
         """Draw the views of a part of this process's tiles in the step, see `augment.draw_maps`; on the device."""
         seed = derive_seed(self.config.seed, self.step, stream)
-        return send(draw_maps(len(image), self.config, self.std, seed, self.index_and_count(part)), image.device)
+        maps = send(draw_maps(len(image), self.config, self.std, seed, self.index_and_count(part)), image.device)
+        return maps if self.config.zoom == 1 else zoom_out(maps, self.config, gsd)
 
     def index_and_count(self, part: int) -> tuple[int, int]:
         """Index of a part of this process's tiles among the equal parts of the step's tiles, and their number."""
@@ -126,7 +127,7 @@ class Learner:
         shares = target[:, None] if tiles.parts is None else tiles.parts.flatten(1, 2).float() / WHOLE_PART
 
         def view(stream: int) -> torch.Tensor:
-            return self.view(pair if stream == SECOND_VIEW else image, stream, number)
+            return self.view(pair if stream == SECOND_VIEW else image, tiles.gsd, stream, number)
 
         def uniform(count: int) -> torch.Tensor:
             index, parts = self.index_and_count(number)
@@ -135,7 +136,7 @@ class Learner:
             return send(draws[index * len(image) : (index + 1) * len(image)], image.device)
 
         def overlap(stream: int, height: int, width: int) -> torch.Tensor:
-            theta = self.draw_maps(image, stream, number)[:, :6].view(-1, 2, 3)
+            theta = self.draw_maps(image, tiles.gsd, stream, number)[:, :6].view(-1, 2, 3)
             return measure_overlap(theta, grid, height, width)
 
         if tiles.parts is not None:
@@ -231,7 +232,7 @@ def create_learner(
         std=std,
         gain=gain.to(process.device),
         offset=offset.to(process.device),
-        form=make_input_format(config.image_size, mean, std, dtype, process.device, config.channels_last),
+        form=make_input_format(config.image_size, mean, std, dtype, process.device, config.channels_last, config.zoom),
         start=start,
         scaler=GradScaler(process.device.type, enabled=dtype == torch.float16),
         dtype=dtype,

@@ -28,7 +28,7 @@ def measure_overlap(theta: torch.Tensor, grid: int, height: int, width: int) -> 
     for axis, stride in ((1, grid), (0, 1)):
         across, down, centre = (theta[:, axis, k, None, None] for k in range(3))
         place = across * x + down * y[:, None] + centre  # (n, rows, cols)
-        place = torch.where(place.abs() > 1, 2 * place.sign() - place, place)  # mirrored at the edge of the tile
+        place = ((place - 1).remainder(4) - 2).abs() - 1  # mirrored at the edges of the tile, again and again
         part += stride * ((place + 1) * (grid / 2)).long().clamp(0, grid - 1)
     cell_row, cell_col = (
         torch.arange(count, device=theta.device) // (count // cells) for count, cells in ((rows, height), (cols, width))

@@ -4,8 +4,9 @@ What a view shows is decided on the host, as one row of numbers per tile: see `g
 are on the device, so that the host never waits for it.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -32,6 +33,8 @@ class InputFormat:
     """(band, 1, 1): a pixel of 1, normalised."""
     centres: torch.Tensor
     """(size, 1): coordinates of pixel centres along a side, in -1..1."""
+    levels: int = field(kw_only=True)
+    """Number of resolutions of a tile, each half the one before, that zoomed views are sampled from."""
 
 
 def make_input_format(
@@ -41,12 +44,16 @@ def make_input_format(
     dtype: torch.dtype,
     device: torch.device,
     channels_last: bool = False,
+    zoom: float = 1.0,
 ) -> InputFormat:
+    """Put the constants on the device. zoom: largest factor of a view's ground distance, as in `TrainConfig`."""
     middle, spread = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
     centres = (2 * torch.arange(size, dtype=torch.float64)[:, None] + 1) / size - 1
     constants = (middle, spread, -middle / spread, (1 - middle) / spread, centres)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return InputFormat(size, dtype, layout, *(values.float().to(device) for values in constants))
+    levels = 1 + math.ceil(math.log2(zoom))
+    moved = [values.float().to(device) for values in constants]
+    return InputFormat(size, dtype, layout, *moved, levels=levels)
 
 
 def normalise(pixels: torch.Tensor, form: InputFormat) -> torch.Tensor:
@@ -66,7 +73,7 @@ def render(pixels: torch.Tensor, maps: torch.Tensor, form: InputFormat) -> torch
     theta, mix, mix_mean, spread = torch.split(maps, [6, bands**2, bands**2, blurs], dim=1)
     if pixels.shape[-1] > form.size:
         pixels = resize(pixels, form.size)
-    view = _warp(pixels, theta.view(-1, 2, 3), form)  # (n, band, size, size)
+    view = _sample(pixels, theta.view(-1, 2, 3), form)  # (n, band, size, size)
     if blurs:
         view = blur(view, spread)
     mean = view.mean(dim=(2, 3))[:, :, None]  # (n, band, 1)
@@ -89,6 +96,24 @@ def blur(view: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
     rows = F.pad(view.reshape(1, -1, size, size), [reach] * 4, mode="reflect")
     blurred = F.conv2d(F.conv2d(rows, kernel, groups=len(kernel)), kernel.transpose(2, 3), groups=len(kernel))
     return blurred.view(count, bands, size, size)
+
+
+def _sample(pixels: torch.Tensor, theta: torch.Tensor, form: InputFormat) -> torch.Tensor:
+    """Warp tiles to views, without aliasing where they are zoomed out: (n, band, size, size).
+
+    A view is interpolated between the two resolutions of the tile that are nearest to its own: trilinear
+    interpolation in an image pyramid (Williams, Pyramidal Parametrics, 1983).
+    """
+    if form.levels == 1:
+        return _warp(pixels, theta, form)
+    side = pixels.shape[-1]
+    area = theta[:, 0, 0] * theta[:, 1, 1] - theta[:, 0, 1] * theta[:, 1, 0]  # of the view, in tiles
+    level = (0.5 * torch.log2(area.abs()) + math.log2(side / form.size)).clamp(0, form.levels - 1)
+    view = torch.zeros((), device=pixels.device)
+    for number in range(form.levels):
+        share = (1 - (level - number).abs()).clamp_min(0)[:, None, None, None]
+        view = view + share * _warp(resize(pixels, max(1, side // 2**number)), theta, form)
+    return view
 
 
 def _warp(pixels: torch.Tensor, theta: torch.Tensor, form: InputFormat) -> torch.Tensor:

@@ -39,19 +39,22 @@ def write_dataset(
     block: int = 4,
     classes: Sequence[str] = CLASSES,
     parts: dict[str, np.ndarray] | None = None,
+    radiometry: dict[str, dict[str, Any]] | None = None,
 ) -> Path:
     """A data set as the pipeline leaves it.
 
     pixels: scene -> (row, col, band, y, x) uint8 or uint16. share: scene -> (row, col, class).
     more: further columns of the index, a value a tile, in the order of the pixels. parts: scene -> (row, col, grid,
-    grid, class) uint8, the labels of the parts of its tiles.
+    grid, class) uint8, the labels of the parts of its tiles. radiometry: scene -> this attribute of its group.
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("tile", "scene", "row", "col", "known", "split", *classes)}
     tiles = str(root / layout.TILES)
     for scene, image in pixels.items():
         rows, cols, count, tile = image.shape[:4]
         its_bands = list((bands or {}).get(scene, BANDS))
-        attributes = {"bands": its_bands, "tile": tile, "stride": tile, "proj:code": "EPSG:32647"}
+        attributes: dict[str, Any] = {"bands": its_bands, "tile": tile, "stride": tile, "proj:code": "EPSG:32647"}
+        if radiometry:
+            attributes["radiometry"] = radiometry[scene]
         attributes["spatial:transform"] = [10.0, 0.0, 400000.0, 0.0, -10.0, 3400000.0]
         store.create_tiles(
             tiles,

@@ -1,13 +1,14 @@
 """Views hold what their tile holds: geometry to the pixel, colours as torchvision changes them."""
 
 import itertools
+import math
 
 import pytest
 import torch
 import torchvision.transforms.functional as tv
 
 from geokr.encoder import resize
-from geokr.pretraining.augment import colour_maps, derive_seed, draw_maps, view_affines
+from geokr.pretraining.augment import colour_maps, derive_seed, draw_maps, view_affines, zoom_out
 from geokr.pretraining.config import TrainConfig
 from geokr.pretraining.render import make_input_format, normalise, render
 
@@ -291,3 +292,63 @@ def test_plain_resizes_without_change() -> None:
     constant = torch.full((1, 3, 40, 40), 0.2)
     assert torch.allclose(resize(constant, 12), torch.full((1, 3, 12, 12), 0.2))
     assert resize(constant, 56).shape == (1, 3, 56, 56)
+
+
+# --- coarser ground distances
+
+
+ZOOMED = STILL.model_copy(update={"zoom": 4.0, "image_size": 16})
+
+
+def show(pixels: torch.Tensor, theta: torch.Tensor, config: TrainConfig) -> torch.Tensor:
+    """Views of pixels in 0..1 by given affine maps, in 0..1."""
+    plain, unit = [0.0] * 3, [1.0] * 3
+    form = make_input_format(config.image_size, plain, unit, torch.float32, torch.device("cpu"), zoom=config.zoom)
+    maps = draw_maps(len(pixels), config, unit, seed=0)[:, :-1]
+    maps[:, :6] = theta.flatten(1)
+    return render(pixels, maps, form)
+
+
+def scaled(factor: float, tiles: int = 4) -> torch.Tensor:
+    return (factor * torch.eye(2, 3)).expand(tiles, 2, 3)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_a_zoomed_view_is_the_tile_made_smaller_and_mirrored_around(factor: int) -> None:
+    image = noise(4, side=16)
+    small = resize(image, 16 // factor)
+    around = torch.cat([small, small.flip(3), small, small.flip(3), small], dim=3)
+    around = torch.cat([around, around.flip(2), around, around.flip(2), around], dim=2)
+    middle, half = around.shape[-1] // 2, 8
+    expected = around[:, :, middle - half : middle + half, middle - half : middle + half]
+    torch.testing.assert_close(show(image, scaled(factor), ZOOMED), expected, rtol=0, atol=1e-5)
+
+
+def test_a_zoomed_view_has_no_aliases() -> None:
+    """Stripes as wide as a pixel are grey from afar, at each factor and each angle."""
+    stripes = torch.arange(16).remainder(2).float().expand(4, 3, 16, 16)
+    turned = torch.tensor([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0]])
+    for theta in (scaled(2.0), scaled(3.1), 4 * turned.expand(4, 2, 3)):
+        seen = show(stripes, theta, ZOOMED)
+        assert (seen - 0.5).abs().max() < 0.13
+    assert (show(stripes, scaled(1.0), ZOOMED) - 0.5).abs().min() > 0.49
+
+
+def test_zooms_are_even_in_the_logarithm_and_stop_at_the_coarsest() -> None:
+    config = ZOOMED.model_copy(update={"coarsest": 16.0})
+    maps = draw_maps(4000, config, [1.0] * 3, seed=1)
+    plain = draw_maps(4000, STILL, [1.0] * 3, seed=1)
+    assert torch.equal(maps[:, :-1], plain)
+    gsd = torch.tensor([2.0, 8.0, 16.0, 30.0, math.nan]).repeat(800)
+    found = zoom_out(maps, config, gsd)
+    assert torch.equal(found[:, 6:], plain[:, 6:])
+    assert torch.equal(found[:, [2, 5]], plain[:, [2, 5]])
+    factor = (found[:, 0].square() + found[:, 1].square()).sqrt() / (plain[:, 0].square() + plain[:, 1].square()).sqrt()
+    for group, most in enumerate((4.0, 2.0, 1.0, 1.0, 1.0)):
+        powers = factor[group::5].log2()
+        assert powers.min() >= -1e-5
+        assert powers.max() <= math.log2(most) + 1e-5
+        assert powers.mean() == pytest.approx(math.log2(most) / 2, abs=0.06)
+        assert powers.std() == pytest.approx(math.log2(most) / 12**0.5, abs=0.06)
+    free = zoom_out(maps, ZOOMED, None)[:, :2].square().sum(dim=1).sqrt()
+    assert free.max() > 3.9

@@ -66,6 +66,7 @@ def test_values_are_read_by_the_type_of_their_key(pair: str, key: str, value: ob
         ("ema_periods='1, ['", "command line: ema_periods: expected numbers"),
         ("bands=red,red", "command line: bands must not repeat a name, got red, red"),
         ("classes=water", "command line: classes must name at least two classes"),
+        ("coarsest=16", "command line: coarsest limits zoom: set zoom above 1"),
         (
             "loggers=comet",
             "command line: loggers: Input should be 'tensorboard', 'dvclive', 'wandb' or 'mlflow', got 'comet'",

@@ -24,7 +24,7 @@ from geokr.pretraining.objectives.parts import PartClassifier, part_losses, to_m
 from geokr.pretraining.overlap import label_views, measure_overlap, pool
 from geokr.pretraining.processes import Process
 from geokr.pretraining.render import make_input_format, render
-from tests.geokr.conftest import COLOURS, write_dataset
+from tests.geokr.conftest import COLOURS, Build, write_dataset
 
 ALONE = Process(0, 1, torch.device("cpu"))
 
@@ -221,6 +221,37 @@ def test_the_target_is_the_label_of_the_first_view(striped: Path) -> None:
     assert not torch.allclose(part.target, batch.fraction, atol=0.1)
 
 
+def test_views_of_coarse_tiles_are_not_zoomed(build: Build, tmp_path: Path) -> None:
+    """In a set of two ground distances, the views of the finer tiles alone change; their parts follow."""
+    image = np.random.default_rng(0).integers(0, 255, (2, 8, 4, 16, 16)).astype(np.uint8)
+    share = np.full((2, 8, 3), 1 / 3, np.float32)
+    gsd = np.array([2.0] * 4 + [16.0] * 4 + [2.0] * 8, np.float32)
+    dataset = build(
+        tmp_path / "unlike",
+        {"a": image},
+        {"a": share},
+        more={"gsd": gsd},
+        split=lambda scene, row, col: "val" if row else "train",
+        parts={"a": np.full((2, 8, 2, 2, 3), 85, np.uint8)},
+    )
+    learners, batches = [], []
+    for more in ([], ["zoom=4", "coarsest=16"]):
+        settings = ["model=test_resnet", "image_size=16", "batch=8", "grid=2", "bands=red,green,blue", *more]
+        config = configure("parts", None, settings)
+        training, held_out = train.make_loaders(str(dataset), config, ALONE)
+        learners.append(create_learner(config, ALONE, training, held_out, gather_facts(training, held_out)))
+        batches.append(next(iter(training)))
+    assert batches[0].gsd is None
+    coarse = batches[1].gsd == 16
+    assert coarse.sum() == 4
+    plain, zoomed = (learner.part(batch, 0) for learner, batch in zip(learners, batches, strict=True))
+    same = torch.isclose(zoomed.view(0), plain.view(0), atol=1e-3).flatten(1).all(dim=1)
+    assert torch.equal(same, coarse)
+    overlap, before = zoomed.overlap(0, 4, 4), plain.overlap(0, 4, 4)
+    assert torch.equal(overlap[coarse], before[coarse])
+    assert not torch.allclose(overlap[~coarse], before[~coarse], atol=1e-3)
+
+
 def test_stopping_changes_nothing(striped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [
         "--data",
@@ -262,3 +293,12 @@ def test_it_learns_the_parts(striped: Path) -> None:
         learner.logged_steps = learner.step
     first, last = (np.mean([row[3] for row in rows]) for rows in (losses[:5], losses[-5:]))
     assert last < 0.8 * first
+
+
+def test_a_view_far_beyond_its_tile_shows_it_mirrored_again_and_again() -> None:
+    """Six tile widths, every second one mirrored: each part is seen equally often."""
+    overlap = measure_overlap((torch.eye(2, 3) * 6)[None], 2, 12, 12)[0]
+    assert overlap.sum(dim=1).tolist() == pytest.approx([0.25] * 4, abs=1e-6)
+    upper_left = overlap[0].view(12, 12) * 144
+    one = torch.tensor([1.0, 1, 0, 0] * 3)
+    assert upper_left == pytest.approx(one[:, None] * one, abs=0.05)

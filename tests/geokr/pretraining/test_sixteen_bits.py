@@ -85,5 +85,5 @@ def test_thirteen_bands_in_16_bits_are_trained_exported_and_loaded(
     with pytest.raises(ValueError, match="takes a tensor of uint16 pixels"):
         encoder(held_out.image.to(torch.uint8))
     card = (out / "README.md").read_text()
-    assert "of uint16" in card
+    assert "of uint16\npixels (digital numbers)" in card
     assert f"| swir22 | {checkpoint.facts['low_pixel'][12]:g} | {checkpoint.facts['high_pixel'][12]:g} |" in card

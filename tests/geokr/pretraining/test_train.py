@@ -500,8 +500,8 @@ def test_each_step_has_views_of_its_own(coloured: Path) -> None:
     for seed in (0, 1):
         learner.config = learner.config.model_copy(update={"seed": seed})
         for learner.step, stream in itertools.product((0, 1, 2), (FIRST_VIEW, SECOND_VIEW)):
-            found[seed, learner.step, stream] = learner.view(image, stream)
-            assert torch.equal(learner.view(image, stream), found[seed, learner.step, stream])
+            found[seed, learner.step, stream] = learner.view(image, None, stream)
+            assert torch.equal(learner.view(image, None, stream), found[seed, learner.step, stream])
     assert not any(torch.equal(*pair) for pair in itertools.combinations(found.values(), 2))
     pixels = learner.normalise(learner.to_unit(image))
     assert float(pixels.mean((0, 2, 3)).abs().max()) < 0.3  # as much as a batch is off the data set
