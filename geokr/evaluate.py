@@ -1,4 +1,4 @@
-"""Evaluate encoders on downstream tasks: `python -m geokr.evaluate classification --data FOLDER --encoder ...`.
+"""Evaluate encoders on downstream tasks: `geokr evaluate classification --data FOLDER --encoder ...`.
 
 Each cell, which is an encoder trained in one mode on one share of the labels with one seed, is a line of
 EVAL/results.jsonl. Run the same command again to go on where it stopped.
@@ -109,7 +109,7 @@ def describe_labels(rows: Sequence[Any], encoder: str, baseline: str) -> str:
 def report(arguments: list[str]) -> int:
     """Run the subcommand `report`. Returns its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m geokr.evaluate report",
+        prog="geokr evaluate report",
         description="Write EVAL/report.html, which opens without a network, and tables.md and tables.tex for a paper.",
     )
     parser.add_argument("out", type=inputs.local_path, metavar="EVAL", help="folder of the results")
@@ -125,12 +125,9 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] == ["report"]:
-        return report(given[1:])
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m geokr.evaluate",
+        prog="geokr evaluate",
         description="Evaluate encoders on a downstream task. Run the same command again to resume. "
         "`report EVAL` writes tables and pictures of the results.",
         epilog="Settings follow as key=value; they are described in geokr/evaluation/task.py and in the task's file. "
@@ -151,8 +148,15 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="FILE.yaml",
         help=f"parameter file with a section `{SECTION}:`",
     )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["report"]:
+        return report(given[1:])
     pairs = [argument for argument in given if re.match(r"[a-z_]+=", argument)]  # also after a list such as --labels
-    options = parser.parse_args([argument for argument in given if argument not in pairs])
+    options = make_parser().parse_args([argument for argument in given if argument not in pairs])
     try:
         given_here = {name: value for name in Plan.model_fields if (value := getattr(options, name, None)) is not None}
         plan = read_plan(options.params, given_here, pairs)

@@ -1,4 +1,4 @@
-"""Export the encoder of a run for use in other software: `python -m geokr.export RUN --out FOLDER`.
+"""Export the encoder of a run for use in other software: `geokr export RUN --out FOLDER`.
 
     encoder = timm.create_model(model, num_classes=0, in_chans=bands)  # img_size=image_size if its size is fixed
     encoder.pre_logits = torch.nn.Identity()  # a VGG alone
@@ -142,9 +142,9 @@ def _export_onnx(encoder: nn.Module, example: torch.Tensor, out: Path) -> None:
             file.write(Path(folder, "encoder.onnx").read_bytes())
 
 
-def main(arguments: list[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m geokr.export", description="Export the encoder of a run for use in other software."
+        prog="geokr export", description="Export the encoder of a run for use in other software."
     )
     parser.add_argument("run", type=inputs.local_path, metavar="RUN", help="directory of the run")
     parser.add_argument("--out", type=inputs.local_path, required=True, metavar="FOLDER", help="folder to write to")
@@ -152,7 +152,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--best", action="store_true", help="export the step with the best validation instead of the last step"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = make_parser().parse_args(arguments)
     try:
         checkpoint = load(options.run / (BEST if options.best else LAST))
         metrics_path = options.run / "metrics.json"

@@ -1,10 +1,10 @@
-"""Predict land cover with a pre-trained network: `python -m geokr.predict RUN --data DATASET --out FOLDER`.
+"""Predict land cover with a pre-trained network: `geokr predict RUN --data DATASET --out FOLDER`.
 
 The network learnt the class shares of tiles from a map that is older and coarser than the images. Its prediction for
 a tile is therefore an estimate of what the map would say today, and where both differ, the map may be outdated, the
 image cloudy, or the geolocation wrong. Nothing of this is validated: it is the pre-training task, applied.
 
-With `--scenes`, the tiles are built first, into FOLDER/dataset, by `python -m pipeline.build_levir_kr`.
+With `--scenes`, the tiles are built first, into FOLDER/dataset, by `geokr build`.
 """
 
 import argparse
@@ -36,10 +36,9 @@ BATCH = 64
 """Tiles at once."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command. Returns its exit status: 0 done, 2 an input cannot be used."""
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m geokr.predict", description="Predict class shares of tiles, and where they differ from the map."
+        prog="geokr predict", description="Predict class shares of tiles, and where they differ from the map."
     )
     add = parser.add_argument
     add("run", type=local_path, metavar="RUN", help="folder of the pre-training run")
@@ -50,7 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
     add("--labels", metavar="NAME", help="label set to compare with, <product>_<year> (that of the run)")
     add("--out", type=local_path, required=True, metavar="FOLDER", help="folder to write to")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device (a GPU if there is one)")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command. Returns its exit status: 0 done, 2 an input cannot be used."""
+    options = make_parser().parse_args(arguments)
     try:
         checkpoint, encoder = load(options.run / LAST), load_encoder(options.run)
         if checkpoint.end_share != 1:

@@ -1,4 +1,4 @@
-"""Pre-train an encoder on a data set: `python -m geokr.train --data DATASET --out RUN [key=value ...]`.
+"""Pre-train an encoder on a data set: `geokr train --data DATASET --out RUN [key=value ...]`.
 
 The same command resumes a run that was stopped. `torchrun --nproc-per-node N -m geokr.train ...` distributes the work
 over N processes. RUN contains last.pt and best.pt (checkpoints), log.jsonl, tensorboard/, plots/, encoder.safetensors
@@ -361,9 +361,9 @@ def write_results(
         file.write((json.dumps(metrics, indent=2) + "\n").encode())
 
 
-def main(arguments: list[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m geokr.train",
+        prog="geokr train",
         description="Pre-train an encoder on a data set. Run the same command again to resume a stopped run.",
         epilog="The settings are described in TrainConfig, in geokr/pretraining/config.py. Exit status: 0 done; 2 a "
         "setting, a path or the data set is invalid, or the loss diverged; 130 stopped by Ctrl-C, 143 by SIGTERM.",
@@ -392,7 +392,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--profile", action="store_true", help="write a trace of some steps, for chrome://tracing, to RUN/profile"
     )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that override those of the file")
-    options = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = make_parser().parse_intermixed_args(arguments)
     try:
         config = configure(options.preset, options.params, options.settings)
         with process_group(config.device) as process:

@@ -1,6 +1,6 @@
 """Build a pre-training data set: scenes and land-cover maps in, sharded tiles, labels and an index out.
 
-    python -m pipeline.build_levir_kr --scenes DIR... --landcover DIR... --out DATASET
+    geokr build --scenes DIR... --landcover DIR... --out DATASET
 
 A run that was stopped, by Ctrl-C or otherwise, resumes where it was when the same command is run again.
 """
@@ -47,7 +47,7 @@ STAGES = ("catalog", "tiles", "labels", "index")
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.build_levir_kr",
+        prog="geokr build",
         description="Turn satellite scenes and land-cover maps into tiles with label distributions, in sharded Zarr.",
         epilog="Settings come from --params; options of the command line override them. The same command resumes a "
         "stopped run. Exit status: 0 done; 2 a setting or path is invalid; 3 with --strict, something was refused; "

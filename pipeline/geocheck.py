@@ -1,6 +1,6 @@
 """Check the geolocation of a scene: measure its shift against a georeferenced image of the same place.
 
-    python -m pipeline.geocheck SCENE --reference IMAGE [--dem FILE] [--picture arrows.png]
+    geokr check SCENE --reference IMAGE [--dem FILE] [--picture arrows.png]
 
 Both images are resampled onto one grid, and the shift is measured by phase correlation on chips spread over it.
 """
@@ -178,9 +178,8 @@ def draw_arrows(shifts: Shifts, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 1 if no shift could be measured, 2 on an error."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.geocheck", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="geokr check", description=__doc__)
     parser.add_argument("scene", type=inputs.expand_home, help="a delivery or an image")
     parser.add_argument(
         "--reference",
@@ -203,7 +202,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--picture", type=inputs.local_path, metavar="FILE.png", help="draw one arrow per chip to this file"
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 1 if no shift could be measured, 2 on an error."""
+    options = make_parser().parse_args(argv)
     try:
         scene, reference = read_one_scene(options.scene), read_one_scene(options.reference)
         if isinstance(reference.images[0].model, RPC):

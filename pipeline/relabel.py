@@ -1,6 +1,6 @@
 """Label an existing data set with another product, year or grid, and write its index again. No pixel is read.
 
-python -m pipeline.relabel --data DATASET --landcover DIR...
+geokr label --data DATASET --landcover DIR...
 """
 
 import argparse
@@ -24,10 +24,9 @@ from pipeline.runtime.signals import report_stop, stop_on_signals
 from pipeline.stages import index, labels
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit status."""
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.relabel",
+        prog="geokr label",
         description="Label an existing data set with another land-cover product, year or grid. No pixel is read.",
         epilog="Exit status: 0 done; 2 a setting or path is invalid; 130 stopped by Ctrl-C, 143 by SIGTERM.",
     )
@@ -57,7 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="largest number of parts along a side of a tile with shares of their own (default: that of the data set)",
     )
     add("--workers", type=int, metavar="N", help="processes on this machine (default: one per core)")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit status."""
+    options = make_parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("rasterio").setLevel(logging.WARNING)
     try:

@@ -38,7 +38,8 @@ STAIRS = (
     ("pipeline/plan",),
     ("pipeline/stages",),
     ("pipeline/sample", "pipeline/geocheck", "pipeline/report", "pipeline/verify"),
-    ("pipeline/relabel", "pipeline/build_levir_kr"),
+    ("pipeline/relabel", "pipeline/build_levir_kr", "pipeline/doctor"),
+    ("pipeline/command",),
 )
 """From the lowest step to the highest."""
 ALONE = {"pipeline/runtime"}
@@ -46,6 +47,7 @@ ALONE = {"pipeline/runtime"}
 WITH_DASK = ("pipeline/runtime/",)
 WITH_TORCH = ("geokr/loading/", "geokr/pretraining/", "geokr/evaluation/", "geokr/encoder.py", "geokr/weights.py")
 WITH_TORCH += ("geokr/train.py", "geokr/evaluate.py", "geokr/export.py", "geokr/predict.py")
+WITH_TORCH += ("pipeline/doctor.py",)  # it asks whether torch works
 WITH_ARRAYS = ("geokr/dataset/store.py",)
 WITH_IMPORTS = ("geokr/pretraining/objectives/__init__.py",)
 """The only `__init__.py` that contains more than a docstring."""

@@ -1,10 +1,10 @@
 """List and describe land-cover products, and check the sheets in a directory or bucket.
 
-python -m geokr.landcover list
-python -m geokr.landcover describe worldcover
-python -m geokr.landcover describe map.tif  (the draft of a description of one's own product)
-python -m geokr.landcover check DIR...  (or s3://bucket/prefix)
-python -m geokr.landcover check DIR... --scenes DATASET --product worldcover_2021  (the sheets that are missing)
+geokr landcover list
+geokr landcover describe worldcover
+geokr landcover describe map.tif  (the draft of a description of one's own product)
+geokr landcover check DIR...  (or s3://bucket/prefix)
+geokr landcover check DIR... --scenes DATASET --product worldcover_2021  (the sheets that are missing)
 """
 
 import argparse
@@ -33,7 +33,7 @@ SAMPLE = 16
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m geokr.landcover", description="Land-cover products.")
+    parser = argparse.ArgumentParser(prog="geokr landcover", description="Land-cover products.")
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
@@ -172,7 +172,7 @@ def check_gaps(
         more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
         yield (
             (
-                f"without an outline: {unplaced[0]}{more}; `python -m pipeline.build_levir_kr --scenes ... --only "
+                f"without an outline: {unplaced[0]}{more}; `geokr build --scenes ... --only "
                 "catalog --out DATASET` finds it, then give --scenes DATASET"
             ),
             True,
@@ -206,7 +206,7 @@ def advise(path: str) -> str:
     if match is None:
         return (
             "no product matches its name; if it is of one, give it as PRODUCT_YEAR=PATH; otherwise, "
-            f"`python -m geokr.landcover describe {path}` drafts a --legend file"
+            f"`geokr landcover describe {path}` drafts a --legend file"
         )
     layer = HDF4_LAYERS[match[1].upper()]
     target = f"{path.removesuffix('.hdf')}{'_LC_Type1' if layer.endswith('LC_Type1') else ''}.tif"

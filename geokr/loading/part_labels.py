@@ -38,7 +38,7 @@ def read_parts(
         except ValueError as error:  # tensorstore raises it for every fault
             message = str(error).split(" [")[0]
             if message.startswith("NOT_FOUND"):
-                message = "its labels have no parts; label it again with python -m pipeline.relabel"
+                message = "its labels have no parts; label it again with geokr label"
             raise ValueError(f"{root}/{name}: {message}") from error
         tiles = np.flatnonzero(scene == number)
         result[tiles] = resample(areas[row[tiles], col[tiles]][..., list(classes)], grid)

@@ -11,15 +11,19 @@ from pipeline.report.figures import draw_tiles
 from pipeline.report.summary import dashboard_line, run_table, summary_table
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.report", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="geokr report", description=__doc__)
     parser.add_argument("dataset", type=inputs.expand_home, help="a finished data set: a directory, or s3://...")
     parser.add_argument("run", type=inputs.local_path, nargs="?", help="a finished training run")
     parser.add_argument(
         "--picture", type=inputs.local_path, metavar="FILE.png", help="draw tiles with their class shares"
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit status."""
+    options = make_parser().parse_args(argv)
     try:
         lines = summary_table(read_summary(options.dataset))
         if options.run is not None:

@@ -16,6 +16,7 @@ from dask.distributed import (
     WorkerPlugin,
     performance_report,
 )
+from distributed.system import MEMORY_LIMIT
 
 from pipeline.runtime.signals import block_interrupts
 from pipeline.runtime.worker import KILLED, LIBRARIES, configure_libraries, usable_memory
@@ -87,9 +88,9 @@ def open_cluster(
     """Yield a Dask client, connected to the scheduler at an address or to a new cluster of local processes.
 
     workers: number of local processes, by default one per core. memory: limit of one local worker, bytes; by default
-    the machine's memory is divided equally. dashboard: address where a local cluster serves its dashboard. report:
-    file for Dask's performance report. Raises ClusterError with a one-sentence message if the scheduler does not
-    answer or the workers cannot be started.
+    the memory of the machine, or of the container that this runs in, is divided equally. dashboard: address where a
+    local cluster serves its dashboard. report: file for Dask's performance report. Raises ClusterError with a
+    one-sentence message if the scheduler does not answer or the workers cannot be started.
     """
     if scheduler is not None:
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it logs pages; ClusterError has one line
@@ -108,7 +109,7 @@ def open_cluster(
             f"a worker with {memory / 1e6:.0f} MB has too little memory for its libraries; give at least "
             f"{required:.0f} MB"
         )
-    n = workers or len(os.sched_getaffinity(0))
+    n = workers or count_cores()
     warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)  # the dashboard then takes another
     with (
         tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch,
@@ -120,7 +121,7 @@ def open_cluster(
                 local: Any = NamedCluster(
                     n_workers=0,
                     threads_per_worker=1,
-                    memory_limit=memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // n,
+                    memory_limit=memory or int(MEMORY_LIMIT) // n,
                     host="127.0.0.1",
                     dashboard_address=dashboard,
                     local_directory=scratch,
@@ -137,6 +138,16 @@ def open_cluster(
             client.wait_for_workers(n)
         with write_report(report):
             yield client
+
+
+def count_cores() -> int:
+    """Number of cores that this process may use: by default, so many workers are started."""
+    return len(os.sched_getaffinity(0))
+
+
+def memory_per_worker() -> int:
+    """Memory of one local worker without `--memory` and `--workers`, bytes."""
+    return int(MEMORY_LIMIT) // count_cores()
 
 
 def write_report(report: str | None) -> "performance_report | nullcontext[None]":

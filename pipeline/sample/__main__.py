@@ -1,4 +1,4 @@
-"""`python -m pipeline.sample DIR`"""
+"""`geokr sample DIR`"""
 
 import argparse
 import sys
@@ -8,10 +8,9 @@ from geokr.storage import inputs
 from pipeline.sample.files import write_world
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.sample",
+        prog="geokr sample",
         description="Write a small synthetic world with known truth: six Gaofen L1A deliveries of one place, a 30 m "
         "DEM and two GlobeLand30 sheets that meet inside the scenes, all in the formats of real files, and truth.json, "
         "which records what they were made from. The same seed gives the same bytes.",
@@ -26,7 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=0.08,
         help="share of parcels whose land cover has changed since it was mapped (0.08)",
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    options = make_parser().parse_args(argv)
     try:
         if options.seed < 0:
             raise ValueError(f"--seed must not be negative, got {options.seed}")

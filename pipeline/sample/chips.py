@@ -124,7 +124,7 @@ def write_chip(path: Path, pixels: npt.NDArray[np.uint8], place: Place) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.sample.chips", description=__doc__)
-    parser.add_argument("world", metavar="WORLD", type=inputs.local_path, help="written by python -m pipeline.sample")
+    parser.add_argument("world", metavar="WORLD", type=inputs.local_path, help="written by geokr sample")
     parser.add_argument("out", metavar="OUT", type=inputs.local_path, help="folder for the chips")
     options = parser.parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""Verify a data set, one line per check: `python -m pipeline.verify DATASET [--fast | --full] [--sample N]`.
+"""Verify a data set, one line per check: `geokr verify DATASET [--fast | --full] [--sample N]`.
 
 Whatever can be checked against stored data is checked: shards against their checksums, the index against the stores,
 splits by the ground that their tiles cover. `--fast` reads metadata, statuses and the index. By default, the labels and
@@ -21,9 +21,8 @@ SHOWN = 20
 """Faults that are printed per check; further ones are only counted."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit status: 0 if all checks pass, 1 if any fails, 2 if there is no data set."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.verify", description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="geokr verify", description=__doc__)
     parser.add_argument(
         "dataset", type=inputs.expand_home, metavar="DATASET", help="a finished data set: a directory, or s3://..."
     )
@@ -31,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     depth.add_argument("--fast", action="store_true", help="check only metadata, statuses and the index")
     depth.add_argument("--full", action="store_true", help="read every tile of every shard, not one per shard")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="compute N tiles again and compare")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit status: 0 if all checks pass, 1 if any fails, 2 if there is no data set."""
+    options = make_parser().parse_args(argv)
     if not files.exists(files.join(options.dataset, DATASET)):
         print(f"error: {options.dataset}: there is no {DATASET}; is this a completely built data set?", file=sys.stderr)
         return 2
