@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--geoid",
         metavar="FILE",
-        help="heights of the geoid above the ellipsoid, for a DEM with heights above the geoid",
+        help="heights of the geoid above the ellipsoid, for a DEM with heights above the geoid; or egm96 or egm2008",
     )
     add("--resampling", choices=get_args(Resampling), help="how images are resampled (bilinear)")
     add(

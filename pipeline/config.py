@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from geokr.settings import ConfigError, Names, Share, Strict, explain, read_section, suggest
 from geokr.storage.inputs import Address
+from pipeline.geometry.terrain import find_geoid
 from pipeline.imaging.ortho import Resampling
 from pipeline.imaging.quality import Rules
 from pipeline.imaging.radiometry import Kind
@@ -41,8 +42,9 @@ class SurveyConfig(Strict):
     """What tells clouds besides their brightness: none, or qa, the quality band of a Landsat or Sentinel-2 scene."""
     dem: Address | None = None
     """Heights above the ellipsoid: any raster that GDAL opens."""
-    geoid: Address | None = None
-    """Heights of the geoid above the ellipsoid, for a DEM with heights above the geoid: any raster that GDAL opens."""
+    geoid: Annotated[Address, AfterValidator(find_geoid)] | None = None
+    """Heights of the geoid above the ellipsoid, for a DEM with heights above the geoid: any raster that GDAL opens, or
+    egm96 or egm2008, if PROJ has the grid on this machine."""
     stretch: tuple[Percent, Percent] = (1.0, 99.0)
     """Percentiles of a scene that are mapped to 0 and 255."""
     radiometry: Kind = "percentile"

@@ -23,7 +23,7 @@ from geokr.storage import inputs
 from geokr.storage.inputs import InputError
 from pipeline.geometry.grid import choose_crs, find_area_centre
 from pipeline.geometry.sensor import RPC, Floats
-from pipeline.geometry.terrain import Terrain
+from pipeline.geometry.terrain import Terrain, find_geoid
 from pipeline.imaging.ortho import orthorectify
 from pipeline.scenes.delivery import Refusal, read_delivery
 from pipeline.scenes.discovery import find_deliveries
@@ -195,7 +195,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--geoid",
         type=inputs.expand_home,
         metavar="FILE",
-        help="geoid heights, if the DEM's heights are above the geoid",
+        help="geoid heights, if the DEM's heights are above the geoid: a file, egm96 or egm2008",
     )
     parser.add_argument("--chip", type=int, default=256, metavar="PX", help="side of a chip, px (256)")
     parser.add_argument("--across", type=int, default=12, metavar="N", help="number of chips along each axis (12)")
@@ -212,7 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         scene, reference = read_one_scene(options.scene), read_one_scene(options.reference)
         if isinstance(reference.images[0].model, RPC):
             raise SceneError(f"{options.reference}: the reference must be georeferenced")
-        terrain = replace(make_flat_terrain(scene.images[0].model), dem=options.dem, geoid=options.geoid)
+        geoid = None if options.geoid is None else find_geoid(options.geoid)
+        terrain = replace(make_flat_terrain(scene.images[0].model), dem=options.dem, geoid=geoid)
         if options.chip < 32 or options.across < 1:
             raise SceneError(
                 f"--chip must be at least 32 px and --across at least 1, got {options.chip} px and {options.across}"

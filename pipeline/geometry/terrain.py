@@ -1,9 +1,11 @@
 """Heights of the ground: a digital elevation model (DEM), or one height for a full scene."""
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from affine import Affine
-from pyproj import CRS
+from pyproj import CRS, datadir
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioIOError
 from rasterio.fill import fillnodata
@@ -31,6 +33,34 @@ HOLE = np.float32(-32768.0)
 
 class TerrainError(InputError):
     """A DEM or geoid cannot be used. The message is one sentence that names the file and the fault."""
+
+
+GEOIDS = {
+    "egm96": ("us_nga_egm96_15.tif", "egm96_15.gtx"),
+    "egm2008": ("us_nga_egm08_25.tif", "egm08_25.gtx"),
+}
+"""Name of a geoid model -> the files in which PROJ and GDAL keep its heights above the WGS 84 ellipsoid, m."""
+
+
+def find_geoid(name: str) -> str:
+    """The grid of a geoid model that PROJ has on this machine; any other name is returned as it is: that of a file.
+
+    Raises TerrainError naming the folders if PROJ does not have the grid.
+    """
+    files = GEOIDS.get(name.lower())
+    if files is None or Path(name).exists():
+        return name
+    listed = (os.environ.get("PROJ_DATA"), os.environ.get("PROJ_LIB"), datadir.get_data_dir())
+    folders = [folder for text in listed if text for folder in text.split(os.pathsep)]
+    user_folder = datadir.get_user_data_dir()  # type: ignore[attr-defined]
+    folders += [user_folder, "/usr/share/proj", "/usr/local/share/proj"]
+    for path in (Path(folder, file) for folder in folders for file in files):
+        if path.is_file():
+            return str(path)
+    raise TerrainError(
+        f"{name}: none of PROJ's folders, {', '.join(dict.fromkeys(folders))}, has its grid; fetch it with `projsync "
+        f"--file {files[0]}`, or give a file with the geoid's heights"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from pipeline.catalog import quarantine
 from pipeline.catalog.account import Given, summarise, take_account, write_account
 from pipeline.catalog.table import CATALOG, Entry, count_entries, read_catalog, reusable_entries, write_catalog
 from pipeline.config import BuildConfig, SurveyConfig
-from pipeline.geometry.terrain import vertical_datum
+from pipeline.geometry.terrain import GEOIDS, vertical_datum
 from pipeline.imaging.calibration import CALIBRATION
 from pipeline.plan import known_inputs, leave_out_known, tile_attributes, tile_grid
 from pipeline.runtime.cluster import ClusterError
@@ -217,9 +217,11 @@ def report_heights(config: SurveyConfig) -> None:
     datum = vertical_datum(config.dem)
     if config.geoid is None and datum != "ellipsoid":
         reference = f"has heights above {datum}" if datum else "does not state what its heights refer to"
+        model = next((name for name in GEOIDS if name in (datum or "").lower()), "")
         log.warning(
-            "%s %s; they are used as heights above the ellipsoid unless --geoid is given", config.dem, reference
-        )
+            "%s %s; they are used as heights above the ellipsoid unless %s is given",
+            config.dem, reference, f"--geoid {model}".strip(),
+        )  # fmt: skip
     if config.geoid is not None and datum == "ellipsoid":
         raise ConfigError(f"{config.dem}: the heights are above the ellipsoid already; leave out the geoid")
 

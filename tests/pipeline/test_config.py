@@ -104,6 +104,13 @@ def test_a_setting_at_fault_is_named_with_its_file(tmp_path: Path, text: str, se
     assert refused(params(tmp_path, text)).startswith(sentence)
 
 
+def test_a_geoid_without_its_grid_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.geometry.terrain.GEOIDS", {"egm96": ("none.tif",)})
+    sentence = refused(params(tmp_path, "build: {survey: {scenes: [a], dem: a, geoid: egm96}}"))
+    assert "survey.geoid: " in sentence
+    assert "egm96: none of PROJ's folders" in sentence
+
+
 @pytest.mark.parametrize("text", ["build:", "build:\n  grid:\n  tiles:\n  survey:\n  labels:\n  index:\n"])
 def test_a_section_without_a_line_is_empty(tmp_path: Path, text: str) -> None:
     assert read_config(params(tmp_path, text), NEEDED) == read_config(None, NEEDED)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 
 from pipeline.geometry.sensor import Floats
-from pipeline.geometry.terrain import Terrain, TerrainError, vertical_datum
+from pipeline.geometry.terrain import Terrain, TerrainError, find_geoid, vertical_datum
 from tests.deliveries import tiff, write_dem
 
 CRS, CELL, ROWS, COLS, LEFT, TOP = "EPSG:32648", 30.0, 40, 50, 500_000.0, 2_750_000.0
@@ -199,6 +199,32 @@ def test_heights_above_the_geoid_become_ellipsoidal(tmp_path: Path, dem: str, le
     # The flat height is the camera's own, and ellipsoidal already.
     assert heights(terrain, np.array([-50.0]), np.array([5.0])) == pytest.approx([FLAT])
     assert heights(terrain, np.array([-1.5, 2.0]), np.array([5.0, 5.0]))[0] == pytest.approx(FLAT)
+
+
+def test_a_geoid_has_its_own_scale_offset_and_unit(tmp_path: Path, dem: str) -> None:
+    plain = geoid_grid(tmp_path / "geoid.tif")
+    with rasterio.open(plain) as file:
+        values, transform = file.read(1).astype(np.float64), file.transform
+    odd = write_dem(tmp_path / "odd.tif", (values * 100 - 50) / 0.25, transform, "EPSG:4326")
+    with rasterio.open(odd, "r+") as file:
+        file.scales, file.offsets, file.units = (0.25,), (50.0,), ("cm",)
+    col, row = np.array([1.5, 9.25]), np.array([2.0, 11.0])
+    wanted = heights(Terrain(dem, FLAT, plain), col, row)
+    assert heights(Terrain(dem, FLAT, odd), col, row) == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.parametrize(("name", "file"), [("egm96", "egm96_15.gtx"), ("EGM2008", "us_nga_egm08_25.tif")])
+def test_a_geoid_is_found_by_the_name_of_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str
+) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / file).touch()
+    monkeypatch.setenv("PROJ_DATA", f"{tmp_path / 'a'}:{tmp_path / 'b'}")
+    assert find_geoid(name) == str(tmp_path / "b" / file)
+    assert find_geoid("mine.tif") == "mine.tif"
+    monkeypatch.setattr("pipeline.geometry.terrain.GEOIDS", {name.lower(): ("us_nga.tif",)})
+    with pytest.raises(TerrainError, match=rf"^{name}: none of PROJ's folders, .*/a, .*/b, .*`projsync --file us_nga"):
+        find_geoid(name)
 
 
 def test_a_geoid_that_ends_before_the_dem_is_refused_by_name(tmp_path: Path, dem: str) -> None:
