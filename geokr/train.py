@@ -27,7 +27,7 @@ from geokr.loading.loader import Batch, TileLoader
 from geokr.loading.selection import Selection
 from geokr.pretraining.checkpoint import LAST, Checkpoint, CheckpointWriter, save
 from geokr.pretraining.config import PRESETS, TrainConfig, configure
-from geokr.pretraining.console import catch_signals, print_once, progress_bar
+from geokr.pretraining.console import catch_signals, format_memory, print_once, progress_bar
 from geokr.pretraining.facts import DataFacts, gather_facts
 from geokr.pretraining.journal import CURVES, Journal
 from geokr.pretraining.learner import (
@@ -263,7 +263,9 @@ def log_losses(learner: Learner, journal: Journal | None, bar: Any, clock: Clock
     elapsed = time.perf_counter() - clock.started
     speed, waiting = clock.tiles / elapsed, clock.wait_seconds / elapsed
     bar.set_postfix_str(
-        f"loss {losses['loss']:.4f}, {speed:.0f} tiles/s, {waiting:.0%} waiting for data", refresh=False
+        f"loss {losses['loss']:.4f}, {speed:.0f} tiles/s, {waiting:.0%} waiting for data, "
+        f"{format_memory(learner.process.device)}",
+        refresh=False,
     )
     skipped = {}
     if learner.config.on_error == "skip":

@@ -34,7 +34,7 @@ from pipeline.imaging.radiometry import Kind, RadiometryError
 from pipeline.plan import check_coverage
 from pipeline.report.summary import summary_table
 from pipeline.runtime.cluster import ClusterError, count_threads, open_cluster
-from pipeline.runtime.progress import log_event
+from pipeline.runtime.progress import count_stages, log_event
 from pipeline.runtime.signals import report_stop, stop_on_signals
 from pipeline.scenes.raster import Alpha
 from pipeline.scenes.scene import CloudMask, Imagery
@@ -42,6 +42,11 @@ from pipeline.stages import catalog, index, labels, tiles
 from pipeline.stages.dry_run import REFUSED, describe_build
 
 STAGES = ("catalog", "tiles", "labels", "index")
+WHAT_TO_LOOK_AT = (
+    "  there: Task Stream, a row for each worker, whose gaps are waiting; Bytes Stored, each worker's memory, orange "
+    "when it is nearly full"
+)
+"""What the dashboard shows of a build."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -208,14 +213,16 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
     out = config.out
     entries: list[Entry] | None = None
     summary: dict[str, Any] | None = None
-    with open_cluster(
-        options.workers, options.scheduler, options.dashboard, options.memory, options.performance_report
-    ) as client:
-        print(f"dashboard: {client.dashboard_link}", file=sys.stderr)
-        log_event(
-            out, "run", stages=[options.only] if options.only else STAGES, settings=config.model_dump(mode="json")
-        )
-        for stage in (options.only,) if options.only else STAGES:
+    stages = (options.only,) if options.only else STAGES
+    with (
+        open_cluster(
+            options.workers, options.scheduler, options.dashboard, options.memory, options.performance_report
+        ) as client,
+        count_stages(len(stages)) as count_stage,
+    ):
+        print(f"dashboard: {client.dashboard_link}\n{WHAT_TO_LOOK_AT}", file=sys.stderr)
+        log_event(out, "run", stages=stages, settings=config.model_dump(mode="json"))
+        for stage in stages:
             began = time.monotonic()
             if stage == "catalog":
                 entries = catalog.run(config, client, covers)
@@ -241,6 +248,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
                 threads=count_threads(client),
                 dashboard=client.dashboard_link,
             )
+            count_stage()
     return summary
 
 

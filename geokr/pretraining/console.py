@@ -1,11 +1,13 @@
 """Terminal output of a run, and the signals that stop it."""
 
+import resource
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from geokr.pretraining.learner import Learner
@@ -31,11 +33,20 @@ def progress_bar(learner: Learner) -> Any:
         file=sys.stderr if terminal else LineWriter(),
         total=learner.total,
         initial=learner.step,
-        unit="step",
+        desc="train",
+        unit=" steps",
         mininterval=interval,
         maxinterval=max(10.0, interval),
         disable=learner.process.rank > 0,
     )
+
+
+def format_memory(device: torch.device) -> str:
+    """The largest memory that this process has used so far: that of tensors on a GPU, or all on a processor."""
+    if device.type == "cuda":
+        limit = torch.cuda.get_device_properties(device).total_memory
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} of {limit / 2**30:.1f} GiB"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"  # Linux counts it in KiB
 
 
 @contextmanager

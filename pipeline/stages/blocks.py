@@ -94,7 +94,7 @@ def run_blocks(
     left: scene -> number of tiles to build. passed_field: the field of a report that counts the tiles that passed.
     """
     tally = Tally(config, stage, left)
-    with Progress(config.out, stage, tally.total, "tile", passed_field) as progress:
+    with Progress(config.out, stage, tally.total, "tile", passed_field, client) as progress:
         for job, report in stream(build, batches, client):
             tiles = tile_count(job.grid, job.i, job.j)
             if isinstance(report, Exception):

@@ -161,7 +161,8 @@ class Survey:
         self.changed |= bool(pending)
         batches = (JobBatch(f"catalog-{Path(d.path).name}", [SurveyJob(d, self.survey)]) for d in pending)
         last_written = time.monotonic()
-        with Progress(self.config.out if self.write else None, "catalog", len(pending), "delivery") as progress:
+        out = self.config.out if self.write else None
+        with Progress(out, "catalog", len(pending), "delivery", client=client) as progress:
             try:
                 for job, scenes in stream(read_and_survey, batches, client):
                     source = job.delivery.path

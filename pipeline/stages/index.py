@@ -44,7 +44,7 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
     )
     parts: list[tuple[str, SceneRows]] = []
     refused: list[dict[str, Any]] = []
-    with Progress(out, "index", len(grids), "scene") as progress:
+    with Progress(out, "index", len(grids), "scene", client=client) as progress:
         for job, rows in stream(list_scene, batches, client):
             progress.add(1)
             if isinstance(rows, Exception):

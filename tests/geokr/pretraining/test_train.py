@@ -1017,6 +1017,14 @@ def test_without_a_terminal_progress_is_a_line_each(capsys: pytest.CaptureFixtur
     assert [line.split("%")[0] for line in said.splitlines()] == ["0", "50", "100", "100"]
 
 
+def test_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = console.format_memory(torch.device("cpu"))
+    assert 0.1 < float(used.removesuffix(" GiB")) < 100  # this process has torch in it
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 3 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
+    assert console.format_memory(torch.device("cuda", 0)) == "3.0 of 80.0 GiB"
+
+
 def test_a_checkpoint_of_another_version_is_moved_aside_if_asked(coloured: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

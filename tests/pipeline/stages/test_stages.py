@@ -1,9 +1,12 @@
 """How stages count: what is left of a scene, what failed, how far they are, and what a person reads of it."""
 
+import io
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from pipeline.catalog import quarantine
 from pipeline.config import BuildConfig
 from pipeline.geometry.grid import TileGrid
 from pipeline.runtime import progress
-from pipeline.runtime.progress import Progress, format_duration
+from pipeline.runtime.progress import Progress, count_stages, format_duration
 from pipeline.scenes.scene import SceneError
 from pipeline.stages.blocks import Failures, Tally, UnbuiltBlocks, consolidate_if_changed, record_refusals, tile_count
 from tests.settings import build_config
@@ -156,6 +159,48 @@ def test_a_stage_without_work_or_judgement_says_no_more_than_that(tmp_path: Path
 )  # fmt: skip
 def test_a_time_for_a_person(seconds: float, said: str) -> None:
     assert format_duration(seconds) == said
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+WORKERS: Any = SimpleNamespace(
+    scheduler_info=lambda: {
+        "workers": {
+            "a": {"metrics": {"memory": 1 << 30}, "memory_limit": 4 << 30},
+            "b": {"metrics": {"memory": 1 << 29}, "memory_limit": 4 << 30},
+            "c": {"metrics": {}, "memory_limit": None},  # it has just joined
+        }
+    }
+)
+
+
+def test_a_bar_says_how_fast_how_good_how_long_and_how_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with count_stages(2) as count, Progress(tmp_path, "tiles", 1000, "tile", client=WORKERS) as bar:
+        bar.add(500, 400)
+        bar.refresh()
+        drawn = terminal.getvalue().rpartition("tiles:")[2]
+        count()
+    assert "500/1000" in drawn
+    assert " tiles/s, 80 % accepted, 1.5 of 8.0 GiB]" in drawn
+    assert "build: 1 of 2 stages |" in terminal.getvalue()
+    assert bar.collect_facts()["memory"] == 3 << 29
+    assert "80 % accepted, 1.5 of 8.0 GiB, " in bar.format_line()
+
+
+@pytest.mark.parametrize("error", [OSError("lost"), RuntimeError("loop is closed"), CancelledError()])
+def test_a_bar_outlives_its_scheduler(tmp_path: Path, error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    lost: Any = SimpleNamespace(scheduler_info=fail)
+    progress = Progress(tmp_path, "tiles", 10, "tile", client=lost)
+    progress.refresh()
+    assert "GiB" not in progress.format_line()
 
 
 @pytest.mark.parametrize("error", [None, SceneError("x")])
