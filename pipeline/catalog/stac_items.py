@@ -15,6 +15,7 @@ from pyproj import CRS
 from geokr.crs import cut_at_antimeridian
 from geokr.storage import rasters
 from pipeline.geometry.sensor import Georeferenced
+from pipeline.scenes.raster import LAYER
 from pipeline.scenes.scene import Image, Scene
 from pipeline.scenes.stac import OWN, SOFTWARE
 
@@ -134,9 +135,12 @@ def to_band(name: str) -> dict[str, str]:
 
 
 def public_address(path: str) -> str:
-    """Convert a GDAL path to one for other software: a member becomes its archive, a remote file its URL."""
+    """Convert a GDAL path to one for other software: a member becomes its archive, a variable its file, a
+    remote file its URL."""
     if path.startswith(("/vsitar/", "/vsizip/")):
         return path.partition("{")[2].partition("}/")[0]
+    if layer := LAYER.fullmatch(path):
+        return layer["file"]
     return rasters.from_gdal_path(path)
 
 

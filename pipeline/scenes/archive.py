@@ -20,8 +20,14 @@ from stat import S_ISLNK
 from geokr.storage import inputs
 from pipeline.scenes.scene import SceneError
 
-IMAGES = (".tif", ".tiff", ".jp2")
+IMAGES = (".tif", ".tiff", ".jp2", ".img")
+PICTURES = (".jpg", ".jpeg", ".png")
+"""Suffixes of images that may lie on a map, if a world file beside them says where: see `image_files`."""
 METADATA = (".xml", ".rpb", "_rpc.txt", ".rpc")
+GEOREFERENCE = (
+    ".prj", ".wld", ".tfw", ".tifw", ".tiffw", ".j2w", ".jp2w", ".jgw", ".jpgw", ".jpegw", ".pgw", ".pngw",
+)  # fmt: skip
+"""Suffixes of text files that say where an image lies."""
 PRODUCT_METADATA = (".xml", "_mtl.txt", "_mtl.json")
 """Ends of the names of metadata files of products whose bands are files of their own."""
 MASK = ".msk"
@@ -93,13 +99,15 @@ def read_contents(path: str) -> Contents:
             if fault:
                 faults.append(f"{path}: member {printable_name(member.name)} {fault}; it is skipped")
                 continue
-            if name.lower().endswith((*IMAGES, MASK)):
+            if name.lower().endswith((*IMAGES, *PICTURES, MASK)):
                 files[name] = None
-            elif name.lower().endswith((*METADATA, *PRODUCT_METADATA)) and member.size <= MAX_METADATA:
+            elif name.lower().endswith((*METADATA, *GEOREFERENCE, *PRODUCT_METADATA)) and member.size <= MAX_METADATA:
                 files[name] = member.read()
             else:
                 others.append(name)
                 continue
+            if name.lower().endswith(PICTURES):
+                others.append(name)
             counts[name] += 1
     except SceneError as error:
         raise SceneError(f"{path}: {error}") from error

@@ -1,5 +1,6 @@
 """Names of the bands of an image that no metadata file describes."""
 
+import re
 from collections.abc import Sequence
 
 COLOURS = {
@@ -12,6 +13,9 @@ SYNONYMS = {
 }  # fmt: skip
 """What people write in descriptions -> name of the band."""
 
+NUMBERED = re.compile(r"(band|layer|channel)_?\d+")
+"""Descriptions that drivers write of their own accord: `Band 1` of ENVI, `Layer_1` of ERDAS."""
+
 
 def name_bands(descriptions: Sequence[str], colours: Sequence[str], own: Sequence[str] = ()) -> tuple[str, ...]:
     """Name the bands of an image, in the order of the file.
@@ -23,7 +27,7 @@ def name_bands(descriptions: Sequence[str], colours: Sequence[str], own: Sequenc
     if len(own) == len(descriptions):
         return tuple(own)
     described = [text.strip().lower().replace(" ", "_") for text in descriptions]
-    described = [SYNONYMS.get(text, text) for text in described]
+    described = ["" if NUMBERED.fullmatch(text) else SYNONYMS.get(text, text) for text in described]
     if all(described) and len(set(described)) == len(described):
         return tuple(described)
     coloured = [COLOURS.get(colour, "") for colour in colours]

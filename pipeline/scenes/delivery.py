@@ -11,15 +11,18 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 import numpy as np
+from affine import Affine
 
 from geokr.storage import inputs, rasters
 from pipeline.geometry.sensor import Georeferenced, SensorModel
 from pipeline.scenes import archive, discovery, gaofen, roles, stac
-from pipeline.scenes.archive import IMAGES
 from pipeline.scenes.band_files import Files, read_scene
 from pipeline.scenes.band_names import name_bands
 from pipeline.scenes.discovery import Delivery
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
+from pipeline.scenes.georeference import read_georeference
+from pipeline.scenes.image_files import CONTAINERS, find_images, metadata_files, strip_suffix
+from pipeline.scenes.layers import read_layers
 from pipeline.scenes.products import find_reader
 from pipeline.scenes.raster import Alpha, Header, read_header
 from pipeline.scenes.scene import CloudMask, Image, Imagery, NoImageryError, Scene, SceneError
@@ -114,7 +117,7 @@ def folder_files(names: Iterable[str]) -> dict[str, bytes | None]:
     """Read the metadata files of a folder: path -> content; None for others. Those above MAX_METADATA are ignored."""
     files: dict[str, bytes | None] = {}
     for name in names:
-        if not name.lower().endswith((*archive.METADATA, *archive.PRODUCT_METADATA)):
+        if not name.lower().endswith((*archive.METADATA, *archive.GEOREFERENCE, *archive.PRODUCT_METADATA)):
             files[name] = None
         elif (size := inputs.stat(name).size) <= archive.MAX_METADATA:
             (files[name],) = inputs.read_ranges(name, [(0, size)])
@@ -131,7 +134,7 @@ def read_product(
     mask: CloudMask,
 ) -> Scene:
     """Build the scene of one product. Raises SceneError with a sentence that names the file and the fault."""
-    images = [name for name in files if name.lower().endswith(IMAGES)]
+    images = find_images(files)
     if not archive.is_utf8(images[0]):
         raise SceneError(
             f"{archive.printable_name(images[0])}: the name is not UTF-8 text; rename the file or its folder"
@@ -143,6 +146,11 @@ def read_product(
             delivery=delivery.path,
             bytes=image_bytes(delivery, [rasters.from_gdal_path(image.path) for image in scene]),
             files=local_files((delivery.path,) if delivery.archive else files),
+        )
+    if images[0].lower().endswith(CONTAINERS):
+        scene = read_layers(images[0], imagery, bands)
+        return replace(
+            scene, delivery=delivery.path, bytes=image_bytes(delivery, images), files=local_files([images[0]])
         )
     try:
         parts = {name: gaofen.parse_name(PurePosixPath(name).stem) for name in images}
@@ -238,10 +246,10 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
     Raises SceneError if a file is missing or broken, or if the files are of different scenes.
     """
     path, header = open_header(name, files, delivery, alpha)
-    own_xml, *_, shared_xml, mask, sidecar = find_beside(name, files)
-    xml = own_xml or shared_xml
+    beside = find_beside(name, files)
+    xml = beside.get("xml") or beside.get("shared xml")
     if xml is None:
-        raise SceneError(f"{path}: there is no product XML next to it")
+        return read_gaofen_map(name, path, header, parts, files)
     try:
         fields = gaofen.parse_xml(files[xml] or b"")
         gsd = gaofen.read_gsd(parts, fields)
@@ -251,7 +259,7 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
     for key, size in (("WidthInPixels", header.width), ("HeightInPixels", header.height)):
         if fields.get(key, "").isdecimal() and int(fields[key]) != size:
             raise SceneError(f"{xml}: {key} is {fields[key]}, but {path} has {size}")
-    model, camera = find_model(name, header, files)
+    model, placed_by = find_model(name, header, files)
     if model is None:
         raise SceneError(f"{path}: there is no RPB next to it, and the image has no georeference")
     if parts.kind == "pan" and header.count != 1:
@@ -263,7 +271,8 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
     if distance > 3:
         position = f"{centre.x:.1f} E {centre.y:.1f} N"
         raise SceneError(
-            f"{camera or path}: it places the image at {position}, {distance:.0f} degrees from the centre in its name"
+            f"{(*placed_by, path)[0]}: it places the image at {position}, {distance:.0f} degrees from the centre in "
+            "its name"
         )
     # Corners in the XML are kilometres off; those of a neighbouring scene are off by the length of a scene.
     if xml_centre := gaofen.read_corner_centre(fields):
@@ -275,7 +284,21 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
     pixel_size = measure_gsd(image)
     if not pixel_size / 3 < gsd < pixel_size * 3:  # an oblique view stretches pixels, but less than this
         raise SceneError(f"{xml}: ImageGSD is {gsd:g} m, but the image's pixels are {pixel_size:g} m on the ground")
-    return GaofenImage(image, fields, tuple(sorted(filter(None, [name, xml, camera, mask, sidecar]))))
+    others = [beside[kind] for kind in ("mask", "aux") if kind in beside]
+    return GaofenImage(image, fields, tuple(sorted({name, xml, *placed_by, *others})))
+
+
+def read_gaofen_map(name: str, path: str, header: Header, parts: gaofen.Name, files: Files) -> GaofenImage:
+    """Read an image under a Gaofen name that lies on a map and has no XML. Raises SceneError if it is on none."""
+    model, placed_by = find_model(name, header, files)
+    if not isinstance(model, Georeferenced):
+        raise SceneError(f"{path}: there is no product XML next to it")
+    names = describe_bands(header, ())
+    if any(band.startswith("band_") for band in names):
+        names = gaofen.read_band_names(parts, {}, header.count)
+    image = header.image(path, names, 1.0, model)
+    image_footprint(image, make_flat_terrain(model))  # refuses a georeference that is none
+    return GaofenImage(replace(image, gsd=measure_gsd(image)), {}, tuple(sorted({name, *placed_by})))
 
 
 def read_camera(name: str, files: Files) -> SensorModel:
@@ -286,24 +309,48 @@ def read_camera(name: str, files: Files) -> SensorModel:
         raise SceneError(f"{name}: {error}") from error
 
 
-def find_beside(name: str, files: Files) -> list[str | None]:
-    """The files of `discovery.metadata_names` that an image has beside it, in that order; None for others."""
+def find_beside(name: str, files: Files) -> dict[str, str]:
+    """Kind of file -> the name of the one that an image has beside it: see `image_files.metadata_files`."""
     by_lower_name = {file.lower(): file for file in files}
-    return [by_lower_name.get(file.lower()) for file in discovery.metadata_names(name)]
+    found = {
+        kind: next((by_lower_name[file.lower()] for file in candidates if file.lower() in by_lower_name), None)
+        for kind, candidates in metadata_files(name).items()
+    }
+    return {kind: file for kind, file in found.items() if file is not None}
 
 
-def find_model(name: str, header: Header, files: Files) -> tuple[SensorModel | None, str | None]:
-    """Where the pixels of an image lie, and the file beside it that says so, if it is one; no model if nothing does.
+def find_model(name: str, header: Header, files: Files) -> tuple[SensorModel | None, tuple[str, ...]]:
+    """Where the pixels of an image lie, and the files beside it that say so; no model if nothing does.
 
-    A georeference goes before a camera, since it is that of an image on a map, and a file before the image's tags.
-    Raises SceneError naming the file of a camera that cannot be used.
+    A georeference goes before a camera, since it is that of an image on a map. What the image says of it goes before
+    what files beside it say, and a camera beside the image before one in its tags. Raises SceneError naming a file
+    that cannot be used, or an image with a transform and no CRS.
     """
     if header.crs is not None:
-        return Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6]), None
-    _, *cameras, _, _, _ = find_beside(name, files)
-    if (camera := next(filter(None, cameras), None)) is not None:
-        return read_camera(camera, files), camera
-    return header.camera, None
+        return Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6]), ()
+    beside = find_beside(name, files)
+    crs, transform, used = read_georeference(beside, files)
+    if header.stated_crs is not None:
+        crs = header.stated_crs.to_wkt()
+    if header.transform != Affine.identity():
+        transform = header.transform
+    if crs is not None and transform is not None:
+        return Georeferenced(crs, tuple(transform)[:6]), used
+    if "camera" in beside:
+        return read_camera(beside["camera"], files), (beside["camera"],)
+    if header.camera is None and transform is not None:
+        placed_by = f"{used[0]} says" if used else "the image says"
+        prj = PurePosixPath(strip_suffix(name)).name
+        raise SceneError(
+            f"{name}: {placed_by} where its pixels lie, but not in which coordinate system; write its WKT to {prj}.prj"
+        )
+    return header.camera, ()
+
+
+def describe_bands(header: Header, own: Sequence[str]) -> tuple[str, ...]:
+    """Names of the bands with measurements of an image: see `name_bands`."""
+    descriptions, colours = ([texts[k - 1] for k in header.indexes] for texts in (header.descriptions, header.colours))
+    return name_bands(descriptions, colours, own)
 
 
 def read_georeferenced(
@@ -315,12 +362,11 @@ def read_georeferenced(
     holds something else than measurements.
     """
     path, header = open_header(name, files, delivery, alpha, any_origin=True)
-    model, camera = find_model(name, header, files)
+    model, placed_by = find_model(name, header, files)
     if model is None:
         lacks = "no georeference and no RPC, and its name is not that of a Gaofen image"
         raise SceneError(f"{path}: {lacks}; {roles.nearest_form(name)}")
-    descriptions, colours = ([texts[k - 1] for k in header.indexes] for texts in (header.descriptions, header.colours))
-    names = name_bands(descriptions, colours, band_names)
+    names = describe_bands(header, band_names)
     if imagery != "mss" and (imagery == "pansharpened" or names != ("pan",)):
         raise SceneError(f"{path}: no panchromatic image, but --imagery {imagery} needs one")
     image = header.image(path, names, 1.0, model)
@@ -330,7 +376,7 @@ def read_georeferenced(
         id=PurePosixPath(name).stem,
         satellite="",
         sensor="",
-        level="L2A" if header.crs is not None else "L1A",
+        level="L2A" if isinstance(model, Georeferenced) else "L1A",
         acquired=parse_tiff_time(header.tags.get("TIFFTAG_DATETIME", "")),
         gsd=gsd,
         images=(replace(image, gsd=gsd),),
@@ -338,7 +384,7 @@ def read_georeferenced(
         delivery=delivery.path,
         bytes=image_bytes(delivery, (name,)),
         files=local_files((delivery.path,) if delivery.archive else files),
-        metadata_digest=hash_contents((repr(header).encode(), (camera and files[camera]) or b"")),
+        metadata_digest=hash_contents((repr(header).encode(), *(files[file] or b"" for file in placed_by))),
         footprint=footprint,
         metadata=header.tags,
     )

@@ -5,13 +5,15 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from geokr.dataset import layout
 from geokr.storage import inputs
 from geokr.storage.inputs import Stat
 from pipeline.scenes import gaofen, stac
-from pipeline.scenes.archive import ARCHIVES, IMAGES, MASK, METADATA, PRODUCT_METADATA
+from pipeline.scenes.archive import ARCHIVES, IMAGES, PRODUCT_METADATA
+from pipeline.scenes.image_files import find_images, metadata_files
 from pipeline.scenes.products import find_folder, find_products
 
 STORES = ".zarr"
@@ -173,7 +175,8 @@ def group_deliveries(names: list[str], stats: Mapping[str, Stat] | None = None) 
     groups = group_products(name for name in names if name not in described)
     groups += [(name,) for name in names if name.lower().endswith(ARCHIVES)]
     deliveries = [Delivery(group[0], group, source_version=hash_versions(group, stats)) for group in groups]
-    beside = [name for name in names if name not in of_products and not name.lower().endswith(IMAGES)]
+    images = {*find_images(names)}
+    beside = [name for name in names if name not in of_products | images]
     for group in group_products([*described, *beside]):
         of = {source.href: source for name in group for source in described.get(name, ())}
         several = [href for href, source in of.items() if len(described.keys() & {*stac.hrefs(source)}) > 1]
@@ -224,30 +227,20 @@ def group_products(names: Iterable[str]) -> list[tuple[str, ...]]:
     names = sorted(names)
     products = find_products(names)
     names = sorted({*names} - {name for files in products.values() for name in files})
-    metadata = {name.lower(): name for name in names if name.lower().endswith((*METADATA, MASK))}
     images: dict[str, list[str]] = {}
-    for name in names:
-        if name.lower().endswith(IMAGES):
-            images.setdefault(product_path(name), []).append(name)
+    for name in find_images(names):
+        images.setdefault(product_path(name), []).append(name)
+    of_images = {name for members in images.values() for name in members}
+    metadata = {name.lower(): name for name in names if name not in of_images}
     groups = {
         path: tuple(sorted(files, key=lambda name: (not name.lower().endswith(IMAGES), name)))
         for path, files in products.items()
     }
     for path, members in images.items():
-        candidates = [name.lower() for member in members for name in metadata_names(member)]
+        candidates = [name.lower() for member in members for name in chain(*metadata_files(member).values())]
         existing = [metadata[name] for name in candidates if name in metadata]
         groups[path] = (*members, *dict.fromkeys(existing))
     return [group for _, group in sorted(groups.items())]
-
-
-def metadata_names(image: str) -> list[str]:
-    """Possible names of an image's files: own XML, cameras, shared XML, GDAL's mask and XML. Case may differ.
-
-    The shared XML belongs to all images of a delivery if they have none of their own: GF-6 WFV.
-    """
-    stem = image.removesuffix(PurePosixPath(image).suffix)  # PurePosixPath would turn `s3://` into `s3:/`
-    own = [stem + suffix for suffix in METADATA]
-    return [*own, f"{stem.rpartition('-')[0]}.xml", image + MASK, f"{image}.aux.xml"]
 
 
 def group_name(files: Sequence[str]) -> str:

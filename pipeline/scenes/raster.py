@@ -1,11 +1,13 @@
 """Read image files: the header, and the pixels and validity mask of a window."""
 
 import math
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +23,7 @@ from geokr.storage import rasters
 from pipeline.geometry.sensor import RPC, SensorModel
 from pipeline.scenes import roles
 from pipeline.scenes.archive import MASK
+from pipeline.scenes.image_files import CONTAINERS, RAW
 from pipeline.scenes.numbers import AS_THEY_ARE, Numbers, choose_numbers, has_data
 from pipeline.scenes.scene import Image, NoImageryError, SceneError
 from pipeline.scenes.scratch import open_local_copy
@@ -35,11 +38,18 @@ OPTIONS = {
     "CPL_VSIL_GZIP_WRITE_PROPERTIES": "NO",  # otherwise GDAL writes a file next to each archive
 }
 
-DRIVERS = {".jp2": "JP2OpenJPEG"}
-"""Suffix of an image -> the driver that may open it; GTiff opens the others.
+DRIVERS = {
+    ".jp2": ("JP2OpenJPEG",), ".jpg": ("JPEG",), ".jpeg": ("JPEG",), ".png": ("PNG",),
+    **dict.fromkeys(RAW, ("ENVI", "EHdr")), ".img": ("HFA", "ENVI"), "": ("GTiff", "ENVI", "EHdr"),
+}  # fmt: skip
+"""Suffix of an image -> the drivers that may open it, in order; GTiff opens the others.
 
 Only these are allowed: other formats such as VRT make GDAL open files or URLs that the delivery chooses.
 """
+LAYER = re.compile(r'NETCDF:"(?P<file>.+)":(?P<layer>[^"]+)', re.DOTALL)
+"""Path of a variable in a NetCDF or HDF5 file."""
+WITH_HEADER: dict[str, Any] = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "GDAL_PAM_ENABLED": "NO"}
+"""For files of pixels alone, whose header GDAL finds by its name."""
 MAPPED_BYTES = 64 << 20
 """Bytes of an image that are mapped into memory at a time, because they count as memory of the process."""
 
@@ -50,17 +60,37 @@ def open_image(path: str, *, mapped: bool = False) -> Iterator[Any]:
 
     mapped: read uncompressed pixels through a memory mapping of the file, without GDAL's block cache.
     """
-    driver = DRIVERS.get(path[-4:].lower(), "GTiff")
-    options = OPTIONS | rasters.gdal_options() | ({"GTIFF_VIRTUAL_MEM_IO": "YES"} if mapped else {})
+    drivers, options = choose_drivers(path)
+    options = OPTIONS | options | rasters.gdal_options() | ({"GTIFF_VIRTUAL_MEM_IO": "YES"} if mapped else {})
     with rasterio.Env(**options), warnings.catch_warnings(), open_local_copy(path) as local_path:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            with rasterio.open(local_path, driver=driver) as source:
+            with open_with(local_path, drivers) as source:
                 yield source
         except RasterioIOError as error:
             if local_path != path:  # the name of the copy means nothing to a user
                 raise RasterioIOError(str(error).replace(local_path, path)) from error
             raise
+
+
+def choose_drivers(path: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The drivers that may open a path, in order, and their options for GDAL."""
+    if LAYER.fullmatch(path) or path.lower().endswith(CONTAINERS):
+        return ("netCDF",), {}
+    suffix = PurePosixPath(path).suffix.lower()
+    has_header = suffix in RAW and not path.startswith("/vsi")
+    return DRIVERS.get(suffix, ("GTiff",)), WITH_HEADER if has_header else {}
+
+
+def open_with(path: str, drivers: Sequence[str]) -> Any:
+    """Open an image with the first driver that can. Raises the RasterioIOError of the first one."""
+    fault: RasterioIOError | None = None
+    for driver in drivers:
+        try:
+            return rasterio.open(path, driver=driver)
+        except RasterioIOError as error:
+            fault = fault or error
+    raise fault or RasterioIOError(f"{path}: no driver opens it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +110,8 @@ class Header:
     """One per band, alpha included."""
     crs: Any
     """None if the image is not georeferenced."""
+    stated_crs: Any
+    """The CRS that the file states, also without a transform; None if it states none."""
     transform: Any
     nodata: float | None
     descriptions: tuple[str, ...]
@@ -170,6 +202,7 @@ def read_header(
                 file.dtypes,
                 # A CRS alone is no georeference: GDAL reports the identity if the file has no transform.
                 None if file.transform == Affine.identity() else file.crs,
+                file.crs,
                 file.transform,
                 nodata,
                 tuple(description or "" for description in file.descriptions),

@@ -216,7 +216,7 @@ def test_an_image_of_no_form_is_told_what_it_lacks_for_the_nearest(tmp_path: Pat
     [
         ({}, "the archive contains no TIFF"),
         ({"a.pdf": b"", "in.rar": b""}, "no TIFF, but 2 other files, such as in.rar (unpack it, or pack its files as"),
-        ({"x.h5": b""}, "no TIFF, but x.h5 (a container; convert the layer"),
+        ({"x.h5": b""}, "no TIFF, but x.h5 (HDF5; it is read in a folder"),
     ],
 )
 def test_an_archive_without_images_says_what_it_has(tmp_path: Path, members: dict[str, bytes], end: str) -> None:

@@ -1,0 +1,64 @@
+"""Which files are images, by their names and those of the files beside them, and what may lie beside an image."""
+
+from collections.abc import Collection, Iterable
+from pathlib import PurePosixPath
+
+from pipeline.scenes.archive import IMAGES, MASK, METADATA, PICTURES
+
+CONTAINERS = (".nc", ".nc4", ".h5", ".hdf5", ".he5")
+"""Suffixes of NetCDF and HDF5, whose variables may be images."""
+RAW = ("", ".dat", ".img", ".bin", ".raw", ".bsq", ".bil", ".bip", ".envi")
+"""Suffixes of files of pixels alone, which are images if a header `.hdr` lies beside them."""
+
+
+def find_images(names: Iterable[str]) -> list[str]:
+    """The files that are images, in the given order."""
+    names = [*names]
+    beside = {name.lower() for name in names}
+    return [name for name in names if is_image(name, beside)]
+
+
+def is_image(name: str, beside: Collection[str]) -> bool:
+    """Whether a file is an image. beside: names of the files in its folder, in lower case."""
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix in (*IMAGES, *CONTAINERS):
+        return True
+    if suffix in PICTURES:
+        return any(world.lower() in beside for world in world_files(name))
+    return suffix in RAW and any(header.lower() in beside for header in header_files(name))
+
+
+def strip_suffix(name: str) -> str:
+    """A path without its suffix; pathlib would turn `s3://` into `s3:/`."""
+    return name.removesuffix(PurePosixPath(name).suffix)
+
+
+def world_files(image: str) -> list[str]:
+    """Possible names of the file with the six numbers of an image's transform: `a.tfw`, `a.tifw`, `a.wld`."""
+    stem, suffix = strip_suffix(image), PurePosixPath(image).suffix
+    return [*([f"{stem}{suffix[:2]}{suffix[-1]}w", f"{image}w"] if suffix else []), f"{stem}.wld"]
+
+
+def header_files(image: str) -> list[str]:
+    """Possible names of the header of an image without one: `a.hdr`, `a.dat.hdr`."""
+    return [*dict.fromkeys((f"{strip_suffix(image)}.hdr", f"{image}.hdr"))]
+
+
+def metadata_files(image: str) -> dict[str, list[str]]:
+    """Kind of file beside an image -> its possible names. Case may differ.
+
+    The shared XML belongs to all images of a delivery if they have none of their own: GF-6 WFV. `mask` and `aux` are
+    GDAL's.
+    """
+    stem = strip_suffix(image)
+    xml, *cameras = (stem + suffix for suffix in METADATA)
+    return {
+        "xml": [xml],
+        "camera": cameras,
+        "shared xml": [f"{stem.rpartition('-')[0]}.xml"],
+        "mask": [image + MASK],
+        "aux": [f"{image}.aux.xml"],
+        "world": world_files(image),
+        "prj": [f"{stem}.prj"],
+        "header": header_files(image),
+    }

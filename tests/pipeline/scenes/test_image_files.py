@@ -1,0 +1,236 @@
+"""An image lies where it lies, whatever holds its pixels and whatever file beside it says where."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+from affine import Affine
+from pyproj import CRS
+from scipy.io import netcdf_file  # type: ignore[import-untyped]
+
+from pipeline.catalog.account import take_account
+from pipeline.scenes.delivery import NoImagery, Refusal, read_delivery
+from pipeline.scenes.discovery import take_inventory
+from pipeline.scenes.raster import read_image
+from pipeline.scenes.scene import Scene
+from tests.deliveries import STEM
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+CRS_CODE, PLACE, ROWS, COLS = "EPSG:32643", Affine(10, 2, 300000, 2, -10, 3700000), 50, 60
+PIXELS = np.kron(np.random.default_rng(0).integers(1, 250, (3, 5, 6)), np.ones((10, 10))).astype(np.uint8)
+
+
+def write(
+    path: Path, driver: str = "GTiff", crs: str | None = None, transform: Affine | None = None, **profile: Any
+) -> None:
+    pixels = profile.pop("pixels", PIXELS)
+    place = {} if transform is None else {"transform": transform}
+    with rasterio.open(
+        path,
+        "w",
+        driver=driver,
+        width=COLS,
+        height=ROWS,
+        count=len(pixels),
+        dtype=pixels.dtype,
+        crs=crs,
+        **place,
+        **profile,
+    ) as file:
+        file.write(pixels)
+    Path(f"{path}.aux.xml").unlink(missing_ok=True)
+
+
+def write_world(path: Path, decimal: str = ".") -> None:
+    x, y = PLACE * (0.5, 0.5)
+    numbers = (PLACE.a, PLACE.d, PLACE.b, PLACE.e, x, y)
+    path.write_text("\r\n".join(f"{number:.6f}".replace(".", decimal) for number in numbers))
+
+
+def write_prj(path: Path) -> None:
+    path.write_text(CRS(CRS_CODE).to_wkt("WKT1_ESRI"))
+
+
+def write_aux(path: Path, *, transform: bool) -> None:
+    place = ", ".join(map(str, PLACE.to_gdal()))
+    text = f"<GeoTransform>{place}</GeoTransform>" if transform else ""
+    srs = CRS(CRS_CODE).to_wkt("WKT1_GDAL").replace('"', "&quot;")
+    path.write_text(f"<PAMDataset><SRS>{srs}</SRS>{text}</PAMDataset>")
+
+
+def make(folder: Path, form: str) -> None:
+    """Write the image in one form, as `image` with some suffix, and whatever belongs to it."""
+    driver = {"jpg": "JPEG", "JPEG": "JPEG", "png": "PNG"}.get(form.split()[0], "GTiff")
+    match form:
+        case "tfw prj" | "jpg jgw prj" | "png pgw prj" | "JPEG wld prj":
+            suffix = "tif" if form == "tfw prj" else form.split()[0]
+            write(folder / f"image.{suffix}", driver)
+            world = form.split()[-2]
+            write_world(folder / f"image.{world}", "," if world == "pgw" else ".")
+            write_prj(folder / "image.prj")
+        case "tif with a CRS, TFW":
+            write(folder / "image.tif", crs=CRS_CODE)
+            write_world(folder / "image.TFW")
+        case "tif with a transform, prj":
+            write(folder / "image.tif", transform=PLACE)
+            write_prj(folder / "image.PRJ")
+        case "wld aux":
+            write(folder / "image.tif")
+            write_world(folder / "image.wld")
+            write_aux(folder / "image.tif.aux.xml", transform=False)
+        case "aux":
+            write(folder / "image.tif")
+            write_aux(folder / "image.tif.aux.xml", transform=True)
+        case "ENVI":
+            write(folder / "image", "ENVI", CRS_CODE, PLACE)
+        case ".dat" | ".bsq" | ".img of ENVI":
+            write(folder / f"image{form.split()[0]}", "ENVI", CRS_CODE, PLACE)
+        case ".bil, header with suffix":
+            write(folder / "image.bil", "ENVI", CRS_CODE, PLACE, INTERLEAVE="BIL")
+            (folder / "image.hdr").rename(folder / "image.bil.hdr")
+        case ".img of ERDAS":
+            write(folder / "image.img", "HFA", CRS_CODE, PLACE)
+
+
+FORMS = (
+    "tfw prj", "jpg jgw prj", "png pgw prj", "JPEG wld prj", "tif with a CRS, TFW", "tif with a transform, prj",
+    "wld aux", "aux", "ENVI", ".dat", ".bsq", ".img of ENVI", ".bil, header with suffix", ".img of ERDAS",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    folder = tmp_path_factory.mktemp("reference")
+    write(folder / "image.tif", crs=CRS_CODE, transform=PLACE)
+    return only_scene(folder)
+
+
+def only_scene(folder: Path, **settings: Any) -> Scene:
+    """The scene of a folder, in whose account each file is in that scene."""
+    inventory = take_inventory([folder])
+    (delivery,) = inventory.deliveries
+    (scene,) = read_delivery(delivery, **settings)
+    assert isinstance(scene, Scene), scene
+    assert {given.role for given in take_account(inventory, {delivery.path: [scene]})} == {"scene"}
+    return scene
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_image_on_a_map_is_a_scene_in_every_form(tmp_path: Path, reference: Scene, form: str) -> None:
+    make(tmp_path, form)
+    scene = only_scene(tmp_path)
+    assert scene.footprint.hausdorff_distance(reference.footprint) < 1e-9
+    assert (scene.gsd, scene.level) == (reference.gsd, "L2A")
+    pixels, valid = read_image(scene.images[0])
+    assert valid is None
+    assert np.abs(pixels.astype(int) - PIXELS).mean() < (15 if form.startswith(("jpg", "JPEG")) else 1e-9)
+    if "ENVI" in form or "ERDAS" in form:  # whose drivers describe bands as `Band 1` and `Layer_1`
+        assert scene.bands == ("band_1", "band_2", "band_3")
+
+
+@pytest.mark.parametrize(
+    ("form", "spoil", "fault"),
+    [
+        (
+            "tfw prj",
+            lambda f: (f / "image.prj").unlink(),
+            "image.tfw says where its pixels lie, but not in which coord",
+        ),
+        ("tfw prj", lambda f: (f / "image.prj").write_text("?"), "image.prj: not the text of a coordinate system"),
+        ("tfw prj", lambda f: (f / "image.tfw").write_text("1 2 3"), "image.tfw: it should contain six numbers"),
+        ("tfw prj", lambda f: (f / "image.tfw").write_text("0 0 0 0 0 0"), "image.tfw: its six numbers are no transf"),
+        ("tif with a transform, prj", lambda f: (f / "image.PRJ").unlink(), "the image says where its pixels lie, but"),
+        ("tfw prj", lambda f: (f / "image.tfw").unlink(), "no georeference and no RPC"),
+        (".dat", lambda f: (f / "image.hdr").write_text("no header"), "image.dat: not an image that can be opened"),
+    ],
+)
+def test_what_lacks_is_named(tmp_path: Path, form: str, spoil: Any, fault: str) -> None:
+    make(tmp_path, form)
+    spoil(tmp_path)
+    (delivery,) = take_inventory([tmp_path]).deliveries
+    (refusal,) = read_delivery(delivery)
+    assert isinstance(refusal, Refusal)
+    assert fault in refusal.detail
+
+
+def test_a_picture_with_its_world_file_in_an_archive_is_a_scene(tmp_path: Path, reference: Scene) -> None:
+    (tmp_path / "in").mkdir()
+    make(tmp_path / "in", "png pgw prj")
+    shutil.make_archive(str(tmp_path / "image"), "zip", tmp_path / "in")
+    (delivery,) = take_inventory([tmp_path / "image.zip"]).deliveries
+    (scene,) = read_delivery(delivery)
+    assert isinstance(scene, Scene)
+    assert scene.footprint.hausdorff_distance(reference.footprint) < 1e-9
+    assert (read_image(scene.images[0])[0] == PIXELS).all()
+
+
+def test_a_picture_alone_and_a_file_without_header_are_no_images(tmp_path: Path) -> None:
+    write(tmp_path / "a.jpg", "JPEG")
+    (tmp_path / "b.dat").write_bytes(b"0" * 100)
+    inventory = take_inventory([tmp_path])
+    assert inventory.deliveries == ()
+    assert [given.role for given in take_account(inventory, {})] == ["preview", "other format"]
+
+
+@pytest.mark.parametrize(("count", "bands"), [(4, ("blue", "green", "red", "nir")), (1, ("band_1",)), (2, None)])
+def test_a_gaofen_image_on_a_map_needs_no_xml(tmp_path: Path, count: int, bands: tuple[str, ...] | None) -> None:
+    name = tmp_path / f"{STEM}.tiff"
+    place = Affine(8, 0, 350000, 0, -8, 3690000)
+    write(name, crs="EPSG:32642", transform=place, pixels=np.full((count, ROWS, COLS), 300, np.uint16))
+    if count == 2:
+        with rasterio.open(name, "r+") as file:
+            file.descriptions = ("nir", "red")
+    scene = only_scene(tmp_path)
+    assert (scene.satellite, scene.sensor, scene.gsd, scene.acquired) == ("GF1", "PMS1", 8.0, None)
+    assert scene.bands == (bands or ("nir", "red"))
+
+
+@pytest.mark.parametrize("name", ["image.nc", "image.h5"])
+def test_variables_on_a_map_are_bands(tmp_path: Path, name: str) -> None:
+    """A NetCDF file and an HDF5 file of three variables, on a grid without rotation, as NetCDF has them."""
+    place = Affine(10, 0, 300000, 0, -10, 3700000)
+    pixels = PIXELS.astype(np.int16) * 100
+    write(tmp_path / "image.tif", crs=CRS_CODE, transform=place, pixels=pixels, nodata=-9)
+    wanted = only_scene(tmp_path)
+    (tmp_path / "in").mkdir()
+    try:
+        rasterio.shutil.copy(tmp_path / "image.tif", tmp_path / "in" / name, driver="netCDF", FORMAT="NC4")
+    except SystemError:  # rasterio says so although the file is complete
+        assert (tmp_path / "in" / name).exists()
+    scene = only_scene(tmp_path / "in")
+    assert scene.footprint.hausdorff_distance(wanted.footprint) < 1e-9
+    assert scene.bands == ("Band1", "Band2", "Band3")
+    assert [read_image(image)[0][0].tolist() for image in scene.images] == read_image(wanted.images[0])[0].tolist()
+    assert only_scene(tmp_path / "in", bands=("blue=Band2", "nir", "red=Band1")).bands == ("blue", "red")
+
+
+def test_longitudes_and_latitudes_without_a_crs_are_a_map(tmp_path: Path) -> None:
+    with netcdf_file(tmp_path / "s2_l2a.nc", "w") as file:
+        for axis, start, step, count, unit in (("lat", 30, 1e-4, ROWS, "north"), ("lon", 75, 1e-4, COLS, "east")):
+            file.createDimension(axis, count)
+            variable = file.createVariable(axis, "f8", (axis,))
+            variable[:] = start + step * (np.arange(count) + 0.5)
+            variable.units = f"degrees_{unit}"
+        for k, name in enumerate(("B2", "B3", "B4", "cloud_mask")):
+            file.createVariable(name, "f4", ("lat", "lon"))[:] = PIXELS[k % 3] / 1000
+    scene = only_scene(tmp_path)
+    assert scene.bands == ("red", "green", "blue")
+    assert scene.footprint.bounds == pytest.approx((75, 30, 75 + COLS * 1e-4, 30 + ROWS * 1e-4), abs=1e-9)
+    image = scene.images[2]
+    assert image.numbers.decode(read_image(image)[0])[0] == pytest.approx(PIXELS[0][::-1] / 1000, abs=1e-4)
+
+
+def test_a_container_without_an_image_is_none(tmp_path: Path) -> None:
+    with netcdf_file(tmp_path / "series.nc", "w") as file:
+        file.createDimension("time", 5)
+        file.createVariable("x", "f4", ("time",))[:] = 1
+    (tmp_path / "weights.h5").write_bytes(b"\x89HDF")
+    results = [read_delivery(delivery)[0] for delivery in take_inventory([tmp_path]).deliveries]
+    assert isinstance(results[0], NoImagery)
+    assert "series.nc: GDAL finds no image in it" in results[0].detail
+    assert isinstance(results[1], NoImagery)
+    assert "weights.h5: GDAL finds no image in it" in results[1].detail
