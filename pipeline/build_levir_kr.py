@@ -70,6 +70,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--taxonomy", metavar="NAME", help="classes of the labels: globeland30, paper, own or a file (globeland30)")
     add("--imagery", choices=get_args(Imagery), help="which images of a delivery are tiled (mss)")
     add("--band-names", metavar="NAME,...", help="names of the bands of images with as many bands (those in the file)")
+    add(
+        "--band-files", metavar="PATTERN", help="images of one scene with a file a band: a regular expression of their "
+        "names with the group (?P<band>...)",
+    )  # fmt: skip
     add("--alpha", choices=get_args(Alpha), help="what a band declared as alpha is: a mask or a measurement (auto)")
     add("--mask", choices=get_args(CloudMask), help="count the clouds of a scene's quality band as clouds: qa (none)")
     add(

@@ -12,6 +12,7 @@ from pipeline.geometry.terrain import find_geoid
 from pipeline.imaging.ortho import Resampling
 from pipeline.imaging.quality import Rules
 from pipeline.imaging.radiometry import Kind
+from pipeline.scenes.named_bands import parse_pattern
 from pipeline.scenes.raster import Alpha
 from pipeline.scenes.scene import CloudMask, Imagery
 
@@ -36,6 +37,9 @@ class SurveyConfig(Strict):
     band_names: Names = ()
     """Names of the bands of images with as many bands, instead of those in the file, which may have none. Gaofen
     deliveries and STAC items name their own."""
+    band_files: Annotated[str, AfterValidator(parse_pattern)] = ""
+    """Which images are bands of one scene: a regular expression of their file names with the groups `band` and, if the
+    rest of the name is not that of the scene, `scene`, such as `(?P<scene>.+)_(?P<band>B\\d+)_.*`. Empty for none."""
     alpha: Alpha = "auto"
     """What a band declared as alpha is: mask, band (of measurements), or auto: a mask if named and filled as one."""
     mask: CloudMask = "none"
@@ -160,10 +164,8 @@ class BuildConfig(Strict):
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "out": ("out",),
-    **{
-        name: ("survey", name)
-        for name in ("scenes", "imagery", "band_names", "alpha", "mask", "dem", "geoid", "radiometry", "coefficients")
-    },
+    **{name: ("survey", name) for name in ("scenes", "imagery", "band_names", "band_files", "alpha", "mask")},
+    **{name: ("survey", name) for name in ("dem", "geoid", "radiometry", "coefficients")},
     **{name: ("grid", name) for name in ("tile", "stride")},
     "resampling": ("tiles", "resampling"),
     **{name: ("labels", name) for name in ("landcover", "legends", "taxonomy")},

@@ -17,6 +17,8 @@ from pipeline.scenes.raster import Alpha, Header, read_header
 from pipeline.scenes.scene import CloudMask, Image, Imagery, Scene, SceneError
 from pipeline.scenes.sensor_bands import ALIASES, choose_bands
 
+NODATA = 0
+"""Pixel value outside the swath in the products of Landsat and Sentinel-2."""
 Files = Mapping[str, bytes | None]
 """File name -> content; None for images, and for files whose content tells nothing about a scene."""
 
@@ -57,6 +59,8 @@ class Product:
     """File of the quality band, and its name in `clouds.find_clouds`; None if the product has none."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """All fields of the metadata files: name -> text. Cloud cover and angles have the names of STAC's properties."""
+    nodata: float | None = NODATA
+    """Pixel value outside the swath, whether a file declares it or not; None if only files tell."""
     texts: tuple[bytes, ...] = ()
     """Contents of the metadata files that were read."""
 
@@ -72,10 +76,6 @@ class Reader(Protocol):
 
     def describe(self, files: Files) -> Product:
         """Describe the product with these files. Raises SceneError naming the file at fault."""
-
-
-NODATA = 0
-"""Pixel value outside the swath in all these products, whether a file declares it or not."""
 
 
 def read_scene(
@@ -148,7 +148,11 @@ def select_files(product: Product, wanted: Sequence[str]) -> dict[str, str]:
             f"{', '.join(sorted({names[0] for names in product.names.values()}))}; leave it out of the setting bands"
         )
     if not found:
-        raise SceneError(f"{product.id}: it has none of the bands {', '.join(wanted)}")
+        names = ", ".join(sorted({names[0] for names in product.names.values()}))
+        raise SceneError(
+            f"{product.id}: it has none of the bands {', '.join(wanted)}; its own are {names}, which the setting bands "
+            f"can name, also as red={names.partition(', ')[0]}"
+        )
     return {name: files[0] for name, files in found.items()}
 
 
@@ -167,7 +171,7 @@ def read_band(file: str, name: str, product: Product, locate: Callable[[str], st
     return replace(
         image,
         gsd=gsd,
-        nodata=NODATA if image.nodata is None else image.nodata,
+        nodata=product.nodata if image.nodata is None else image.nodata,
         scales=image.scales if scale is None else (scale[0],),
         offsets=image.offsets if scale is None else (scale[1],),
     )

@@ -16,14 +16,14 @@ from affine import Affine
 from geokr.storage import inputs, rasters
 from pipeline.geometry.sensor import Georeferenced, SensorModel
 from pipeline.scenes import archive, discovery, gaofen, roles, stac
-from pipeline.scenes.band_files import Files, read_scene
+from pipeline.scenes.band_files import Files, Reader, read_scene
 from pipeline.scenes.band_names import name_bands
 from pipeline.scenes.discovery import Delivery
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
 from pipeline.scenes.georeference import read_georeference
 from pipeline.scenes.image_files import CONTAINERS, find_images, metadata_files, strip_suffix
 from pipeline.scenes.layers import read_layers
-from pipeline.scenes.products import find_reader
+from pipeline.scenes.products import find_reader, make_readers
 from pipeline.scenes.raster import Alpha, Header, read_header
 from pipeline.scenes.scene import CloudMask, Image, Imagery, NoImageryError, Scene, SceneError
 
@@ -67,11 +67,12 @@ def read_delivery(
     alpha: Alpha = "auto",
     band_names: Sequence[str] = (),
     mask: CloudMask = "none",
+    band_files: str = "",
 ) -> list[Scene | Refusal]:
     """Read the scenes of a delivery from its metadata and image headers. Never raises for bad input.
 
     bands: bands to read from a STAC item, or from a product whose bands are files of their own: see `choose_bands`.
-    alpha: see `Alpha`. band_names: see `name_bands`. mask: see `CloudMask`.
+    alpha: see `Alpha`. band_names: see `name_bands`. mask: see `CloudMask`. band_files: see `make_readers`.
     """
     name, results, others = PurePosixPath(delivery.path).name, list[Scene | Refusal](), ""
     if delivery.fault:
@@ -94,13 +95,14 @@ def read_delivery(
         return [refuse(name, "unreadable", str(error))]
     except OSError as error:
         return [refuse(name, "unreadable", f"{delivery.path}: cannot be read: {error}")]
-    products = discovery.group_products(files)
+    readers = make_readers(band_files)
+    products = discovery.group_products(files, readers)
     if not products:
         return [*results, refuse(name, "no_image", f"{delivery.path}: the archive contains no TIFF{others}")]
     for product in products:
         try:
             product_files = {name: files[name] for name in product}
-            scene = read_product(product_files, delivery, imagery, bands, alpha, band_names, mask)
+            scene = read_product(product_files, delivery, imagery, bands, alpha, band_names, mask, readers)
             if delivery.part_of and len(scene.bands) == 1:
                 raise SceneError(f"{product[0]}: a band of {delivery.part_of}, which cannot be used")
             results.append(scene)
@@ -109,7 +111,7 @@ def read_delivery(
             # A message about a member of an archive names the member only.
             prefix = f"{delivery.path}: " if delivery.archive and delivery.path not in detail else ""
             role, kind = (error.role, NoImagery) if isinstance(error, NoImageryError) else ("unusable", Refusal)
-            results.append(refuse(discovery.group_name(product), role, prefix + detail, kind))
+            results.append(refuse(discovery.group_name(product, readers), role, prefix + detail, kind))
     return results
 
 
@@ -132,6 +134,7 @@ def read_product(
     alpha: Alpha,
     band_names: Sequence[str],
     mask: CloudMask,
+    readers: Sequence[Reader],
 ) -> Scene:
     """Build the scene of one product. Raises SceneError with a sentence that names the file and the fault."""
     images = find_images(files)
@@ -139,7 +142,7 @@ def read_product(
         raise SceneError(
             f"{archive.printable_name(images[0])}: the name is not UTF-8 text; rename the file or its folder"
         )
-    if (reader := find_reader(files)) is not None:
+    if (reader := find_reader(files, readers)) is not None:
         scene = read_scene(reader.describe(files), lambda name: locate(name, delivery), imagery, bands, alpha, mask)
         return replace(
             scene,

@@ -13,8 +13,9 @@ from geokr.storage import inputs
 from geokr.storage.inputs import Stat
 from pipeline.scenes import gaofen, stac
 from pipeline.scenes.archive import ARCHIVES, IMAGES, PRODUCT_METADATA
+from pipeline.scenes.band_files import Reader
 from pipeline.scenes.image_files import find_images, metadata_files
-from pipeline.scenes.products import find_folder, find_products
+from pipeline.scenes.products import READERS, find_folder, find_products
 
 STORES = ".zarr"
 """Suffix of a Zarr store. Its files, thousands in a data set, are not listed one by one."""
@@ -64,9 +65,10 @@ class Inventory:
     """STAC items that this program wrote about images that are here too, and the files of its data sets."""
 
 
-def take_inventory(paths: Iterable[str | Path]) -> Inventory:
+def take_inventory(paths: Iterable[str | Path], readers: Sequence[Reader] = READERS) -> Inventory:
     """List what lies at directories, files and URLs, in the order of the paths, each file and delivery once.
 
+    readers: of products whose bands are files of their own.
     Paths of deliveries are absolute, because a worker on another machine has another working directory.
     Raises FileNotFoundError for a path that does not exist, OSError for a folder in a bucket that cannot be listed.
     """
@@ -74,7 +76,7 @@ def take_inventory(paths: Iterable[str | Path]) -> Inventory:
     own: dict[str, None] = {}
     deliveries: dict[str, Delivery] = {}
     for path in sorted(inputs.make_absolute(str(path)) for path in paths):
-        place = look_at_url(path) if inputs.is_remote(path) else look_at_path(Path(path))
+        place = look_at_url(path, readers) if inputs.is_remote(path) else look_at_path(Path(path), readers)
         files |= dict.fromkeys(place.files)
         own |= dict.fromkeys(place.own)
         for delivery in place.deliveries:  # one of the paths may contain another
@@ -97,10 +99,10 @@ def find_alternatives(inventory: Inventory, used: Iterable[str]) -> list[Deliver
     return [delivery for delivery in inventory.deliveries if delivery.items and given.isdisjoint(delivery.items)]
 
 
-def look_at_path(path: Path) -> Inventory:
+def look_at_path(path: Path, readers: Sequence[Reader]) -> Inventory:
     """What lies under a directory, in the order of paths, or the delivery that a file belongs to."""
     if path.is_dir():
-        return group_deliveries([*map(str, inputs.list_folder(path))])
+        return group_deliveries([*map(str, inputs.list_folder(path))], readers)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
     name, given = path.name.lower(), (str(path),)
@@ -110,11 +112,11 @@ def look_at_path(path: Path) -> Inventory:
         return Inventory(given, tuple(map(to_delivery, number_repeats(stac.walk_items(str(path))))))
     folder = find_folder(str(path))
     beside = inputs.list_folder(Path(folder)) if folder else [file for file in path.parent.iterdir() if file.is_file()]
-    groups = [group for group in group_products(map(str, beside)) if str(path) in group]
+    groups = [group for group in group_products(map(str, beside), readers) if str(path) in group]
     return Inventory(given, tuple(Delivery(group[0], group) for group in groups))
 
 
-def look_at_url(url: str) -> Inventory:
+def look_at_url(url: str, readers: Sequence[Reader]) -> Inventory:
     """What is at the URL of an archive, an image, a STAC document or a folder in a bucket."""
     name, given = url.lower(), (url,)
     if name.endswith(ARCHIVES):
@@ -122,13 +124,13 @@ def look_at_url(url: str) -> Inventory:
         return Inventory(given, (Delivery(url, given, source_version=version),))
     if name.endswith(IMAGES):
         stats = stat_siblings(url)
-        groups = [group for group in group_products(stats) if url in group]
+        groups = [group for group in group_products(stats, readers) if url in group]
         return Inventory(
             given, tuple(Delivery(group[0], group, source_version=hash_versions(group, stats)) for group in groups)
         )
     if name.startswith("s3://") and not name.endswith(stac.DOCUMENTS):
         stats = inputs.list_bucket(url)
-        return group_deliveries([*stats], stats)
+        return group_deliveries([*stats], readers, stats)
     # The URL of an API has no suffix.
     return Inventory(given, tuple(map(to_delivery, number_repeats(stac.walk_items(url)))))
 
@@ -151,7 +153,7 @@ def hash_versions(names: Iterable[str], stats: Mapping[str, Stat]) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="backslashreplace")).hexdigest()
 
 
-def group_deliveries(names: list[str], stats: Mapping[str, Stat] | None = None) -> Inventory:
+def group_deliveries(names: list[str], readers: Sequence[Reader], stats: Mapping[str, Stat] | None = None) -> Inventory:
     """Group files into deliveries, in the order of their paths.
 
     An image that a STAC item refers to is read as part of the item. On its own, it is an alternative: see `Delivery`.
@@ -161,7 +163,7 @@ def group_deliveries(names: list[str], stats: Mapping[str, Stat] | None = None) 
     given = dict.fromkeys(store_name(name) or name for name in names)
     names = [name for name in given if not name.lower().endswith(STORES)]
     here = {*names}
-    of_products = {name for files in find_products(names).values() for name in files}
+    of_products = {name for files in find_products(names, readers).values() for name in files}
     documents = [name for name in names if name.lower().endswith(stac.DOCUMENTS) and name not in of_products]
     sources = number_repeats(source for name in documents for source in stac.items_in_file(name))
     # This program's own items describe images that are read themselves: the items would take their place.
@@ -172,12 +174,12 @@ def group_deliveries(names: list[str], stats: Mapping[str, Stat] | None = None) 
         for href in stac.hrefs(source):
             if href in here and href not in of_products and href.lower().endswith(IMAGES):
                 described.setdefault(href, []).append(source)
-    groups = group_products(name for name in names if name not in described)
+    groups = group_products((name for name in names if name not in described), readers)
     groups += [(name,) for name in names if name.lower().endswith(ARCHIVES)]
     deliveries = [Delivery(group[0], group, source_version=hash_versions(group, stats)) for group in groups]
     images = {*find_images(names)}
     beside = [name for name in names if name not in of_products | images]
-    for group in group_products([*described, *beside]):
+    for group in group_products([*described, *beside], readers):
         of = {source.href: source for name in group for source in described.get(name, ())}
         several = [href for href, source in of.items() if len(described.keys() & {*stac.hrefs(source)}) > 1]
         version = hash_versions(group, stats)
@@ -219,13 +221,13 @@ def to_delivery(source: stac.ItemSource) -> Delivery:
     return Delivery(source.href, (source.document,), item, source.fault)
 
 
-def group_products(names: Iterable[str]) -> list[tuple[str, ...]]:
+def group_products(names: Iterable[str], readers: Sequence[Reader] = READERS) -> list[tuple[str, ...]]:
     """Group files by product: the images of one product in one folder, then their metadata files.
 
     Case is ignored, except in the names of images. A product whose bands are files of their own has all its files.
     """
     names = sorted(names)
-    products = find_products(names)
+    products = find_products(names, readers)
     names = sorted({*names} - {name for files in products.values() for name in files})
     images: dict[str, list[str]] = {}
     for name in find_images(names):
@@ -243,9 +245,9 @@ def group_products(names: Iterable[str]) -> list[tuple[str, ...]]:
     return [group for _, group in sorted(groups.items())]
 
 
-def group_name(files: Sequence[str]) -> str:
+def group_name(files: Sequence[str], readers: Sequence[Reader] = READERS) -> str:
     """Name of the scene of a group of files."""
-    return next((path.rpartition("/")[2] for path in find_products(files)), "") or scene_name(files[0])
+    return next((path.rpartition("/")[2] for path in find_products(files, readers)), "") or scene_name(files[0])
 
 
 def scene_name(name: str) -> str:

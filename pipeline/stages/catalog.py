@@ -27,7 +27,7 @@ from pipeline.runtime.stream import Client, JobBatch, stream
 from pipeline.scenes import stac
 from pipeline.scenes.delivery import NoImagery, Refusal, refuse
 from pipeline.scenes.discovery import Delivery, Inventory, find_alternatives, take_inventory
-from pipeline.scenes.products import find_reader
+from pipeline.scenes.products import find_reader, make_readers
 from pipeline.scenes.scene import Scene
 from pipeline.stages.blocks import record_refusals
 from pipeline.tasks.survey import SurveyJob, read_and_survey
@@ -96,7 +96,7 @@ def examine(
     survey = config.survey.model_copy(update=absolute)  # a worker may have another working directory
     report_heights(survey)
     known = known_inputs(config, covers)
-    inventory = leave_out_known(take_inventory(survey.scenes), known)
+    inventory = leave_out_known(take_inventory(survey.scenes, make_readers(survey.band_files)), known)
     if not inventory.deliveries:
         report_unused(take_account(inventory, {}, known))
         raise ConfigError(f"{', '.join(survey.scenes)}: no TIFF, archive or STAC item found")
@@ -232,7 +232,8 @@ def report_missing_bands(config: SurveyConfig, inventory: Inventory, entries: Se
     if config.imagery != "mss":
         return
     wanted = [band.partition("=")[0] for band in config.bands]
-    chosen = {d.path for d in inventory.deliveries if d.item or find_reader(d.files) is not None}
+    readers = make_readers(config.band_files)
+    chosen = {d.path for d in inventory.deliveries if d.item or find_reader(d.files, readers) is not None}
     lacking: dict[tuple[str, ...], list[Scene]] = {}
     for entry in entries:
         if entry.scene.delivery in chosen and (missing := [name for name in wanted if name not in entry.scene.bands]):

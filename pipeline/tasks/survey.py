@@ -52,7 +52,8 @@ def read_and_survey(job: SurveyJob) -> list[Entry | Refusal]:
     results: list[Entry | Refusal] = []
     try:
         config = job.config
-        scenes = read_delivery(job.delivery, config.imagery, config.bands, config.alpha, config.band_names, config.mask)
+        how = (config.imagery, config.bands, config.alpha, config.band_names, config.mask, config.band_files)
+        scenes = read_delivery(job.delivery, *how)
     except Exception as error:
         return [refuse(PurePosixPath(job.delivery.path).name, "unusable", describe(error, job.delivery.path))]
     for scene in scenes:
