@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # On a busy machine, threads that spin while they wait cost more time than they save.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help env demo test check bench lock clean
+.PHONY: help env demo test check docs bench lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -28,10 +28,14 @@ test: env  ## run the tests
 	@command -v chromium > /dev/null || echo "chromium is missing: the evaluation's report is not opened in a browser"
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -q
 
-check: env  ## lint, format and type check
+check: env  ## lint, format and type check; build the documentation
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+docs: env  ## show the documentation on http://127.0.0.1:8000
+	$(VENV)/bin/mkdocs serve
 
 bench: env  ## compare the speed with peers
 	$(VENV)/bin/python -m benchmarks

@@ -1,5 +1,6 @@
 """What a build would do, and all that it would refuse, without writing anything."""
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,22 +16,27 @@ from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig
 from pipeline.geometry.grid import TileGrid
 from pipeline.plan import check_coverage, projected_bytes, tile_grid
+from pipeline.runtime.cluster import count_cores, count_threads
 from pipeline.runtime.stream import Client
 from pipeline.runtime.worker import LIBRARIES
 from pipeline.stages import catalog, labels
 from pipeline.stages.diagnosis import explain_splits
+from pipeline.stages.estimate import describe_estimate, try_blocks
 
 REFUSED = "refused"
 """The word that begins a line about something that would be refused."""
 
 
 def describe_build(config: BuildConfig, covers: list[LandCover], client: Client | None = None) -> Iterator[str]:
-    """Yield lines: what is refused, scenes with their grids, land cover, bytes and memory, splits, and the inputs.
+    """Yield lines: what is refused, scenes with their grids, land cover, bytes and memory, splits, inputs, an estimate.
 
     Everything that the stage catalog decides is decided as in a build, with the same reads of the images.
     Raises ConfigError or StoreError where a build would stop.
     """
+    began = time.monotonic()
     found = catalog.examine(config, client, covers, write=False)
+    workers = count_cores() if client is None else count_threads(client)
+    survey = (time.monotonic() - began) / (workers if client is None else 1)
     yield from (f"{REFUSED}   {refusal['detail']}" for refusal in found.refused)
     grids: list[tuple[Entry, TileGrid]] = []
     total_tiles, memory, total_pixels = 0, 0, 0
@@ -71,6 +77,8 @@ def describe_build(config: BuildConfig, covers: list[LandCover], client: Client 
     check_coverage(config, covers, found.entries)
     for cover in covers:
         labels.find_unlabelled(config, cover, found.entries)
+    trials = try_blocks(config, covers, grids)
+    yield describe_estimate(trials, total_tiles, survey, workers, memory + LIBRARIES, config.out)
 
 
 def describe_splits(config: BuildConfig, grids: list[tuple[Entry, TileGrid]]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -149,6 +150,10 @@ def test_a_dry_run_touches_nothing_and_promises_what_comes(
     assert "globeland30_2020: 2 sheets" in printed
     assert "lacks" not in printed
     assert "peak memory of a worker" in printed
+    size = sum(path.stat().st_size for path in built.dataset.rglob("*") if path.is_file())
+    estimated = re.search(r"^estimate  ([\d.]+) MB on disk, .* tiles, of which \d+% were accepted$", printed, re.M)
+    assert estimated is not None
+    assert 0.5 < float(estimated[1]) * 1e6 / size < 2
     arguments = [*built.arguments, "--out", str(tmp_path / "new"), "--dry-run"]
     place = arguments.index("--landcover") + 1
     kept, missing = sorted(Path(arguments[place]).glob("*.tif"))
