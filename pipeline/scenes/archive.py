@@ -24,12 +24,16 @@ IMAGES = (".tif", ".tiff", ".jp2", ".img")
 PICTURES = (".jpg", ".jpeg", ".png")
 """Suffixes of images that may lie on a map, if a world file beside them says where: see `image_files`."""
 METADATA = (".xml", ".rpb", "_rpc.txt", ".rpc")
+VENDOR_METADATA = (".imd", "_metadata.json")
+"""Ends of the names of vendors' metadata that are no XML: see `vendors`."""
 GEOREFERENCE = (
     ".prj", ".wld", ".tfw", ".tifw", ".tiffw", ".j2w", ".jp2w", ".jgw", ".jpgw", ".jpegw", ".pgw", ".pngw",
 )  # fmt: skip
 """Suffixes of text files that say where an image lies."""
 PRODUCT_METADATA = (".xml", "_mtl.txt", "_mtl.json")
 """Ends of the names of metadata files of products whose bands are files of their own."""
+TEXTS = (*METADATA, *GEOREFERENCE, *VENDOR_METADATA, *PRODUCT_METADATA)
+"""Ends of the names of files that are read for what they say."""
 MASK = ".msk"
 """Suffix that GDAL appends to the name of an image for a file with its mask."""
 TARS = (".tar.gz", ".tgz", ".tar")
@@ -101,7 +105,7 @@ def read_contents(path: str) -> Contents:
                 continue
             if name.lower().endswith((*IMAGES, *PICTURES, MASK)):
                 files[name] = None
-            elif name.lower().endswith((*METADATA, *GEOREFERENCE, *PRODUCT_METADATA)) and member.size <= MAX_METADATA:
+            elif name.lower().endswith(TEXTS) and member.size <= MAX_METADATA:
                 files[name] = member.read()
             else:
                 others.append(name)

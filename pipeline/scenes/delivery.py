@@ -26,6 +26,7 @@ from pipeline.scenes.layers import read_layers
 from pipeline.scenes.products import find_reader, make_readers
 from pipeline.scenes.raster import Alpha, Header, read_header
 from pipeline.scenes.scene import CloudMask, Image, Imagery, NoImageryError, Scene, SceneError
+from pipeline.scenes.vendors import VendorMetadata, read_vendor
 
 KINDS = {"mss": "multispectral", "pan": "panchromatic"}
 
@@ -119,7 +120,7 @@ def folder_files(names: Iterable[str]) -> dict[str, bytes | None]:
     """Read the metadata files of a folder: path -> content; None for others. Those above MAX_METADATA are ignored."""
     files: dict[str, bytes | None] = {}
     for name in names:
-        if not name.lower().endswith((*archive.METADATA, *archive.GEOREFERENCE, *archive.PRODUCT_METADATA)):
+        if not name.lower().endswith(archive.TEXTS):
             files[name] = None
         elif (size := inputs.stat(name).size) <= archive.MAX_METADATA:
             (files[name],) = inputs.read_ranges(name, [(0, size)])
@@ -369,7 +370,10 @@ def read_georeferenced(
     if model is None:
         lacks = "no georeference and no RPC, and its name is not that of a Gaofen image"
         raise SceneError(f"{path}: {lacks}; {roles.nearest_form(name)}")
+    vendor, described_by = describe_by_vendor(name, files, header.count)
     names = describe_bands(header, band_names)
+    if len(vendor.bands) == header.count and any(band.startswith("band_") for band in names):
+        names = vendor.bands
     if imagery != "mss" and (imagery == "pansharpened" or names != ("pan",)):
         raise SceneError(f"{path}: no panchromatic image, but --imagery {imagery} needs one")
     image = header.image(path, names, 1.0, model)
@@ -377,20 +381,29 @@ def read_georeferenced(
     gsd = measure_gsd(image)
     return Scene(
         id=PurePosixPath(name).stem,
-        satellite="",
-        sensor="",
+        satellite=vendor.satellite,
+        sensor=vendor.sensor,
         level="L2A" if isinstance(model, Georeferenced) else "L1A",
-        acquired=parse_tiff_time(header.tags.get("TIFFTAG_DATETIME", "")),
+        acquired=vendor.acquired or parse_tiff_time(header.tags.get("TIFFTAG_DATETIME", "")),
         gsd=gsd,
         images=(replace(image, gsd=gsd),),
         pan=None,
         delivery=delivery.path,
         bytes=image_bytes(delivery, (name,)),
         files=local_files((delivery.path,) if delivery.archive else files),
-        metadata_digest=hash_contents((repr(header).encode(), *(files[file] or b"" for file in placed_by))),
+        metadata_digest=hash_contents((repr(header).encode(), *(files[f] or b"" for f in (*placed_by, *described_by)))),
         footprint=footprint,
-        metadata=header.tags,
+        metadata=header.tags | dict(vendor.fields),
     )
+
+
+def describe_by_vendor(name: str, files: Files, count: int) -> tuple[VendorMetadata, tuple[str, ...]]:
+    """What the vendor's metadata beside an image say, and the file that says it; nothing if there is none."""
+    beside = find_beside(name, files)
+    for file in (beside[kind] for kind in ("vendor", "xml") if kind in beside):
+        if (vendor := read_vendor(file, files[file] or b"", count)) is not None:
+            return vendor, (file,)
+    return VendorMetadata(), ()
 
 
 def parse_tiff_time(text: str) -> datetime | None:

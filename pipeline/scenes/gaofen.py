@@ -18,7 +18,7 @@ from defusedxml import DefusedXmlException
 from pipeline.geometry.sensor import RPC
 
 NAME = re.compile(
-    r"(?P<satellite>GF\d[A-D]?|ZY3(?:0[1-3])?)_(?P<sensor>[A-Z]+\d?)_"
+    r"(?P<satellite>GF\d[A-D]?|ZY3(?:0[1-3])?|ZY1[EF]|ZY02C|HJ\d[A-F]|CB04A?)_(?P<sensor>[A-Z]+\d?)_"
     r"(?P<ew>[EW])(?P<lon>\d{1,3}(?:\.\d+)?)_(?P<ns>[NS])(?P<lat>\d{1,2}(?:\.\d+)?)_"
     r"(?P<date>\d{8})_(?P<level>L\d[A-Z])(?P<product>\d+)(?:-(?P<part>[A-Z]+\d?|\d))?",
     re.ASCII,

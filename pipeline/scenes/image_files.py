@@ -1,5 +1,6 @@
 """Which files are images, by their names and those of the files beside them, and what may lie beside an image."""
 
+import re
 from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
@@ -61,4 +62,16 @@ def metadata_files(image: str) -> dict[str, list[str]]:
         "world": world_files(image),
         "prj": [f"{stem}.prj"],
         "header": header_files(image),
+        "vendor": vendor_files(stem),
     }
+
+
+def vendor_files(stem: str) -> list[str]:
+    """Possible names of the metadata of an image, given its path without suffix: DIMAP, IMD and Planet's."""
+    name = stem.rpartition("/")[2]
+    folder = stem[: len(stem) - len(name)]
+    dimap = re.sub(r"_R\d+C\d+$", "", f"DIM_{name[4:]}", flags=re.IGNORECASE)
+    item = re.sub(r"_(?:3[AB]|1B)_.*$", "", name, flags=re.IGNORECASE)
+    analytic = re.sub(r"_(?:SR|clip|file_format)(?:_.*)?$", "", name, flags=re.IGNORECASE)
+    planet = [f"{folder}{part}_metadata{suffix}" for suffix in (".xml", ".json") for part in (name, analytic, item)]
+    return [*([f"{folder}{dimap}.xml"] if name.upper().startswith("IMG_") else []), f"{stem}.imd", *planet]

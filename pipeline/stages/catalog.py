@@ -112,6 +112,9 @@ def examine(
         more = f" and {len(bare) - 1} more scenes" if len(bare) > 1 else ""
         log.warning("%s%s: there is no quality band, so clouds are known by their brightness only", bare[0], more)
     report_missing_bands(config.survey, inventory, entries)
+    if undated := [entry.scene.id for entry in entries if entry.scene.acquired is None]:
+        more = f" and {len(undated) - 1} more scenes" if len(undated) > 1 else ""
+        log.info("%s%s: nothing says when it was taken, so the years to the map are unknown", undated[0], more)
     on_dem = [entry for entry in entries if entry.terrain.dem is not None]
     if on_dem and not any(entry.dem_coverage for entry in on_dem):
         raise ConfigError(

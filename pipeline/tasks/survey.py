@@ -148,7 +148,7 @@ def decide_radiometry(
 
 
 def top_of_atmosphere(scene: Scene, table: str | Path, reflectance_scale: float | None) -> Radiometry:
-    """Reflectance from the scene's own scales, from a given one for scenes without a camera, or from a table.
+    """Reflectance from the scene's own scales, from a given one for satellites that the table lacks, or from a table.
 
     Raises RadiometryError if none of these is known.
     """
@@ -156,13 +156,13 @@ def top_of_atmosphere(scene: Scene, table: str | Path, reflectance_scale: float 
     if len(scales) == len(scene.bands):
         offsets = [offset for image in scene.images for offset in (image.offsets or (0.0,) * len(image.bands))]
         return radiometry_from_scales(scales, offsets)
-    if reflectance_scale is not None and not scene.satellite:
+    table_coefficients, coefficients = read_coefficients(table), {}
+    if reflectance_scale is not None and scene.satellite not in {key[0] for key in table_coefficients}:
         return radiometry_from_scales([reflectance_scale] * len(scene.bands), [0.0] * len(scene.bands))
     if scene.acquired is None:
         raise RadiometryError(
             "reflectance needs the acquisition time of the image, which is not known, or the setting reflectance_scale"
         )
-    table_coefficients, coefficients = read_coefficients(table), {}
     for band in scene.bands:
         key = (scene.satellite, scene.sensor, scene.acquired.year, band)
         if key not in table_coefficients:

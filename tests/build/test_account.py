@@ -241,7 +241,7 @@ def test_a_dry_run_gives_the_same_account_and_refusals_and_writes_nothing(
 
 
 def test_a_dry_run_refuses_what_the_settings_cannot_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: Everything
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, given: Everything
 ) -> None:
     scene, cover = given.root / "in" / "plain" / "rgb.tif", given.root / "in" / "globeland30"
     arguments = ["--scenes", str(scene), "--landcover", str(cover), "--out", str(tmp_path / "out"), "--dry-run"]
@@ -253,5 +253,7 @@ def test_a_dry_run_refuses_what_the_settings_cannot_do(
     assert "none of the scenes can be used" in printed.err
     assert main(arguments) == 2  # no tile of 256 px fits
     assert "no tile of 256 px at 8 m fits into the scene" in capsys.readouterr().out
+    caplog.set_level("INFO")
     assert main([*arguments, *small]) == 0
     assert "split val has no tile" in capsys.readouterr().out
+    assert "rgb: nothing says when it was taken" in caplog.text

@@ -60,7 +60,7 @@ def refused(path: Path, imagery: Imagery = "mss") -> str:
 CAMERAS = {
     "GF1_PMS1": ("MSS1", "PAN1"), "GF1_PMS2": ("MSS2", "PAN2"), "GF1B_PMS": ("MUX", "PAN"), "GF1C_PMS": ("MUX", "PAN"),
     "GF1D_PMS": ("MUX", "PAN"), "GF2_PMS1": ("MSS1", "PAN1"), "GF2_PMS2": ("MSS2", "PAN2"), "GF6_PMS": ("MUX", "PAN"),
-    "GF7_DLC": ("BWDMUX", "BWDPAN"), "ZY302_TMS": ("MUX", "NAD"),
+    "GF7_DLC": ("BWDMUX", "BWDPAN"), "ZY302_TMS": ("MUX", "NAD"), "CB04A_WPM": ("MSS", "PAN"),
 }  # fmt: skip
 
 

@@ -38,6 +38,10 @@ NAMES = {
     "GF7_DLC_E116.1_N40.3_20200523_L1A0000123456-BWDMUX": ("GF7", "DLC", 116.1, 40.3, "BWDMUX"),
     "ZY302_TMS_E92.7_N35.0_20171027_L1A0000345912-NAD": ("ZY302", "TMS", 92.7, 35.0, "NAD"),
     "ZY3_MUX_E116.6_N40.6_20120813_L1A0000603304": ("ZY3", "MUX", 116.6, 40.6, ""),
+    "ZY1E_VNIC_E112.3_N36.4_20200607_L1A0000123456-MUX": ("ZY1E", "VNIC", 112.3, 36.4, "MUX"),
+    "ZY02C_PMS_E112.3_N36.4_20130607_L1C0001234567-MUX": ("ZY02C", "PMS", 112.3, 36.4, "MUX"),
+    "HJ2A_CCD3_E112.3_N36.4_20210607_L1A0000123456": ("HJ2A", "CCD3", 112.3, 36.4, ""),
+    "CB04A_WPM_E112.3_N36.4_20200722_L1A0000123456-PAN": ("CB04A", "WPM", 112.3, 36.4, "PAN"),
     "GF4_PMI_E105.0_N31.0_20200523_L1A2147483647": ("GF4", "PMI", 105.0, 31.0, ""),
 }
 
@@ -47,8 +51,8 @@ def test_a_name_says_sensor_place_and_part(stem: str) -> None:
     name = parse_name(stem)
     assert (name.satellite, name.sensor, name.lon, name.lat, name.part) == NAMES[stem]
     assert name.date in stem
-    assert name.level == "L1A"
-    assert f"L1A{name.product}" in stem
+    assert name.level in ("L1A", "L1C")
+    assert f"_{name.level}{name.product}" in stem
 
 
 @pytest.mark.parametrize(
