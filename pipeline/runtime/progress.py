@@ -118,7 +118,8 @@ class Progress:
         rate = self.done / max(seconds, 1e-9)
         parts = [f"{self.stage}: {self.done:,} of {self.total:,} {self.units}"]
         if self.total:
-            parts += [f"{100 * self.done / self.total:.0f} %", f"{rate:,.0f} {self.units}/s"]
+            speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+            parts += [f"{100 * self.done / self.total:.0f} %", f"{speed} {self.units}/s"]
         parts += self._describe()
         if self.done < self.total:
             parts.append(

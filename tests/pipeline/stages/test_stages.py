@@ -152,6 +152,13 @@ def test_a_stage_without_work_or_judgement_says_no_more_than_that(tmp_path: Path
     assert "accepted" not in Progress(tmp_path, "index", 0, "scene").collect_facts()
 
 
+def test_a_slow_stage_has_a_speed_too(tmp_path: Path, clock: list[float]) -> None:
+    progress = Progress(tmp_path, "catalog", 12, "delivery")
+    progress.add(6)
+    clock[0] += 15
+    assert progress.format_line() == "catalog: 6 of 12 deliveries, 50 %, 0.4 deliveries/s, 15 s left"
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [(0, "0 s"), (89.4, "89 s"), (90, "2 min"), (1020, "17 min"), (5369, "89 min"), (5400, "1 h 30 min"),
