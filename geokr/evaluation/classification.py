@@ -1,5 +1,6 @@
 """Scene classification: nearest neighbours and a linear probe on frozen features, and fine-tuning."""
 
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -162,7 +163,10 @@ def classify_by_probe(job: Job) -> tuple[IntArray, dict[str, float]]:
     train, val, test = (scaler.transform(features[positions]) for positions in (job.train, job.val, job.test))
     best: tuple[float, float, Any] = (-1.0, 0.0, None)
     for strength in sorted(job.settings.regularisation):
-        probe = LogisticRegression(C=strength, max_iter=2000).fit(train, classes[job.train])
+        with warnings.catch_warnings():
+            # With one label a class, scikit-learn asks whether the classes might be real numbers.
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+            probe = LogisticRegression(C=strength, max_iter=2000).fit(train, classes[job.train])
         accuracy = float(probe.score(val, classes[job.val]))
         if accuracy > best[0]:  # of equals, the strongest regularisation
             best = accuracy, strength, probe
