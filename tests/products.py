@@ -259,7 +259,12 @@ def safe(
             pixels = np.repeat(pixels // 64, 3, axis=0).astype(np.uint8)
         files[f"{granule}/IMG_DATA/{path}.jp2"] = jp2(pixels, block=64, **place)
     mask = jp2(np.zeros((1, 2, 2), np.uint8))
-    names = ("MSK_CLDPRB_20m", "MSK_CLASSI_B00", "MSK_DETFOO_B02", "MSK_QUALIT_B02", "T32NLF_20221005T094041_PVI")
+    if offset is not None:
+        size, place = side // 6, {"crs": "EPSG:32632", "transform": Affine(60, 0, origin[0], 0, -60, origin[1])}
+        classes = np.zeros((3, size, size), np.uint8)  # opaque clouds, cirrus, snow
+        classes[0, :, 0] = classes[1, 0] = classes[2, -1, -1] = 1
+        files[f"{granule}/QI_DATA/MSK_CLASSI_B00.jp2"] = jp2(classes, block=64, **place)
+    names = ("MSK_CLDPRB_20m", "MSK_DETFOO_B02", "MSK_QUALIT_B02", "T32NLF_20221005T094041_PVI")
     files |= {f"{granule}/QI_DATA/{name}.jp2": mask for name in names}
     return files | {
         f"{root}/MTD_MSI{product[7:10]}.xml": product_xml(product, offset).encode(),

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-BITS: Mapping[str, int] = {"QA_PIXEL": 0b1110, "Fmask": 0b0011}
-"""Quality band -> bits that mean cloud: in Landsat's, dilated cloud, cirrus and cloud; in HLS's, cirrus and cloud."""
+BITS: Mapping[str, int] = {"QA_PIXEL": 0b1110, "Fmask": 0b0011, "MSK_CLASSI": 0b0001}
+"""Quality band -> bits that mean cloud: in Landsat's, dilated cloud, cirrus and cloud; in HLS's, cirrus and cloud; in
+each of the bands of Sentinel-2's level 1C, opaque cloud and cirrus."""
 CLASSES: Mapping[str, tuple[int, ...]] = {"SCL": (8, 9, 10), "oa_fmask": (2,)}
 """Quality band -> classes that mean cloud: in Sentinel-2's, clouds of medium and high probability, and thin cirrus."""
 

@@ -118,12 +118,19 @@ def read_scene(
     )
 
 
+QUALITY_BANDS = {"MSK_CLASSI": ("MSK_CLASSI", "MSK_CLASSI_CIRRUS", "")}
+"""Quality image of several bands -> the names of those with clouds, empty for others: opaque clouds, cirrus, snow."""
+
+
 def read_quality(product: Product, locate: Callable[[str], str]) -> Image | None:
     """The quality band of a product; None if it has none. Raises SceneError: see `read_band`."""
     if product.quality is None:
         return None
     file, name = product.quality
-    return replace(read_band(file, name, product, locate, "band"), nodata=None, scales=(), offsets=())
+    names = QUALITY_BANDS.get(name, (name,))
+    image = replace(read_band(file, name, product, locate, "band", len(names)), nodata=None, scales=(), offsets=())
+    clouds = tuple(k for k, band in enumerate(names, 1) if band)
+    return image if len(names) == 1 else replace(image, bands=tuple(filter(None, names)), indexes=clouds)
 
 
 def digest(texts: Iterable[bytes], images: Iterable[Image]) -> str:
@@ -156,14 +163,19 @@ def select_files(product: Product, wanted: Sequence[str]) -> dict[str, str]:
     return {name: files[0] for name, files in found.items()}
 
 
-def read_band(file: str, name: str, product: Product, locate: Callable[[str], str], alpha: Alpha) -> Image:
-    """Read the header of a band's file. Raises SceneError unless it has one band and lies on a map."""
+def read_band(
+    file: str, name: str, product: Product, locate: Callable[[str], str], alpha: Alpha, count: int = 1
+) -> Image:
+    """Read the header of a band's file. Raises SceneError unless it has `count` bands and lies on a map."""
     path = locate(file)
     header = read_header(path, alpha)
-    if header.count != 1:
-        raise SceneError(f"{path}: it should have one band, but has {header.count}")
+    if header.count != count:
+        raise SceneError(
+            f"{path}: it should have {'one band' if count == 1 else f'{count} bands'}, but has {header.count}"
+        )
     try:
-        image = header.image(path, (name,), 1.0, find_place(path, header, product.places.get(file)))
+        names = (name,) if count == 1 else tuple(f"{name}_{k}" for k in range(1, count + 1))
+        image = header.image(path, names, 1.0, find_place(path, header, product.places.get(file)))
         gsd = measure_gsd(image)
     except ProjError as error:
         raise SceneError(f"{path}: its coordinate system cannot be converted to longitude and latitude") from error
@@ -172,8 +184,8 @@ def read_band(file: str, name: str, product: Product, locate: Callable[[str], st
         image,
         gsd=gsd,
         nodata=product.nodata if image.nodata is None else image.nodata,
-        scales=image.scales if scale is None else (scale[0],),
-        offsets=image.offsets if scale is None else (scale[1],),
+        scales=image.scales if scale is None else (scale[0],) * count,
+        offsets=image.offsets if scale is None else (scale[1],) * count,
     )
 
 

@@ -123,7 +123,8 @@ class Scene:
     metadata: Mapping[str, str]
     """All fields of the product XML, properties of the STAC item, or TIFF tags: name -> text."""
     quality: Image | None = None
-    """The quality band whose clouds count, under its name in `clouds.find_clouds`; None if none is used."""
+    """The quality band whose clouds count, under its name in `clouds.find_clouds`, or several, of which the first has
+    that name and each has clouds; None if none is used."""
 
     def __post_init__(self) -> None:
         # The id is used as a folder name or as part of an object key.

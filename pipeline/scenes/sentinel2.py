@@ -131,6 +131,8 @@ def describe(files: Files) -> Product:
     classes = [
         (int(match["gsd"] or 0), name) for name, _, match in match_images(files) if match["part"].upper() == "SCL"
     ]
+    masks = sorted(name for name in files if name.rpartition("/")[2].upper() == "MSK_CLASSI_B00.JP2")
+    quality = (min(classes)[1], "SCL") if classes else (masks[0], "MSK_CLASSI") if masks else None
     match = LOOSE.search(bands[0][1]["scene"])
     satellite = re.match(r"S2[A-D](?=_)", own)
     return Product(
@@ -145,7 +147,7 @@ def describe(files: Files) -> Product:
         lacking=LEVEL_2_LACKS if level_2 else frozenset(),
         scales={name: scales[key] for name, match in bands if (key := band_key(match)) in scales},
         places={} if granule is None else read_places(granule_xml, granule, bands),
-        quality=(min(classes)[1], "SCL") if classes else None,
+        quality=quality,
         metadata=fields | stac_properties(fields, granule),
         texts=tuple(files[name] or b"" for name in (product_xml, granule_xml) if name),
     )

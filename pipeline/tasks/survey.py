@@ -94,7 +94,7 @@ def survey(scene: Scene, config: SurveyConfig, source_version: str = "") -> Entr
     valid_share = float(valid.mean())
     if scene.quality is not None:
         quality, _ = read_decimated(scene.quality, shape)
-        clear = valid & ~find_clouds(scene.quality.bands[0], quality[0])
+        clear = valid & ~find_clouds(scene.quality.bands[0], quality).any(axis=0)
         valid = clear if clear.any() else valid  # the stretch is that of the ground, if any is in sight
     sample = np.concatenate([image.numbers.decode(part) for image, part in zip(scene.images, samples, strict=True)])
     scene = replace(scene, footprint=footprint)

@@ -116,7 +116,7 @@ def orthorectify_clouds(geobox: GeoBox, entry: Entry) -> npt.NDArray[np.bool_] |
     if entry.scene.quality is None:
         return None
     ortho = orthorectify(geobox, entry.scene.quality, entry.terrain, "nearest")
-    return ortho.valid & find_clouds(entry.scene.quality.bands[0], ortho.pixels[..., 0])
+    return ortho.valid & find_clouds(entry.scene.quality.bands[0], ortho.pixels).any(axis=-1)
 
 
 def cut_tiles(

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from affine import Affine
+from odc.geo.geobox import GeoBox
 
+from pipeline.imaging.clouds import find_clouds
 from pipeline.scenes.delivery import Refusal, read_delivery
 from pipeline.scenes.discovery import find_deliveries
 from pipeline.scenes.raster import read_image
 from pipeline.scenes.scene import Imagery, Scene
 from pipeline.tasks.survey import survey
+from pipeline.tasks.tiles import orthorectify_clouds
 from tests import products
 from tests.deliveries import jp2, survey_config, tiff, write_folder, write_zip
 from tests.products import L1C, L2A, S2_SIDE, safe
@@ -120,7 +123,23 @@ def test_the_scene_classification_is_read_if_it_is_asked_for(tmp_path: Path, fol
     (delivery,) = find_deliveries([write_folder(tmp_path, l1c)])
     (scene,) = read_delivery(delivery, mask="qa")
     assert isinstance(scene, Scene)
-    assert scene.quality is None  # level 1C has none
+    assert scene.quality is None  # level 1C had polygons before baseline 04.00
+
+
+def test_the_masks_of_level_1c_are_clouds_and_cirrus(tmp_path: Path) -> None:
+    side = 60
+    (delivery,) = find_deliveries([write_folder(tmp_path, safe(L1C.replace("N0301", "N0400"), side=side))])
+    (scene,) = read_delivery(delivery, mask="qa")
+    assert isinstance(scene, Scene)
+    assert scene.quality is not None
+    assert (scene.quality.bands, scene.quality.gsd) == (("MSK_CLASSI", "MSK_CLASSI_CIRRUS"), 60.0)
+    pixels, _ = read_image(scene.quality)
+    wanted = np.zeros((side // 6, side // 6), np.bool_)
+    wanted[:, 0] = wanted[0] = True  # and the last pixel is snow
+    assert np.array_equal(find_clouds("MSK_CLASSI", pixels).any(axis=0), wanted)
+    entry = survey(scene, survey_config(mask="qa"))
+    grid = orthorectify_clouds(GeoBox((side, side), Affine(10, 0, 354_600, 0, -10, 31_500), "EPSG:32632"), entry)
+    assert np.array_equal(grid, np.kron(wanted, np.ones((6, 6), np.bool_)))
 
 
 def test_a_survey_knows_the_reflectance(folder: Path) -> None:
