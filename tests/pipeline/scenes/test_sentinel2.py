@@ -139,6 +139,7 @@ def test_the_masks_of_level_1c_are_clouds_and_cirrus(tmp_path: Path) -> None:
     assert np.array_equal(find_clouds("MSK_CLASSI", pixels).any(axis=0), wanted)
     entry = survey(scene, survey_config(mask="qa"))
     grid = orthorectify_clouds(GeoBox((side, side), Affine(10, 0, 354_600, 0, -10, 31_500), "EPSG:32632"), entry)
+    assert grid is not None
     assert np.array_equal(grid, np.kron(wanted, np.ones((6, 6), np.bool_)))
 
 
