@@ -21,16 +21,18 @@ LEAST_SCORE = 0.5
 
 
 def draw_curves(table: Comparison) -> bytes:
-    """Draw the metric over the number of labelled images, with bands of one standard deviation over the seeds."""
+    """Draw the metric over the number of labelled images, with bars of one standard deviation over the seeds."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     for k, encoder in enumerate(table.encoders):
         rows = [table.rows[encoder, share] for share in table.shares if (encoder, share) in table.rows]
         images, mean, std = (np.array([getattr(row, name) for row in rows]) for name in ("images", "mean", "std"))
         colour = COLOURS[k % len(COLOURS)]
-        axes.plot(images, mean, color=colour, marker=MARKERS[k % len(MARKERS)], label=_plain(encoder))
-        axes.fill_between(images, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
+        near = images * 1.02 ** (k - (len(table.encoders) - 1) / 2)  # so that bars do not hide each other
+        marker = MARKERS[k % len(MARKERS)]
+        axes.errorbar(near, mean, std, color=colour, marker=marker, capsize=3, elinewidth=1, label=_plain(encoder))
     axes.set_xscale("log")
+    axes.set_xlim(table.images[0] / 1.3, table.images[-1] * 1.3)
     axes.set_xticks(table.images, [str(count) for count in table.images])
     axes.minorticks_off()
     axes.set_xlabel("labelled training images")
@@ -40,7 +42,7 @@ def draw_curves(table: Comparison) -> bytes:
     return to_png(figure)
 
 
-def draw_confusion(confusion: npt.NDArray[Any], classes: Sequence[str], title: str) -> bytes:
+def draw_confusion(confusion: npt.NDArray[Any], classes: Sequence[str]) -> bytes:
     """Draw a confusion matrix, (class, predicted) counts, as shares of each true class."""
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = 2.2 + 0.42 * len(classes)
@@ -52,7 +54,6 @@ def draw_confusion(confusion: npt.NDArray[Any], classes: Sequence[str], title: s
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(_plain(title), fontsize=9)
     for (row, column), share in np.ndenumerate(shares):
         if share >= 0.005 and len(names) <= 15:
             colour = "white" if share > 0.5 else "black"
@@ -72,10 +73,12 @@ def draw_gallery(
     class; a (y, x) mask; or corners (m, 4), classes (m,) and scores (m,).
     """
     columns = len(sides) + (1 if task == "classification" else 2)
-    figure = Figure(figsize=(2.3 * columns, 2.5 * len(positions)), layout="constrained")
-    grid = figure.subplots(len(positions), columns, squeeze=False)
-    for row, position in enumerate(positions):
-        image, target = to_rgb(examples.image(position), examples.bands), examples.target(position)
+    images = [to_rgb(examples.image(position), examples.bands) for position in positions]
+    heights = [0.2 + 2.3 * min(2.0, image.shape[0] / image.shape[1]) for image in images]
+    figure = Figure(figsize=(2.3 * columns, 0.4 + sum(heights)), layout="constrained")
+    grid = figure.subplots(len(positions), columns, squeeze=False, height_ratios=heights)
+    for row, (position, image) in enumerate(zip(positions, images, strict=True)):
+        target = examples.target(position)
         truth = [("truth", target)] if task != "classification" else []
         panels = [("image", None), *truth, *((name, predictions[row]) for name, predictions in sides)]
         for axes, (name, label) in zip(grid[row], panels, strict=True):

@@ -2,8 +2,8 @@
 
 import json
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,8 @@ def write_report(out: Path, baseline: str = "") -> Path:
         raise InputError(f"{out / RESULTS}: no results; run an evaluation first")
     if baseline and baseline not in {result.encoder for result in results}:
         raise InputError(f"{out / RESULTS}: no results of the encoder {baseline}")
+    names = shorten({result.encoder for result in results})
+    results, baseline = [replace(result, encoder=names[result.encoder]) for result in results], names.get(baseline, "")
     groups = groupby(sorted(results, key=_group), key=_group)
     sections = [make_section(out, list(members), baseline) for _, members in groups]
     tables = [section.table for section in sections]
@@ -126,6 +128,18 @@ def write_report(out: Path, baseline: str = "") -> Path:
     return out / PAGE
 
 
+def shorten(encoders: Collection[str]) -> dict[str, str]:
+    """Encoder -> the shortest end of its path that no other encoder ends in; a name without folders stays."""
+    names = {}
+    for encoder in encoders:
+        parts = Path(encoder).parts
+        ends = (str(Path(*parts[-count:])) for count in range(1, len(parts) + 1))
+        names[encoder] = next(
+            (end for end in ends if not any(o != encoder and f"/{o}".endswith(f"/{end}") for o in encoders)), encoder
+        )
+    return names
+
+
 def _group(result: Result) -> tuple[str, str, str, str]:
     return result.task, result.data, result.split, result.mode
 
@@ -136,14 +150,14 @@ def make_section(out: Path, results: Sequence[Result], baseline: str) -> Section
     baseline = baseline if baseline in encoders else SCRATCH if SCRATCH in encoders else encoders[0]
     task = choose_task(results[0].task)
     table = compare_encoders(out, results, task.score, baseline)
-    pictures = [_picture("Label efficiency; bands are one standard deviation over the seeds.", draw_curves(table))]
+    pictures = [_picture("Label efficiency; bars are one standard deviation over the seeds.", draw_curves(table))]
     split = json.loads((out / "splits" / f"{results[0].split}.json").read_text(encoding="utf-8"))
     pair = choose_pair(results, table)
     for result in pair:
         confusion = count_classes(task, read_parts(out, result), len(split["classes"]))
         if confusion is not None:
             title = f"{result.encoder}, {100 * result.labels:.4g} % of the labels"
-            picture = draw_confusion(confusion, split["classes"], title)
+            picture = draw_confusion(confusion, split["classes"])
             pictures.append(_picture(f"{title}: % of each true class that is predicted as each class.", picture))
     note = ""
     try:
