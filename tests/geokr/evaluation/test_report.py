@@ -68,5 +68,5 @@ def test_a_gallery_shows_truth_and_both_predictions(task: str, tmp_path: Path) -
 
 
 def test_encoders_have_the_shortest_names_that_tell_them_apart() -> None:
-    names = shorten(["scratch", "runs/a/encoder", "runs/b/encoder", "/home/me/runs/c", "x/scratch", "c.safetensors"])
+    names = shorten(["scratch", "runs/a/encoder", "runs/b/encoder", "/archive/runs/c", "x/scratch", "c.safetensors"])
     assert [*names.values()] == ["scratch", "a/encoder", "b/encoder", "c", "x/scratch", "c.safetensors"]
