@@ -25,7 +25,7 @@ demo: env  ## build the sample data set, pre-train on it, and show how many labe
 	$(VENV)/bin/python -m geokr.evaluate classification --params workflows/sample.yaml --out evaluations/sample
 
 test: env  ## run the tests
-	@command -v chromium > /dev/null || echo "chromium is missing: the evaluation's report is not opened in a browser"
+	@command -v chromium > /dev/null || echo "chromium is missing: no report is opened in a browser"
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -q
 
 check: env  ## lint, format and type check; build the documentation

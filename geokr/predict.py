@@ -11,7 +11,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +25,17 @@ from geokr.dataset.layout import TILES
 from geokr.encoder import Encoder, load_encoder
 from geokr.landcover.legend import list_taxonomies, read_taxonomy
 from geokr.loading.pixels import open_reader
+from geokr.loading.selection import Tiles
 from geokr.loading.units import PixelUnits
 from geokr.prediction.maps import TABLE, write_maps, write_table
-from geokr.prediction.tiles import ScenePrediction, SceneTiles, as_tiles, read_scene_tiles
+from geokr.prediction.tiles import ScenePrediction, as_tiles, read_scene_tiles
 from geokr.pretraining.checkpoint import LAST, Checkpoint, load
 from geokr.storage import files
 from geokr.storage.inputs import expand_home, local_path
 
 BATCH = 64
 """Tiles at once."""
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -48,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--params", metavar="FILE.yaml", help="with --scenes: settings of the build, as for the training tiles")
     add("--labels", metavar="NAME", help="label set to compare with, <product>_<year> (that of the run)")
     add("--out", type=local_path, required=True, metavar="FOLDER", help="folder to write to")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device (a GPU if there is one)")
+    add("--device", default=DEVICE, help="device (a GPU if there is one)")
     return parser
 
 
@@ -56,9 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns its exit status: 0 done, 2 an input cannot be used."""
     options = make_parser().parse_args(arguments)
     try:
-        checkpoint, encoder = load(options.run / LAST), load_encoder(options.run)
-        if checkpoint.end_share != 1:
-            raise ValueError(f"{options.run}: the head does not fit an encoder between start and end (interpolate)")
+        checkpoint, predictor = load_predictor(options.run, options.device)
         dataset = options.data
         if options.scenes:
             dataset = str(options.out / "dataset")
@@ -66,17 +66,64 @@ def main(arguments: list[str] | None = None) -> int:
         classes, done = tuple(checkpoint.facts["classes"]), []
         colours = find_colours(classes)
         options.out.mkdir(parents=True, exist_ok=True)
-        for prediction in predict_dataset(dataset, checkpoint, encoder, options.labels, torch.device(options.device)):
+        for prediction in predict_dataset(dataset, checkpoint, predictor, options.labels):
             write_maps(options.out, prediction, classes, colours)
             done.append(prediction)
         if not done:
-            raise ValueError(f"{dataset}: no accepted tile of a scene with bands {', '.join(encoder.bands)}")
+            raise ValueError(f"{dataset}: no accepted tile of a scene with bands {', '.join(predictor.encoder.bands)}")
         write_table(options.out, done, classes)
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a device that is not there
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join(summarise(done, classes, options.out)))
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """An encoder and the layer that the run trained on it."""
+
+    encoder: Encoder
+    weight: torch.Tensor
+    """(class, feature)."""
+    bias: torch.Tensor
+    """(class,)."""
+    units: PixelUnits
+    """Of the pixels that the encoder was trained with."""
+
+    @torch.no_grad()
+    def predict(self, dataset: str, tiles: Tiles) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Predict the class shares of tiles whose scenes have the encoder's bands.
+
+        Returns the shares, (tile, class), whose rows sum to 1, and the features, (tile, feature). Raises ValueError
+        naming the shard if pixels cannot be read, or the scene if its pixels stand for something else.
+        """
+        reader = open_reader(dataset, "", tiles, self.encoder.bands, self.units)
+        shares, kept = [], []
+        for start in tqdm(range(0, len(tiles), BATCH), unit="batch", disable=None, leave=False):
+            positions = np.arange(start, min(start + BATCH, len(tiles)))
+            pixels = np.empty((len(positions), *reader.tile_shape), reader.dtype)
+            if errors := reader.finish(reader.request(positions, pixels)):
+                raise ValueError(next(iter(errors.values())))
+            features = self.encoder(torch.from_numpy(pixels).to(self.weight.device))
+            shares.append(F.linear(features, self.weight, self.bias).float().softmax(dim=1).cpu().numpy())
+            kept.append(features.float().cpu().numpy())
+        return np.concatenate(shares), np.concatenate(kept)
+
+
+def load_predictor(run: Path, device: str = "") -> tuple[Checkpoint, Predictor]:
+    """The last checkpoint of a run, and its network on a device, by default a GPU if there is one.
+
+    Raises ValueError naming the run if there is none, or if its head does not fit its encoder.
+    """
+    checkpoint, encoder = load(run / LAST), load_encoder(run)
+    if checkpoint.end_share != 1:
+        raise ValueError(f"{run}: the head does not fit an encoder between start and end (interpolate)")
+    place = torch.device(device or DEVICE)
+    head = checkpoint.networks[checkpoint.exported]
+    weight, bias = head["head.weight"].to(place), head["head.bias"].to(place)
+    units = PixelUnits(*(checkpoint.facts[field.name] for field in fields(PixelUnits)))
+    return checkpoint, Predictor(encoder.to(place), weight, bias, units)
 
 
 def find_colours(classes: tuple[str, ...]) -> dict[str, str]:
@@ -117,53 +164,22 @@ def build_tiles(scenes: list[str], params: str | None, dataset: str) -> None:
 
 
 def predict_dataset(
-    dataset: str, checkpoint: Checkpoint, encoder: Encoder, label_set: str | None, device: torch.device
+    dataset: str, checkpoint: Checkpoint, predictor: Predictor, label_set: str | None
 ) -> Iterator[ScenePrediction]:
     """Predict the accepted tiles of each scene that has the encoder's bands; other scenes are named and left out.
 
     label_set: labels to compare with; by default those of the run, if the data set has them.
     """
-    head = checkpoint.networks[checkpoint.exported]
-    weight, bias = head["head.weight"].to(device), head["head.bias"].to(device)
-    encoder.to(device)
     root, classes = files.join(dataset, TILES), tuple(checkpoint.facts["classes"])
     scenes = list_scenes(root)
     if not scenes:
         raise ValueError(f"{root}: no scenes; is {dataset} a data set?")
     for name in tqdm(scenes, unit="scene", disable=None):
         attributes = read_attributes(root, name)
-        if missing := [band for band in encoder.bands if band not in attributes["bands"]]:
+        if missing := [band for band in predictor.encoder.bands if band not in attributes["bands"]]:
             print(f"{name} is left out: it has no band {', '.join(missing)}, only {', '.join(attributes['bands'])}")
             continue
         labels = label_set or str(checkpoint.facts["labels"])
         scene = read_scene_tiles(dataset, name, attributes, classes, labels, optional=label_set is None)
         if len(scene.row):
-            units = PixelUnits(*(checkpoint.facts[field.name] for field in fields(PixelUnits)))
-            yield ScenePrediction(scene, predict_scene(dataset, scene, encoder, units, weight, bias, device))
-
-
-@torch.no_grad()
-def predict_scene(
-    dataset: str,
-    scene: SceneTiles,
-    encoder: Encoder,
-    units: PixelUnits,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    device: torch.device,
-) -> npt.NDArray[np.float32]:
-    """Predict the class shares of a scene's accepted tiles: (tile, class), rows sum to 1.
-
-    units: of the pixels that the encoder was trained with. Raises ValueError naming the shard if pixels cannot be read,
-    or the scene if its pixels stand for something else.
-    """
-    reader = open_reader(dataset, "", as_tiles(scene), encoder.bands, units)
-    result = []
-    for start in range(0, len(scene.row), BATCH):
-        positions = np.arange(start, min(start + BATCH, len(scene.row)))
-        pixels = np.empty((len(positions), *reader.tile_shape), reader.dtype)
-        if errors := reader.finish(reader.request(positions, pixels)):
-            raise ValueError(next(iter(errors.values())))
-        features = encoder(torch.from_numpy(pixels).to(device))
-        result.append(F.linear(features, weight, bias).float().softmax(dim=1).cpu().numpy())
-    return np.concatenate(result)
+            yield ScenePrediction(scene, predictor.predict(dataset, as_tiles(scene))[0])

@@ -1,16 +1,15 @@
 """Pictures of a data set."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import geopandas
 import numpy as np
 import numpy.typing as npt
 
 from geokr.dataset import layout, store
-from geokr.dataset.index import read_summary
-from geokr.dataset.layout import INDEX
+from geokr.dataset.index import read_index, read_summary
+from geokr.dataset.layout import RGB
 from geokr.storage import files
 
 
@@ -25,16 +24,9 @@ def draw_tiles(dataset: str | Path, path: Path, tiles: int = 6) -> None:
 
     summary = read_summary(dataset)
     classes, colours = summary["classes"], summary["colours"]
-    index = geopandas.read_parquet(io.BytesIO(files.read(files.join(dataset, INDEX))))
+    index = read_index(dataset, ["scene", "row", "col", *classes]).to_pandas()
     shares = index[classes].to_numpy(dtype=float)
-    mixed = -(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=1)
-    dominant = shares.argmax(axis=1)
-    common = np.argsort(-np.bincount(dominant, minlength=len(classes)), kind="stable")
-    ranks = np.empty(len(index), dtype=int)  # number of tiles of the same class that are more mixed
-    for k in common:
-        of_class = np.flatnonzero(dominant == k)
-        ranks[of_class[np.argsort(-mixed[of_class], kind="stable")]] = np.arange(len(of_class))
-    chosen = np.lexsort([np.argsort(common)[dominant], ranks])[:tiles]
+    chosen = choose_tiles(shares, tiles)
     figure = Figure(figsize=(2.1 * len(chosen), 3.6), layout="constrained")
     axes = figure.subplots(2, len(chosen), height_ratios=[2.1, 1.2], squeeze=False)
     for image_axes, bar_axes, k in zip(axes[0], axes[1], chosen, strict=True):
@@ -52,10 +44,41 @@ def draw_tiles(dataset: str | Path, path: Path, tiles: int = 6) -> None:
     figure.savefig(path, dpi=110)
 
 
-def to_rgb(pixels: npt.NDArray[np.uint8], bands: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """(band, y, x) -> (y, x, 3) uint8, with each band stretched between its own 1 % and 99 % percentiles."""
-    names = ("red", "green", "blue")
-    chosen = [bands.index(name) for name in names] if set(names) <= set(bands) else [0, len(bands) // 2, len(bands) - 1]
+def choose_tiles(shares: npt.NDArray[np.float64], tiles: int) -> npt.NDArray[np.intp]:
+    """Choose tiles, which rotate through the classes as in `draw_tiles`. shares: (tile, class)."""
+    mixed = -(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=1)
+    dominant = shares.argmax(axis=1)
+    common = np.argsort(-np.bincount(dominant, minlength=shares.shape[1]), kind="stable")
+    ranks = np.empty(len(shares), dtype=int)  # number of tiles of the same class that are more mixed
+    for k in common:
+        of_class = np.flatnonzero(dominant == k)
+        ranks[of_class[np.argsort(-mixed[of_class], kind="stable")]] = np.arange(len(of_class))
+    return np.lexsort([np.argsort(common)[dominant], ranks])[:tiles]
+
+
+def choose_rgb(bands: Sequence[str]) -> list[int]:
+    """Numbers of the bands to show: red, green and blue if there are all three, otherwise first, middle and last."""
+    if set(RGB) <= set(bands):
+        return [bands.index(name) for name in RGB]
+    return [0, len(bands) // 2, len(bands) - 1]
+
+
+def find_limits(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """The 1 % and 99 % percentiles of each band: (band, ...) -> (2, band)."""
+    return np.asarray(np.percentile(pixels.reshape(len(pixels), -1), [1, 99], axis=1))
+
+
+def to_rgb(
+    pixels: npt.NDArray[Any],
+    bands: Sequence[str],
+    limits: npt.NDArray[np.float64] | None = None,
+    gamma: float = 1.0,
+) -> npt.NDArray[np.uint8]:
+    """(band, y, x) -> (y, x, 3) uint8. limits: see `find_limits`; those of the pixels themselves by default.
+
+    gamma: exponent of the brightness; below 1, ground beside snow or cloud is not black.
+    """
+    chosen = choose_rgb(bands)
+    low, high = (find_limits(pixels) if limits is None else limits)[:, chosen]
     image = np.moveaxis(pixels[chosen].astype(float), 0, -1)
-    low, high = np.percentile(image, [1, 99], axis=(0, 1))
-    return np.asarray(np.clip((image - low) / np.maximum(high - low, 1) * 255, 0, 255).astype(np.uint8))
+    return np.asarray((255 * np.clip((image - low) / np.maximum(high - low, 1), 0, 1) ** gamma).astype(np.uint8))

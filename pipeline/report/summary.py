@@ -31,6 +31,15 @@ def summary_table(summary: dict[str, Any]) -> list[str]:
     return [f"{name:<18}{text}" for name, text in rows]
 
 
+def read_metrics(run: Path) -> dict[str, Any]:
+    """The metrics.json of a training run. Raises ValueError naming it if the run is not finished."""
+    metrics = run / "metrics.json"
+    if not metrics.is_file():
+        raise ValueError(f"{metrics}: no such file; is {run} a finished training run?")
+    values: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
+    return values
+
+
 def run_table(metrics: dict[str, Any], run: Path) -> list[str]:
     """Lines of text from the metrics.json of a training run."""
     rows = [

@@ -42,9 +42,11 @@ def draw_curves(table: Comparison) -> bytes:
     return to_png(figure)
 
 
-def draw_confusion(confusion: npt.NDArray[Any], classes: Sequence[str]) -> bytes:
-    """Draw a confusion matrix, (class, predicted) counts, as shares of each true class."""
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+def draw_confusion(
+    confusion: npt.NDArray[Any], classes: Sequence[str], sides: tuple[str, str] = ("true", "predicted")
+) -> bytes:
+    """Draw a matrix of counts or amounts (class, predicted class) as % of each row. sides: names of row and column."""
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1e-12)
     side = 2.2 + 0.42 * len(classes)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
@@ -52,8 +54,8 @@ def draw_confusion(confusion: npt.NDArray[Any], classes: Sequence[str]) -> bytes
     names = [_plain(name) for name in classes]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set_xlabel(sides[1])
+    axes.set_ylabel(sides[0])
     for (row, column), share in np.ndenumerate(shares):
         if share >= 0.005 and len(names) <= 15:
             colour = "white" if share > 0.5 else "black"

@@ -1,7 +1,6 @@
 """The report: one HTML file that opens without a network, and the tables for a paper beside it."""
 
 import json
-from base64 import b64encode
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -10,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment
 
 from geokr.evaluation.backbones import SCRATCH
 from geokr.evaluation.examples import Examples
 from geokr.evaluation.protocols import choose_task
 from geokr.evaluation.report.figures import draw_confusion, draw_curves, draw_gallery
+from geokr.evaluation.report.html import Links, Picture, embed_png, render_page
 from geokr.evaluation.report.tables import Comparison, compare_encoders, format_latex, format_markdown, list_cells
 from geokr.evaluation.results import RESULTS, Result, cell_file, read_parts, read_results
 from geokr.evaluation.task import Task
@@ -25,24 +24,9 @@ from geokr.storage.inputs import InputError
 PAGE, MARKDOWN, LATEX = "report.html", "tables.md", "tables.tex"
 IMAGES = 3
 """Images of a gallery in which one encoder is better, and in which the other is."""
-TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>Evaluation of encoders</title>
-<style>
-body { font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums }
-th, td { padding: .3em .8em; text-align: left; border-bottom: 1px solid #ddd }
-img { max-width: 100% }
-figure { margin: 1em 0 }
-figcaption, .note { color: #555; font-size: .9em }
-</style>
-</head>
-<body>
-<h1>Evaluation of encoders</h1>
+TEMPLATE = """{% extends "base" %}
+{% from "parts" import show %}
+{% block body %}
 {% for section in sections %}
 <section>
 <h2>{{ section.table.title }}</h2>
@@ -70,22 +54,13 @@ contains 0 shows no certain difference.</p>
 </table>
 {% endif %}
 {% for picture in section.pictures %}
-<figure><img alt="{{ picture.caption }}" src="data:image/png;base64,{{ picture.data }}">
-<figcaption>{{ picture.caption }}</figcaption></figure>
+{{ show(picture) }}
 {% endfor %}
 {% if section.note %}<p class="note">{{ section.note }}</p>{% endif %}
 </section>
 {% endfor %}
-</body>
-</html>
+{% endblock %}
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    caption: str
-    data: str
-    """PNG in base64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +75,11 @@ class Section:
     """Why there is no gallery; empty if there is one."""
 
 
-def write_report(out: Path, baseline: str = "") -> Path:
+def write_report(out: Path, baseline: str = "", page: Path | None = None, links: Links = ()) -> Path:
     """Write report.html, tables.md and tables.tex of an evaluation. Returns the page's path.
 
-    baseline: encoder that the others are compared with; by default `scratch`, or else the first. Raises InputError if
-    there are no results, or none of `baseline`.
+    baseline: encoder that the others are compared with; by default `scratch`, or else the first. page: write only the
+    page, and there, with these links at its top. Raises InputError if there are no results, or none of `baseline`.
     """
     results = read_results(out)
     if not results:
@@ -116,16 +91,16 @@ def write_report(out: Path, baseline: str = "") -> Path:
     groups = groupby(sorted(results, key=_group), key=_group)
     sections = [make_section(out, list(members), baseline) for _, members in groups]
     tables = [section.table for section in sections]
-    markdown = "\n\n".join(f"### {table.title}: {table.metric}\n\n{format_markdown(table)}" for table in tables)
-    page = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE).render(sections=sections)
-    for name, text in (
-        (MARKDOWN, markdown),
-        (LATEX, "\n\n".join(map(format_latex, tables))),
-        (PAGE, page),
-    ):
-        with replace_file(out / name) as file:
+    texts = {page or out / PAGE: render_page(TEMPLATE, "Evaluation of encoders", links, sections=sections)}
+    if page is None:
+        texts[out / MARKDOWN] = "\n\n".join(
+            f"### {table.title}: {table.metric}\n\n{format_markdown(table)}" for table in tables
+        )
+        texts[out / LATEX] = "\n\n".join(map(format_latex, tables))
+    for path, text in texts.items():
+        with replace_file(path) as file:
             file.write((text + "\n").encode())
-    return out / PAGE
+    return page or out / PAGE
 
 
 def shorten(encoders: Collection[str]) -> dict[str, str]:
@@ -150,7 +125,7 @@ def make_section(out: Path, results: Sequence[Result], baseline: str) -> Section
     baseline = baseline if baseline in encoders else SCRATCH if SCRATCH in encoders else encoders[0]
     task = choose_task(results[0].task)
     table = compare_encoders(out, results, task.score, baseline)
-    pictures = [_picture("Label efficiency; bars are one standard deviation over the seeds.", draw_curves(table))]
+    pictures = [embed_png("Label efficiency; bars are one standard deviation over the seeds.", draw_curves(table))]
     split = json.loads((out / "splits" / f"{results[0].split}.json").read_text(encoding="utf-8"))
     pair = choose_pair(results, table)
     for result in pair:
@@ -158,7 +133,7 @@ def make_section(out: Path, results: Sequence[Result], baseline: str) -> Section
         if confusion is not None:
             title = f"{result.encoder}, {100 * result.labels:.4g} % of the labels"
             picture = draw_confusion(confusion, split["classes"])
-            pictures.append(_picture(f"{title}: % of each true class that is predicted as each class.", picture))
+            pictures.append(embed_png(f"{title}: % of each true class that is predicted as each class.", picture))
     note = ""
     try:
         examples = task.read(Path(results[0].folder), task.settings.model_validate(results[0].settings))
@@ -166,10 +141,6 @@ def make_section(out: Path, results: Sequence[Result], baseline: str) -> Section
     except (ValueError, OSError, KeyError) as error:
         note = f"No gallery, because the data cannot be read: {' '.join(str(error).split())}"
     return Section(table, tuple(list_cells(table, "±")), tuple(pictures), note)
-
-
-def _picture(caption: str, png: bytes) -> Picture:
-    return Picture(caption, b64encode(png).decode())
 
 
 def choose_pair(results: Sequence[Result], table: Comparison) -> list[Result]:
@@ -214,7 +185,7 @@ def draw_pair(
         if len(rows):
             sides = [(result.encoder, read_predictions(out, result, rows.tolist())) for result in pair]
             picture = draw_gallery(task.name, examples, [numbers[test[row]] for row in rows], sides)
-            yield _picture(f"Test images for which {caption}.", picture)
+            yield embed_png(f"Test images for which {caption}.", picture)
 
 
 def score_images(task: Task, parts: npt.NDArray[Any], metric: str) -> npt.NDArray[np.float64]:
