@@ -30,7 +30,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from geokr import train
 from geokr.dataset import store
-from geokr.dataset.index import read_index, read_summary
+from geokr.dataset.index import part_name, read_index, read_summary
 from geokr.dataset.layout import DATASET, INDEX, TILES
 from geokr.encoder import Encoder, build_encoder, load_encoder
 from geokr.landcover.legend import KNOWLEDGE, read_legend
@@ -185,7 +185,8 @@ def prepare(folder: Path, seed: int) -> None:
         (copy / DATASET).write_bytes((dataset / DATASET).read_bytes())
         (copy / TILES).unlink(missing_ok=True)
         (copy / TILES).symlink_to((dataset / TILES).resolve())
-        pq.write_table(labelled, copy / INDEX)
+        (copy / INDEX).mkdir(exist_ok=True)
+        pq.write_table(labelled, copy / INDEX / part_name(0, 1))
 
 
 def shares(dataset: Path, world: World) -> npt.NDArray[np.float32]:

@@ -1,48 +1,133 @@
-"""Writing and reading the tile index (GeoParquet) and the summary of a data set."""
+"""Writing and reading the tile index (GeoParquet, in parts) and the summary of a data set."""
 
-import io
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from geokr.dataset.layout import DATASET, INDEX, SCHEMA
+from geokr.dataset.layout import DATASET, INDEX, SCHEMA, UNFINISHED_INDEX
 from geokr.storage import files
+
+PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
+ROW_GROUP = 8192
+"""Rows of a row group, which has the range of each column in the file's footer: a reader skips it by those."""
+BOX = ("xmin", "ymin", "xmax", "ymax")
+"""Fields of the column `bbox`, the covering of GeoParquet 1.1."""
+FACTS = b"geokr"
+"""Key of the facts about a part in the metadata of its file."""
+
+
+def part_name(number: int, parts: int) -> str:
+    """Name of a part of an index. It contains the number of parts, so that a reader notices that one is missing."""
+    return f"part-{number:05d}-of-{parts:05d}.parquet"
+
+
+def make_part(columns: Mapping[str, npt.NDArray[Any]], footprints: Any, facts: Any = None) -> bytes:
+    """The bytes of a part: one row per tile, footprints as the geometry column with their bounds, EPSG:4326.
+
+    columns: name -> (n,) values; dtype object means text or None. footprints: (n,) shapely polygons in longitude and
+    latitude, degrees. facts: JSON that `read_facts` returns.
+    """
+    import shapely  # not at the top, because training reads the index without them
+    from pyproj import CRS
+
+    polygons = np.asarray(footprints, dtype=object)
+    bounds = shapely.bounds(polygons).reshape(-1, 4)
+    geometry: dict[str, Any] = {
+        "encoding": "WKB",
+        "crs": CRS.from_epsg(4326).to_json_dict(),
+        "geometry_types": sorted({polygon.geom_type for polygon in polygons}),
+        "covering": {"bbox": {field: ["bbox", field] for field in BOX}},
+    }
+    if len(polygons):
+        geometry["bbox"] = [*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist()]
+    # Text has its type even in a column of None only, and in one without rows.
+    arrays = {name: pa.array(v, pa.string() if v.dtype == object else None) for name, v in columns.items()}
+    arrays["geometry"] = pa.array(shapely.to_wkb(polygons), pa.binary())
+    arrays["bbox"] = pa.StructArray.from_arrays([pa.array(side) for side in bounds.T], names=list(BOX))
+    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
+    table = pa.table(arrays).replace_schema_metadata({b"geo": json.dumps(geo), FACTS: json.dumps(facts)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="zstd")
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def write_part(dataset: str | Path, number: int, parts: int, content: bytes) -> str:
+    """Write a part of an index that is not complete yet. Returns its SHA-256."""
+    files.write(files.join(dataset, UNFINISHED_INDEX, part_name(number, parts)), content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_unfinished(dataset: str | Path, number: int, parts: int) -> tuple[Any, str] | None:
+    """The facts and the SHA-256 of a part that an interrupted run wrote, or None if there is none."""
+    path = files.join(dataset, UNFINISHED_INDEX, part_name(number, parts))
+    if not files.exists(path):
+        return None
+    content = files.read(path)
+    metadata = pq.read_schema(pa.BufferReader(content)).metadata
+    return json.loads(metadata[FACTS]), hashlib.sha256(content).hexdigest()
+
+
+def discard_unfinished(dataset: str | Path) -> None:
+    """Remove the parts of an index that was not completed. To be called before the stores change."""
+    files.remove_directory(files.join(dataset, UNFINISHED_INDEX))
+
+
+def publish(dataset: str | Path, parts: int) -> None:
+    """Replace the index by the parts that have been written, all of them: see `files.replace_directory`."""
+    unfinished = files.join(dataset, UNFINISHED_INDEX)
+    for name in {*files.list_names(unfinished)} - {part_name(number, parts) for number in range(parts)}:
+        files.remove(files.join(unfinished, name))  # of a run with other scenes
+    files.replace_directory(unfinished, files.join(dataset, INDEX))
 
 
 def write_index(dataset: str | Path, columns: Mapping[str, npt.NDArray[Any]], footprints: Any) -> None:
-    """Write `index.parquet`: one row per tile, footprints as the geometry column, EPSG:4326.
-
-    columns: name -> (n,) values; dtype object means text or None. footprints: (n,) shapely polygons in longitude and
-    latitude, degrees.
-    """
-    import geopandas  # not at the top, because training reads the index without them
-    import pandas
-
-    texts = {name: pandas.array(values, dtype="string") for name, values in columns.items() if values.dtype == object}
-    # Without a dtype, a column without rows, or with None only, would have no type.
-    frame = geopandas.GeoDataFrame({**columns, **texts}, geometry=footprints, crs="EPSG:4326")
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False, compression="zstd", schema_version="1.1.0")
-    files.write(files.join(dataset, INDEX), buffer.getbuffer())
+    """Write an index of one part. Arguments: see `make_part`."""
+    write_part(dataset, 0, 1, make_part(columns, footprints))
+    publish(dataset, 1)
 
 
-def read_index(dataset: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the index as an Arrow table, by default all columns except geometry.
+def list_parts(dataset: str | Path) -> list[str]:
+    """Paths of the parts of the index, in order. Raises ValueError naming the index if one is missing."""
+    root = files.join(dataset, INDEX)
+    names = [name for name in files.list_names(root) if PART.fullmatch(name)]
+    parts = max((int(name.rpartition("-")[2].removesuffix(".parquet")) for name in names), default=0)
+    if not names or names != [part_name(number, parts) for number in range(parts)]:
+        raise ValueError(f"{root}: {len(names)} parts, expected {parts or 'at least one'}; build the index again")
+    return [files.join(root, name) for name in names]
+
+
+def read_parts(dataset: str | Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Read the index as Arrow tables, one per part, by default all columns except the footprints.
 
     Raises ValueError naming the requested columns that do not exist.
     """
-    path = files.join(dataset, INDEX)
-    source = pa.BufferReader(files.read(path)) if files.in_bucket(path) else path
-    available = [name for name in pq.read_schema(source).names if name != "geometry"]
-    if missing := [name for name in columns or () if name not in (*available, "geometry")]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}, only {', '.join(available)}")
-    return pq.read_table(source, columns=available if columns is None else list(columns))
+    for path in list_parts(dataset):
+        source = pa.BufferReader(files.read(path)) if files.in_bucket(path) else path
+        names = pq.read_schema(source).names
+        available = [name for name in names if name not in ("geometry", "bbox")]
+        if missing := [name for name in columns or () if name not in names]:
+            index = files.join(dataset, INDEX)
+            raise ValueError(f"{index} has no column {', '.join(missing)}, only {', '.join(available)}")
+        yield pq.read_table(source, columns=available if columns is None else list(columns), partitioning=None)
+
+
+def read_index(dataset: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the index as one Arrow table, like `read_parts`. It takes memory in proportion to the tiles."""
+    return pa.concat_tables(read_parts(dataset, columns))
+
+
+def combine_digests(digests: Iterable[str]) -> str:
+    """The SHA-256 of an index, from those of its parts in order."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def read_extent(dataset: str | Path) -> tuple[tuple[float, ...], tuple[str, ...]]:
@@ -50,13 +135,18 @@ def read_extent(dataset: str | Path) -> tuple[tuple[float, ...], tuple[str, ...]
 
     Either is empty if the index does not contain it.
     """
-    schema = pq.read_schema(f"{dataset}/{INDEX}")
-    geometry = json.loads((schema.metadata or {}).get(b"geo", b"{}")).get("columns", {}).get("geometry", {})
-    acquired: tuple[str, ...] = ()
-    if "acquired" in schema.names:
-        span = pc.min_max(read_index(dataset, ["acquired"])["acquired"]).as_py()
-        acquired = tuple(moment.isoformat() for moment in span.values() if moment is not None)
-    return tuple(geometry.get("bbox", ())), acquired
+    boxes, moments = [], []
+    for path in list_parts(dataset):
+        source = pa.BufferReader(files.read(path)) if files.in_bucket(path) else path
+        schema = pq.read_schema(source)
+        geometry = json.loads((schema.metadata or {}).get(b"geo", b"{}")).get("columns", {}).get("geometry", {})
+        boxes += [geometry["bbox"]] if "bbox" in geometry else []
+        if "acquired" in schema.names:
+            span = pc.min_max(pq.read_table(source, columns=["acquired"], partitioning=None)["acquired"]).as_py()
+            moments += [moment for moment in span.values() if moment is not None]
+    low, high = (list(map(function, zip(*boxes, strict=True))) for function in (min, max))
+    acquired = (min(moments).isoformat(), max(moments).isoformat()) if moments else ()
+    return (*low[:2], *high[2:]), acquired
 
 
 def read_summary(dataset: str | Path) -> dict[str, Any]:

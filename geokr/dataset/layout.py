@@ -1,10 +1,13 @@
 """File names, status codes and layout version of a data set. Training imports them without Zarr."""
 
 INDEX = "index.parquet"
+"""The index inside a data set: a directory of Parquet files, its parts."""
+UNFINISHED_INDEX = "index.partial"
+"""Where the parts of an index lie until all are written."""
 DATASET = "dataset.json"
 TILES = "tiles.zarr"
 """The store of tiles inside a data set. It is named in this module, because training reads it without zarr-python."""
-SCHEMA = 2
+SCHEMA = 3
 """Version of the layout on disk. A reader rejects any other version."""
 LABELS = "labels"
 TILE_STATUS = ("not_built", "accepted", "void", "dark", "flat", "cloud", "missing_lines")

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,6 +103,55 @@ def remove(path: str | Path) -> None:
         return
     bucket, key = _split(path)
     _result(bucket.write(key, None), path)
+
+
+def list_names(directory: str | Path) -> list[str]:
+    """Names of the files in a directory, or of the objects with this prefix, sorted. Empty if there is none."""
+    if not in_bucket(directory):
+        path = Path(directory)
+        return sorted(file.name for file in path.iterdir() if file.is_file()) if path.is_dir() else []
+    bucket = _open_kvstore(str(directory), s3_endpoint())
+    return sorted(key.decode() for key in _result(bucket.list(), directory))
+
+
+def remove_directory(directory: str | Path) -> None:
+    """Remove a directory or file with all its contents, or all objects with this prefix, if there are any."""
+    if in_bucket(directory):
+        bucket = _open_kvstore(str(directory), s3_endpoint())
+        _result(bucket.delete_range(ts.KvStore.KeyRange()), directory)
+    elif Path(directory).is_dir():
+        shutil.rmtree(directory)
+    else:
+        remove(directory)
+
+
+def replace_directory(new: str | Path, directory: str | Path) -> None:
+    """Let the files of `new` take the place of those in `directory`, whatever it is.
+
+    On a disk, a reader sees the old directory, for a moment none, then the new one. In a bucket, where directories
+    cannot be renamed, each object is copied within the bucket, so a reader may see objects of both for a while. A call
+    that was interrupted is completed by another.
+    """
+    if in_bucket(directory):
+        import obstore  # from the extra `s3`, which only building needs
+
+        names = list_names(new)
+        store = s3_store("/".join(str(directory).split("/")[:3]), s3_endpoint())
+        prefixes = ["/".join(str(path).split("/")[3:]) for path in (new, directory)]
+        for name in names:
+            obstore.copy(store, *(f"{prefix}/{name}" for prefix in prefixes))
+        for name in {*list_names(directory)} - {*names}:
+            remove(join(directory, name))
+        remove(directory)  # an object of this name, of an earlier version
+    else:
+        old = Path(f"{directory}.old")
+        remove_directory(old)
+        if Path(directory).exists():
+            Path(directory).rename(old)
+        Path(new).rename(directory)
+        _sync(Path(directory).parent)
+        remove_directory(old)
+    remove_directory(new)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from geokr.dataset.index import read_index, read_summary
+from geokr.dataset.index import read_parts, read_summary
 from geokr.settings import ConfigError
 from geokr.storage import files
 from pipeline.catalog import quarantine
@@ -52,7 +52,7 @@ class Report:
         rows = self.summary["counts"]["index"]
         if not self.scenes or not rows:
             raise ConfigError(f"{dataset}: no tile is in the index, so there is nothing to show")
-        self.totals: Totals = sum_up([read_index(dataset, [*COLUMNS, *self.classes])], self.classes, rows, SAMPLE)
+        self.totals: Totals = sum_up(read_parts(dataset, [*COLUMNS, *self.classes]), self.classes, rows, SAMPLE)
 
     def describe(self, tile: pd.Series) -> Card:
         """A row of the index as a card, with its pixels and its map."""

@@ -21,7 +21,7 @@ STORES = ".zarr"
 """Suffix of a Zarr store. Its files, thousands in a data set, are not listed one by one."""
 LOG = "build.jsonl"
 OWN_FILES = (
-    LOG, layout.INDEX, layout.DATASET, "scenes.parquet", "scenes.partial.parquet", "quarantine.jsonl", "inputs.jsonl",
+    LOG, layout.DATASET, "scenes.parquet", "scenes.partial.parquet", "quarantine.jsonl", "inputs.jsonl",
 )  # fmt: skip
 """What this program writes into a data set, besides stores."""
 
@@ -199,6 +199,8 @@ def store_name(name: str) -> str:
 def is_own_file(name: str, data_sets: Collection[str]) -> bool:
     """Whether a file or store is one that this program writes into its data sets, which are given as directories."""
     directory, _, file = name.rpartition("/")
+    if directory.endswith((f"/{layout.INDEX}", f"/{layout.UNFINISHED_INDEX}")):
+        return directory.rpartition("/")[0] in data_sets
     if file.endswith(STORES):
         return directory.removesuffix(f"/{layout.LABELS}") in data_sets
     return directory in data_sets and file in OWN_FILES

@@ -1,7 +1,7 @@
 """Why few tiles or none are in an index, and which setting to change: sentences for a person."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from geokr.dataset.splits import propose_cell
 from pipeline.catalog.table import QUANTILES, Entry
@@ -11,6 +11,8 @@ from pipeline.imaging.quality import Rules
 
 FEW = 0.02
 """An index with less than this share of the tiles is explained."""
+SAMPLE = 200_000
+"""Most tiles for which another side of the splits' cells is tried."""
 MOST = 0.5
 """A reason is given if it left out more than this share of the tiles that reached its rule."""
 
@@ -113,19 +115,24 @@ def explain_labels(counts: Mapping[str, int], config: IndexConfig) -> Iterator[s
         yield f"{counts['unfit']} of {accepted} accepted tiles are left out by {' and '.join(limits)}; relax it"
 
 
-def explain_splits(corners: Floats, counts: Mapping[str, int], split: SplitConfig, cell: float) -> Iterator[str]:
+def explain_splits(
+    read_corners: Callable[[], Floats], tiles: int, counts: Mapping[str, int], split: SplitConfig, cell: float
+) -> Iterator[str]:
     """Which splits have no tile, and the side of a cell with which all have some.
 
-    corners: (n, 4, 2) of the tiles in the index, longitude and latitude in degrees. counts: split -> tiles. cell: side
-    of a cell, m.
+    read_corners: reads (n, 4, 2) of the tiles in the index, or of some of them, longitude and latitude in degrees; it
+    is called if a split has none. tiles: number of tiles in the index. counts: split -> tiles. cell: side of a cell, m.
     """
     empty = [name for name, count in counts.items() if split.shares[name] and not count]
-    if not empty or not len(corners):
+    if not empty or not tiles:
         return
+    corners = read_corners()
     proposal = propose_cell(corners, split.shares, cell, split.seed)
     if proposal is None:
         advice = "no other size of cells changes that: the tiles are too few or too close to each other"
     else:
-        side, tiles = proposal
-        advice = f"build.index.split.cell: {side:g} gives {', '.join(f'{n} to {name}' for name, n in tiles.items())}"
-    yield f"split {' and '.join(empty)} has no tile: none of {len(corners)} lies in its cells of {cell:g} m; {advice}"
+        side, found = proposal
+        sample = f" of {len(corners)} sampled" if len(corners) < tiles else ""
+        parts = ", ".join(f"{n} to {name}" for name, n in found.items())
+        advice = f"build.index.split.cell: {side:g} gives {parts}{sample}"
+    yield f"split {' and '.join(empty)} has no tile: none of {tiles} lies in its cells of {cell:g} m; {advice}"

@@ -20,7 +20,7 @@ from pipeline.runtime.cluster import count_cores, count_threads
 from pipeline.runtime.stream import Client
 from pipeline.runtime.worker import LIBRARIES
 from pipeline.stages import catalog, labels
-from pipeline.stages.diagnosis import explain_splits
+from pipeline.stages.diagnosis import SAMPLE, explain_splits
 from pipeline.stages.estimate import describe_estimate, try_blocks
 
 REFUSED = "refused"
@@ -85,12 +85,19 @@ def describe_splits(config: BuildConfig, grids: list[tuple[Entry, TileGrid]]) ->
     """How many places for tiles each split has, and what to change if one has none."""
     split = config.index.split
     cell = split.cell or choose_cell(grid.tile * entry.scene.gsd for entry, grid in grids)
-    corners = np.concatenate([footprints(grid) for _, grid in grids])
-    splits = split_by_place(corners, split.shares, cell, split.seed)
-    counts = {name: int((splits == name).sum()) for name in split.shares}
+    counts, tiles = dict.fromkeys(split.shares, 0), 0
+    for _, grid in grids:
+        splits = split_by_place(footprints(grid), split.shares, cell, split.seed)
+        tiles += len(splits)
+        for name in counts:
+            counts[name] += int((splits == name).sum())
     listed = ", ".join(f"{count} {name}" for name, count in counts.items())
-    yield f"splits    of all tiles, {listed}, {len(splits) - sum(counts.values())} between two splits"
-    yield from (f"splits    {sentence}" for sentence in explain_splits(corners, counts, split, cell))
+    yield f"splits    of all tiles, {listed}, {tiles - sum(counts.values())} between two splits"
+
+    def sample_corners() -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        return np.concatenate([footprints(grid)[:: -(-tiles // SAMPLE)] for _, grid in grids])
+
+    yield from (f"splits    {sentence}" for sentence in explain_splits(sample_corners, tiles, counts, split, cell))
 
 
 def footprints(grid: TileGrid) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

@@ -2,10 +2,15 @@
 
 import json
 import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from geokr.crs import footprint_polygons
+import numpy as np
+
 from geokr.dataset import index, layout
+from geokr.dataset.layout import StoreError
 from geokr.dataset.splits import choose_cell
 from geokr.landcover.sheets import LandCover
 from geokr.settings import ConfigError
@@ -13,63 +18,64 @@ from geokr.storage import files
 from pipeline.catalog import quarantine
 from pipeline.catalog.table import CATALOG, Entry
 from pipeline.config import BuildConfig, IndexConfig
+from pipeline.geometry.sensor import Floats
 from pipeline.plan import tile_grid
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.stream import Client, JobBatch, stream
 from pipeline.stages.blocks import record_refusals
-from pipeline.stages.diagnosis import explain_labels, explain_losses, explain_splits
-from pipeline.tasks.rows import RowJob, SceneRows, build_table, list_scene
+from pipeline.stages.diagnosis import SAMPLE, explain_labels, explain_losses, explain_splits
+from pipeline.tasks.rows import PartJob, PartReport, RowJob, write_part
 
 log = logging.getLogger(__name__)
 
 INDEX_COLUMNS = {"tile", "scene", "place", "row", "col", "satellite", "sensor", "acquired", "gsd"}
-INDEX_COLUMNS |= {"known", "cloud", "agreement", "year_gap", "split", "geometry"}
+INDEX_COLUMNS |= {"known", "cloud", "agreement", "year_gap", "split", "geometry", "bbox"}
 """Columns of the index in addition to those of the classes."""
+PART_TILES, PART_SCENES = 1 << 16, 64
+"""Most tiles, accepted or not, and most scenes of a part of the index. A scene with more tiles is a part of its own."""
 
 
 def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], client: Client | None) -> dict[str, Any]:
-    """List the accepted, labelled tiles with their splits; write index.parquet and dataset.json.
+    """List the accepted, labelled tiles with their splits; write the index, part by part, and dataset.json.
 
     Warns if a scene has few tiles or none in it, or a split has none, with the reason and the setting to change.
     Returns the content of dataset.json. Raises ConfigError if no scene has rows.
     """
-    out = config.out
+    out, split = config.out, config.index.split
     name = choose_label_set(config.index, covers)
     legend = next(cover.legend for cover in covers if cover.name == name)
     other_sets = tuple(cover.name for cover in covers if cover.name != name)
-    grids = [(entry.scene, grid) for entry in entries if (grid := tile_grid(entry, config.grid)) is not None]
-    batches = (
-        JobBatch(f"index-{scene.id}", [RowJob(out, scene, grid, name, other_sets, config.index)])
-        for scene, grid in grids
+    grids = sorted(
+        ((entry.scene, grid) for entry in entries if (grid := tile_grid(entry, config.grid)) is not None),
+        key=lambda item: item[0].id,
     )
-    parts: list[tuple[str, SceneRows]] = []
-    refused: list[dict[str, Any]] = []
-    with Progress(out, "index", len(grids), "scene", client=client) as progress:
-        for job, rows in stream(list_scene, batches, client):
-            progress.add(1)
-            if isinstance(rows, Exception):
-                detail = str(rows) or repr(rows)
-                refused.append({"scene": job.scene.id, "reason": type(rows).__name__, "detail": detail})
-            else:
-                parts.append((job.scene.id, rows))
-    record_refusals("index", config, refused)
-    if not parts:
+    if not grids:
         raise ConfigError(f"no scene was built completely; see {files.join(out, quarantine.FILE)} for the reasons")
-    parts.sort(key=lambda item: item[0])
-    split = config.index.split
     cell = split.cell or choose_cell(grid.tile * scene.gsd for scene, grid in grids)
-    table = build_table([rows for _, rows in parts], split, cell)
-    counts = table.counts()
-    statuses = {scene: rows.statuses for scene, rows in parts}
+    groups = list(group_scenes(RowJob(out, scene, grid, name, other_sets, config.index) for scene, grid in grids))
+    jobs = (PartJob(k, len(groups), group, legend.classes, split, cell) for k, group in enumerate(groups))
+    reports: list[PartReport | None] = [None] * len(groups)
+    with Progress(out, "index", len(grids), "scene", client=client) as progress:
+        for job, report in stream(write_part, [JobBatch("index", jobs)], client):
+            if isinstance(report, Exception):
+                raise StoreError(f"part {job.number} of the index cannot be written: {str(report) or repr(report)}")
+            progress.add(len(job.scenes))
+            reports[job.number] = report
+    parts = [report for report in reports if report is not None]
+    record_refusals("index", config, [refusal for part in parts for refusal in part.refused])
+    scenes = {scene: counts for part in parts for scene, counts in part.scenes.items()}
+    if not scenes:
+        raise ConfigError(f"no scene was built completely; see {files.join(out, quarantine.FILE)} for the reasons")
+    index.publish(out, len(parts))
+    counts = count_tiles(parts, tuple(split.shares))
     for sentence in (
-        *explain_losses(entries, statuses, config.tiles),
+        *explain_losses(entries, {scene: values["statuses"] for scene, values in scenes.items()}, config.tiles),
         *explain_labels(counts, config.index),
-        *explain_splits(table.corners, counts["splits"], split, cell),
+        *explain_splits(partial(sample_corners, out, counts["index"]), counts["index"], counts["splits"], split, cell),
     ):
         log.warning("%s", sentence)
     report_changes(out, name, [cover.name for cover in covers])
-    incomplete = {scene: rows.missing for scene, rows in parts if rows.missing}
-    index.write_index(out, table.columns, footprint_polygons(table.corners))
+    incomplete = {scene: values["missing"] for scene, values in scenes.items() if values["missing"]}
     settings = config.model_dump(mode="json", exclude={"out"})
     settings["index"]["split"]["cell"] = cell
     summary = {
@@ -80,18 +86,74 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
         "label_set": name,
         "label_sets": [cover.name for cover in covers],
         "counts": {
-            "scenes": len(parts),
+            "scenes": len(scenes),
             "incomplete": len(incomplete),
             "quarantined": len(quarantine.read(out)),
             **counts,
         },
         "incomplete": incomplete,
-        "class_shares": table.class_shares(legend.classes),
+        "class_shares": mean_shares(parts, counts["splits"], legend.classes),
         "settings": settings,
-        "sha256": {file: files.sha256(files.join(out, file)) for file in (CATALOG, layout.INDEX)},
+        "sha256": {
+            CATALOG: files.sha256(files.join(out, CATALOG)),
+            layout.INDEX: index.combine_digests(part.digest for part in parts),
+        },
     }
     files.write_text(files.join(out, layout.DATASET), json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def group_scenes(jobs: Iterable[RowJob]) -> Iterator[tuple[RowJob, ...]]:
+    """Divide scenes into runs of up to PART_SCENES with up to PART_TILES tiles together, or one with more."""
+    group: list[RowJob] = []
+    tiles = 0
+    for job in jobs:
+        size = job.grid.rows * job.grid.cols
+        if group and (len(group) == PART_SCENES or tiles + size > PART_TILES):
+            yield tuple(group)
+            group, tiles = [], 0
+        group.append(job)
+        tiles += size
+    if group:
+        yield tuple(group)
+
+
+def count_tiles(parts: Sequence[PartReport], splits: Sequence[str]) -> dict[str, Any]:
+    """Numbers of tiles, as in `counts` of dataset.json."""
+    scenes = [counts for part in parts for counts in part.scenes.values()]
+    rows = sum(part.rows for part in parts)
+    by_split = {name: sum(part.splits[name] for part in parts) for name in splits}
+    return {
+        "tiles": {status: sum(counts["statuses"][status] for counts in scenes) for status in layout.TILE_STATUS},
+        "unknown": sum(counts["unknown"] for counts in scenes),
+        "unfit": sum(counts["unfit"] for counts in scenes),
+        "index": rows,
+        "splits": by_split,
+        "between_splits": rows - sum(by_split.values()),
+    }
+
+
+def mean_shares(
+    parts: Sequence[PartReport], splits: Mapping[str, int], classes: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Split -> class -> mean share, for each split that has a tile. splits: split -> number of tiles."""
+    return {
+        name: {c: round(math.fsum(part.shares[name][k] for part in parts) / count, 6) for k, c in enumerate(classes)}
+        for name, count in splits.items()
+        if count
+    }
+
+
+def sample_corners(dataset: str, tiles: int) -> Floats:
+    """Corners of the bounds of up to SAMPLE tiles of the index, evenly spaced: (n, 4, 2), degrees."""
+    step = -(-tiles // SAMPLE)
+    boxes, first = [], 0
+    for part in index.read_parts(dataset, ["bbox"]):
+        rows = part["bbox"].combine_chunks().take(np.arange(first, part.num_rows, step))
+        first = (first - part.num_rows) % step
+        boxes.append(np.stack([rows.field(side).to_numpy() for side in index.BOX], axis=1))
+    west, south, east, north = np.concatenate(boxes).T
+    return np.stack([west, north, east, north, east, south, west, south], axis=1).reshape(-1, 4, 2)
 
 
 def report_changes(out: str, name: str, names: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The rows of the index: accepted tiles with their footprints, land-cover shares and splits."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from geokr.crs import transformer
-from geokr.dataset import contents, layout
+from geokr.crs import footprint_polygons, transformer
+from geokr.dataset import contents, index, layout
 from geokr.dataset.splits import split_by_place
 from geokr.storage import files
 from pipeline.config import IndexConfig, SplitConfig
@@ -125,45 +126,93 @@ def measure_agreement(job: RowJob, fraction: npt.NDArray[np.float32], classes: o
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """The listed tiles of all scenes, with their splits."""
+class PartJob:
+    """The input for writing a part of the index."""
 
-    columns: dict[str, npt.NDArray[Any]]
-    """(n,) each: the columns of the index, without geometry."""
-    corners: Floats
-    """(n, 4, 2) float64: footprint corners, longitude and latitude in degrees."""
-    statuses: dict[str, int]
-    unknown: int
-    unfit: int
-    splits: tuple[str, ...]
+    number: int
+    parts: int
+    """Number of parts of the index."""
+    scenes: tuple[RowJob, ...]
+    """At least one, in the order of the rows."""
+    classes: tuple[str, ...]
+    split: SplitConfig
+    cell: float
+    """Side of a cell of the splits, m."""
 
-    def counts(self) -> dict[str, Any]:
-        """Numbers of tiles, as in `counts` of dataset.json."""
-        split = self.columns["split"]
-        return {
-            "tiles": self.statuses,
-            "unknown": self.unknown,
-            "unfit": self.unfit,
-            "index": len(split),
-            "splits": {name: int((split == name).sum()) for name in self.splits},
-            "between_splits": sum(value is None for value in split),
-        }
-
-    def class_shares(self, classes: Sequence[str]) -> dict[str, dict[str, float]]:
-        """Split -> class -> mean share, for each split that has a tile."""
-        shares = {}
-        for name in self.splits:
-            mask = self.columns["split"] == name
-            if mask.any():
-                shares[name] = {c: round(float(self.columns[c][mask].mean(dtype=np.float64)), 6) for c in classes}
-        return shares
+    def fingerprint(self) -> str:
+        """Equal for jobs that write the same part, as long as the stores do not change."""
+        scenes = [
+            (job.scene.id, job.scene.satellite, job.scene.sensor, job.scene.acquired, job.scene.gsd, job.grid)
+            for job in self.scenes
+        ]
+        first = self.scenes[0]
+        settings = first.label_set, first.other_label_sets, first.config, self.classes, self.split, self.cell
+        return hashlib.sha256(repr((self.number, self.parts, scenes, settings)).encode()).hexdigest()
 
 
-def build_table(parts: Sequence[SceneRows], split: SplitConfig, cell: float) -> Table:
-    """Concatenate the rows of at least one scene, in this order, and assign their splits by cells of this side, m."""
-    corners = np.concatenate([part.corners for part in parts])
-    columns = {key: np.concatenate([part.columns[key] for part in parts]) for key in parts[0].columns}
-    columns["split"] = split_by_place(corners, split.shares, cell, split.seed)
-    statuses = {key: sum(part.statuses[key] for part in parts) for key in parts[0].statuses}
-    unknown, unfit = sum(part.unknown for part in parts), sum(part.unfit for part in parts)
-    return Table(columns, corners, statuses, unknown, unfit, tuple(split.shares))
+@dataclass(frozen=True, slots=True)
+class PartReport:
+    """What a part of the index contains. Those of all parts are added up."""
+
+    digest: str
+    """SHA-256 of the file."""
+    scenes: dict[str, dict[str, Any]]
+    """Scene -> its `statuses`, `unknown`, `unfit` and `missing`, as in `SceneRows`."""
+    refused: list[dict[str, str]]
+    """`scene`, `reason` and `detail` for each scene that is not in the stores, or of which nothing is built."""
+    rows: int
+    splits: dict[str, int]
+    """Split -> number of tiles."""
+    shares: dict[str, list[float]]
+    """Split -> sum of the shares of each class over its tiles."""
+
+
+def write_part(job: PartJob) -> PartReport:
+    """List the tiles of some scenes with their splits, and write them as a part of the index.
+
+    A part that an interrupted run wrote for the same job is kept.
+    """
+    dataset, fingerprint = job.scenes[0].dataset, job.fingerprint()
+    stored = index.read_unfinished(dataset, job.number, job.parts)
+    if stored is not None and stored[0]["job"] == fingerprint:
+        return PartReport(stored[1], **stored[0]["report"])
+    listed: list[SceneRows] = []
+    scenes: dict[str, dict[str, Any]] = {}
+    refused = []
+    for scene_job in job.scenes:
+        try:
+            rows = list_scene(scene_job)
+        except layout.StoreError as error:
+            refused.append({"scene": scene_job.scene.id, "reason": type(error).__name__, "detail": str(error)})
+            continue
+        listed.append(rows)
+        scenes[scene_job.scene.id] = {key: getattr(rows, key) for key in ("statuses", "unknown", "unfit", "missing")}
+    listed = listed or [SceneRows({}, 0, 0, 0, empty_columns(job.classes), np.empty((0, 4, 2)))]
+    columns = {key: np.concatenate([rows.columns[key] for rows in listed]) for key in listed[0].columns}
+    corners = np.concatenate([rows.corners for rows in listed])
+    del listed
+    split = columns["split"] = split_by_place(corners, job.split.shares, job.cell, job.split.seed)
+    masks = {name: split == name for name in job.split.shares}
+    report: dict[str, Any] = {
+        "scenes": scenes,
+        "refused": refused,
+        "rows": len(split),
+        "splits": {name: int(mask.sum()) for name, mask in masks.items()},
+        "shares": {
+            name: [float(columns[c][mask].sum(dtype=np.float64)) for c in job.classes] for name, mask in masks.items()
+        },
+    }
+    content = index.make_part(columns, footprint_polygons(corners), {"job": fingerprint, "report": report})
+    try:
+        digest = index.write_part(dataset, job.number, job.parts, content)
+    except OSError as error:  # for example a full disk: every other part would fail too
+        raise layout.StoreWriteError(f"{dataset}: the index cannot be written: {error}") from error
+    return PartReport(digest, **report)
+
+
+def empty_columns(classes: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """The columns of a scene without rows."""
+    types: dict[str, Any] = dict.fromkeys(("tile", "scene", "place"), object) | {"row": np.int32, "col": np.int32}
+    types |= {"satellite": object, "sensor": object, "acquired": "datetime64[us]"}
+    types |= dict.fromkeys(("gsd", "known", "cloud", "agreement", "year_gap", *classes), np.float32)
+    return {name: np.empty(0, kind) for name, kind in types.items()}

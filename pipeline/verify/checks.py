@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from geokr.dataset import contents, layout
+from geokr.dataset.index import combine_digests, list_parts, read_parts
 from geokr.dataset.layout import DATASET
 from geokr.landcover.discovery import find_landcover
 from geokr.storage import files
@@ -43,10 +45,14 @@ def check_schema(data: DataSet) -> list[str]:
     """Check that dataset.json has this layout, and the checksums of the tables next to it."""
     if (version := data.summary["schema"]) != layout.SCHEMA:
         return [f"{DATASET}: schema {version}, but this program reads schema {layout.SCHEMA}"]
+    found = {
+        CATALOG: files.sha256(files.join(data.root, CATALOG)),
+        layout.INDEX: combine_digests(map(files.sha256, list_parts(data.root))),
+    }
     return [
         f"{name}: its SHA-256 is not the one in {DATASET}"
-        for name, digest in data.summary["sha256"].items()
-        if files.sha256(files.join(data.root, name)) != digest
+        for name, digest in found.items()
+        if data.summary["sha256"].get(name) != digest
     ]
 
 
@@ -123,8 +129,11 @@ def check_statuses(data: DataSet) -> list[str]:
     faults = data.check_scenes(check)
     if not faults:
         unlisted = {entry["scene"] for entry in data.refused if entry["stage"] == "index"}
-        statuses = np.concatenate([scene.status.ravel() for scene in data.scenes if scene.name not in unlisted])
-        counts = dict(contents.count_statuses(statuses, layout.TILE_STATUS))
+        counts = dict.fromkeys(layout.TILE_STATUS, 0)
+        for scene in data.scenes:
+            if scene.name not in unlisted:
+                for status, tiles in contents.count_statuses(scene.status, layout.TILE_STATUS):
+                    counts[status] += tiles
         if counts != data.summary["counts"]["tiles"]:
             faults.append(f"{DATASET}: counts {data.summary['counts']['tiles']}, but the stores have {counts}")
     return faults
@@ -218,8 +227,14 @@ def check_labels(data: DataSet) -> list[str]:
 
 def check_sample(data: DataSet, number: int) -> list[str]:
     """Check that tiles drawn from the index are byte for byte what their source yields now."""
-    index = data.index
-    chosen = index.iloc[np.sort(np.random.default_rng(0).permutation(len(index))[:number])]
+    total = data.summary["counts"]["index"]
+    drawn = np.sort(np.random.default_rng(0).choice(total, min(number, total), replace=False))
+    tables, first = [], 0
+    for part in read_parts(data.root, ["scene", "row", "col"]):
+        last = first + part.num_rows
+        tables.append(part.take(drawn[(drawn >= first) & (drawn < last)] - first))
+        first = last
+    chosen = pa.concat_tables(tables).to_pandas()
     block = data.config.grid.block
     groups = chosen.groupby(["scene", chosen["row"] // block, chosen["col"] // block])
     scenes = {scene.name: scene for scene in data.scenes}

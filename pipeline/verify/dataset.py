@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,8 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from geokr.dataset import contents, layout, store
-from geokr.dataset.layout import DATASET, INDEX
+from geokr.dataset.index import list_parts
+from geokr.dataset.layout import DATASET
 from geokr.storage import files
 from pipeline.catalog import quarantine
 from pipeline.catalog.table import CATALOG, Entry, read_catalog
@@ -86,9 +87,10 @@ class DataSet:
     def entries(self) -> dict[str, Entry]:
         return {entry.scene.id: entry for entry in read_catalog(files.join(self.root, CATALOG))}
 
-    @cached_property
-    def index(self) -> geopandas.GeoDataFrame:
-        return geopandas.read_parquet(io.BytesIO(files.read(files.join(self.root, INDEX))))
+    def index_parts(self, columns: list[str] | None = None) -> Iterator[geopandas.GeoDataFrame]:
+        """Read the parts of the index one by one, by default all columns."""
+        for path in list_parts(self.root):
+            yield geopandas.read_parquet(io.BytesIO(files.read(path)), columns=columns)
 
     @cached_property
     def tiles(self) -> str:
@@ -119,12 +121,13 @@ class DataSet:
         """Scene, row and column of each block that could not be built, according to the quarantine."""
         return {(entry["scene"], i, j) for entry in self.refused for i, j in entry.get("blocks", ())}
 
-    def check_scenes(self, check: Callable[[StoredScene], Iterable[str]]) -> list[str]:
-        """Run a check on all scenes in parallel; returns their faults, in the order of the scenes."""
+    def check_scenes(
+        self, check: Callable[[StoredScene], Iterable[str]], names: Collection[str] | None = None
+    ) -> list[str]:
+        """Run a check on the named scenes, or all, in parallel; returns their faults, in the order of the scenes."""
+        scenes = [scene for scene in self.scenes if names is None or scene.name in names]
         return [
-            fault
-            for faults in self.threads.map(lambda scene: list_faults(check, scene), self.scenes)
-            for fault in faults
+            fault for faults in self.threads.map(lambda scene: list_faults(check, scene), scenes) for fault in faults
         ]
 
 

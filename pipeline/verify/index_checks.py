@@ -4,14 +4,16 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
+import geopandas
 import numpy as np
 import numpy.typing as npt
+import pandas
 import shapely
 
 from geokr.crs import footprint_polygons, transformer
 from geokr.dataset import contents, layout
 from geokr.dataset.layout import DATASET, INDEX
-from geokr.dataset.splits import split_by_place
+from geokr.dataset.splits import count_columns, find_cell_ranges, split_by_place
 from pipeline.tasks.rows import RowJob, measure_agreement
 from pipeline.verify.dataset import DataSet, StoredScene
 
@@ -25,14 +27,13 @@ CORNER_TOLERANCE = 1e-9
 
 def check_index(data: DataSet, read_labels: bool) -> list[str]:
     """Check that the index lists every accepted, labelled tile once, at its location, with the values of the stores."""
-    index = data.index
-    rows_by_scene = dict(iter(index.groupby("scene")))
+    rows_by_scene: dict[str, geopandas.GeoDataFrame] = {}  # those of the part that is being checked
     classes = data.summary["classes"]
     split = data.config.index.split
     cell = float(data.summary["settings"]["index"]["split"]["cell"])  # the default follows the size of the tiles
 
     def check(scene: StoredScene) -> Iterator[str]:
-        part = rows_by_scene.get(scene.name, index.iloc[:0])
+        part = rows_by_scene.get(scene.name, nothing)
         row, col = part["row"].to_numpy(), part["col"].to_numpy()
         listings: npt.NDArray[np.int64] = np.zeros(scene.status.shape[:2], np.int64)
         inside = (row >= 0) & (row < listings.shape[0]) & (col >= 0) & (col < listings.shape[1])
@@ -90,12 +91,20 @@ def check_index(data: DataSet, read_labels: bool) -> list[str]:
             for k in np.flatnonzero(part[key].to_numpy() != value):
                 yield f"{scene.describe_tile(row[k], col[k])} has {key} {part[key].iloc[k]}, its scene {value}"
 
-    faults = [
-        f"{name}: is listed, but is not in the stores" for name in rows_by_scene.keys() - {s.name for s in data.scenes}
-    ]
-    faults += data.check_scenes(check)
-    if len(index) != data.summary["counts"]["index"]:
-        faults.append(f"{INDEX} has {len(index)} rows, but {DATASET} counts {data.summary['counts']['index']}")
+    faults: list[str] = []
+    unlisted, listed, tiles = {scene.name for scene in data.scenes}, set[str](), 0
+    for part in data.index_parts():
+        rows_by_scene, nothing = dict(iter(part.groupby("scene"))), part.iloc[:0]
+        faults += [f"{name}: is listed in two parts of the index" for name in sorted(listed & rows_by_scene.keys())]
+        faults += [f"{name}: is listed, but is not in the stores" for name in rows_by_scene.keys() - listed - unlisted]
+        faults += data.check_scenes(check, rows_by_scene.keys() - listed)
+        listed |= rows_by_scene.keys()
+        unlisted -= listed
+        tiles += len(part)
+    rows_by_scene = {}
+    faults += data.check_scenes(check, unlisted)
+    if tiles != data.summary["counts"]["index"]:
+        faults.append(f"{INDEX} has {tiles} rows, but {DATASET} counts {data.summary['counts']['index']}")
     return faults
 
 
@@ -120,10 +129,50 @@ def equal_or_nan(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]
 
 
 def check_splits(data: DataSet) -> list[str]:
-    """Check that no two tiles of different splits cover the same ground, whatever their scenes."""
-    parts = dict(iter(data.index.groupby("split")))
+    """Check that no two tiles of different splits cover the same ground, whatever their scenes.
+
+    Tiles that share ground touch the same cell of the grid on which splits are drawn. So only tiles of cells that are
+    touched by tiles of several splits are compared; a sound data set has none.
+    """
+    cell = float(data.summary["settings"]["index"]["split"]["cell"])
+    columns = ["scene", "row", "col", "split", "geometry"]
+    split_of: dict[int, str] = {}
+    mixed: set[int] = set()
+    for part in data.index_parts(columns):
+        for split, tiles in part.groupby("split"):
+            for place in np.unique(list_cells(tiles, cell)[1]).tolist():
+                if split_of.setdefault(place, split) != split:
+                    mixed.add(place)
+    if not mixed:
+        return []
+    suspects = []
+    for part in data.index_parts(columns):
+        tile, places = list_cells(part, cell)
+        chosen = np.unique(tile[np.isin(places, list(mixed))])
+        suspects.append(part.iloc[chosen[part["split"].notna().to_numpy()[chosen]]])
+    return compare_splits(data, pandas.concat(suspects))
+
+
+def list_cells(tiles: geopandas.GeoDataFrame, cell: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The cells of the splits' grid that tiles touch: position of the tile, and number of the cell, (n,) each."""
+    polygons, tile = shapely.get_parts(tiles.geometry.to_numpy(), return_index=True)
+    west, south, east, north = shapely.bounds(polygons).reshape(-1, 4).T
+    corners = np.stack([west, north, east, north, east, south, west, south], axis=1).reshape(-1, 4, 2)
+    left, right, bottom, top = find_cell_ranges(corners, cell).T
+    width, height = right - left + 1, top - bottom + 1
+    which = np.repeat(np.arange(len(polygons)), width * height)
+    offset = np.arange(len(which)) - np.repeat(np.cumsum(width * height) - width * height, width * height)
+    column = (left[which] + offset % width[which]) % count_columns(cell)
+    row = bottom[which] + offset // width[which]
+    return tile[which], column * 2**32 + row + 2**31
+
+
+def compare_splits(data: DataSet, tiles: geopandas.GeoDataFrame) -> list[str]:
+    """Compare each tile with those of other splits."""
+    tiles_in = data.summary["counts"]["splits"]
+    parts = dict(iter(tiles.groupby("split")))
     faults = []
-    for first, second in combinations(sorted(parts, key=lambda name: len(parts[name])), 2):
+    for first, second in combinations(sorted(parts, key=lambda name: tiles_in.get(name, 0)), 2):
         small, large = parts[first], parts[second]
         polygons, tree_polygons = small.geometry.to_numpy(), large.geometry.to_numpy()
         a, b = shapely.STRtree(tree_polygons).query(polygons, predicate="intersects")

@@ -124,7 +124,8 @@ def everything(root: Path) -> dict[str, str]:
     add("globeland30", {"n48_20_2020lc030.tif": sheet, "n48_20_2020lc030.tfw": b"900", "licence.txt": b"free"},
         "map", "georeference", "metadata")  # fmt: skip
     # own output
-    add("dataset", {"build.jsonl": b"{}\n", "scenes.parquet": b"PAR1", "index.parquet": b"PAR1"}, "own output")
+    tables = {"scenes.parquet": b"PAR1", "index.parquet/part-00000-of-00001.parquet": b"PAR1"}
+    add("dataset", {"build.jsonl": b"{}\n"} | tables, "own output")
     write_folder(root / "dataset/tiles.zarr/rgb/image", {"0.0": b"", "zarr.json": b"{}"})
     write_folder(root / "dataset/labels/globeland30_2020.zarr", {"zarr.json": b"{}"})
     roles |= {"dataset/tiles.zarr": "own output", "dataset/labels/globeland30_2020.zarr": "own output"}

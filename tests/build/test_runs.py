@@ -16,10 +16,13 @@ import zarr
 from dask.distributed import LocalCluster
 
 from geokr.dataset import contents, layout
+from geokr.dataset.index import read_index, read_summary
 from geokr.landcover.discovery import find_landcover
 from pipeline.build_levir_kr import main
+from pipeline.config import BuildConfig
 from pipeline.plan import tile_grid
 from pipeline.stages import catalog, index, labels, tiles
+from pipeline.tasks import rows as rows_module
 from tests.build.conftest import Built
 
 
@@ -86,9 +89,54 @@ def test_blocks_that_are_not_done_are_built_anew(built: Built, tmp_path: Path) -
     shutil.rmtree(out / layout.TILES / third)
     for array in ("known", "status"):
         shutil.rmtree(out / layout.label_store("globeland30_2020") / third / array)
-    (out / "index.parquet").unlink()
+    shutil.rmtree(out / "index.parquet")
     assert main([*built.arguments, "--out", str(out), "--workers", "1"]) == 0
     assert digests_of(out) == digests_of(built.dataset)
+
+
+def test_an_index_that_was_killed_between_two_parts_is_completed(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts that are there are kept if the settings are the same, and written again otherwise."""
+    monkeypatch.setattr(index, "PART_SCENES", 1)
+    covers = find_landcover(built.config.labels.landcover)
+    in_one_go, killed = tmp_path / "in_one_go", tmp_path / "killed"
+    for out in (in_one_go, killed):
+        shutil.copytree(built.dataset, out)
+    configs = {out: built.config.model_copy(update={"out": str(out)}) for out in (in_one_go, killed)}
+    summary = index.run(configs[in_one_go], covers, built.entries, None)
+    wanted = digests_of(in_one_go)
+    assert len([name for name in wanted if name.startswith("index.parquet/")]) == 3
+    assert summary["counts"] == read_summary(built.dataset)["counts"]
+    assert summary["class_shares"] == read_summary(built.dataset)["class_shares"]
+    rows = [read_index(out).to_pydict() for out in (in_one_go, built.dataset)]
+    assert str(rows[0]) == str(rows[1])  # NaN differs from itself
+
+    def fail_at_last(job: rows_module.PartJob) -> rows_module.PartReport:
+        if job.number == 2:
+            raise KeyboardInterrupt
+        return rows_module.write_part(job)
+
+    def kill(config: BuildConfig) -> list[Path]:
+        before = digests_of(killed)
+        with monkeypatch.context() as patch:
+            patch.setattr(index, "write_part", fail_at_last)
+            with pytest.raises(KeyboardInterrupt):
+                index.run(config, covers, built.entries, None)
+        parts = sorted((killed / layout.UNFINISHED_INDEX).iterdir())
+        assert len(parts) == 2
+        after = {name: digest for name, digest in digests_of(killed).items() if "index.partial" not in name}
+        assert after == before  # the old index is there until the new one is complete
+        return parts
+
+    kept = [path.stat().st_ino for path in kill(configs[killed])]
+    assert index.run(configs[killed], covers, built.entries, None) == summary
+    assert digests_of(killed) == wanted
+    assert [path.stat().st_ino for path in sorted((killed / layout.INDEX).iterdir())][:2] == kept
+    split = configs[killed].index.split.model_copy(update={"seed": 5})
+    kill(configs[killed].model_copy(update={"index": configs[killed].index.model_copy(update={"split": split})}))
+    assert index.run(configs[killed], covers, built.entries, None) == summary
+    assert digests_of(killed) == wanted
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

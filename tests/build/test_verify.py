@@ -1,6 +1,5 @@
 """Each kind of damage is found, by the check that should find it, with scene and block."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +12,8 @@ import pandas as pd
 import pytest
 
 from geokr.dataset import contents, layout, store
+from geokr.dataset.index import combine_digests, list_parts
+from geokr.storage import files
 from pipeline.verify.__main__ import main
 from tests.build.conftest import Built
 
@@ -63,9 +64,11 @@ def flip(path: Path, place: int) -> None:
 def rewrite(dataset: Path, change: Callable[[geopandas.GeoDataFrame], geopandas.GeoDataFrame]) -> None:
     """Change the index as somebody would who takes care that dataset.json goes with it."""
     index = change(geopandas.read_parquet(dataset / "index.parquet"))
-    index.to_parquet(dataset / "index.parquet", index=False, schema_version="1.1.0")
+    part, *others = map(Path, list_parts(dataset))
+    assert not others
+    index.to_parquet(part, index=False, schema_version="1.1.0")
     summary = json.loads((dataset / "dataset.json").read_text())
-    summary["sha256"]["index.parquet"] = hashlib.sha256((dataset / "index.parquet").read_bytes()).hexdigest()
+    summary["sha256"]["index.parquet"] = combine_digests([files.sha256(part)])
     summary["counts"]["index"] = len(index)
     (dataset / "dataset.json").write_text(json.dumps(summary))
 

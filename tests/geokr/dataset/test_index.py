@@ -7,17 +7,29 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import geopandas
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
 import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 
-from geokr.dataset.index import read_index, read_summary, write_index
+from geokr.dataset.index import (
+    ROW_GROUP,
+    list_parts,
+    make_part,
+    publish,
+    read_index,
+    read_summary,
+    write_index,
+    write_part,
+)
 from geokr.dataset.layout import DATASET, INDEX, SCHEMA
 from geokr.dataset.splits import count_columns, draw_cells, find_cell_ranges, split_by_place
 
@@ -289,7 +301,7 @@ def test_geopandas_opens_an_index_with_its_footprints_in_longitude_and_latitude(
     assert frame.crs == "EPSG:4326"
     assert frame.geometry.name == "geometry"
     assert shapely.equals_exact(frame.geometry.to_numpy(), footprints).all()
-    geo = json.loads(pa.parquet.read_schema(tmp_path / INDEX).metadata[b"geo"])
+    geo = json.loads(pa.parquet.read_schema(list_parts(tmp_path)[0]).metadata[b"geo"])
     assert geo["version"] == "1.1.0"
     assert geo["columns"]["geometry"]["encoding"] == "WKB"
 
@@ -299,7 +311,83 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     for folder in ("a", "b"):
         write_index(tmp_path / folder, columns(7), shapely.polygons(squares(np.arange(7), np.arange(7), 500.0)))
-    assert (tmp_path / "a" / INDEX).read_bytes() == (tmp_path / "b" / INDEX).read_bytes()
+    first, second = (Path(*list_parts(tmp_path / folder)).read_bytes() for folder in ("a", "b"))
+    assert first == second
+
+
+def parts_of(n: int, parts: int) -> list[bytes]:
+    """An index of n tiles a degree apart, in parts of equal size."""
+    whole, boxes = columns(n), shapely.polygons(squares(np.arange(n), np.arange(n) / 2, 500.0))
+    cuts = np.array_split(np.arange(n), parts)
+    return [make_part({name: values[cut] for name, values in whole.items()}, boxes[cut]) for cut in cuts]
+
+
+def test_parts_that_replace_an_index_are_all_of_it(tmp_path: Path) -> None:
+    """Whatever was there: more parts, parts of another number, or what an interrupted run left."""
+    for number, content in enumerate(parts_of(12, 4)):
+        write_part(tmp_path, number, 4, content)
+    assert read_index_names(tmp_path) == []  # not before all are written
+    publish(tmp_path, 4)
+    write_part(tmp_path, 4, 5, b"left by a run with another scene")
+    for number, content in enumerate(parts_of(12, 3)):
+        write_part(tmp_path, number, 3, content)
+    publish(tmp_path, 3)
+    assert read_index_names(tmp_path) == [f"part-0000{k}-of-00003.parquet" for k in range(3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [INDEX]
+    wanted = columns(12)
+    assert read_index(tmp_path, ["row"])["row"].to_pylist() == wanted["row"].tolist()
+    Path(list_parts(tmp_path)[1]).unlink()
+    with pytest.raises(ValueError, match=r"index\.parquet: 2 parts, expected 3; build the index again"):
+        read_index(tmp_path)
+
+
+def read_index_names(dataset: Path) -> list[str]:
+    return sorted(path.name for path in (dataset / INDEX).glob("*"))
+
+
+def test_a_replacement_that_was_interrupted_is_completed(tmp_path: Path) -> None:
+    write_index(tmp_path, columns(3), shapely.polygons(squares(np.arange(3), np.arange(3), 500.0)))
+    (content,) = parts_of(5, 1)
+    write_part(tmp_path, 0, 1, content)
+    (tmp_path / INDEX).rename(tmp_path / f"{INDEX}.old")  # killed between the two renames
+    publish(tmp_path, 1)
+    assert read_index(tmp_path).num_rows == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == [INDEX]
+
+
+def test_every_reader_finds_the_same_tiles(tmp_path: Path) -> None:
+    """Tiles of a split with a condition in a window, by geopandas, DuckDB and pyarrow."""
+    for number, content in enumerate(parts_of(40, 3)):
+        write_part(tmp_path, number, 3, content)
+    publish(tmp_path, 3)
+    folder, window = tmp_path / INDEX, (4.5, 0.0, 31.5, 40.0)
+    west, south, east, north = window
+    frame = geopandas.read_parquet(folder, bbox=window)
+    found = {"geopandas": frame[(frame["split"] == "train") & (frame["known"] > 0.5)]["tile"].tolist()}
+    inside = (pc.field("bbox", "xmax") >= west) & (pc.field("bbox", "xmin") <= east)
+    inside &= (pc.field("bbox", "ymax") >= south) & (pc.field("bbox", "ymin") <= north)
+    condition = (pc.field("split") == "train") & (pc.field("known") > 0.5) & inside
+    found["pyarrow"] = pa.dataset.dataset(folder).to_table(["tile"], condition)["tile"].to_pylist()
+    rows = duckdb.sql(
+        f"SELECT tile FROM '{folder}/*.parquet' WHERE split = 'train' AND known > 0.5 "
+        f"AND bbox.xmax >= {west} AND bbox.xmin <= {east} AND bbox.ymax >= {south} AND bbox.ymin <= {north}"
+    )
+    found["duckdb"] = [tile for (tile,) in rows.fetchall()]
+    wanted = columns(40)
+    chosen = (wanted["split"] == "train") & (wanted["known"] > 0.5) & (np.abs(np.arange(40) - 18) < 13.6)
+    assert chosen.sum() == 3
+    assert found == dict.fromkeys(found, wanted["tile"][chosen].tolist())
+
+
+def test_a_row_group_says_where_its_tiles_lie(tmp_path: Path) -> None:
+    n = ROW_GROUP + 5
+    boxes = shapely.box(np.arange(n) / 100, 0, np.arange(n) / 100 + 0.01, 1)
+    write_index(tmp_path, {"row": np.arange(n)}, boxes)
+    metadata = pa.parquet.read_metadata(*list_parts(tmp_path))
+    assert metadata.num_row_groups == 2
+    names = [metadata.row_group(1).column(k).path_in_schema for k in range(metadata.num_columns)]
+    last = metadata.row_group(1).column(names.index("bbox.xmin")).statistics
+    assert (last.min, last.max) == (ROW_GROUP / 100, (n - 1) / 100)
 
 
 def test_the_summary_of_an_unfinished_data_set_is_refused(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_tile_outside_its_scene_raises(build, tmp_path: Path) -> None:
     share = np.full((2, 3, 3), 1 / 3, np.float32)
     dataset = build(tmp_path / "small", {"only": np.ones((2, 3, 4, 8, 8), np.uint8)}, {"only": share})
     larger = build(tmp_path / "large", {"only": np.ones((3, 3, 4, 8, 8), np.uint8)}, {"only": share[[0, 1, 1]]})
-    shutil.copy(larger / "index.parquet", dataset / "index.parquet")
+    shutil.copytree(larger / "index.parquet", dataset / "index.parquet", dirs_exist_ok=True)
     with pytest.raises(ValueError, match=r"zarr/only: the index lists tile \(2, 0\), outside its \[2, 3\] rows"):
         TileLoader(dataset, Selection("train"), batch=3, shuffle=False)
 

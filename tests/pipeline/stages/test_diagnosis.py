@@ -118,7 +118,7 @@ def test_the_cell_that_is_proposed_gives_each_split_a_tile(side: float, seed: in
 def test_tiles_larger_than_a_cell_are_told_a_larger_one_and_small_ones_a_smaller() -> None:
     split = SplitConfig()
     for side, larger in ((0.7, True), (0.005, False)):
-        (said,) = explain_splits(corners(side), {"train": 0, "val": 0}, split, 25_000)
+        (said,) = explain_splits(lambda side=side: corners(side), 64, {"train": 0, "val": 0}, split, 25_000)
         proposed = float(said.partition("build.index.split.cell: ")[2].partition(" ")[0])
         assert (proposed > 25_000) is larger
         assert said.startswith("split train and val has no tile: none of 64 lies in its cells of 25000 m")
@@ -126,9 +126,9 @@ def test_tiles_larger_than_a_cell_are_told_a_larger_one_and_small_ones_a_smaller
 
 def test_splits_that_need_nothing_get_no_advice_and_one_tile_cannot_be_helped() -> None:
     split = SplitConfig(shares={"train": 1.0, "val": 0.0})
-    assert not [*explain_splits(corners(0.1), {"train": 5, "val": 0}, split, 25_000)]
-    assert not [*explain_splits(corners(0.1)[:0], {"train": 0, "val": 0}, SplitConfig(), 25_000)]
-    (said,) = explain_splits(corners(0.1)[:1], {"train": 1, "val": 0}, SplitConfig(), 25_000)
+    assert not [*explain_splits(lambda: corners(0.1), 64, {"train": 5, "val": 0}, split, 25_000)]
+    assert not [*explain_splits(lambda: corners(0.1)[:0], 0, {"train": 0, "val": 0}, SplitConfig(), 25_000)]
+    (said,) = explain_splits(lambda: corners(0.1)[:1], 1, {"train": 1, "val": 0}, SplitConfig(), 25_000)
     assert said.endswith("no other size of cells changes that: the tiles are too few or too close to each other")
 
 
