@@ -15,18 +15,23 @@ from geokr.loading.background import iterate_in_thread
 from geokr.loading.levels import PixelLevels, measure_levels
 from geokr.loading.order import (
     DRAW,
+    LARGE,
     ORDER,
     PAIRS,
     Companions,
+    LazyOrder,
     Positions,
     class_probabilities,
+    draw_lazily,
+    draw_permutation,
     draw_tiles,
     find_companions,
     make_generator,
     shuffle_by_shard,
 )
 from geokr.loading.pixels import PendingRead, open_reader
-from geokr.loading.selection import Selection, select_tiles
+from geokr.loading.selection import Selection, share_tiles
+from geokr.loading.shared import share_arrays
 from geokr.loading.units import PixelUnits
 
 log = logging.getLogger(__name__)
@@ -115,7 +120,7 @@ class TileLoader:
             raise ValueError("a shuffle_buffer is for shuffled tiles without pairs, because it reads shard by shard")
         if balance and not shuffle:
             raise ValueError("balanced tiles are drawn at random: set shuffle")
-        self.classes, tiles = select_tiles(dataset, selection)
+        self.classes, tiles = share_tiles(dataset, selection)
         self._reader = open_reader(self.dataset, split, tiles, bands, units)
         self.bands, self.units = self._reader.bands, self._reader.units
         self.scenes_left_out: tuple[str, ...] = tuple(self._reader.scenes_without_bands)
@@ -123,7 +128,8 @@ class TileLoader:
         self.selected = self._reader.tiles
         """The tiles that can be read, in the order of the index."""
         self._companions: Companions | None = None
-        self._candidates = np.arange(len(self.selected))
+        self._candidates: Positions | None = None
+        """Positions of the tiles of an epoch in `selected`; None for all."""
         if self.selected.place is not None and self.selected.date is not None:
             self._companions = find_companions(self.selected.place, self.selected.date)
             self._candidates = np.flatnonzero(self._companions.others)
@@ -131,8 +137,17 @@ class TileLoader:
                 raise ValueError(
                     f"{dataset}: split {split} has no place of two dates with bands {', '.join(self.bands)}"
                 )
-        self._chance = class_probabilities(self.fraction, balance) if balance else None
-        self._shard = np.unique(self._reader.shard_cell[self._candidates], axis=0, return_inverse=True)[1].ravel()
+        self._chance = class_probabilities(self.fraction, balance) if balance and not self._large else None
+        self._edges: npt.NDArray[np.float64] | None = None
+        if balance and self._large:
+
+            def make() -> tuple[None, dict[str, npt.NDArray[np.float64]]]:
+                return None, {"edges": np.cumsum(class_probabilities(self.fraction, balance))}
+
+            self._edges = share_arrays(make)[1]["edges"]
+        if shuffle_buffer:
+            cells = self._reader.shard_cells(np.arange(self.tiles))
+            self._shard = np.unique(cells, axis=0, return_inverse=True)[1].ravel()
         self._warned_shards: set[str] = set()
         self.skipped = 0
         """Number of tiles that could not be read so far, on this rank."""
@@ -142,12 +157,16 @@ class TileLoader:
     @property
     def tiles(self) -> int:
         """Number of tiles in an epoch, over all ranks."""
-        return len(self._candidates)
+        return len(self.selected) if self._candidates is None else len(self._candidates)
+
+    @property
+    def _large(self) -> bool:
+        return self.tiles > LARGE and self._companions is None and not self.shuffle_buffer
 
     @property
     def fraction(self) -> npt.NDArray[np.float32]:
         """(tile, class): labels of the tiles of an epoch, in the order of the index."""
-        return self.selected.fraction[self._candidates]
+        return self.selected.fraction if self._candidates is None else self.selected.fraction[self._candidates]
 
     def __len__(self) -> int:
         """Number of batches in an epoch on this rank. Without `shuffle`, ranks may differ by one."""
@@ -157,10 +176,13 @@ class TileLoader:
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
-    def order(self, number: int) -> Positions:
+    def order(self, number: int) -> Positions | LazyOrder:
         """Positions in `selected`, in an epoch's order: for all ranks, with `shuffle_buffer` for this rank only."""
+        if self._large:
+            return self._order_lazily(number)
+        candidates = np.arange(self.tiles) if self._candidates is None else self._candidates
         if not self.shuffle:
-            return self._candidates
+            return candidates
         tiles = np.arange(self.tiles)
         if self._chance is not None:
             tiles = draw_tiles(self._chance, make_generator(self.seed, number, DRAW))
@@ -169,7 +191,17 @@ class TileLoader:
             sequence = shuffle_by_shard(self._shard[tiles], self.shuffle_buffer, rng, self.rank, len(self) * self.batch)
         else:
             sequence = rng.permutation(self.tiles)
-        return self._candidates[tiles[sequence]]
+        return candidates[tiles[sequence]]
+
+    def _order_lazily(self, number: int) -> LazyOrder:
+        """`order` for more tiles than arrays of positions are made for: other random numbers, the same distribution."""
+        if not self.shuffle:
+            return LazyOrder(self.tiles, lambda places: places)
+        permutation = draw_permutation(self.tiles, make_generator(self.seed, number, ORDER))
+        if self._edges is None:
+            return LazyOrder(self.tiles, permutation)
+        draw = draw_lazily(self._edges, make_generator(self.seed, number, DRAW))
+        return LazyOrder(self.tiles, lambda places: draw(permutation(places)))
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of one epoch, starting at batch `start`; earlier batches are not read.
@@ -184,6 +216,7 @@ class TileLoader:
         """Read the batches of an epoch, each with the number of tiles left out of it."""
         order = self.order(number)
         if self.shuffle_buffer:
+            assert not isinstance(order, LazyOrder)
             return self._read_by_shard(order[start * self.batch :])
         span = self.batch * self.world
         partner = (
@@ -211,7 +244,12 @@ class TileLoader:
             yield batch
 
     def _draw_sample(self, tiles: int) -> Positions:
-        return self._candidates[make_generator(self.seed, 0, ORDER).permutation(self.tiles)[:tiles]]
+        rng = make_generator(self.seed, 0, ORDER)
+        if self.tiles > LARGE:
+            drawn = draw_permutation(self.tiles, rng)(np.arange(min(tiles, self.tiles)))
+        else:
+            drawn = rng.permutation(self.tiles)[:tiles]
+        return drawn if self._candidates is None else self._candidates[drawn]
 
     def measure_levels(self, tiles: int = 1024) -> PixelLevels:
         """Measure range, mean and spread of each band over up to `tiles` random tiles.
@@ -248,7 +286,7 @@ class TileLoader:
     def _read_by_shard(self, order: Positions) -> Iterator[tuple[Batch, int]]:
         """Read batches of consecutive positions. Each shard is read at its first tile and kept until its last tile."""
         steps = len(order) // self.batch
-        shard = np.unique(self._reader.shard_cell[order], axis=0, return_inverse=True)[1].ravel()
+        shard = np.unique(self._reader.shard_cells(order), axis=0, return_inverse=True)[1].ravel()
         by_shard = np.argsort(shard, kind="stable")
         runs = np.split(by_shard, np.flatnonzero(np.diff(shard[by_shard])) + 1)
         slot = np.empty(len(order), dtype=np.int64)

@@ -1,5 +1,6 @@
 """The order of tiles: pure functions of the seed and the epoch number, on positions in the list of selected tiles."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,10 @@ import numpy.typing as npt
 
 Positions = npt.NDArray[np.int64]
 
+LARGE = 1 << 24
+"""More tiles than this are ordered by functions, not by arrays of positions."""
+PIECE = 1 << 20
+"""Tiles whose labels are converted to 64 bits at once."""
 ORDER, DRAW, PAIRS = range(3)
 """Independent streams of random numbers: whether one is used does not change the others."""
 
@@ -25,15 +30,19 @@ def class_probabilities(fraction: npt.NDArray[np.float32], balance: float) -> np
     Tiles of a single class reach the target; if a class occurs only together with much of another class, the other
     class keeps the larger mass.
     """
-    fraction = fraction[:, fraction.any(axis=0)].astype(np.float64)
-    mass = fraction.sum(axis=0)
+    # In pieces, since the copy of 64 bits would be the largest array of all.
+    pieces = [fraction[start : start + PIECE] for start in range(0, len(fraction), PIECE)]
+    chosen = np.any([piece.any(axis=0) for piece in pieces], axis=0)
+    mass = sum(piece[:, chosen].astype(np.float64).sum(axis=0) for piece in pieces)
     target_mass = mass ** (1 - balance)
     target_mass /= target_mass.sum()
-    mean_label = fraction.T @ fraction / mass[:, None]  # (class, class): mean label of the tiles drawn for a class
+    products = (piece[:, chosen].astype(np.float64) for piece in pieces)
+    mean_label = sum(piece.T @ piece for piece in products) / mass[:, None]
+    """(class, class): mean label of the tiles drawn for a class."""
     proportions = target_mass.copy()
     for _ in range(2000):
         proportions *= mean_label @ (target_mass / (proportions @ mean_label))
-    chance = fraction @ (proportions / mass)
+    chance = np.concatenate([piece[:, chosen].astype(np.float64) @ (proportions / mass) for piece in pieces])
     return np.asarray(chance / chance.sum())
 
 
@@ -45,6 +54,68 @@ def draw_tiles(chance: npt.NDArray[np.float64], rng: np.random.Generator) -> Pos
     edges[-1] = tiles
     counts = np.diff(np.floor(edges + rng.random()), prepend=0.0)
     return np.repeat(permutation, counts.astype(np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Permutation:
+    """A permutation of 0..length - 1 that is computed where it is asked for, and takes no memory.
+
+    A Feistel network over the smallest even number of bits that holds the length; a result beyond it is permuted again
+    (cycle walking: Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+    """
+
+    length: int
+    keys: tuple[int, ...]
+    """One for each round, 64 bits."""
+
+    def __call__(self, positions: Positions) -> Positions:
+        bits = np.uint64(max(1, ((self.length - 1).bit_length() + 1) // 2))
+        mask = np.uint64((1 << int(bits)) - 1)
+        result = positions.astype(np.uint64)
+        left_out = np.arange(len(result))
+        while len(left_out):
+            left, right = result[left_out] >> bits, result[left_out] & mask
+            for key in self.keys:
+                left, right = right, left ^ (_mix(right + np.uint64(key)) & mask)
+            result[left_out] = left << bits | right
+            left_out = left_out[result[left_out] >= self.length]
+        return result.astype(np.int64)
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele et al. 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(values ^ (values >> np.uint64(31)))
+
+
+def draw_permutation(length: int, rng: np.random.Generator) -> Permutation:
+    """Draw a permutation of 0..length - 1, which may be large."""
+    return Permutation(length, tuple(rng.integers(0, 2**64, 8, dtype=np.uint64).tolist()))
+
+
+@dataclass(frozen=True, slots=True)
+class LazyOrder:
+    """An order of many tiles: an array of positions of which only slices are computed."""
+
+    length: int
+    find: Callable[[Positions], Positions]
+    """Positions of tiles from places in the order."""
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, places: slice) -> Positions:
+        return self.find(np.arange(*places.indices(self.length)))
+
+
+def draw_lazily(edges: npt.NDArray[np.float64], rng: np.random.Generator) -> Callable[[Positions], Positions]:
+    """Like `draw_tiles`, for many tiles: a function from places 0..tiles - 1 to positions, in the order of the tiles.
+
+    edges: (tile,) cumulative chances. A tile comes n or n + 1 times if n <= chance * tiles < n + 1.
+    """
+    tiles, offset = len(edges), rng.random()
+    return lambda places: np.minimum(np.searchsorted(edges, (places + 1 - offset) / tiles), tiles - 1)
 
 
 def shuffle_by_shard(

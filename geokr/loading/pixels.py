@@ -18,12 +18,16 @@ import tensorstore as ts
 from geokr.dataset.layout import RGB, TILES
 from geokr.loading.order import Positions
 from geokr.loading.selection import Tiles
+from geokr.loading.shared import count_ranks
 from geokr.loading.units import PixelUnits, find_common_units, read_units
 from geokr.storage import files
 
 INDEX_CACHE = 2**27
 """Size of the cache of shard indexes, bytes: 16 for each tile of a shard. Pixels are not cached, because tiles that are
 read in random order do not return before they are evicted, and would evict the indexes."""
+
+CHUNK = 1 << 20
+"""Tiles that are checked at once."""
 
 log = logging.getLogger(__name__)
 
@@ -114,21 +118,22 @@ class TileReader:
             if name in self._arrays:
                 sides[number] = self._arrays[name].chunk_layout.write_chunk.shape[:2]
                 shapes[number] = self._arrays[name].shape[:2]
-        cell = np.stack([self.tiles.row, self.tiles.col], axis=1)
-        outside = (cell < 0) | (cell >= shapes[self.tiles.scene])
-        if outside.any():
-            first = int(outside.any(axis=1).argmax())
-            raise ValueError(
-                f"{root}/{tiles.scenes[self.tiles.scene[first]]}: the index lists tile {tuple(cell[first].tolist())}, "
-                f"outside its {shapes[self.tiles.scene[first]].tolist()} rows and columns; build the index again"
-            )
-        self.shard_cell = np.concatenate([self.tiles.scene[:, None], cell // sides[self.tiles.scene]], axis=1)
-        """(tile, 3): scene, and row and column of the tile's shard in the scene."""
+        for start in range(0, len(self.tiles), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            at, row, col = (values[chunk] for values in (self.tiles.scene, self.tiles.row, self.tiles.col))
+            outside = (row < 0) | (col < 0) | (row >= shapes[at, 0]) | (col >= shapes[at, 1])
+            if outside.any():
+                first = int(outside.argmax())
+                raise ValueError(
+                    f"{root}/{tiles.scenes[at[first]]}: the index lists tile ({row[first]}, {col[first]}), "
+                    f"outside its {shapes[at[first]].tolist()} rows and columns; build the index again"
+                )
+        self._sides = sides
         # One array of all scenes, one below the other: a batch is then one request, divided into scenes, shards and
         # chunks by tensorstore's own threads. A request for each scene would take 0.1 ms of Python.
         # All get the same number of columns, since tensorstore would divide each scene at the others' edges.
         first_row, width = np.cumsum(shapes[:, 0]) - shapes[:, 0], int(shapes[:, 1].max())
-        self._row = self.tiles.row + first_row[self.tiles.scene]
+        self._first_row = first_row
         self._all = ts.overlay(
             [
                 self._arrays[name][ts.d["col"].mark_bounds_implicit[True]][:, :width][
@@ -139,9 +144,15 @@ class TileReader:
             ]
         )
 
+    def shard_cells(self, positions: Positions) -> npt.NDArray[np.int64]:
+        """(tile, 3): scene, and row and column of the tile's shard in the scene."""
+        scene = self.tiles.scene[positions]
+        cell = np.stack([self.tiles.row[positions], self.tiles.col[positions]], axis=1)
+        return np.concatenate([scene[:, None], cell // self._sides[scene]], axis=1)
+
     def shard(self, position: int) -> str:
         """Path or URL of the shard that contains a tile."""
-        scene, i, j = self.shard_cell[position]
+        ((scene, i, j),) = self.shard_cells(np.array([position]))
         return f"{self.root}/{self.tiles.scenes[scene]}/image/c/{i}/{j}/0/0/0"
 
     def request(self, positions: Positions, target: npt.NDArray[Any]) -> PendingRead:
@@ -151,7 +162,8 @@ class TileReader:
         all tiles of a shard reads the shard in one piece.
         """
         _check_threads()
-        source = self._all.vindex[self._row[positions], self.tiles.col[positions]]
+        row = self.tiles.row[positions] + self._first_row[self.tiles.scene[positions]]
+        source = self._all.vindex[row, self.tiles.col[positions]]
         return PendingRead(positions, target, ts.array(target).write(source))
 
     def finish(self, read: PendingRead) -> dict[int, str]:
@@ -214,10 +226,7 @@ def read_threads() -> int:
 
     The number of ranks is torchrun's LOCAL_WORLD_SIZE. Raises ValueError if that is not a positive number.
     """
-    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"LOCAL_WORLD_SIZE must be the number of processes on this machine, got {text!r}")
-    return max(1, len(os.sched_getaffinity(0)) // int(text))
+    return max(1, len(os.sched_getaffinity(0)) // count_ranks())
 
 
 def _read_attributes(store: Any, root: str, scenes: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Selection of the tiles that a run reads: rows of the index that meet its conditions, with labels and weights."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geokr.dataset.index import read_index, read_summary
-from geokr.dataset.layout import INDEX
-from geokr.loading.part_labels import read_parts
+from geokr.dataset.index import read_index, read_parts, read_summary
+from geokr.dataset.layout import DATASET, INDEX
+from geokr.loading.part_labels import read_parts as read_part_labels
+from geokr.loading.shared import share_arrays
 
 Weighting = Sequence[str] | Callable[[pa.Table], npt.NDArray[Any]]
 """Columns of the index whose product is the weight of a tile; or a function of the selected rows, with all columns."""
@@ -83,8 +84,15 @@ class Tiles:
 
     def filter(self, keep: npt.NDArray[np.bool_]) -> "Tiles":
         """Select the tiles for which `keep` is true."""
+        if keep.all():
+            return self
+        kept: dict[str, Any] = {name: values[keep] for name, values in self.arrays().items()}
+        return replace(self, **kept)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays by name, each with one row per tile."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scenes"}
-        return replace(self, **{name: values[keep] for name, values in arrays.items() if values is not None})
+        return {name: values for name, values in arrays.items() if values is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +144,20 @@ def read_condition(text: str) -> Condition:
     return Condition(column, comparison, values)
 
 
+def share_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, ...], Tiles]:
+    """Like `select_tiles`, but the processes of a machine that torchrun started have the arrays in memory once.
+
+    Each must call it as often as the others, with the same arguments.
+    """
+
+    def make() -> tuple[Any, dict[str, npt.NDArray[Any]]]:
+        classes, tiles = select_tiles(dataset, selection)
+        return [classes, tiles.scenes], tiles.arrays()
+
+    (classes, scenes), arrays = share_arrays(make)
+    return tuple(classes), Tiles(tuple(scenes), **arrays)
+
+
 def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, ...], Tiles]:
     """Select the classes to learn, and the tiles that meet all conditions and contain any of these classes.
 
@@ -156,13 +178,76 @@ def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, 
     if selection.gsd:
         columns += ["gsd"]
     weight = selection.weight
-    rows = read_index(dataset, None if callable(weight) else list(dict.fromkeys([*columns, *weight])))
+    if callable(weight):
+        tables: Iterable[pa.Table] = [read_index(dataset)]  # a function of all selected rows
+    else:
+        tables = read_parts(dataset, list(dict.fromkeys([*columns, *weight])))
+    scenes: dict[str, int] = {}
+    chunks: list[dict[str, Any]] = []
+    listed = 0
+    for table in tables:
+        listed += table.num_rows
+        rows, total = _filter(dataset, table, selection, classes, len(classes) < len(available))
+        encoded = rows["scene"].combine_chunks().dictionary_encode()
+        numbers = [scenes.setdefault(name, len(scenes)) for name in encoded.dictionary.to_pylist()]
+        chunk: dict[str, Any] = {
+            "scene": np.array(numbers, np.int32)[encoded.indices.to_numpy()],
+            "row": rows["row"].to_numpy().astype(np.int32),
+            "col": rows["col"].to_numpy().astype(np.int32),
+            "fraction": (np.stack([rows[name].to_numpy() for name in classes], axis=1) / total[:, None]).astype(
+                np.float32
+            ),
+            "known": rows["known"].to_numpy().astype(np.float32),
+        }
+        if selection.pairs:
+            chunk["place"] = rows["place"]
+            chunk["date"] = rows["acquired"].cast(pa.date32()).cast(pa.int32()).to_numpy().astype(np.int64)
+        for name in ("year_gap", "gsd"):
+            if getattr(selection, name):
+                chunk[name] = rows[name].to_numpy().astype(np.float32)
+        if callable(weight):
+            chunk["weight"] = {"the weight function": np.asarray(weight(rows), dtype=np.float64)}
+        else:
+            chunk["weight"] = {name: rows[name].cast(pa.float64()).to_numpy() for name in weight}
+        chunks.append(chunk)
+    if listed != (counted := summary.get("counts", {}).get("index", listed)):
+        raise ValueError(f"{dataset}/{INDEX}: {listed} tiles, but {DATASET} counts {counted}; build the index again")
+    weights = [chunk.pop("weight") for chunk in chunks]
+    if not sum(len(chunk["scene"]) for chunk in chunks):
+        extra = f" in the classes {', '.join(classes)}" if selection.classes else ""
+        extra += "".join(f" and {text}" for text in selection.where)
+        criteria = f"split {selection.split} with known >= {selection.min_known:g}{extra}"
+        advice = f"does the build make {selection.split}, in cells (build.index.split.cell) smaller than the scenes?"
+        raise ValueError(f"{dataset}/{INDEX}: no tile of {criteria}; {advice}")
+    places = [chunk.pop("place") for chunk in chunks] if selection.pairs else []
+    # Column by column, so that both copies are in memory of one column only.
+    arrays = {name: np.concatenate([chunk.pop(name) for chunk in chunks]) for name in [*chunks[0]]}
+    if selection.pairs:
+        arrays["place"] = _encode(pa.chunked_array([piece for place in places for piece in place.chunks]))
+    arrays["weight"] = _multiply_weights(
+        dataset,
+        {name: np.concatenate([columns[name] for columns in weights]) for name in weights[0]},
+        len(arrays["row"]),
+    )
+    if selection.grid > 1:
+        arrays["parts"] = read_part_labels(
+            str(dataset), summary["label_set"], tuple(scenes), arrays["scene"], arrays["row"], arrays["col"],
+            [available.index(name) for name in classes], selection.grid,
+        )  # fmt: skip
+    return classes, Tiles(tuple(scenes), **arrays)
+
+
+def _filter(
+    dataset: str | Path, rows: pa.Table, selection: Selection, classes: Sequence[str], reduce: bool
+) -> tuple[pa.Table, npt.NDArray[np.float64]]:
+    """The rows that meet all conditions, and the total share of the classes. reduce: they are not all classes."""
     total = np.stack([rows[name].to_numpy() for name in classes]).sum(axis=0, dtype=np.float64)
-    if len(classes) < len(available):
+    if reduce:
         rows = _reduce_known(rows, total)
     mask = pc.and_(pc.equal(rows["split"], selection.split), pc.greater_equal(rows["known"], selection.min_known))
     mask = pc.and_(mask, pa.array(total > 0))
-    for text, condition in zip(selection.where, conditions, strict=True):
+    for text in selection.where:
+        condition = read_condition(text)
         try:
             mask = pc.and_(mask, condition.evaluate(rows[condition.column]))
         except ValueError as error:
@@ -170,38 +255,7 @@ def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, 
     if selection.pairs:
         mask = pc.and_(mask, pc.and_(pc.is_valid(rows["place"]), pc.is_valid(rows["acquired"])))
     mask = mask.fill_null(False)  # a tile outside all splits has no split
-    rows, total = rows.filter(mask), total[mask.to_numpy()]
-    if rows.num_rows == 0:
-        extra = f" in the classes {', '.join(classes)}" if selection.classes else ""
-        extra += "".join(f" and {text}" for text in selection.where)
-        criteria = f"split {selection.split} with known >= {selection.min_known:g}{extra}"
-        advice = f"does the build make {selection.split}, in cells (build.index.split.cell) smaller than the scenes?"
-        raise ValueError(f"{dataset}/{INDEX}: no tile of {criteria}; {advice}")
-    days = rows["acquired"].cast(pa.date32()).cast(pa.int32()) if selection.pairs else None
-    encoded = rows["scene"].combine_chunks().dictionary_encode()
-    fraction = np.stack([rows[name].to_numpy() for name in classes], axis=1) / total[:, None]
-    scenes = tuple(encoded.dictionary.to_pylist())
-    scene = encoded.indices.to_numpy().astype(np.int32)
-    row, col = (rows[name].to_numpy().astype(np.int32) for name in ("row", "col"))
-    columns_of_classes = [available.index(name) for name in classes]
-    parts = None
-    if selection.grid > 1:
-        label_set = summary["label_set"]
-        parts = read_parts(str(dataset), label_set, scenes, scene, row, col, columns_of_classes, selection.grid)
-    return classes, Tiles(
-        scenes=scenes,
-        scene=scene,
-        row=row,
-        col=col,
-        fraction=fraction.astype(np.float32),
-        known=rows["known"].to_numpy().astype(np.float32),
-        weight=_weights(dataset, rows, weight),
-        place=_encode(rows["place"]) if selection.pairs else None,
-        date=None if days is None else days.to_numpy().astype(np.int64),
-        year_gap=rows["year_gap"].to_numpy().astype(np.float32) if selection.year_gap else None,
-        gsd=rows["gsd"].to_numpy().astype(np.float32) if selection.gsd else None,
-        parts=parts,
-    )
+    return rows.filter(mask), total[mask.to_numpy()]
 
 
 def _reduce_known(rows: pa.Table, total: npt.NDArray[np.float64]) -> pa.Table:
@@ -217,12 +271,11 @@ def _encode(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     return column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
 
 
-def _weights(dataset: str | Path, rows: pa.Table, weight: Weighting) -> npt.NDArray[np.float32]:
-    if callable(weight):
-        columns = {"the weight function": np.asarray(weight(rows), dtype=np.float64)}
-    else:
-        columns = {name: rows[name].cast(pa.float64()).to_numpy() for name in weight}
-    product = np.ones(rows.num_rows)
+def _multiply_weights(
+    dataset: str | Path, columns: dict[str, npt.NDArray[np.float64]], tiles: int
+) -> npt.NDArray[np.float32]:
+    """The product of columns, by name: (tile,), 1 without columns."""
+    product = np.ones(tiles)
     for name, values in columns.items():
         if values.shape != product.shape:
             raise ValueError(

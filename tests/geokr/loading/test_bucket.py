@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from geokr.dataset.index import discard_unfinished, list_parts, part_name, publish, write_part
+from geokr.dataset.layout import INDEX, UNFINISHED_INDEX
 from geokr.loading.pixels import TileReader
 from geokr.loading.selection import Selection, select_tiles
 from geokr.storage import files
@@ -61,3 +63,20 @@ def test_a_shard_that_the_bucket_lacks_is_named(addressed: Path, bucket: str) ->
     wrong = cloud.finish(cloud.request(np.arange(len(tiles)), target))
     assert len(wrong) == 6
     assert all(why.startswith(f"{bucket}/tiles.zarr/gamma/image/c/1/0/0/0/0: tile (") for why in wrong.values())
+
+
+def test_an_index_in_a_bucket_replaces_one_with_more_parts(addressed: Path, bucket: str) -> None:
+    content = Path(*list_parts(addressed)).read_bytes()
+    files.write(f"{bucket}/dataset.json", (addressed / "dataset.json").read_bytes())
+    for parts in (3, 1):
+        for number in range(parts):
+            write_part(bucket, number, parts, content)
+        publish(bucket, parts)
+        assert files.list_names(f"{bucket}/{INDEX}") == [part_name(number, parts) for number in range(parts)]
+        assert files.list_names(f"{bucket}/{UNFINISHED_INDEX}") == []
+    wanted, found = select_tiles(addressed, Selection("train")), select_tiles(bucket, Selection("train"))
+    assert np.array_equal(found[1].fraction, wanted[1].fraction)
+    discard_unfinished(bucket)  # there is none
+    files.remove(f"{bucket}/{INDEX}/{part_name(0, 1)}")
+    with pytest.raises(ValueError, match="0 parts, expected at least one"):
+        select_tiles(bucket, Selection("train"))

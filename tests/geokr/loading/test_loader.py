@@ -1,10 +1,12 @@
 """The loader gives every tile's own pixels and label, in an order that depends on seed and epoch alone."""
 
+import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from itertools import pairwise, permutations
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tensorstore as ts
 import torch
@@ -19,11 +22,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from geokr.dataset import layout, store
-from geokr.dataset.index import read_index
-from geokr.loading import pixels
+from geokr.dataset.index import list_parts, part_name, read_index
+from geokr.loading import loader as loader_module
+from geokr.loading import pixels, selection, shared
 from geokr.loading.loader import Batch, TileLoader
 from geokr.loading.map_style import TileDataset
-from geokr.loading.selection import Selection
+from geokr.loading.selection import Selection, share_tiles
 from tests.geokr.conftest import some_shares
 
 ALL_BANDS = ("blue", "green", "red", "nir")
@@ -370,7 +374,10 @@ def test_pixels_do_not_evict_the_indexes_of_shards(build, tmp_path: Path, monkey
     assert reads()["batch_read"] - before == 256
 
 
-def test_ranks_share_the_cores_of_their_machine(addressed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_share_the_cores_of_their_machine(
+    addressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # arrays that wait for the other ranks
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
     contexts = []
     monkeypatch.setattr(ts, "Context", lambda spec, make=ts.Context: contexts.append(spec) or make(spec))
@@ -382,6 +389,100 @@ def test_ranks_share_the_cores_of_their_machine(addressed: Path, monkeypatch: py
             assert contexts[-1][pool] == {"limit": threads}
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "none")
     with pytest.raises(ValueError, match=r"LOCAL_WORLD_SIZE must be the number .* got 'none'"):
+        TileLoader(addressed, Selection("train"), batch=4)
+
+
+# --- many tiles
+
+
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_many_tiles_are_ordered_without_arrays(
+    addressed: Path, monkeypatch: pytest.MonkeyPatch, balance: float
+) -> None:
+    """Two ranks read what one does; an epoch has each tile once, or as often as balance says; it can be resumed."""
+    monkeypatch.setattr(loader_module, "LARGE", 10)
+
+    def steps(rank: int, world: int, **start: int) -> list[list[tuple[int, int, int]]]:
+        options: dict[str, Any] = {"bands": ALL_BANDS, "batch": 8 // world, "seed": 4, "balance": balance}
+        loader = TileLoader(addressed, Selection("train"), rank=rank, world=world, **options)
+        assert loader.tiles == 57
+        return [addresses(batch) for batch in loader.epoch(start.pop("epoch", 0), **start)]
+
+    whole = steps(0, 1)
+    assert len(whole) == 7
+    assert [sorted(a + b) for a, b in zip(steps(0, 2), steps(1, 2), strict=True)] == [sorted(step) for step in whole]
+    assert steps(0, 1, start=3) == whole[3:]
+    assert steps(0, 1, epoch=1) != whole
+    seen = [address for step in whole for address in step]
+    assert (len(set(seen)) == len(seen)) is (balance == 0)
+
+
+def test_many_tiles_in_order_and_as_a_sample(addressed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=8, shuffle=False)
+    wanted = [addresses(batch) for batch in few]
+    monkeypatch.setattr(loader_module, "LARGE", 10)
+    many = TileLoader(addressed, Selection("train"), bands=ALL_BANDS, batch=8, shuffle=False)
+    assert [addresses(batch) for batch in many] == wanted
+    sample = [address for batch in many.sample(20) for address in addresses(batch)]
+    assert len(sample) == len(set(sample)) == 20
+
+
+def test_processes_of_a_machine_have_the_tiles_in_memory_once(
+    addressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one maps what the first one wrote; nothing is left in the temporary directory."""
+    alone = share_tiles(addressed, Selection("train", where=["gsd <= 16"]))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(shared, "_calls", iter([0, 0]))  # two processes, each with its first call
+    first = share_tiles(addressed, Selection("train", where=["gsd <= 16"]))
+    assert len(list(scratch.iterdir())) == 1
+    monkeypatch.setattr(selection, "select_tiles", None)
+    second = share_tiles(addressed, Selection("train", where=["gsd <= 16"]))
+    assert not list(scratch.iterdir())
+    for classes, tiles in (first, second):
+        assert classes == alone[0]
+        assert tiles.scenes == alone[1].scenes
+        assert tiles.arrays().keys() == alone[1].arrays().keys()
+        for name, values in tiles.arrays().items():
+            assert np.array_equal(values, getattr(alone[1], name))
+            assert not values.flags.writeable
+
+
+def test_the_tiles_of_several_parts_are_those_of_one(addressed: Path) -> None:
+    """Also if no tile of a part is chosen."""
+    wanted = share_tiles(addressed, Selection("train", where=["scene != alpha"]))
+    (part,) = list_parts(addressed)
+    whole = pq.read_table(part)
+    Path(part).unlink()
+    cuts = [0, 20, 41, whole.num_rows]
+    for number, (first, last) in enumerate(pairwise(cuts)):
+        pq.write_table(whole.slice(first, last - first), Path(part).with_name(part_name(number, 3)))
+    found = share_tiles(addressed, Selection("train", where=["scene != alpha"]))
+    assert found[0] == wanted[0]
+    assert found[1].scenes == wanted[1].scenes == ("beta", "gamma")
+    for name, values in wanted[1].arrays().items():
+        assert np.array_equal(getattr(found[1], name), values)
+
+
+def test_shared_tiles_that_others_may_have_written_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    (tmp_path / f"geokr-{os.getuid()}-theirs").mkdir()
+    (tmp_path / f"geokr-{os.getuid()}-theirs").chmod(0o777)
+    with pytest.raises(OSError, match="set TMPDIR to a directory of your own"):
+        shared.share_arrays(lambda: (None, {}), "theirs")
+
+
+def test_an_index_with_other_tiles_than_the_summary_counts_is_refused(addressed: Path) -> None:
+    """For example one that is being replaced in a bucket."""
+    path = addressed / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"counts": {"index": 1}}))
+    with pytest.raises(
+        ValueError, match=r"index\.parquet: \d+ tiles, but dataset\.json counts 1; build the index again"
+    ):
         TileLoader(addressed, Selection("train"), batch=4)
 
 

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geokr.loading.order import DRAW, class_probabilities, draw_tiles, find_companions, make_generator, shuffle_by_shard
+from geokr.loading import order
+from geokr.loading.order import (
+    DRAW,
+    class_probabilities,
+    draw_lazily,
+    draw_permutation,
+    draw_tiles,
+    find_companions,
+    make_generator,
+    shuffle_by_shard,
+)
 
 
 def expected_mass(share: np.ndarray, balance: float) -> np.ndarray:
@@ -70,6 +80,53 @@ def test_over_many_draws_each_tile_comes_as_often_as_its_chance(times: list[floa
     )
     assert found.mean(axis=0) == pytest.approx(times, abs=0.04)
     assert n == 3 or ((found.T @ found) > 0).all()
+
+
+@given(length=st.integers(1, 3000), seed=st.integers(0, 2**32))
+def test_a_computed_permutation_holds_each_position_once(length: int, seed: int) -> None:
+    permutation = draw_permutation(length, np.random.default_rng(seed))
+    whole = permutation(np.arange(length))
+    assert np.array_equal(np.sort(whole), np.arange(length))
+    assert np.array_equal(permutation(np.arange(length // 3, length)), whole[length // 3 :])
+
+
+@pytest.mark.parametrize("length", [64, 100])
+def test_computed_permutations_lead_anywhere_with_equal_chance(length: int) -> None:
+    """Where a position goes, and the distance to where its neighbour goes: chi-squared over 6,000 keys."""
+    rng = np.random.default_rng(3)
+    found = np.stack([draw_permutation(length, rng)(np.arange(2)) for _ in range(6000)])
+    for values, cells in ((found[:, 0], length), ((found[:, 1] - found[:, 0]) % length - 1, length - 1)):
+        counts = np.bincount(values, minlength=cells)
+        assert len(counts) == cells
+        chi_squared = ((counts - 6000 / cells) ** 2).sum() / (6000 / cells)
+        assert abs(chi_squared - (cells - 1)) < 4 * np.sqrt(2 * (cells - 1))
+
+
+def test_a_permutation_of_more_tiles_than_fit_into_32_bits_stays_within_them() -> None:
+    length = 3 * 10**10
+    permutation = draw_permutation(length, np.random.default_rng(0))
+    found = permutation(np.arange(length - 100_000, length))
+    assert len(np.unique(found)) == 100_000
+    assert found.min() >= 0
+    assert found.max() < length
+    assert found.mean() == pytest.approx(length / 2, rel=0.01)
+
+
+@given(seed=st.integers(0, 50), tiles=st.integers(1, 60))
+def test_a_lazy_draw_holds_each_tile_as_often_as_its_chance_says(seed: int, tiles: int) -> None:
+    rng = np.random.default_rng(seed)
+    chance = rng.dirichlet([0.3] * tiles)
+    times = np.bincount(draw_lazily(np.cumsum(chance), rng)(np.arange(tiles)), minlength=tiles)
+    assert times.sum() == tiles == len(times)
+    assert (np.abs(times - chance * tiles) < 1 + 1e-9).all()
+
+
+def test_labels_in_pieces_give_the_same_chances(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = np.random.default_rng(2).dirichlet([0.3] * 5, 1000).astype(np.float32)
+    share[:, 3] = 0
+    whole = class_probabilities(share, 0.7)
+    monkeypatch.setattr(order, "PIECE", 64)
+    assert class_probabilities(share, 0.7) == pytest.approx(whole, rel=1e-9)
 
 
 def test_streams_of_random_numbers_are_unlike() -> None:

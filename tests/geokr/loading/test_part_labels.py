@@ -48,9 +48,7 @@ def test_parts_come_with_their_tile(parted: Path, grid: int) -> None:
 def test_without_a_grid_no_parts_are_read(parted: Path, addressed: Path) -> None:
     assert next(iter(TileLoader(parted, Selection("train"), batch=4))).parts is None
     assert "parts" not in TileDataset(parted, Selection("train"))[0]
-    with pytest.raises(
-        ValueError, match=r"made_2020.zarr/alpha: its labels have no parts; label it again with geokr label"
-    ):
+    with pytest.raises(ValueError, match=r"made_2020.zarr/alpha: its labels have no parts; label it again with geokr"):
         TileLoader(addressed, Selection("train", grid=2), batch=4)
 
 
