@@ -145,8 +145,9 @@ class PartJob:
             (job.scene.id, job.scene.satellite, job.scene.sensor, job.scene.acquired, job.scene.gsd, job.grid)
             for job in self.scenes
         ]
-        first = self.scenes[0]
-        settings = first.label_set, first.other_label_sets, first.config, self.classes, self.split, self.cell
+        first, split = self.scenes[0], (self.split.shares, self.split.seed, self.cell)
+        config = first.config.model_dump(exclude={"label_set", "split"})  # as they were given; what came of them counts
+        settings = first.label_set, first.other_label_sets, config, self.classes, split
         return hashlib.sha256(repr((self.number, self.parts, scenes, settings)).encode()).hexdigest()
 
 
