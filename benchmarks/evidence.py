@@ -68,9 +68,9 @@ ARMS: Mapping[str, Arm] = {
     "byol": Arm("byol", "scratch"),
     "softcon": Arm("softcon", "scratch"),
     "geco": Arm("geco", "scratch"),
-    "imagenet-geokr": Arm("geokr", "imagenet"),
+    "imagenet-geokr": Arm("geokr", "imagenet", ("distil=0", "start_statistics=false")),
     "imagenet-parts": Arm("parts", "imagenet"),
-    "imagenet-geokr-kept": Arm("geokr", "imagenet", ("interpolate=[0, 0.25, 0.5, 0.75, 1]",)),
+    "imagenet-geokr-kept": Arm("geokr", "imagenet"),
     "imagenet-simclr": Arm("simclr", "imagenet"),
 }
 BUILD = """

@@ -13,6 +13,9 @@ from geokr.pretraining.processes import Process, broadcast_value
 from geokr.storage.inputs import local_path
 from geokr.weights import apply_weights, read_weights
 
+RANDOM = "random weights"
+"""Description of the start of an encoder without weights."""
+
 log = logging.getLogger(__name__)
 
 
@@ -44,7 +47,7 @@ def build_classifier(
 
     Draws from torch's global generator. Raises ValueError if the weights are not available or do not fit.
     """
-    encoder, start = build_encoder(name, len(bands), image_size, drop_path=drop_path), "random weights"
+    encoder, start = build_encoder(name, len(bands), image_size, drop_path=drop_path), RANDOM
     if pretrained in (True, "auto"):
         try:
             source = build_encoder(name, len(RGB), image_size, weights=True)

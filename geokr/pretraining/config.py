@@ -150,12 +150,14 @@ class TrainConfig(Strict):
 
     start_pull: Amount = 0.0
     """Weight of a penalty on the encoder's distance from its start (L2-SP), in place of its `weight_decay`."""
-    distil: Amount = 0.0
-    """Weight of 1 - cosine of the features of the encoder and of its start for the same views, in the loss."""
+    distil: Amount | None = None
+    """Weight of 1 - cosine of the features of the encoder and of its start for the same views, in the loss. If empty:
+    1 for an encoder that starts from weights and learns class shares (geokr, supervised, parts, geco), otherwise 0."""
     head_warm_up: Share = 0.0
     """Share of the run at its beginning in which only what is on top of the encoder learns."""
-    start_statistics: StrictBool = False
-    """Let the encoder's batch normalisation keep the statistics of its start, in training, too."""
+    start_statistics: StrictBool | None = None
+    """Let the encoder's batch normalisation keep the statistics of its start, in training, too. If empty: in the same
+    cases as `distil`."""
     interpolate: Annotated[tuple[Share, ...], BeforeValidator(split_numbers)] = ()
     """Shares of the end to try for the exported encoder, the rest being its start, weight by weight. The one with the
     smallest error of the k-nearest-neighbour prediction of held-out tiles is exported. Empty: the end."""

@@ -36,7 +36,7 @@ from geokr.pretraining.processes import (
     unsharded,
 )
 from geokr.pretraining.render import InputFormat, make_input_format, normalise, render
-from geokr.pretraining.start import START, Watched, copy_start, fix_statistics, pull_to_start
+from geokr.pretraining.start import START, Watched, choose_kept, copy_start, fix_statistics, pull_to_start
 
 DROPOUT, INITIAL, UNIFORM = 2, 3, 4
 """Random streams in addition to those of the views. Each draw is a function of seed, step and stream."""
@@ -71,6 +71,8 @@ class Learner:
     """Format of the networks' input."""
     start: str
     """Description of the weights that the encoder started from."""
+    distil: float
+    """Weight of the distance of features from those of the start in the loss."""
     scaler: GradScaler
     """Scaler of the loss for fp16; otherwise it does nothing."""
     dtype: torch.dtype
@@ -190,7 +192,8 @@ def create_learner(
     total = config.length(len(training))
     broadcast([classifier], process)  # before an objective copies it
     objective = choose(config.objective)(classifier, config, total)
-    named = {**objective.networks, **copy_start(objective.networks["student"], config)}
+    kept = choose_kept(config, start if last is None else last.start)
+    named = {**objective.networks, **copy_start(objective.networks["student"], config, kept)}
     networks = [*named.values()]
     if config.sync_batch_norm and process.world > 1:
         for network in networks:
@@ -214,7 +217,7 @@ def create_learner(
     optimiser = make_optimiser(student, config)
     if config.start_pull:
         pull_to_start(optimiser, student.get_submodule("encoder"), named[START], config.start_pull)
-    if config.start_statistics:
+    if kept.statistics:
         for network in objective.networks.values():
             fix_statistics(network)
     gain, offset = unit_scale(facts.low_pixel, facts.high_pixel)
@@ -234,6 +237,7 @@ def create_learner(
         offset=offset.to(process.device),
         form=make_input_format(config.image_size, mean, std, dtype, process.device, config.channels_last, config.zoom),
         start=start,
+        distil=kept.distil,
         scaler=GradScaler(process.device.type, enabled=dtype == torch.float16),
         dtype=dtype,
         recent_losses=torch.zeros(LOG_EVERY, 1 + len(objective.measures), dtype=torch.float64, device=process.device),
@@ -289,13 +293,13 @@ def train_step(learner: Learner, batch: Batch) -> None:
 def compute_losses(learner: Learner, tiles: Batch, number: int) -> torch.Tensor:
     """Loss and measures of each tile of part `number` of a step: (n, 1 + measures) float32."""
     part = learner.part(tiles, number)
-    if not learner.config.distil:
+    if not learner.distil:
         return learner.objective.losses(part)
     student = Watched(part.student)
     losses = learner.objective.losses(dataclasses.replace(part, student=student))
     with learner.precision():
         distance = student.distance(learner.networks[START]).view(-1, len(losses)).mean(dim=0)
-    return torch.cat([losses[:, :1] + learner.config.distil * distance[:, None], losses[:, 1:]], dim=1)
+    return torch.cat([losses[:, :1] + learner.distil * distance[:, None], losses[:, 1:]], dim=1)
 
 
 def pad_batch(batch: Batch, tiles: int) -> Batch:

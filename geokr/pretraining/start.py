@@ -2,22 +2,44 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from geokr.pretraining.classifier import RANDOM
 from geokr.pretraining.config import TrainConfig
 from geokr.pretraining.processes import local_tensor
 
 START = "start"
 """Name of the starting encoder among the networks of a run."""
+LEARN_SHARES = frozenset({"geokr", "supervised", "parts", "geco"})
+"""Objectives that keep what the start knows unless the settings say otherwise: they learn class shares, and it is no
+published formula of theirs to start anew."""
 
 
-def copy_start(student: nn.Module, config: TrainConfig) -> dict[str, nn.Module]:
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of the start, where the settings leave it open: measured in docs/training.md."""
+
+    distil: float
+    statistics: bool
+
+
+def choose_kept(config: TrainConfig, start: str) -> Kept:
+    """Decide what is kept. start: description of the weights that the encoder started from."""
+    by_default = start != RANDOM and config.objective in LEARN_SHARES
+    return Kept(
+        distil=float(by_default) if config.distil is None else config.distil,
+        statistics=by_default if config.start_statistics is None else config.start_statistics,
+    )
+
+
+def copy_start(student: nn.Module, config: TrainConfig, kept: Kept) -> dict[str, nn.Module]:
     """Copy the student's encoder before its first step, if a setting needs it, as the network `start`."""
-    if not (config.start_pull or config.distil or config.interpolate):
+    if not (config.start_pull or kept.distil or config.interpolate):
         return {}
     return {START: copy.deepcopy(student.get_submodule("encoder")).requires_grad_(False).eval()}
 

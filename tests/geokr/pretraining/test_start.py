@@ -4,8 +4,10 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 
@@ -185,3 +187,45 @@ def test_stopping_changes_nothing(
 def test_there_must_be_something_to_keep(setting: str) -> None:
     with pytest.raises(ValueError, match="keeps what the encoder starts from: set pretrained"):
         configure("geokr", None, [setting])
+
+
+def has_fixed_statistics(learner: Learner) -> bool:
+    norms = [module for module in learner.student.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len({module.training for module in norms}) == 1
+    return not norms[0].training
+
+
+@pytest.mark.parametrize(
+    ("settings", "distil", "fixed"),
+    [
+        (["pretrained=START"], 1.0, True),
+        (["pretrained=START", "objective=supervised"], 1.0, True),
+        (["pretrained=START", "objective=simclr"], 0.0, False),
+        (["pretrained=START", "objective=reference"], 0.0, False),
+        (["pretrained=START", "distil=0", "start_statistics=false"], 0.0, False),
+        (["pretrained=START", "objective=simclr", "distil=2", "start_statistics=true"], 2.0, True),
+        ([], 0.0, False),
+    ],
+)
+def test_what_starts_from_weights_and_learns_shares_keeps_what_it_knows(
+    coloured: Path, start: Path, settings: list[str], distil: float, fixed: bool
+) -> None:
+    learner = learner_of(coloured, *(text.replace("START", str(start)) for text in settings))
+    assert learner.distil == distil
+    assert has_fixed_statistics(learner) == fixed
+    assert ("start" in learner.networks) == (distil > 0)
+
+
+def test_a_start_that_could_not_be_downloaded_is_not_kept(coloured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def refuse(name: str, pretrained: bool = False, **options: Any) -> torch.nn.Module:
+        if pretrained:
+            raise OSError("no network")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    learner = learner_of(coloured, "pretrained=auto")
+    assert learner.start == "random weights"
+    assert learner.distil == 0
+    assert not has_fixed_statistics(learner)
