@@ -105,13 +105,18 @@ def list_parts(dataset: str | Path) -> list[str]:
     return [files.join(root, name) for name in names]
 
 
+def _open_part(path: str) -> Any:
+    """A part as pyarrow reads it: in a bucket, once and whole."""
+    return pa.BufferReader(files.read(path)) if files.in_bucket(path) else path
+
+
 def read_parts(dataset: str | Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Read the index as Arrow tables, one per part, by default all columns except the footprints.
 
     Raises ValueError naming the requested columns that do not exist.
     """
     for path in list_parts(dataset):
-        source = pa.BufferReader(files.read(path)) if files.in_bucket(path) else path
+        source = _open_part(path)
         names = pq.read_schema(source).names
         available = [name for name in names if name not in ("geometry", "bbox")]
         if missing := [name for name in columns or () if name not in names]:
@@ -137,7 +142,7 @@ def read_extent(dataset: str | Path) -> tuple[tuple[float, ...], tuple[str, ...]
     """
     boxes, moments = [], []
     for path in list_parts(dataset):
-        source = pa.BufferReader(files.read(path)) if files.in_bucket(path) else path
+        source = _open_part(path)
         schema = pq.read_schema(source)
         geometry = json.loads((schema.metadata or {}).get(b"geo", b"{}")).get("columns", {}).get("geometry", {})
         boxes += [geometry["bbox"]] if "bbox" in geometry else []

@@ -13,7 +13,7 @@ from geokr.storage import files
 Shares = npt.NDArray[np.uint8]
 
 
-def read_parts(
+def read_part_labels(
     dataset: str,
     label_set: str,
     scenes: Sequence[str],

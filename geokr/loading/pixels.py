@@ -298,7 +298,9 @@ def _convert_units(
                 "with conditions on the index, or build all with radiometry toa"
             )
         if its_own != units:
-            tables[number] = shared.setdefault(its_own, units.table(its_own))
+            if its_own not in shared:
+                shared[its_own] = units.table(its_own)
+            tables[number] = shared[its_own]
     return tables
 
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from geokr.dataset.index import read_index, read_parts, read_summary
 from geokr.dataset.layout import DATASET, INDEX
-from geokr.loading.part_labels import read_parts as read_part_labels
+from geokr.loading.part_labels import read_part_labels
 from geokr.loading.shared import share_arrays
 
 Weighting = Sequence[str] | Callable[[pa.Table], npt.NDArray[Any]]

@@ -15,9 +15,10 @@ from geokr.storage import files
 from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig
 from pipeline.geometry.grid import TileGrid
-from pipeline.plan import parts_per_side, placement_attributes, stored_radiometry, tile_attributes
+from pipeline.plan import parts_per_side, placement_attributes
 from pipeline.runtime.progress import format_duration
 from pipeline.runtime.worker import BAD_INPUT
+from pipeline.stages.tiles import create_scene
 from pipeline.tasks.labels import LabelJob, build_labels
 from pipeline.tasks.tiles import TileJob, build_tiles
 
@@ -42,19 +43,10 @@ def build_block(root: str, config: BuildConfig, covers: Sequence[LandCover], ent
 
     Raises an error of BAD_INPUT if the scene or a sheet cannot be read.
     """
-    scene, shape = entry.scene, (grid.rows, grid.cols)
+    scene = entry.scene
     i, j = (count // 2 for count in grid.blocks)
     tiles = f"{root}/tiles"
-    store.create_tiles(
-        tiles,
-        scene.id,
-        shape=shape,
-        bands=len(scene.bands),
-        tile=grid.tile,
-        block=grid.block,
-        dtype=stored_radiometry(entry).dtype,
-        attributes=tile_attributes(entry, grid, config.tiles),
-    )
+    create_scene(tiles, entry, grid, config.tiles)
     jobs = []
     for cover in covers:
         local_cover = select_sheets(grid.outline, str(grid.geobox.crs), cover)
@@ -62,7 +54,7 @@ def build_block(root: str, config: BuildConfig, covers: Sequence[LandCover], ent
         store.create_labels(
             labels,
             scene.id,
-            shape=shape,
+            shape=(grid.rows, grid.cols),
             classes=local_cover.legend.classes,
             grid=parts,
             block=grid.block,

@@ -9,11 +9,26 @@ from typing import Any
 from geokr.dataset import contents, layout, store
 from geokr.storage import files
 from pipeline.catalog.table import Entry
-from pipeline.config import BuildConfig
+from pipeline.config import BuildConfig, TilesConfig
+from pipeline.geometry.grid import TileGrid
 from pipeline.plan import projected_bytes, stored_radiometry, tile_attributes, tile_grid
 from pipeline.runtime.stream import Client, JobBatch
 from pipeline.stages.blocks import Failures, UnbuiltBlocks, consolidate_if_changed, record_refusals, run_blocks
 from pipeline.tasks.tiles import TileJob, build_tiles
+
+
+def create_scene(root: str, entry: Entry, grid: TileGrid, config: TilesConfig) -> None:
+    """Create the arrays of a scene in a store of tiles, or check those that are there: see `store.create_tiles`."""
+    store.create_tiles(
+        root,
+        entry.scene.id,
+        shape=(grid.rows, grid.cols),
+        bands=len(entry.scene.bands),
+        tile=grid.tile,
+        block=grid.block,
+        dtype=stored_radiometry(entry).dtype,
+        attributes=tile_attributes(entry, grid, config),
+    )
 
 
 def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> None:
@@ -39,16 +54,7 @@ def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> Non
     def batches() -> Iterator[JobBatch[TileJob]]:
         for entry, unbuilt in pending:
             scene, grid = entry.scene, unbuilt.grid
-            store.create_tiles(
-                root,
-                scene.id,
-                shape=(grid.rows, grid.cols),
-                bands=len(scene.bands),
-                tile=grid.tile,
-                block=grid.block,
-                dtype=stored_radiometry(entry).dtype,
-                attributes=tile_attributes(entry, grid, config.tiles),
-            )
+            create_scene(root, entry, grid, config.tiles)
             job = partial(TileJob, root, entry, config.tiles, grid)
             yield JobBatch(
                 f"tiles-{scene.id}", starmap(job, unbuilt), projected_bytes(scene, grid, stored_radiometry(entry).kind)

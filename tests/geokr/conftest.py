@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import shapely
+import timm
 import torch
 
 from geokr.dataset import layout, store
@@ -25,6 +26,19 @@ Build = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def two_threads() -> None:
     torch.set_num_threads(2)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm cannot download weights."""
+    made = timm.create_model
+
+    def create(name: str, pretrained: bool = False, **settings: Any) -> torch.nn.Module:
+        if pretrained:
+            raise ConnectionError("no route to host\nat all")
+        return made(name, **settings)
+
+    monkeypatch.setattr(timm, "create_model", create)
 
 
 def write_dataset(

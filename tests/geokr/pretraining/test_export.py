@@ -310,15 +310,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         build_classifier("test_resnet", RGB, 3, 32, str(tmp_path / "none.pth"))
 
 
-def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    made = timm.create_model
-
-    def offline(name: str, pretrained: bool = False, **settings: object) -> torch.nn.Module:
-        if pretrained:
-            raise ConnectionError("no route to host\nat all")
-        return made(name, **settings)
-
-    monkeypatch.setattr(timm, "create_model", offline)
+@pytest.mark.usefixtures("offline")
+def test_weights_that_cannot_be_had(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match=r"are not available \(no route to host\); set pretrained to a file"):
         build_classifier("test_resnet", RGB, 3, 32, True)
     _, start = build_classifier("test_resnet", RGB, 3, 32, "auto")

@@ -4,10 +4,8 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file
 
@@ -216,15 +214,8 @@ def test_what_starts_from_weights_and_learns_shares_keeps_what_it_knows(
     assert ("start" in learner.networks) == (distil > 0)
 
 
-def test_a_start_that_could_not_be_downloaded_is_not_kept(coloured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = timm.create_model
-
-    def refuse(name: str, pretrained: bool = False, **options: Any) -> torch.nn.Module:
-        if pretrained:
-            raise OSError("no network")
-        return create(name, **options)
-
-    monkeypatch.setattr(timm, "create_model", refuse)
+@pytest.mark.usefixtures("offline")
+def test_a_start_that_could_not_be_downloaded_is_not_kept(coloured: Path) -> None:
     learner = learner_of(coloured, "pretrained=auto")
     assert learner.start == "random weights"
     assert learner.distil == 0
