@@ -12,6 +12,7 @@ from typing import Any
 from dask.distributed import Client as Client
 from dask.distributed import (
     LocalCluster,
+    Nanny,
     Status,
     WorkerPlugin,
     performance_report,
@@ -27,8 +28,37 @@ ALLOWED_DEATHS = 1
 """How many workers may die while they run a task. One more, and the task is suspected of killing them."""
 
 
+DASK_LOGGERS = ("distributed", "distributed.client", "distributed.gc", "bokeh")
+"""Loggers of Dask and of its dashboard that have a level of their own. They log pages; ClusterError has one line."""
+
+
 class ClusterError(RuntimeError):
     """The cluster cannot be started, or its scheduler cannot be reached."""
+
+
+@contextmanager
+def silence_dask() -> Iterator[None]:
+    """Silence Dask in this process while the context is active, by the levels of its loggers.
+
+    Dask's own `silence_logs` changes the level of the handlers instead, which other loggers may share: what a build
+    says would be lost too.
+    """
+    levels = {logger: logger.level for logger in map(logging.getLogger, DASK_LOGGERS)}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+class QuietNanny(Nanny):
+    """The parent of a worker process, which is silenced: its handlers are its own, see `silence_dask`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.silence_logs = logging.CRITICAL  # passed on to the worker process
 
 
 class NamedCluster(LocalCluster):
@@ -92,17 +122,27 @@ def open_cluster(
     local cluster serves its dashboard. report: file for Dask's performance report. Raises ClusterError with a
     one-sentence message if the scheduler does not answer or the workers cannot be started.
     """
-    if scheduler is not None:
-        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it logs pages; ClusterError has one line
-        try:
-            client = Client(scheduler, timeout="10s")
-        except (OSError, ValueError) as error:
-            raise ClusterError(f"{scheduler}: no Dask scheduler answers at this address: {error}") from error
-        with client, set_up_workers(client), write_report(report):
-            if not count_threads(client):
-                log.warning("%s: no worker has joined the scheduler yet; the build is waiting for one", scheduler)
-            yield client
-        return
+    cluster = join_cluster(scheduler) if scheduler else start_cluster(workers, dashboard, memory)
+    with silence_dask(), cluster as client, write_report(report):
+        yield client
+
+
+@contextmanager
+def join_cluster(scheduler: str) -> Iterator[Client]:
+    """Yield a client of the scheduler at an address: see `open_cluster`."""
+    try:
+        client = Client(scheduler, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"{scheduler}: no Dask scheduler answers at this address: {error}") from error
+    with client, set_up_workers(client):
+        if not count_threads(client):
+            log.warning("%s: no worker has joined the scheduler yet; the build is waiting for one", scheduler)
+        yield client
+
+
+@contextmanager
+def start_cluster(workers: int | None, dashboard: str, memory: int | None) -> Iterator[Client]:
+    """Yield a client of a new cluster on this machine: see `open_cluster`."""
     if memory is not None and usable_memory(memory) < 0:  # Dask would kill and restart such workers forever
         required = LIBRARIES / KILLED / 1e6
         raise ClusterError(
@@ -110,25 +150,26 @@ def open_cluster(
             f"{required:.0f} MB"
         )
     n = workers or count_cores()
-    warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)  # the dashboard then takes another
     with (
         tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch,
         ExitStack() as resources,
     ):
         with block_interrupts():
-            logging.getLogger("distributed.deploy").setLevel(logging.CRITICAL)  # as above
             try:
-                local: Any = NamedCluster(
-                    n_workers=0,
-                    threads_per_worker=1,
-                    memory_limit=memory or int(MEMORY_LIMIT) // n,
-                    host="127.0.0.1",
-                    dashboard_address=dashboard,
-                    local_directory=scratch,
-                    env={"GEOKR_SCRATCH": os.environ.get("GEOKR_SCRATCH", f"{scratch}/unpacked")},
-                    silence_logs=logging.CRITICAL,
-                    scheduler_kwargs={"allowed_failures": ALLOWED_DEATHS},
-                )
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)  # it takes another then
+                    local: Any = NamedCluster(
+                        n_workers=0,
+                        threads_per_worker=1,
+                        memory_limit=memory or int(MEMORY_LIMIT) // n,
+                        host="127.0.0.1",
+                        dashboard_address=dashboard,
+                        local_directory=scratch,
+                        env={"GEOKR_SCRATCH": os.environ.get("GEOKR_SCRATCH", f"{scratch}/unpacked")},
+                        worker_class=QuietNanny,
+                        silence_logs=False,
+                        scheduler_kwargs={"allowed_failures": ALLOWED_DEATHS},
+                    )
             except RuntimeError as error:
                 raise ClusterError(f"cannot start workers with their dashboard at {dashboard}: {error}") from error
             resources.enter_context(local)
@@ -136,8 +177,7 @@ def open_cluster(
             client = resources.enter_context(Client(local))
             client.register_plugin(WorkerSetup())
             client.wait_for_workers(n)
-        with write_report(report):
-            yield client
+        yield client
 
 
 def count_cores() -> int:

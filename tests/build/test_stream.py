@@ -1,5 +1,6 @@
 """Work is streamed: bounded, fair, within memory, and no job takes the others down with it."""
 
+import logging
 import math
 import os
 import signal
@@ -7,10 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import PIPE
@@ -55,6 +57,44 @@ def client() -> Iterator[Client]:
 
 def double(n: int) -> int:
     return 2 * n
+
+
+class Kept(logging.StreamHandler[Any]):
+    """A handler that keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@pytest.mark.parametrize("place", ["here", "elsewhere"])
+def test_a_cluster_silences_dask_and_nothing_else(place: str) -> None:
+    """A handler may serve Dask's loggers and ours: pytest's own do, and those of many programs."""
+    ours, dask, handler = logging.getLogger("pipeline"), logging.getLogger("distributed"), Kept()
+    loggers = [logging.getLogger(name) for name in (None, "pipeline", *logging.Logger.manager.loggerDict)]
+    ours.addHandler(handler)
+    dask.addHandler(handler)
+    with ExitStack() as stack:
+        stack.callback(ours.removeHandler, handler)
+        stack.callback(dask.removeHandler, handler)
+        other = None
+        if place == "elsewhere":
+            other = stack.enter_context(
+                LocalCluster(n_workers=1, dashboard_address=":0", host="127.0.0.1", silence_logs=False)
+            )
+        levels, filters = {logger.name: logger.level for logger in loggers}, [*warnings.filters]
+        handler.messages.clear()
+        with open_cluster(workers=1, scheduler=other and other.scheduler_address, dashboard="127.0.0.1:0") as client:
+            assert client.submit(double, 4).result() == 8
+            logging.getLogger("distributed.nanny").error("of Dask")
+            logging.getLogger("pipeline.stages").warning("ours")
+            assert handler.messages == ["ours"]
+        assert {logger.name: logger.level for logger in loggers} == levels
+        assert handler.level == logging.NOTSET
+        assert [*warnings.filters] == filters
 
 
 def deadly(n: int) -> int:
