@@ -19,17 +19,12 @@ from geokr.dataset.layout import INDEX
 from geokr.evaluation.results import read_results
 from pipeline import build_levir_kr
 
-MODEL, SIZE = imagenet.MODEL, 64
-EPOCHS, SEARCH_EPOCHS = 8, 2
-"""Passes over the training tiles: of a run, and of a run that chooses the learning rate."""
-RATES = (3e-4, 1e-3, 3e-3)
-"""Learning rates that are tried for each arm."""
+SIZE = 64
 SEARCH_SEED, SEEDS = 100, (0, 1, 2)
 """Seed of the runs that choose the rate, and those of the runs that count."""
 WEIGHTS = "imagenet.safetensors"
 MCD12C1 = "MCD12C1.A2019001.006.2020220162300.tif"
 SETTINGS = (
-    f"model={MODEL}",
     f"image_size={SIZE}",
     "bands=red,green,blue",
     "classes=[]",
@@ -39,10 +34,12 @@ SETTINGS = (
     "schedule=cosine",
     "warm_up=0.05",
     "weight_decay=0.05",
-    "probe=512",
+    "probe=0",
     "loggers=[]",
 )
 """Settings of all arms. They replace those of the presets."""
+KEPT = ("distil=1", "start_statistics=true")
+FORGOTTEN = ("distil=0", "start_statistics=false")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +65,13 @@ ARMS: Mapping[str, Arm] = {
     "byol": Arm("byol", "scratch"),
     "softcon": Arm("softcon", "scratch"),
     "geco": Arm("geco", "scratch"),
-    "imagenet-geokr": Arm("geokr", "imagenet", ("distil=0", "start_statistics=false")),
-    "imagenet-parts": Arm("parts", "imagenet"),
-    "imagenet-geokr-kept": Arm("geokr", "imagenet"),
-    "imagenet-simclr": Arm("simclr", "imagenet"),
+    "imagenet-geokr": Arm("geokr", "imagenet", FORGOTTEN),
+    "imagenet-geokr-kept": Arm("geokr", "imagenet", KEPT),
+    "imagenet-parts-kept": Arm("parts", "imagenet", KEPT),
+    "imagenet-simclr-kept": Arm("simclr", "imagenet", KEPT),
 }
+AGAINST = {"scratch": ("scratch", "simclr"), "imagenet": ("imagenet", "imagenet-simclr-kept")}
+"""Start of an arm -> the arms that it is compared with. They have the same start."""
 BUILD = """
 build:
   grid: {tile: 128, stride: 96}
@@ -97,39 +96,88 @@ SEARCH_SET = "scene_aid"
 SEARCH = Trial("classification", ("linear",), ("10%",), (f"size={SIZE}",))
 DENSE = ("window=96", "overlap=16", "batch=4", "steps=80", "lr=0.0003,0.001")
 BOXES = ("batch=2", "steps=100", "lr=0.001", "window=128", "overlap=32", "box=12")
-TRIALS: Mapping[str, Trial] = {
-    "scene_rsscn7": Trial("classification", ("knn", "linear"), ("1%", "5%", "10%", "100%"), (f"size={SIZE}",)),
-    "seg_amazon": Trial("segmentation", ("linear",), ("10%", "100%"), (*DENSE, "classes=other,forest")),
-    "seg_roads": Trial("segmentation", ("linear",), ("10%", "100%"), (*DENSE, "classes=background,road")),
-    "det_trees_naip": Trial("detection", ("finetune",), ("10%", "100%"), BOXES),
-}
-PRIMARY = ("scene_rsscn7", "linear", 0.1)
+RSSCN7 = "scene_rsscn7"
+PRIMARY = (RSSCN7, "linear", 0.1)
 """The figure that decides: set, mode and share of the labels."""
-AGAINST = ("scratch", "imagenet", "simclr")
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """What a number of processor hours decides. Mappings are from an arm's start, scratch or imagenet."""
+
+    models: Mapping[str, str]
+    steps: Mapping[str, int]
+    """Steps of 64 tiles of a run."""
+    search: Mapping[str, int]
+    """Steps of a run that chooses the learning rate."""
+    rates: Mapping[str, tuple[float, ...]]
+    """Learning rates that are tried for each arm."""
+    trials: Mapping[str, Trial]
+    """Folder of labelled images -> how it is used."""
+    settings: tuple[str, ...] = ()
+
+
+LENGTHS: Mapping[str, Length] = {
+    "short": Length(
+        models={"scratch": "mobilenetv3_small_050", "imagenet": imagenet.MODEL},
+        steps={"scratch": 320, "imagenet": 240},
+        search={"scratch": 40, "imagenet": 40},
+        rates={"scratch": (1e-3, 3e-3), "imagenet": (3e-4, 1e-3)},
+        trials={RSSCN7: Trial("classification", ("knn", "linear"), ("1%", "5%", "10%"), (f"size={SIZE}",))},
+        settings=("momentum=0.97",),
+    ),
+    "long": Length(
+        models={"scratch": imagenet.MODEL, "imagenet": imagenet.MODEL},
+        steps={"scratch": 2500, "imagenet": 2500},
+        search={"scratch": 600, "imagenet": 600},
+        rates={"scratch": (3e-4, 1e-3, 3e-3), "imagenet": (3e-4, 1e-3, 3e-3)},
+        trials={
+            RSSCN7: Trial("classification", ("knn", "linear"), ("1%", "5%", "10%", "100%"), (f"size={SIZE}",)),
+            "seg_amazon": Trial("segmentation", ("linear",), ("10%", "100%"), (*DENSE, "classes=other,forest")),
+            "seg_roads": Trial("segmentation", ("linear",), ("10%", "100%"), (*DENSE, "classes=background,road")),
+            "det_trees_naip": Trial("detection", ("finetune",), ("10%", "100%"), BOXES),
+        },
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the evidence of one length is kept, and where its labelled sets are."""
+
+    keep: Path
+    length: Length
+    downstream: Path
+
+    @property
+    def results(self) -> Path:
+        return self.keep / "results"
 
 
 def main(argv: list[str]) -> int:
     """Run the command: compute what is missing of the chosen arms and seeds, and print the table of all there is."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks evidence", description=__doc__)
     parser.add_argument("--keep", type=Path, default=Path("evidence"), help="folder of data set, runs and results")
+    parser.add_argument("--length", choices=LENGTHS, default="short", help="short: four hours of a processor core")
     parser.add_argument("--arm", nargs="*", choices=ARMS, default=list(ARMS), help="arms to compute (all)")
     parser.add_argument("--seed", nargs="*", type=int, choices=SEEDS, default=list(SEEDS), help="seeds to compute")
     options = parser.parse_args(argv)
+    length = LENGTHS[options.length]
     corpus, downstream = real_folder("pretrain/bluemarble_z8"), real_folder("downstream")
     if not has_files("evidence", corpus, ["scenes.csv"]) or not has_files(
-        "evidence", downstream, [f"{name}/README.md" for name in (SEARCH_SET, *TRIALS)]
+        "evidence", downstream, [f"{name}/README.md" for name in (SEARCH_SET, *length.trials)]
     ):
         return MISSING
-    options.keep.mkdir(parents=True, exist_ok=True)
+    place = Place(options.keep / options.length, length, downstream)
+    place.keep.mkdir(parents=True, exist_ok=True)
     build_dataset(options.keep, corpus / "scenes", real_folder("landcover") / MCD12C1)
-    results = options.keep / "results"
-    for name in options.arm:
-        rate = choose_rate(options.keep, name, downstream)
-        for seed in options.seed:
-            encoder = pretrain(options.keep, name, seed, rate, EPOCHS)
-            for data, trial in TRIALS.items():
-                judge(options.keep, name, encoder, downstream / data, trial, results / f"{name}-{seed}")
-    print(format_table(collect(options.keep)))
+    for seed in options.seed:
+        for name in options.arm:
+            rate = choose_rate(place, name)
+            encoder = pretrain(place, name, seed, rate, length.steps[ARMS[name].start])
+            for data, trial in length.trials.items():
+                judge(place, name, encoder, data, trial, place.results / f"{name}-{seed}")
+    print(format_table(collect(place.results)))
     return 0
 
 
@@ -153,48 +201,49 @@ def build_dataset(keep: Path, scenes: Path, landcover: Path) -> None:
         raise RuntimeError("the ImageNet weights are not those of timm's network")
 
 
-def list_settings(keep: Path, name: str, seed: int, rate: float, epochs: int) -> list[str]:
+def list_settings(place: Place, name: str, seed: int, rate: float, steps: int) -> list[str]:
     """The arguments of `geokr.train` after data and run: preset and settings."""
     arm = ARMS[name]
-    start = keep / WEIGHTS if arm.start == "imagenet" else "false"
-    own = (f"pretrained={start}", f"lr={rate:g}", f"seed={seed}", f"epochs={epochs}", *arm.settings)
-    return ["--preset", str(arm.preset), *SETTINGS, *own]
+    start = place.keep.parent / WEIGHTS if arm.start == "imagenet" else "false"
+    own = (f"model={place.length.models[arm.start]}", f"pretrained={start}", f"lr={rate:g}", f"seed={seed}")
+    return ["--preset", str(arm.preset), *SETTINGS, *place.length.settings, *own, f"steps={steps}", *arm.settings]
 
 
-def pretrain(keep: Path, name: str, seed: int, rate: float, epochs: int) -> str:
+def pretrain(place: Place, name: str, seed: int, rate: float, steps: int) -> str:
     """Train an arm, or go on with it, and return what names its encoder to `geokr.evaluate`.
 
     Raises RuntimeError if it stops.
     """
     if ARMS[name].preset is None:
         return ARMS[name].start
-    run = keep / "runs" / f"{name}-{seed}-{rate:g}-{epochs}"
-    given = ["--data", str(keep / "dataset"), "--out", str(run), *list_settings(keep, name, seed, rate, epochs)]
-    if train.main(given):
+    run = place.keep / "runs" / f"{name}-{seed}-{rate:g}-{steps}"
+    given = ["--data", str(place.keep.parent / "dataset"), "--out", str(run)]
+    if train.main([*given, *list_settings(place, name, seed, rate, steps)]):
         raise RuntimeError(f"{run} has not finished; the same command goes on with it")
     return str(run)
 
 
-def judge(keep: Path, name: str, encoder: str, data: Path, trial: Trial, out: Path) -> None:
+def judge(place: Place, name: str, encoder: str, data: str, trial: Trial, out: Path) -> None:
     """Evaluate an encoder on a set; cells that are there are not computed again. Raises RuntimeError if it stops."""
-    given = [trial.task, "--data", str(data), "--out", str(out), "--encoder", encoder, "--mode", *trial.modes]
-    given += ["--labels", *trial.labels, "--seeds", "3", *trial.settings, f"imagenet={keep / WEIGHTS}"]
-    given += [f"model={MODEL}"] if ARMS[name].preset is None else []
+    given = [trial.task, "--data", str(place.downstream / data), "--out", str(out), "--encoder", encoder]
+    given += ["--mode", *trial.modes, "--labels", *trial.labels, "--seeds", "3", *trial.settings]
+    given += [f"imagenet={place.keep.parent / WEIGHTS}"]
+    given += [f"model={place.length.models[ARMS[name].start]}"] if ARMS[name].preset is None else []
     if evaluate.main(given):
         raise RuntimeError(f"{out} has not finished; the same command goes on with it")
 
 
-def choose_rate(keep: Path, name: str, downstream: Path) -> float:
+def choose_rate(place: Place, name: str) -> float:
     """The learning rate of an arm: the best linear probe of the search set after a short run with the search seed."""
     if ARMS[name].preset is None:
         return 0.0
-    chosen = keep / "rates" / f"{name}.json"
+    chosen, start = place.keep / "rates" / f"{name}.json", ARMS[name].start
     if not chosen.exists():
         scores = {}
-        for rate in RATES:
-            out = keep / "search" / f"{name}-{rate:g}"
-            encoder = pretrain(keep, name, SEARCH_SEED, rate, SEARCH_EPOCHS)
-            judge(keep, name, encoder, downstream / SEARCH_SET, SEARCH, out)
+        for rate in place.length.rates[start]:
+            out = place.keep / "search" / f"{name}-{rate:g}"
+            encoder = pretrain(place, name, SEARCH_SEED, rate, place.length.search[start])
+            judge(place, name, encoder, SEARCH_SET, SEARCH, out)
             scores[rate] = mean(result.value for result in read_results(out))
         chosen.parent.mkdir(exist_ok=True)
         chosen.write_text(json.dumps({"rate": max(scores, key=lambda rate: scores[rate]), "scores": scores}))
@@ -205,12 +254,13 @@ Scores = dict[tuple[str, str, float], dict[str, dict[int, float]]]
 """(set, mode, share of the labels) -> arm -> seed -> primary metric, mean over the seeds of the evaluation."""
 
 
-def collect(keep: Path) -> Scores:
+def collect(results: Path) -> Scores:
+    """Read the scores of all arms and seeds that are there."""
     scores: Scores = {}
     for name in ARMS:
         for seed in SEEDS:
             values: dict[tuple[str, str, float], list[float]] = {}
-            for result in read_results(keep / "results" / f"{name}-{seed}"):
+            for result in read_results(results / f"{name}-{seed}"):
                 values.setdefault((result.data, result.mode, result.labels), []).append(result.value)
             for case, several in values.items():
                 scores.setdefault(case, {}).setdefault(name, {})[seed] = mean(several)
@@ -240,10 +290,15 @@ def format_table(scores: Scores) -> str:
             f"| {name} | " + " | ".join(format_cell(scores[case].get(name, {}).values()) for case in cases) + " |"
         )
     primary = scores.get(PRIMARY, {})
-    lines += ["", "| arm | " + " | ".join(f"against {peer}" for peer in AGAINST) + " |", "|---" * 4 + "|"]
-    for name in ARMS:
-        found = (verdict(primary.get(name, {}), primary.get(peer, {})) if peer != name else "" for peer in AGAINST)
-        lines.append(f"| {name} | " + " | ".join(found) + " |")
+    for start, peers in AGAINST.items():
+        lines += [
+            "",
+            "| arm | " + " | ".join(f"against {peer}" for peer in peers) + " |",
+            "|---" * (len(peers) + 1) + "|",
+        ]
+        for name in (name for name, arm in ARMS.items() if arm.start == start and name != start):
+            found = (verdict(primary.get(name, {}), primary.get(peer, {})) if peer != name else "" for peer in peers)
+            lines.append(f"| {name} | " + " | ".join(found) + " |")
     return "\n".join(lines)
 
 

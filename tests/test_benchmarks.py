@@ -128,24 +128,40 @@ def test_same_bytes_leaves_real_builds_out() -> None:
     assert same_bytes.real_builds() == {}
 
 
-def test_all_arms_of_the_evidence_see_the_same_tiles_as_often(tmp_path: Path) -> None:
-    configs = {}
-    for name, arm in evidence.ARMS.items():
-        if arm.preset is not None:
-            _, preset, *settings = evidence.list_settings(tmp_path, name, 1, 1e-3, evidence.EPOCHS)
+@pytest.mark.parametrize("length", evidence.LENGTHS)
+def test_all_arms_of_a_start_see_the_same_tiles_as_often(length: str, tmp_path: Path) -> None:
+    place = evidence.Place(tmp_path / length, evidence.LENGTHS[length], tmp_path)
+    same: tuple[str, ...] = (
+        "model",
+        "pretrained",
+        "image_size",
+        "bands",
+        "classes",
+        "min_known",
+        "batch",
+        "epochs",
+        "steps",
+        "lr",
+    )
+    same += ("optimiser", "schedule", "warm_up", "weight_decay", "seed", "accumulate", "balance", "where", "weight")
+    for start in evidence.AGAINST:
+        arms = {name: arm for name, arm in evidence.ARMS.items() if arm.start == start and arm.preset}
+        configs = {}
+        for name in arms:
+            _, preset, *settings = evidence.list_settings(place, name, 1, 1e-3, place.length.steps[start])
             configs[name] = configure(preset, None, settings)
-    same = ("model", "image_size", "bands", "classes", "min_known", "batch", "epochs", "steps", "lr", "optimiser")
-    same += ("schedule", "warm_up", "weight_decay", "seed", "accumulate", "balance", "where", "weight")
-    for name, config in configs.items():
-        for setting in same:
-            assert getattr(config, setting) == getattr(configs["geokr"], setting), (name, setting)
-    objectives = {name: config.objective for name, config in configs.items()}
-    assert {name: objectives[name] for name in configs if "-" not in name} == {
-        name: name for name in configs if "-" not in name
-    }
+        first = next(iter(configs.values()))
+        for name, config in configs.items():
+            assert [getattr(config, setting) for setting in same] == [getattr(first, setting) for setting in same], name
+            assert name.removeprefix("imagenet-").removesuffix("-kept") == config.objective
+            assert name.endswith("-kept") == bool(config.distil and config.start_statistics)
+        assert {*evidence.AGAINST[start]} <= {*arms, start}
+
+
+def test_the_evidence_chooses_nothing_by_what_it_reports() -> None:
     page = (REPOSITORY / "docs/evidence.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in evidence.ARMS)
-    assert evidence.SEARCH_SET not in evidence.TRIALS
+    assert all(evidence.SEARCH_SET not in length.trials for length in evidence.LENGTHS.values())
     assert evidence.SEARCH_SEED not in evidence.SEEDS
 
 
