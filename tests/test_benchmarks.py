@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import downstream, evidence, figure, labels, ortho, real_data, same_bytes, tiles, zion
+from benchmarks import (
+    downstream,
+    evidence,
+    evidence_page,
+    evidence_rules,
+    figure,
+    labels,
+    ortho,
+    real_data,
+    same_bytes,
+    tiles,
+    zion,
+)
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.shares import compute_class_shares
 from geokr.pretraining.config import configure
@@ -128,9 +140,9 @@ def test_same_bytes_leaves_real_builds_out() -> None:
     assert same_bytes.real_builds() == {}
 
 
-@pytest.mark.parametrize("length", evidence.LENGTHS)
+@pytest.mark.parametrize("length", evidence_rules.LENGTHS)
 def test_all_arms_of_a_start_see_the_same_tiles_as_often(length: str, tmp_path: Path) -> None:
-    place = evidence.Place(tmp_path / length, evidence.LENGTHS[length], tmp_path)
+    place = evidence.Place(tmp_path / length, evidence_rules.LENGTHS[length], tmp_path)
     same: tuple[str, ...] = (
         "model",
         "pretrained",
@@ -144,8 +156,8 @@ def test_all_arms_of_a_start_see_the_same_tiles_as_often(length: str, tmp_path: 
         "lr",
     )
     same += ("optimiser", "schedule", "warm_up", "weight_decay", "seed", "accumulate", "balance", "where", "weight")
-    for start in evidence.AGAINST:
-        arms = {name: arm for name, arm in evidence.ARMS.items() if arm.start == start and arm.preset}
+    for start in evidence_rules.AGAINST:
+        arms = {name: arm for name, arm in evidence_rules.ARMS.items() if arm.start == start and arm.preset}
         configs = {}
         for name in arms:
             _, preset, *settings = evidence.list_settings(place, name, 1, 1e-3, place.length.steps[start])
@@ -155,25 +167,48 @@ def test_all_arms_of_a_start_see_the_same_tiles_as_often(length: str, tmp_path: 
             assert [getattr(config, setting) for setting in same] == [getattr(first, setting) for setting in same], name
             assert name.removeprefix("imagenet-").removesuffix("-kept") == config.objective
             assert name.endswith("-kept") == bool(config.distil and config.start_statistics)
-        assert {*evidence.AGAINST[start]} <= {*arms, start}
+        assert {*evidence_rules.AGAINST[start]} <= {*arms, start}
 
 
 def test_the_evidence_chooses_nothing_by_what_it_reports() -> None:
     page = (REPOSITORY / "docs/evidence.md").read_text(encoding="utf-8")
-    assert all(f"`{name}`" in page for name in evidence.ARMS)
-    assert all(evidence.SEARCH_SET not in length.trials for length in evidence.LENGTHS.values())
-    assert evidence.SEARCH_SEED not in evidence.SEEDS
+    assert all(f"`{name}`" in page for name in evidence_rules.ARMS)
+    assert all(evidence_rules.SEARCH_SET not in length.trials for length in evidence_rules.LENGTHS.values())
+    assert evidence_rules.SEARCH_SEED not in evidence_rules.SEEDS
 
 
 @pytest.mark.parametrize(
     ("ours", "peer", "expected"),
     [
-        ([0.5, 0.6, 0.7], [0.4, 0.59, 0.6], "better by"),  # ahead in every seed
-        ([0.5, 0.6, 0.7], [0.51, 0.61, 0.71], "worse by"),
+        ([0.5, 0.6, 0.7], [0.4, 0.59, 0.6], "better: "),  # ahead in every seed
+        ([0.5, 0.6, 0.7], [0.51, 0.61, 0.71], "worse: "),
         ([0.5, 0.6, 0.7], [0.51, 0.5, 0.6], "not shown"),
         ([0.5, 0.6], [0.4, 0.5], "2 of 3 seeds"),
     ],
 )
 def test_what_the_evidence_counts_as_better(ours: list[float], peer: list[float], expected: str) -> None:
-    found = evidence.verdict(dict(enumerate(ours)), dict(enumerate(peer)))
+    found = evidence_page.verdict(dict(enumerate(ours)), dict(enumerate(peer)))
     assert found.startswith(expected)
+
+
+def test_the_page_of_the_evidence_is_written_between_its_marks(tmp_path: Path) -> None:
+    seeds = dict.fromkeys(evidence_rules.SEEDS, 0.5)
+    scores = {
+        (evidence_rules.RSSCN7, "linear", share): {"scratch": seeds, "geokr": dict.fromkeys(seeds, 0.6)}
+        for share in (0.01, 0.1)
+    }
+    found = evidence_page.Found(scores, {"geokr": 1e-3}, {"geokr": 100.0})
+    page = tmp_path / "evidence.md"
+    page.write_text("before\n<!-- short: begin -->\nold\n<!-- short: end -->\nafter\n")
+    for _ in range(2):  # written again, it is the same
+        evidence_page.write_page(page, "short", found)
+        text = page.read_text()
+        assert text.startswith("before\n<!-- short: begin -->\n| arm | rate ")
+        assert text.endswith("<!-- short: end -->\nafter\n")
+        assert (
+            "| `geokr` | 0.001 | 100 | 0.600 ± 0.000 | 0.600 ± 0.000 | better: +0.100 ± 0.000 | 0 of 3 seeds |" in text
+        )
+        assert "old" not in text
+    assert (tmp_path / "images/evidence-short.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"evidence\.md must have the lines <!-- long: begin -->"):
+        evidence_page.write_page(page, "long", found)

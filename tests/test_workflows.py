@@ -15,6 +15,7 @@ import yaml
 from affine import Affine
 from dvc.repo import Repo
 
+from benchmarks.evidence_rules import ARMS, SEEDS
 from geokr.pretraining.config import PRESETS, TrainConfig, configure
 from geokr.settings import ConfigError
 from pipeline.config import BuildConfig, read_config, setting_names
@@ -39,6 +40,16 @@ def test_the_stages_are_those_of_the_sample_world(monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(ROOT)
     assert (ROOT / "dvc.yaml").read_text() == stages.render(Path("workflows/sample.yaml"))
     assert stages.main(["--check", "workflows/sample.yaml"]) == 0
+
+
+def test_the_stages_of_the_evidence_are_its_arms(tmp_path: Path) -> None:
+    (tmp_path / "workflows/evidence").mkdir(parents=True)
+    shutil.copy(ROOT / "workflows/evidence/dvc.yaml", tmp_path / "workflows/evidence/dvc.yaml")
+    dvc(tmp_path, "init", "--no-scm", "-q")
+    names = dvc(tmp_path, "stage", "list", "workflows/evidence/dvc.yaml", "--name-only").split()
+    assert sorted(name.partition("arm@")[2] for name in names) == sorted(ARMS)
+    text = (ROOT / "workflows/evidence/dvc.yaml").read_text()
+    assert all(f"/results/${{item}}-{seed}:" in text for seed in SEEDS)
 
 
 @pytest.fixture(scope="module")
