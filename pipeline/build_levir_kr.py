@@ -242,6 +242,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
                     labels.run(config, covers, entries, client)
                 case "index":
                     summary = index.run(config, covers, entries, client)
+                    describe(out, summary, entries)
                     print("\n".join(summary_table(summary)))
                     print("\n".join(summarise(read_account(out))))
             log_event(
@@ -254,6 +255,13 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
             )
             count_stage()
     return summary
+
+
+def describe(out: str, summary: dict[str, Any], entries: list[Entry]) -> None:
+    """Write README.md, croissant.json and collection.json beside a finished index."""
+    from pipeline.report.readme import write_readme  # draws, and matplotlib takes half a second to import
+
+    write_readme(out, summary, entries)
 
 
 def load_catalog(out: str) -> list[Entry]:

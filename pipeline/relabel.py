@@ -100,7 +100,11 @@ def relabel(options: argparse.Namespace) -> list[str]:
     entries = read_catalog(files.join(options.data, CATALOG))
     with files.lock_directory(options.data, "builds"), stop_on_signals(), open_cluster(options.workers) as client:
         labels.run(config, covers, entries, client, change_grid=True)
-        return summary_table(index.run(config, all_covers, entries, client))
+        summary = index.run(config, all_covers, entries, client)
+        from pipeline.report.readme import write_readme  # draws, and matplotlib takes half a second to import
+
+        write_readme(options.data, summary, entries)
+        return summary_table(summary)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from geokr.dataset.index import read_summary
 from geokr.storage import inputs
-from pipeline.report.figures import draw_tiles
 from pipeline.report.summary import dashboard_line, read_metrics, run_table, summary_table
 
 
@@ -34,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.picture is not None:
             if not options.picture.parent.is_dir():
                 raise ValueError(f"{options.picture}: its directory does not exist")
-            draw_tiles(options.dataset, options.picture)
+            from pipeline.report.readme import draw_tiles
+
+            options.picture.write_bytes(draw_tiles(options.dataset))
             lines.append(f"{'picture':<18}{options.picture}")
         if options.html is not None:
             from pipeline.report.site import write_site

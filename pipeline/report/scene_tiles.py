@@ -146,11 +146,15 @@ def read_map_parts(dataset: str, label_set: str, scene: str, cells: Sequence[tup
         raise StoreError(f"{root}/{scene}: cannot be read: {str(error).split(' [')[0]}") from error
 
 
-def draw_map(parts: Bytes, colours: Sequence[str], side: int = SHOWN) -> str:
-    """The parts of a tile in the colour of their largest class, white where nothing is known, as a data: address."""
+def paint_map(parts: Bytes, colours: Sequence[str]) -> Bytes:
+    """The parts of a tile in the colour of their largest class, white where nothing is known: (row, col, 3)."""
     palette = np.array([[*bytes.fromhex(colour[1:])] for colour in (*colours, "#ffffff")], np.uint8)
-    largest = np.where(parts.any(axis=-1), parts.argmax(axis=-1), len(colours))
-    image = cv2.resize(palette[largest], (side, side), interpolation=cv2.INTER_NEAREST)
+    return palette[np.where(parts.any(axis=-1), parts.argmax(axis=-1), len(colours))]
+
+
+def draw_map(parts: Bytes, colours: Sequence[str], side: int = SHOWN) -> str:
+    """The parts of a tile as `paint_map` shows them, as a data: address."""
+    image = cv2.resize(paint_map(parts, colours), (side, side), interpolation=cv2.INTER_NEAREST)
     done, content = cv2.imencode(".png", image[..., ::-1])
     assert done
     return embed(content.tobytes(), "png")

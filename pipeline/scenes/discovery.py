@@ -22,6 +22,7 @@ STORES = ".zarr"
 LOG = "build.jsonl"
 OWN_FILES = (
     LOG, layout.DATASET, "scenes.parquet", "scenes.partial.parquet", "quarantine.jsonl", "inputs.jsonl",
+    "README.md", "README-tiles.png", "README-shares.png", "croissant.json", "collection.json",
 )  # fmt: skip
 """What this program writes into a data set, besides stores."""
 

@@ -125,7 +125,9 @@ def everything(root: Path) -> dict[str, str]:
         "map", "georeference", "metadata")  # fmt: skip
     # own output
     tables = {"scenes.parquet": b"PAR1", "index.parquet/part-00000-of-00001.parquet": b"PAR1"}
-    add("dataset", {"build.jsonl": b"{}\n"} | tables, "own output")
+    card = {"README.md": b"", "README-tiles.png": b"", "croissant.json": b"{}"}
+    card["collection.json"] = b'{"type": "Collection", "stac_version": "1.1.0", "links": []}'
+    add("dataset", {"build.jsonl": b"{}\n"} | tables | card, "own output")
     write_folder(root / "dataset/tiles.zarr/rgb/image", {"0.0": b"", "zarr.json": b"{}"})
     write_folder(root / "dataset/labels/globeland30_2020.zarr", {"zarr.json": b"{}"})
     roles |= {"dataset/tiles.zarr": "own output", "dataset/labels/globeland30_2020.zarr": "own output"}

@@ -91,7 +91,9 @@ def test_the_bytes_are_those_of_a_build_on_a_disk(built: Built, bucket: Server) 
     found = {name: hashlib.sha256(bucket.get(f"some/dataset/{name}")).hexdigest() for name in names}
     local = digests_of(built.dataset)
     assert found.keys() == local.keys()
-    assert {name for name in names if found[name] != local[name]} == {CATALOG}  # which says where all that lies
+    # The catalog says where all that lies, and croissant.json has its checksum.
+    assert {name for name in names if found[name] != local[name]} == {CATALOG, "croissant.json"}
+    assert {"README.md", "README-tiles.png", "README-shares.png", "collection.json"} <= names
     assert read_summary(URL)["counts"] == read_summary(built.dataset)["counts"]
     log = [json.loads(line)["event"] for line in bucket.get("some/dataset/build.jsonl").splitlines()]
     assert log[0] == "run"
