@@ -4,13 +4,14 @@ It is written beside the data set as inputs.jsonl, one JSON object per line.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from geokr.storage import files, inputs
 from pipeline.catalog.stac_items import public_address
-from pipeline.scenes import roles
+from pipeline.scenes import roles, vrt
 from pipeline.scenes.archive import IMAGES
 from pipeline.scenes.delivery import NoImagery, Refusal
 from pipeline.scenes.discovery import STORES, Delivery, Inventory
@@ -70,7 +71,16 @@ def scenes_of_files(inventory: Inventory, outcomes: Mapping[str, Sequence[Scene 
                 beside = [name for name in delivery.files if not name.lower().endswith(IMAGES)]
                 for file in {*addresses, *(scene.files or beside), *(delivery.files if delivery.item else ())}:
                     found.setdefault(file, set()).add(scene.id)
-    return found
+    return found | find_links(found, inventory)
+
+
+def find_links(found: Mapping[str, set[str]], inventory: Inventory) -> dict[str, set[str]]:
+    """The same for given files that are links to those which a VRT names."""
+    elsewhere = {os.path.realpath(file): scenes for file, scenes in found.items() if not inputs.is_remote(file)}
+    if elsewhere.keys() <= {*inventory.files}:
+        return {}
+    links = {file: os.path.realpath(file) for file in inventory.files if file not in found}
+    return {file: elsewhere[path] for file, path in links.items() if path in elsewhere}
 
 
 def explain_rest(delivery: Delivery, outcomes: Mapping[str, Sequence[Scene | Refusal]]) -> Iterator[Given]:
@@ -85,6 +95,8 @@ def explain_rest(delivery: Delivery, outcomes: Mapping[str, Sequence[Scene | Ref
         line = "unused", ", ".join(sorted(scenes)), "the scene is made without it"
     elif refused := [r for path in delivery.items for r in outcomes.get(path, ()) if isinstance(r, Refusal)]:
         line = "refused", refused[0].scene, refused[0].detail
+    elif vrt.is_vrt(delivery.path):
+        line = "mosaic", "", f"the images that it shows are read themselves: {', '.join(delivery.items)}"
     else:
         line = "unused", "", f"{', '.join(delivery.items)} refers to it, but the settings do not ask for it"
     for file in delivery.files:

@@ -15,7 +15,7 @@ from affine import Affine
 
 from geokr.storage import inputs, rasters
 from pipeline.geometry.sensor import Georeferenced, SensorModel
-from pipeline.scenes import archive, discovery, gaofen, roles, stac
+from pipeline.scenes import archive, discovery, gaofen, roles, stac, vrt
 from pipeline.scenes.band_files import Files, Reader, read_scene
 from pipeline.scenes.band_names import name_bands
 from pipeline.scenes.discovery import Delivery
@@ -156,6 +156,8 @@ def read_product(
         return replace(
             scene, delivery=delivery.path, bytes=image_bytes(delivery, images), files=local_files([images[0]])
         )
+    if vrt.is_vrt(images[0]):
+        return read_georeferenced(images[0], files, delivery, imagery, alpha, band_names)
     try:
         parts = {name: gaofen.parse_name(PurePosixPath(name).stem) for name in images}
     except gaofen.GaofenError:
@@ -372,6 +374,9 @@ def read_georeferenced(
         raise SceneError(f"{path}: {lacks}; {roles.nearest_form(name)}")
     vendor, described_by = describe_by_vendor(name, files, header.count)
     names = describe_bands(header, band_names)
+    mosaic = vrt.read_mosaic(name) if vrt.is_vrt(name) else None
+    if mosaic and len(shown := mosaic.name_bands()) == header.count and any(band.startswith("band_") for band in names):
+        names = shown
     if len(vendor.bands) == header.count and any(band.startswith("band_") for band in names):
         names = vendor.bands
     if imagery != "mss" and (imagery == "pansharpened" or names != ("pan",)):
@@ -389,8 +394,8 @@ def read_georeferenced(
         images=(replace(image, gsd=gsd),),
         pan=None,
         delivery=delivery.path,
-        bytes=image_bytes(delivery, (name,)),
-        files=local_files((delivery.path,) if delivery.archive else files),
+        bytes=image_bytes(delivery, (name, *(mosaic.sources if mosaic else ()))),
+        files=local_files((delivery.path,) if delivery.archive else (*files, *(mosaic.sources if mosaic else ()))),
         metadata_digest=hash_contents((repr(header).encode(), *(files[f] or b"" for f in (*placed_by, *described_by)))),
         footprint=footprint,
         metadata=header.tags | dict(vendor.fields),

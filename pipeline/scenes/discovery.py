@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -11,11 +13,12 @@ from pathlib import Path, PurePosixPath
 from geokr.dataset import layout
 from geokr.storage import inputs
 from geokr.storage.inputs import Stat
-from pipeline.scenes import gaofen, stac
+from pipeline.scenes import gaofen, stac, vrt
 from pipeline.scenes.archive import ARCHIVES, IMAGES, PRODUCT_METADATA
 from pipeline.scenes.band_files import Reader
 from pipeline.scenes.image_files import find_images, metadata_files
 from pipeline.scenes.products import READERS, find_folder, find_products
+from pipeline.scenes.scene import SceneError
 
 STORES = ".zarr"
 """Suffix of a Zarr store. Its files, thousands in a data set, are not listed one by one."""
@@ -45,9 +48,13 @@ class Delivery:
     Empty if the server reports no versions, and for local files and STAC items, which are identified in other ways.
     """
     items: tuple[str, ...] = ()
-    """Paths of the STAC items that refer to its images: it is read on its own only if none of them can be used."""
+    """Paths of the deliveries that show its pixels: it is read on its own only if none of them can be used.
+
+    For an image, STAC items that refer to it, and VRTs with a band a file. For a VRT with all bands in each file, the
+    deliveries of its files.
+    """
     part_of: str = ""
-    """The STAC item of whose several images this is one; empty if it is the only image of its items."""
+    """The STAC item or VRT of whose several images this is one; empty if it is the only image of its items."""
 
     @property
     def archive(self) -> bool:
@@ -92,7 +99,7 @@ def find_deliveries(paths: Iterable[str | Path]) -> Iterator[Delivery]:
 
 
 def find_alternatives(inventory: Inventory, used: Iterable[str]) -> list[Delivery]:
-    """The deliveries to read in place of STAC items that cannot be used.
+    """The deliveries to read in place of others that show their pixels and cannot be used.
 
     used: paths of the deliveries that gave a scene.
     """
@@ -111,6 +118,8 @@ def look_at_path(path: Path, readers: Sequence[Reader]) -> Inventory:
         return Inventory(given, (Delivery(str(path), given),))
     if name.endswith(stac.DOCUMENTS) and not name.endswith(PRODUCT_METADATA):
         return Inventory(given, tuple(map(to_delivery, number_repeats(stac.walk_items(str(path))))))
+    if vrt.is_vrt(name):  # it shows its files, which are not given themselves
+        return Inventory(given, (Delivery(str(path), given),))
     folder = find_folder(str(path))
     beside = inputs.list_folder(Path(folder)) if folder else [file for file in path.parent.iterdir() if file.is_file()]
     groups = [group for group in group_products(map(str, beside), readers) if str(path) in group]
@@ -157,7 +166,8 @@ def hash_versions(names: Iterable[str], stats: Mapping[str, Stat]) -> str:
 def group_deliveries(names: list[str], readers: Sequence[Reader], stats: Mapping[str, Stat] | None = None) -> Inventory:
     """Group files into deliveries, in the order of their paths.
 
-    An image that a STAC item refers to is read as part of the item. On its own, it is an alternative: see `Delivery`.
+    An image that a STAC item or a VRT of several images refers to is read as part of it. On its own, it is an
+    alternative: see `Delivery`.
     stats: name -> size and version, for files on a server.
     """
     stats = stats or {}
@@ -170,25 +180,54 @@ def group_deliveries(names: list[str], readers: Sequence[Reader], stats: Mapping
     # This program's own items describe images that are read themselves: the items would take their place.
     items = [source for source in sources if not (stac.is_own(source.item) and here.issuperset(stac.hrefs(source)))]
     own = {source.document for source in sources} - {source.document for source in items}
-    described: dict[str, list[stac.ItemSource]] = {}
-    for source in items:
-        for href in stac.hrefs(source):
+    mosaics = read_mosaics(names)
+    shown = {source.href: stac.hrefs(source) for source in items}
+    # A VRT with a band a file, or that shows more than what was given, is the scene; another one is that of its files.
+    shown |= {name: files for name, (mosaic, files) in mosaics.items() if mosaic.stacked or not here.issuperset(files)}
+    described: dict[str, list[str]] = {}
+    for path, hrefs in shown.items():
+        for href in hrefs:
             if href in here and href not in of_products and href.lower().endswith(IMAGES):
-                described.setdefault(href, []).append(source)
+                described.setdefault(href, []).append(path)
+    names, images = [name for name in names if name not in mosaics], {*find_images(names)}
     groups = group_products((name for name in names if name not in described), readers)
     groups += [(name,) for name in names if name.lower().endswith(ARCHIVES)]
     deliveries = [Delivery(group[0], group, source_version=hash_versions(group, stats)) for group in groups]
-    images = {*find_images(names)}
     beside = [name for name in names if name not in of_products | images]
     for group in group_products([*described, *beside], readers):
-        of = {source.href: source for name in group for source in described.get(name, ())}
-        several = [href for href, source in of.items() if len(described.keys() & {*stac.hrefs(source)}) > 1]
+        of = dict.fromkeys(path for name in group for path in described.get(name, ()))
+        several = [
+            path
+            for path in of
+            if len(described.keys() & {*shown[path]}) > 1 and (path not in mosaics or mosaics[path][0].stacked)
+        ]
         version = hash_versions(group, stats)
         deliveries.append(Delivery(group[0], group, "", "", version, tuple(of), min(several, default="")))
+    owners = {name: delivery for delivery in deliveries for name in delivery.files if name in images | of_products}
+    for name, (_, files) in mosaics.items():
+        shown_by = [owners[file] for file in files if file in owners and name not in owners[file].items]
+        of = dict.fromkeys(path for delivery in shown_by for path in (delivery.path, *delivery.items))
+        deliveries.append(Delivery(name, (name,), items=tuple(of)))
     data_sets = {name.rpartition("/")[0] for name in names if name.endswith(f"/{LOG}")}
     own |= {name for name in given if is_own_file(name, data_sets)}
     ordered = sorted([*deliveries, *map(to_delivery, items)], key=lambda delivery: delivery.path)
     return Inventory(tuple(given), tuple(ordered), tuple(sorted(own)))
+
+
+def read_mosaics(names: Sequence[str]) -> dict[str, tuple[vrt.Mosaic, list[str]]]:
+    """The VRTs among files that can be read, with the files that they show, under the names that these have here.
+
+    What is wrong with the others is found when they are read as scenes.
+    """
+    mosaics = {}
+    for name in filter(vrt.is_vrt, names):
+        with suppress(SceneError):
+            mosaics[name] = vrt.read_mosaic(name)
+    here = {os.path.realpath(name): name for name in names} if mosaics else {}
+    return {
+        name: (mosaic, [here.get(os.path.realpath(file), file) for file in mosaic.sources])
+        for name, mosaic in mosaics.items()
+    }
 
 
 def store_name(name: str) -> str:
@@ -266,4 +305,4 @@ def product_path(name: str) -> str:
     """The path that the images of one Gaofen scene share. For any other image, its own path."""
     path = PurePosixPath(name)
     scene = scene_name(name)
-    return name if scene == path.stem else str(path.with_name(scene))
+    return name if scene == path.stem or vrt.is_vrt(name) else str(path.with_name(scene))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
+from pipeline.scenes import vrt
 from pipeline.scenes.archive import IMAGES, MASK, METADATA, PICTURES
 
 CONTAINERS = (".nc", ".nc4", ".h5", ".hdf5", ".he5")
@@ -22,7 +23,7 @@ def find_images(names: Iterable[str]) -> list[str]:
 def is_image(name: str, beside: Collection[str]) -> bool:
     """Whether a file is an image. beside: names of the files in its folder, in lower case."""
     suffix = PurePosixPath(name).suffix.lower()
-    if suffix in (*IMAGES, *CONTAINERS):
+    if suffix in (*IMAGES, *CONTAINERS, vrt.SUFFIX):
         return True
     if suffix in PICTURES:
         return any(world.lower() in beside for world in world_files(name))

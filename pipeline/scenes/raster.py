@@ -21,7 +21,7 @@ from rasterio.windows import Window
 
 from geokr.storage import rasters
 from pipeline.geometry.sensor import RPC, SensorModel
-from pipeline.scenes import roles
+from pipeline.scenes import roles, vrt
 from pipeline.scenes.archive import MASK
 from pipeline.scenes.image_files import CONTAINERS, RAW
 from pipeline.scenes.numbers import AS_THEY_ARE, Numbers, choose_numbers, has_data
@@ -44,12 +44,12 @@ DRIVERS = {
 }  # fmt: skip
 """Suffix of an image -> the drivers that may open it, in order; GTiff opens the others.
 
-Only these are allowed: other formats such as VRT make GDAL open files or URLs that the delivery chooses.
+Only these are allowed: other formats make GDAL open files or URLs that the delivery chooses. A VRT is written anew.
 """
 LAYER = re.compile(r'NETCDF:"(?P<file>.+)":(?P<layer>[^"]+)', re.DOTALL)
 """Path of a variable in a NetCDF or HDF5 file."""
 WITH_HEADER: dict[str, Any] = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "GDAL_PAM_ENABLED": "NO"}
-"""For files of pixels alone, whose header GDAL finds by its name."""
+"""For files of pixels alone, whose header GDAL finds by its name, and masks beside the files that a VRT shows."""
 MAPPED_BYTES = 64 << 20
 """Bytes of an image that are mapped into memory at a time, because they count as memory of the process."""
 
@@ -64,6 +64,8 @@ def open_image(path: str, *, mapped: bool = False) -> Iterator[Any]:
     options = OPTIONS | options | rasters.gdal_options() | ({"GTIFF_VIRTUAL_MEM_IO": "YES"} if mapped else {})
     with rasterio.Env(**options), warnings.catch_warnings(), open_local_copy(path) as local_path:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        if vrt.is_vrt(path):
+            local_path = vrt.read_mosaic(path).xml
         try:
             with open_with(local_path, drivers) as source:
                 yield source
@@ -77,6 +79,8 @@ def choose_drivers(path: str) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The drivers that may open a path, in order, and their options for GDAL."""
     if LAYER.fullmatch(path) or path.lower().endswith(CONTAINERS):
         return ("netCDF",), {}
+    if vrt.is_vrt(path):
+        return ("VRT",), WITH_HEADER
     suffix = PurePosixPath(path).suffix.lower()
     has_header = suffix in RAW and not path.startswith("/vsi")
     return DRIVERS.get(suffix, ("GTiff",)), WITH_HEADER if has_header else {}

@@ -57,7 +57,7 @@ HINTS = {
     "archive": "unpack it, or pack its files as .tar.gz, .tar or .zip",
     ".j2k": "JPEG 2000; convert it with `gdal_translate -of COG`",
     ".dat": "pixels alone; it is read if its ENVI header, .hdr, lies beside it",
-    ".vrt": "a mosaic; convert it with `gdal_translate -of COG`",
+    ".vrt": "a mosaic; it is read in a folder, not in an archive",
     ".nc": "NetCDF; it is read in a folder, not in an archive",
     ".h5": "HDF5; it is read in a folder, not in an archive",
     ".hdf": "a container; convert the layer to be used: `gdalinfo FILE` lists them for `gdal_translate -of COG`",

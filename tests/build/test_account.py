@@ -108,6 +108,15 @@ def everything(root: Path) -> dict[str, str]:
         "refused")  # fmt: skip
     add("z_again", {"rgb_copy.tif": image(0, dtype="uint8"), "masked.tif": image(7)}, "refused", "refused")
     add("disk2", {"linked.tif": image(8), "README": b"of the disk"}, "scene", "unknown")
+    parts = "".join(
+        f'<VRTRasterBand dataType="UInt16" band="{k}"><SimpleSource><SourceFilename relativeToVRT="1">{name}.tif'
+        "</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+        for k, name in enumerate(("v_red", "v_nir"), 1)
+    )
+    size = '<VRTDataset rasterXSize="48" rasterYSize="40"><SRS>EPSG:32648</SRS><GeoTransform>'
+    stack = f"{size}{EAST + 20000}, 8, 0, {NORTH}, 0, -8</GeoTransform>{parts}</VRTDataset>"
+    add("vrt", {"stack.vrt": stack.encode(), "v_red.tif": image(10, 1), "v_nir.tif": image(10, 1)}, "scene")
+    add("plain", {"all.vrt": stack.replace("v_red", "masked").replace("v_nir", "masked").encode()}, "mosaic")
     # no imagery
     add("masks", {"scene_udm2.tif": image(9, 8, "uint8"), "LC08_QA_PIXEL.TIF": image(9, 1), "T48_SCL.tif": image(9, 1),
                   "cloud_mask.tif": image(9, 1, "uint8"), "a_cloudmask.tif": image(9, 1, "uint8")}, "mask")  # fmt: skip
@@ -202,7 +211,7 @@ def test_a_folder_of_everything_is_one_command_in_whose_account_nothing_is_missi
     listed = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
     assert {name for name in listed if ".zarr" not in name} == {name for name in found if not name.endswith(".zarr")}
     scenes = {name for line in found.values() if line.role == "scene" for name in line.of.split(", ")}
-    assert scenes == {*NAMES[:4], "rgb", "masked", "s2", "twice", "right", "linked"}
+    assert scenes == {*NAMES[:4], "rgb", "masked", "s2", "twice", "right", "linked", "stack"}
     assert scenes == {*list_scenes(given.root / "out" / "tiles.zarr")}
     refused = " ".join(entry["detail"] for entry in quarantine.read(given.root / "out"))
     assert all(line.reason in refused for line in found.values() if line.role == "refused")
