@@ -123,7 +123,7 @@ def to_asset(image: Image, scene: Scene) -> pystac.Asset:
     if href != image.path and href == scene.delivery:
         fields["geokr:member"] = image.path  # the GDAL path into the archive
     archived = href.lower().endswith((".tar", ".gz", ".tgz", ".zip"))
-    image_type = pystac.MediaType.JPEG2000 if href.lower().endswith(".jp2") else pystac.MediaType.GEOTIFF
+    image_type = pystac.MediaType.JPEG2000 if href.lower().endswith((".jp2", ".j2k")) else pystac.MediaType.GEOTIFF
     kind = "application/octet-stream" if archived else image_type
     return pystac.Asset(href, media_type=kind, roles=["data"], extra_fields=fields)
 

@@ -20,7 +20,7 @@ from stat import S_ISLNK
 from geokr.storage import inputs
 from pipeline.scenes.scene import SceneError
 
-IMAGES = (".tif", ".tiff", ".jp2", ".img")
+IMAGES = (".tif", ".tiff", ".jp2", ".j2k", ".img")
 PICTURES = (".jpg", ".jpeg", ".png")
 """Suffixes of images that may lie on a map, if a world file beside them says where: see `image_files`."""
 METADATA = (".xml", ".rpb", "_rpc.txt", ".rpc")
@@ -32,7 +32,7 @@ GEOREFERENCE = (
 """Suffixes of text files that say where an image lies."""
 PRODUCT_METADATA = (".xml", "_mtl.txt", "_mtl.json")
 """Ends of the names of metadata files of products whose bands are files of their own."""
-TEXTS = (*METADATA, *GEOREFERENCE, *VENDOR_METADATA, *PRODUCT_METADATA)
+TEXTS = (*METADATA, *GEOREFERENCE, *VENDOR_METADATA, *PRODUCT_METADATA, ".hdr")
 """Ends of the names of files that are read for what they say."""
 MASK = ".msk"
 """Suffix that GDAL appends to the name of an image for a file with its mask."""

@@ -21,7 +21,7 @@ from pipeline.scenes.band_names import name_bands
 from pipeline.scenes.discovery import Delivery
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
 from pipeline.scenes.georeference import read_georeference
-from pipeline.scenes.image_files import CONTAINERS, find_images, metadata_files, strip_suffix
+from pipeline.scenes.image_files import CONTAINERS, RAW, find_images, metadata_files, strip_suffix
 from pipeline.scenes.layers import read_layers
 from pipeline.scenes.products import find_reader, make_readers
 from pipeline.scenes.raster import Alpha, Header, read_header
@@ -99,6 +99,8 @@ def read_delivery(
     readers = make_readers(band_files)
     products = discovery.group_products(files, readers)
     if not products:
+        if any(file.lower().endswith(".hdr") for file in files):
+            others += "; an ENVI image is read in a folder, not in an archive"
         return [*results, refuse(name, "no_image", f"{delivery.path}: the archive contains no TIFF{others}")]
     for product in products:
         try:
@@ -243,7 +245,17 @@ def open_header(
     """The path that GDAL opens for an image, and the image's header. Raises SceneError: see `read_header`."""
     path = locate(name, delivery)
     mask, sidecar = name + archive.MASK in files, files.get(f"{name}.aux.xml")
-    return path, read_header(path, alpha, has_mask=mask, sidecar=sidecar, any_origin=any_origin)
+    try:
+        return path, read_header(path, alpha, has_mask=mask, sidecar=sidecar, any_origin=any_origin)
+    except SceneError as error:
+        if (
+            path.startswith("/vsi")
+            and PurePosixPath(name).suffix.lower() in RAW
+            and "header" in find_beside(name, files)
+        ):
+            where = "not in an archive; unpack it" if delivery.archive else "not on a server; download it"
+            raise SceneError(f"{name}: an ENVI image is read in a folder, {where}") from error
+        raise
 
 
 def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Delivery, alpha: Alpha) -> GaofenImage:

@@ -16,7 +16,7 @@ from geokr.storage.inputs import Stat
 from pipeline.scenes import gaofen, stac, vrt
 from pipeline.scenes.archive import ARCHIVES, IMAGES, PRODUCT_METADATA
 from pipeline.scenes.band_files import Reader
-from pipeline.scenes.image_files import find_images, metadata_files
+from pipeline.scenes.image_files import CONTAINERS, find_images, metadata_files
 from pipeline.scenes.products import READERS, find_folder, find_products
 from pipeline.scenes.scene import SceneError
 
@@ -132,7 +132,7 @@ def look_at_url(url: str, readers: Sequence[Reader]) -> Inventory:
     if name.endswith(ARCHIVES):
         version = hash_versions(given, {url: inputs.stat(url)})
         return Inventory(given, (Delivery(url, given, source_version=version),))
-    if name.endswith(IMAGES):
+    if name.endswith((*IMAGES, *CONTAINERS, vrt.SUFFIX)):
         stats = stat_siblings(url)
         groups = [group for group in group_products(stats, readers) if url in group]
         return Inventory(

@@ -15,6 +15,7 @@ from geokr.storage import inputs
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.scenes import roles
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
+from pipeline.scenes.netcdf import require_complete
 from pipeline.scenes.raster import LAYER, Header, open_image, read_header
 from pipeline.scenes.scene import Image, Imagery, NoImageryError, Scene, SceneError
 from pipeline.scenes.sensor_bands import choose_bands, find_sensor
@@ -76,8 +77,9 @@ def read_layers(name: str, imagery: Imagery, wanted: Sequence[str]) -> Scene:
 def list_layers(name: str) -> list[str]:
     """Paths for `open_image` of the variables of a file.
 
-    Raises NoImageryError if it cannot be opened or has no image, and SceneError if it has too many variables.
+    Raises NoImageryError if it has no image, and SceneError if it is not complete or has too many variables.
     """
+    require_complete(name)
     try:
         with open_image(name) as file:
             variables = [layer.rpartition(":")[2].strip('"') for layer in file.subdatasets]

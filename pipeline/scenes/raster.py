@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +39,7 @@ OPTIONS = {
 }
 
 DRIVERS = {
-    ".jp2": ("JP2OpenJPEG",), ".jpg": ("JPEG",), ".jpeg": ("JPEG",), ".png": ("PNG",),
+    ".jp2": ("JP2OpenJPEG",), ".j2k": ("JP2OpenJPEG",), ".jpg": ("JPEG",), ".jpeg": ("JPEG",), ".png": ("PNG",),
     **dict.fromkeys(RAW, ("ENVI", "EHdr")), ".img": ("HFA", "ENVI"), "": ("GTiff", "ENVI", "EHdr"),
 }  # fmt: skip
 """Suffix of an image -> the drivers that may open it, in order; GTiff opens the others.
@@ -189,6 +189,7 @@ def read_header(
     """
     try:
         with open_image(path) as file:
+            require_pixels(path, file)
             if any_origin and (other := roles.no_imagery(path, file)) is not None:
                 raise NoImageryError(other[0], f"{path}: {other[1]}")
             band = next((k for k, colour in enumerate(file.colorinterp, 1) if colour == ColorInterp.alpha), 0)
@@ -228,6 +229,22 @@ def read_header(
     if not header.indexes:
         raise SceneError(f"{path}: it has no band except alpha")
     return header
+
+
+def require_pixels(path: str, file: Any) -> None:
+    """Raise SceneError if an open file of pixels alone has fewer than its header says: GDAL reads 0 for the others."""
+    bits = file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
+    if file.driver not in ("ENVI", "EHdr") or bits or is_gzipped(path):
+        return
+    expected = file.width * file.height * sum(np.dtype(dtype).itemsize for dtype in file.dtypes)
+    if (size := Path(path).stat().st_size) < expected:
+        raise SceneError(f"{path}: it is not complete: it has {size} bytes, but its header describes {expected}")
+
+
+def is_gzipped(path: str) -> bool:
+    """Whether a file is compressed as a whole, as ENVI does it."""
+    with Path(path).open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def is_mask(file: Any, band: int) -> bool:

@@ -55,8 +55,7 @@ SUFFIXES = {
 """Role -> suffixes of files that hold no pixels of a scene, in lower case."""
 HINTS = {
     "archive": "unpack it, or pack its files as .tar.gz, .tar or .zip",
-    ".j2k": "JPEG 2000; convert it with `gdal_translate -of COG`",
-    ".dat": "pixels alone; it is read if its ENVI header, .hdr, lies beside it",
+    ".dat": "pixels alone; it is read in a folder, if its ENVI header, .hdr, lies beside it",
     ".vrt": "a mosaic; it is read in a folder, not in an archive",
     ".nc": "NetCDF; it is read in a folder, not in an archive",
     ".h5": "HDF5; it is read in a folder, not in an archive",

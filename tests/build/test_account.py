@@ -269,3 +269,26 @@ def test_a_dry_run_refuses_what_the_settings_cannot_do(
     assert main([*arguments, *small]) == 0
     assert "split val has no tile" in capsys.readouterr().out
     assert "rgb: nothing says when it was taken" in caplog.text
+
+
+@pytest.mark.parametrize("given_as_map", [True, False])
+def test_a_map_among_the_scenes_is_told_on_the_terminal(
+    tmp_path: Path, given_as_map: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A map that lies among the scenes is a map if it is given as such, and otherwise named with the option."""
+    folder, maps = tmp_path / "in", tmp_path / "maps"
+    sheet = {"crs": "EPSG:32648", "transform": Affine(900, 0, EAST - 3e4, 0, -900, NORTH + 3e4)}
+    content = tiff(np.random.default_rng(0).choice([10, 20, 60], (1, 90, 90)).astype(np.uint8), **sheet)
+    name = "n48_20_2020lc030.tif"
+    write_folder(folder, {"scene.tif": image(0, dtype="uint8"), name: content})
+    write_folder(maps, {name: content})
+    cover = folder if given_as_map else maps
+    arguments = ["--scenes", str(folder), "--landcover", str(cover), "--tile", "16", "--stride", "16"]
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    if given_as_map:
+        assert "inputs            2 files: 1 in 1 scene, 1 in 1 map, 0 in nothing" in lines
+    else:
+        path = folder / name
+        said = f"1 land cover, {path}: its name is that of a sheet of globeland30; give it with --landcover"
+        assert f"{'':<18}{said}" in lines

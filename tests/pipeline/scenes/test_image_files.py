@@ -1,6 +1,9 @@
 """An image lies where it lies, whatever holds its pixels and whatever file beside it says where."""
 
+import gzip
+import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,15 @@ from pyproj import CRS
 from scipy.io import netcdf_file  # type: ignore[import-untyped]
 
 from pipeline.catalog.account import take_account
+from pipeline.catalog.table import Entry
 from pipeline.scenes.delivery import NoImagery, Refusal, read_delivery
 from pipeline.scenes.discovery import take_inventory
+from pipeline.scenes.netcdf import require_complete
 from pipeline.scenes.raster import read_image
-from pipeline.scenes.scene import Scene
-from tests.deliveries import STEM
+from pipeline.scenes.scene import Scene, SceneError
+from pipeline.tasks.survey import read_and_survey
+from tests.deliveries import STEM, catalog_job, write_folder, write_zip
+from tests.s3 import Server
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 CRS_CODE, PLACE, ROWS, COLS = "EPSG:32643", Affine(10, 2, 300000, 2, -10, 3700000), 50, 60
@@ -85,6 +92,10 @@ def make(folder: Path, form: str) -> None:
         case "aux":
             write(folder / "image.tif")
             write_aux(folder / "image.tif.aux.xml", transform=True)
+        case "j2k wld prj":
+            write(folder / "image.j2k", "JP2OpenJPEG", QUALITY=100, REVERSIBLE="YES", CODEC="J2K")
+            write_world(folder / "image.wld")
+            write_prj(folder / "image.prj")
         case "ENVI":
             write(folder / "image", "ENVI", CRS_CODE, PLACE)
         case ".dat" | ".bsq" | ".img of ENVI":
@@ -98,7 +109,8 @@ def make(folder: Path, form: str) -> None:
 
 FORMS = (
     "tfw prj", "jpg jgw prj", "png pgw prj", "JPEG wld prj", "tif with a CRS, TFW", "tif with a transform, prj",
-    "wld aux", "aux", "ENVI", ".dat", ".bsq", ".img of ENVI", ".bil, header with suffix", ".img of ERDAS",
+    "wld aux", "aux", "j2k wld prj", "ENVI", ".dat", ".bsq", ".img of ENVI", ".bil, header with suffix",
+    ".img of ERDAS",
 )  # fmt: skip
 
 
@@ -228,9 +240,92 @@ def test_a_container_without_an_image_is_none(tmp_path: Path) -> None:
     with netcdf_file(tmp_path / "series.nc", "w") as file:
         file.createDimension("time", 5)
         file.createVariable("x", "f4", ("time",))[:] = 1
-    (tmp_path / "weights.h5").write_bytes(b"\x89HDF")
-    results = [read_delivery(delivery)[0] for delivery in take_inventory([tmp_path]).deliveries]
-    assert isinstance(results[0], NoImagery)
-    assert "series.nc: GDAL finds no image in it" in results[0].detail
-    assert isinstance(results[1], NoImagery)
-    assert "weights.h5: GDAL finds no image in it" in results[1].detail
+    (result,) = read_delivery(take_inventory([tmp_path]).deliveries[0])
+    assert isinstance(result, NoImagery)
+    assert "series.nc: GDAL finds no image in it" in result.detail
+
+
+def write_cube(path: Path, form: str) -> None:
+    """Three bands on a map in a form that announces its length."""
+    driver, options = {
+        "NetCDF": ("netCDF", {"FORMAT": "NC"}), "NetCDF with 64-bit offsets": ("netCDF", {"FORMAT": "NC2"}),
+        "HDF5": ("netCDF", {"FORMAT": "NC4"}), "ENVI": ("ENVI", {}), "a band after another": ("ENVI", {}),
+        "GeoTIFF": ("GTiff", {}), "JPEG 2000": ("JP2OpenJPEG", {"QUALITY": 100, "REVERSIBLE": "YES"}),
+    }[form]  # fmt: skip
+    place = Affine(10, 0, 300000, 0, -10, 3700000)
+    write(path.with_suffix(".source"), crs=CRS_CODE, transform=place, pixels=PIXELS.astype(np.int16) * 100)
+    with suppress(SystemError):  # rasterio raises it for NetCDF although the file is complete
+        rasterio.shutil.copy(path.with_suffix(".source"), path, driver=driver, **options)
+    path.with_suffix(".source").unlink()
+    Path(f"{path}.aux.xml").unlink(missing_ok=True)
+
+
+CUBES = {
+    "NetCDF": "a.nc", "NetCDF with 64-bit offsets": "a.nc", "HDF5": "a.h5", "ENVI": "a.dat",
+    "a band after another": "a.bsq", "GeoTIFF": "a.tif", "JPEG 2000": "a.jp2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.999, 0.6, 0.1, 0])
+@pytest.mark.parametrize("form", CUBES)
+def test_a_file_that_ends_early_is_refused_in_every_form(tmp_path: Path, form: str, share: float) -> None:
+    """GDAL reads zeros where NetCDF or ENVI files end early, and they would pass for pixels."""
+    path = tmp_path / CUBES[form]
+    write_cube(path, form)
+    (delivery,) = take_inventory([tmp_path]).deliveries
+    (entry,) = read_and_survey(catalog_job(delivery))
+    assert isinstance(entry, Entry)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    (refusal,) = read_and_survey(catalog_job(delivery))
+    assert isinstance(refusal, Refusal)
+    assert not isinstance(refusal, NoImagery)
+    assert str(path) in refusal.detail
+    if (form in ("ENVI", "a band after another") and share) or (form.startswith("NetCDF") and share > 0.5):
+        assert "it is not complete" in refusal.detail
+
+
+@pytest.mark.parametrize(
+    "content", [b"(G-code of a mill)\nG21\n", b"CDF\x01" + b"\xff" * 40, b"\x89HDF", b"\x89HDF\r\n\x1a\n"]
+)
+def test_a_file_that_is_no_container_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.nc").write_bytes(content)
+    (result,) = read_delivery(take_inventory([tmp_path]).deliveries[0])
+    assert isinstance(result, Refusal)
+    assert not isinstance(result, NoImagery)
+    assert re.search("neither NetCDF nor HDF5|ends in its header|not complete", result.detail)
+
+
+def test_a_series_of_records_is_as_long_as_its_last_record(tmp_path: Path) -> None:
+    for names in (("x",), ("x", "y")):
+        path = tmp_path / f"{len(names)}.nc"
+        with netcdf_file(path, "w") as file:
+            file.createDimension("time", None)
+            file.createDimension("place", 3)
+            for name in names:
+                file.createVariable(name, "i2", ("time", "place"))[:7] = np.full((7, 3), 5)
+        require_complete(str(path))
+        content = path.read_bytes()
+        for lost in (3, 9, len(content) - 20):
+            path.write_bytes(content[:-lost])
+            with pytest.raises(SceneError, match=r"not complete|ends in its header"):
+                require_complete(str(path))
+
+
+def test_a_compressed_envi_image_has_fewer_bytes_than_pixels(tmp_path: Path) -> None:
+    write(tmp_path / "a.dat", "ENVI", CRS_CODE, PLACE)
+    with (tmp_path / "a.hdr").open("a") as header:
+        header.write("file compression = 1\n")
+    (tmp_path / "a.dat").write_bytes(gzip.compress((tmp_path / "a.dat").read_bytes()))
+    assert (read_image(only_scene(tmp_path).images[0])[0] == PIXELS).all()
+
+
+@pytest.mark.parametrize("form", ["zip", "bucket"])
+@pytest.mark.parametrize("name", ["a.dat", "a.img", "a", "a.nc", "a.h5"])
+def test_forms_that_need_a_folder_say_so_elsewhere(tmp_path: Path, name: str, form: str, s3: Server) -> None:
+    files = {name: b"\0" * 100, "a.hdr": b"ENVI\n"} if "nc" not in name and "h5" not in name else {name: b"CDF\x01"}
+    folder = write_folder(tmp_path / "in", files)
+    place = str(write_zip(tmp_path / "a.zip", files)) if form == "zip" else s3.upload(folder, tmp_path.name)
+    (delivery,) = take_inventory([place]).deliveries
+    (refusal,) = read_delivery(delivery)
+    assert isinstance(refusal, Refusal)
+    assert re.search(r"read (in|from) a folder|not read from servers; download it", refusal.detail), refusal.detail
