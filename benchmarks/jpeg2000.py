@@ -7,6 +7,7 @@ JPEG 2000 on one thread, each band once as a whole, and does nothing else with i
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import rasterio
+import rasterio.shutil
 from affine import Affine
 
 from pipeline.config import SurveyConfig, TilesConfig
@@ -44,6 +46,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         folder = Path(name)
+        os.environ["GEOKR_SCRATCH"] = f"{name}/scratch"
         write_scene(folder, options.side)
         jobs = {kind: list_jobs(folder / kind) for kind in ("jp2", "tif")}
         return compare(folder, jobs, options.rounds)
@@ -57,14 +60,17 @@ def write_scene(folder: Path, side: int) -> None:
     pixels = np.clip(ground, 1, 15_000).astype(np.uint16)
     place = {"crs": "EPSG:32632", "transform": Affine(10, 0, ORIGIN[0], 0, -10, ORIGIN[1])}
     profile = {"width": side, "height": side, "count": 1, "dtype": "uint16", **place}
+    # Copied, since rasterio drops BLOCKXSIZE otherwise: the tiles would be as wide as the scene.
     jp2 = {"driver": "JP2OpenJPEG", "QUALITY": 100, "REVERSIBLE": "YES", "BLOCKXSIZE": 1024, "BLOCKYSIZE": 1024}
     cog = {"driver": "COG", "COMPRESS": "DEFLATE", "PREDICTOR": "YES", "OVERVIEWS": "NONE"}
     (folder / "jp2").mkdir()
     (folder / "tif").mkdir()
     for k, band in enumerate(BANDS):
-        for kind, form in (("jp2", jp2), ("tif", cog)):
-            with rasterio.open(band_file(folder, kind, band), "w", **profile, **form) as file:
+        with rasterio.MemoryFile() as memory:
+            with memory.open(driver="GTiff", **profile) as file:
                 file.write(np.roll(pixels, 37 * k, axis=0), 1)
+            for kind, form in (("jp2", jp2), ("tif", cog)):
+                rasterio.shutil.copy(memory.name, band_file(folder, kind, band), **form)
 
 
 def band_file(folder: Path, kind: str, band: str) -> Path:
@@ -84,6 +90,7 @@ def list_jobs(folder: Path) -> list[TileJob]:
 def build(jobs: Sequence[TileJob], pool: ThreadPoolExecutor) -> tuple[Tiles, float]:
     """Make all blocks on all cores. Returns the tiles, (row, col, band, y, x), and the time that it took, s."""
     grid = jobs[0].grid
+    shutil.rmtree(os.environ["GEOKR_SCRATCH"], ignore_errors=True)  # each time, all is decoded
     began = time.perf_counter()
     blocks = [*pool.map(make_tiles, jobs)]
     seconds = time.perf_counter() - began

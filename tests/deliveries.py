@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
+import rasterio.shutil
 import shapely
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
@@ -93,14 +94,12 @@ def tiff(pixels: npt.NDArray[Any], **profile: Any) -> bytes:
 
 def jp2(pixels: npt.NDArray[Any], block: int = 1024, **profile: Any) -> bytes:
     """The bytes of a lossless JPEG 2000 of (band, row, col) pixels, in tiles as Sentinel-2 has them."""
-    bands, height, width = pixels.shape
     options = {"QUALITY": 100, "REVERSIBLE": "YES", "BLOCKXSIZE": block, "BLOCKYSIZE": block}
-    shape = {"count": bands, "height": height, "width": width, "dtype": pixels.dtype.name}
-    with warnings.catch_warnings(), MemoryFile(ext=".jp2") as memory:
+    with warnings.catch_warnings(), MemoryFile(tiff(pixels, **profile)) as source, MemoryFile(ext=".jp2") as target:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with memory.open(driver="JP2OpenJPEG", **shape, **options, **profile) as target:
-            target.write(pixels)
-        return bytes(memory.read())
+        # Opened for writing, rasterio would drop BLOCKXSIZE: the tiles would be as wide as the image.
+        rasterio.shutil.copy(source.name, target.name, driver="JP2OpenJPEG", **options)
+        return bytes(target.read())
 
 
 def rpb(rpc: RPC, semicolon: str = ";") -> str:

@@ -125,7 +125,7 @@ def orthorectify(
             f"of the image, more than {LONGEST}; choose a smaller block, or check the ground sampling distance"
         )
     parts = band_groups(len(image.bands))
-    sources, source_valid = read_bands(image, Window(c0, r0, width, height), parts, memory=SOURCES)
+    sources, source_valid = read_bands(image, Window(c0, r0, width, height), parts, memory=SOURCES, one_of_many=True)
     nodata = mark_nodata(source_valid, kind)
     missing_rows = (
         find_missing_lines(sources[0], missing_level) if isinstance(image.model, RPC) else np.zeros(height, np.bool_)

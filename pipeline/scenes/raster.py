@@ -23,6 +23,7 @@ from geokr.storage import rasters
 from pipeline.geometry.sensor import RPC, SensorModel
 from pipeline.scenes import roles, vrt
 from pipeline.scenes.archive import MASK
+from pipeline.scenes.decoded import read_decoded
 from pipeline.scenes.image_files import CONTAINERS, RAW
 from pipeline.scenes.numbers import AS_THEY_ARE, Numbers, choose_numbers, has_data
 from pipeline.scenes.scene import Image, NoImageryError, SceneError
@@ -358,11 +359,14 @@ def read_bands(
     parts: Sequence[slice],
     shape: tuple[int, int] | None = None,
     memory: BufferPool | None = None,
+    *,
+    one_of_many: bool = False,
 ) -> tuple[list[Pixels], Valid]:
     """Read ranges of an image's bands, one (row, col, band) array per range, and the mask where all of them have data.
 
     Otherwise like `read_image`. The bands of a pixel are adjacent, as in most files and as resampling needs them.
-    memory: buffers to read into. The arrays are valid until the next read into the same buffers.
+    memory: buffers to read into. The arrays are valid until the next read into the same buffers. one_of_many: whether
+    windows beside this one will be read too; what is decoded is then kept for them, see `decoded`.
     """
     rows, cols = (int(window.height), int(window.width)) if shape is None else shape
     indexes = image.indexes or tuple(range(1, len(image.bands) + 1))
@@ -384,11 +388,12 @@ def read_bands(
                 for part, pixels in zip(parts, arrays, strict=True):
                     target = np.moveaxis(pixels[strip], -1, 0)
                     if convert and mask is not None:
-                        values = file.read([*indexes[part]], window=source, out_shape=target.shape)
+                        values = np.empty(target.shape, image.dtype)
+                        read_window(file, indexes[part], source, values, one_of_many)
                         mask[strip] &= has_data(values, image.nodata).all(axis=0)
                         image.numbers.encode(values, target)
                     else:
-                        file.read([*indexes[part]], window=source, out=target)
+                        read_window(file, indexes[part], source, target, one_of_many)
                 if mask is not None and image.alpha:
                     mask[strip] &= file.read(image.alpha, window=source, out_shape=mask[strip].shape) != 0
                 if mask is not None and image.mask == "inside":
@@ -403,3 +408,11 @@ def read_bands(
         return arrays, mask
     valid = np.logical_and.reduce([(pixels != image.nodata).all(axis=2) for pixels in arrays])
     return arrays, valid if mask is None else valid & mask
+
+
+def read_window(file: Any, indexes: Sequence[int], window: Window, out: Pixels, one_of_many: bool) -> None:
+    """Read a window of an open file into an array (band, row, col), decimated if the array is smaller."""
+    if one_of_many and file.driver == "JP2OpenJPEG":
+        read_decoded(file, indexes, window, out)
+    else:
+        file.read([*indexes], window=window, out=out)
