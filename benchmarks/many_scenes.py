@@ -81,7 +81,7 @@ def write_scenes(root: Path, images: npt.NDArray[np.uint8], tiles: npt.NDArray[n
 
 
 def list_checksums(loader: TileLoader) -> list[int]:
-    unshuffled = TileLoader(loader.dataset, Selection("train"), batch=BATCH, shuffle=False)
+    unshuffled = TileLoader(loader.datasets, Selection("train"), batch=BATCH, shuffle=False)
     return [zlib.crc32(tile.tobytes()) for batch in unshuffled for tile in batch.image.numpy()]
 
 

@@ -66,7 +66,7 @@ def encoder_header(checkpoint: Checkpoint) -> tuple[Header, dict[str, str]]:
     )
     return header, {
         "classes": json.dumps(facts["classes"]),
-        "dataset": public_name(checkpoint.dataset),
+        "dataset": ", ".join(map(public_name, checkpoint.datasets)),
         "objective": str(config["objective"]),
         "start": checkpoint.start,
         "step": str(checkpoint.step),

@@ -1,4 +1,4 @@
-"""Pre-train an encoder on a data set: `geokr train --data DATASET --out RUN [key=value ...]`.
+"""Pre-train an encoder on data sets: `geokr train --data DATASET ... --out RUN [key=value ...]`.
 
 The same command resumes a run that was stopped. `torchrun --nproc-per-node N -m geokr.train ...` distributes the work
 over N processes. RUN contains last.pt and best.pt (checkpoints), log.jsonl, tensorboard/, plots/, encoder.safetensors
@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from safetensors.torch import save as to_safetensors
 
+from geokr.dataset.index import read_summary
 from geokr.dataset.layout import RGB
 from geokr.encoder import ENCODER
 from geokr.export import encoder_weights, export
 from geokr.loading.device import device_batches
 from geokr.loading.loader import Batch, TileLoader
-from geokr.loading.selection import Selection
+from geokr.loading.selection import DataSets, Selection
 from geokr.pretraining.checkpoint import LAST, Checkpoint, CheckpointWriter, save
 from geokr.pretraining.config import PRESETS, TrainConfig, configure
 from geokr.pretraining.console import catch_signals, format_memory, print_once, progress_bar
@@ -57,7 +58,7 @@ RESULTS = (METRICS, ENCODER, *CURVES.values())
 
 
 def train(
-    dataset: str, run: Path, config: TrainConfig, process: Process, restart: bool = False, profile: bool = False
+    dataset: DataSets, run: Path, config: TrainConfig, process: Process, restart: bool = False, profile: bool = False
 ) -> int:
     """Pre-train until the end of the run or until a signal. Returns the exit status: 0, or 128 plus the signal.
 
@@ -72,6 +73,9 @@ def train(
         training, held_out = make_loaders(dataset, config, process)
         if not config.bands and training.bands != RGB:
             print_once(process, f"bands are {', '.join(training.bands)}: no scene has red, green and blue")
+        if process.rank == 0:
+            for sentence in compare_splits(training.datasets):
+                print_once(process, sentence)
         if (size := training.batch * process.world) < config.batch:
             print_once(process, f"batch is {size} instead of {config.batch}: there are {training.tiles} training tiles")
         config = config.model_copy(update={"bands": training.bands, "batch": size})
@@ -189,7 +193,7 @@ def stop(learner: Learner, run: Path, stop_signal: int) -> int:
     return 128 + stop_signal
 
 
-def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[TileLoader, TileLoader]:
+def make_loaders(dataset: DataSets, config: TrainConfig, process: Process) -> tuple[TileLoader, TileLoader]:
     """Create the loaders of the shuffled training tiles and of the held-out tiles in index order.
 
     If there are fewer training tiles than `batch`, their batches are as large as these tiles allow. Raises ValueError
@@ -207,6 +211,7 @@ def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[T
             "method: set accumulate to 1"
         )
     common: dict[str, Any] = {
+        "side": config.image_size,
         "rank": process.rank,
         "world": process.world,
         "prefetch": config.prefetch,
@@ -217,7 +222,7 @@ def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[T
     options = {name: getattr(config, name) for name in ("weight", "pairs", "grid")}
     options |= {"year_gap": chosen.uses_year_gap, "gsd": config.coarsest > 0}
     for_training = replace(for_validation, split="train", **options)
-    sampling = {name: getattr(config, name) for name in ("balance", "shuffle_buffer", "seed")}
+    sampling = {name: getattr(config, name) for name in ("balance", "mixture", "shuffle_buffer", "seed")}
     training = TileLoader(dataset, for_training, bands=config.bands, batch=config.accumulate, **sampling, **common)
     training.batch = min(config.batch, training.tiles // parts * parts) // process.world
     return training, TileLoader(
@@ -229,6 +234,17 @@ def make_loaders(dataset: str, config: TrainConfig, process: Process) -> tuple[T
         shuffle=False,
         **common,
     )
+
+
+def compare_splits(datasets: Sequence[str]) -> Iterator[str]:
+    """Tell if a place may be trained on in one data set and held out in another, because their splits differ."""
+    splits = [read_summary(dataset).get("settings", {}).get("index", {}).get("split") for dataset in datasets]
+    for dataset, split in zip(datasets, splits, strict=True):
+        if split != splits[0]:
+            yield (
+                f"{datasets[0]} and {dataset} divide places into splits differently, so that one may hold out what the "
+                "other trains on: build both with the same build.index.split, unless they share no ground"
+            )
 
 
 def iterate_batches(training: TileLoader, step: int, total: int) -> Iterator[Batch]:
@@ -373,9 +389,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data",
         required=True,
+        nargs="+",
         type=inputs.expand_home,
         metavar="DATASET",
-        help="data set with index.parquet and tiles.zarr",
+        help="data sets with index.parquet and tiles.zarr; several are trained on as one",
     )
     parser.add_argument("--out", required=True, type=inputs.local_path, metavar="RUN", help="directory of the run")
     parser.add_argument("--preset", default="geokr", help=f"{' or '.join(PRESETS)} (default: geokr)")
@@ -400,9 +417,12 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_intermixed_args(arguments)
     try:
-        config = configure(options.preset, options.params, options.settings)
+        # A setting that directly follows --data is taken for one of its values.
+        settings = [text for text in options.data if text.partition("=")[0] in TrainConfig.model_fields]
+        data = [text for text in options.data if text not in settings]
+        config = configure(options.preset, options.params, [*settings, *options.settings])
         with process_group(config.device) as process:
-            return train(options.data, options.out, config, process, options.restart_if_changed, options.profile)
+            return train(data, options.out, config, process, options.restart_if_changed, options.profile)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -4,7 +4,6 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -30,7 +29,7 @@ from geokr.loading.order import (
     shuffle_by_shard,
 )
 from geokr.loading.pixels import PendingRead, open_reader
-from geokr.loading.selection import Selection, share_tiles
+from geokr.loading.selection import DataSets, Selection, list_datasets, share_tiles
 from geokr.loading.shared import share_arrays
 from geokr.loading.units import PixelUnits
 
@@ -79,13 +78,15 @@ class TileLoader:
 
     def __init__(
         self,
-        dataset: str | Path,
+        dataset: DataSets,
         selection: Selection,
         *,
         bands: Sequence[str] = (),
         units: PixelUnits | None = None,
         batch: int,
+        side: int = 0,
         balance: float = 0.0,
+        mixture: Sequence[float] = (),
         shuffle: bool = True,
         shuffle_buffer: int = 0,
         seed: int = 0,
@@ -94,13 +95,18 @@ class TileLoader:
         prefetch: int = 4,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        """selection: tiles to read; with `pairs`, each comes with a tile of the same place, drawn again every epoch.
+        """dataset: one data set, or several, whose tiles are read as those of one.
+
+        selection: tiles to read; with `pairs`, each comes with a tile of the same place, drawn again every epoch.
 
         bands: bands to read, in this order; if empty, those of `choose_bands`.
         units: of the pixels of all batches; by default the common ones of the scenes.
         batch: number of tiles in a batch of this rank.
+        side: side to which all tiles are resized if the data sets' tiles have unlike sizes, px.
         balance: 0 reads each tile once per epoch. 1 draws tiles, some several times and some not at all, so that the
         classes have equal mass. Values in between give a partial balance.
+        mixture: shares of the data sets in an epoch, relative to each other: tiles are drawn, and `balance` is that of
+        each data set. Empty: by number of tiles.
         shuffle_buffer: 0 for a full permutation; otherwise about how many tiles, read shard by shard, are shuffled in
         memory.
         prefetch: number of batches to read ahead.
@@ -109,7 +115,9 @@ class TileLoader:
 
         Raises ValueError naming the selection if no tile is left.
         """
-        self.dataset, split = str(dataset), selection.split
+        self.datasets, split = list_datasets(dataset), selection.split
+        """Paths or URLs of the data sets."""
+        where = ", ".join(self.datasets)
         self.batch, self.shuffle, self.shuffle_buffer = batch, shuffle, shuffle_buffer
         self.seed, self.rank, self.world, self.prefetch, self.on_error = seed, rank, world, prefetch, on_error
         if on_error not in ("raise", "skip"):
@@ -118,12 +126,16 @@ class TileLoader:
             raise ValueError(f"balance must be in 0..1, got {balance:g}")
         if shuffle_buffer and (selection.pairs or not shuffle):
             raise ValueError("a shuffle_buffer is for shuffled tiles without pairs, because it reads shard by shard")
-        if balance and not shuffle:
-            raise ValueError("balanced tiles are drawn at random: set shuffle")
+        if (balance or mixture) and not shuffle:
+            raise ValueError("balanced and mixed tiles are drawn at random: set shuffle")
+        if mixture and len(mixture) != len(self.datasets):
+            raise ValueError(
+                f"mixture has {len(mixture)} shares, expected one for each of {len(self.datasets)} data sets"
+            )
         self.classes, tiles = share_tiles(dataset, selection)
-        self._reader = open_reader(self.dataset, split, tiles, bands, units)
+        self._reader = open_reader(self.datasets, split, tiles, bands, units, side)
         self.bands, self.units = self._reader.bands, self._reader.units
-        self.scenes_left_out: tuple[str, ...] = tuple(self._reader.scenes_without_bands)
+        self.scenes_left_out: tuple[str, ...] = tuple(tiles.scenes[n] for n in self._reader.scenes_without_bands)
         """Scenes with selected tiles that lack one of the bands."""
         self.selected = self._reader.tiles
         """The tiles that can be read, in the order of the index."""
@@ -131,33 +143,60 @@ class TileLoader:
         self._candidates: Positions | None = None
         """Positions of the tiles of an epoch in `selected`; None for all."""
         if self.selected.place is not None and self.selected.date is not None:
-            self._companions = find_companions(self.selected.place, self.selected.date)
+            self._companions = _share_companions(self.selected.place, self.selected.date)
             self._candidates = np.flatnonzero(self._companions.others)
             if len(self._candidates) == 0:
-                raise ValueError(
-                    f"{dataset}: split {split} has no place of two dates with bands {', '.join(self.bands)}"
-                )
-        self._chance = class_probabilities(self.fraction, balance) if balance and not self._large else None
+                raise ValueError(f"{where}: split {split} has no place of two dates with bands {', '.join(self.bands)}")
+        self._chance: npt.NDArray[np.float64] | None = None
         self._edges: npt.NDArray[np.float64] | None = None
-        if balance and self._large:
-
-            def make() -> tuple[None, dict[str, npt.NDArray[np.float64]]]:
-                return None, {"edges": np.cumsum(class_probabilities(self.fraction, balance))}
-
-            self._edges = share_arrays(make)[1]["edges"]
+        """Cumulative chances, in place of `_chance`, of more tiles than are drawn by arrays of positions."""
+        if balance or mixture:
+            if self._large:
+                make = lambda: (None, {"edges": np.cumsum(self._find_chances(balance, mixture))})  # noqa: E731
+                self._edges = share_arrays(make)[1]["edges"]
+            else:
+                self._chance = self._find_chances(balance, mixture)
         if shuffle_buffer:
-            cells = self._reader.shard_cells(np.arange(self.tiles))
-            self._shard = np.unique(cells, axis=0, return_inverse=True)[1].ravel()
+            self._shard = self._number_shards()
         self._warned_shards: set[str] = set()
         self.skipped = 0
         """Number of tiles that could not be read so far, on this rank."""
         if shuffle and len(self) == 0:
-            raise ValueError(f"{dataset}: split {split} has {self.tiles} tiles, too few for a batch of {batch * world}")
+            raise ValueError(f"{where}: split {split} has {self.tiles} tiles, too few for a batch of {batch * world}")
 
     @property
     def tiles(self) -> int:
         """Number of tiles in an epoch, over all ranks."""
         return len(self.selected) if self._candidates is None else len(self._candidates)
+
+    def count_by_dataset(self) -> tuple[int, ...]:
+        """Number of tiles of an epoch in each data set."""
+        tiles = self.selected.scene if self._candidates is None else self.selected.scene[self._candidates]
+        by_scene = np.bincount(tiles, minlength=len(self.selected.scenes))
+        return tuple(np.bincount(self.selected.homes, by_scene, len(self.datasets)).astype(int).tolist())
+
+    def _find_chances(self, balance: float, mixture: Sequence[float]) -> npt.NDArray[np.float64]:
+        """The probability of drawing each tile of an epoch: (tile,), sums to 1."""
+        if not mixture:
+            return class_probabilities(self.fraction, balance)
+        chances, first = [], 0
+        for dataset, share, count in zip(self.datasets, mixture, self.count_by_dataset(), strict=True):
+            if share and not count:
+                raise ValueError(f"{dataset}: mixture asks for tiles of this data set, but none is selected")
+            part = self.fraction[first : first + count]  # the tiles of a data set are in one run
+            even = np.full(count, 1 / max(count, 1))
+            chances.append(share / sum(mixture) * (class_probabilities(part, balance) if balance and count else even))
+            first += count
+        return np.concatenate(chances)
+
+    def _number_shards(self) -> npt.NDArray[np.int64]:
+        """The number of the shard of each tile, equal for tiles of the same shard: (tile,)."""
+
+        def make() -> tuple[None, dict[str, npt.NDArray[np.int64]]]:
+            cells = self._reader.shard_cells(np.arange(self.tiles))
+            return None, {"shard": np.unique(cells, axis=0, return_inverse=True)[1].ravel()}
+
+        return share_arrays(make)[1]["shard"]
 
     @property
     def _large(self) -> bool:
@@ -344,15 +383,27 @@ class TileLoader:
             _pin(torch.from_numpy(values[positions])) for values in (tiles.fraction, tiles.known, tiles.weight)
         )
         pair = images[1] if len(images) > 1 else None
-        gap, gsd, parts = (
+        gap, parts = (
             None if values is None else _pin(torch.from_numpy(values[positions]))
-            for values in (tiles.year_gap, tiles.gsd, tiles.parts)
+            for values in (tiles.year_gap, tiles.parts)
         )
+        distance = self._reader.ground_distance(positions)
+        gsd = None if distance is None else _pin(torch.from_numpy(distance))
         return Batch(images[0], fraction, known, weight, pair, gap, gsd, parts), len(errors)
 
     def _allocate(self, tiles: int) -> torch.Tensor:
         shape = (tiles, *self._reader.tile_shape)
         return torch.empty(shape, dtype=getattr(torch, self._reader.dtype.name), pin_memory=torch.cuda.is_available())
+
+
+def _share_companions(place: npt.NDArray[np.int64], date: npt.NDArray[np.int64]) -> Companions:
+    """Like `find_companions`, in memory once for all processes of a machine."""
+
+    def make() -> tuple[None, dict[str, Positions]]:
+        found = find_companions(place, date)
+        return None, {field.name: getattr(found, field.name) for field in fields(found)}
+
+    return Companions(**share_arrays(make)[1])
 
 
 def _pin(values: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ class TileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         self.classes, tiles = select_tiles(dataset, selection)
         self._reader: TileReader | None = open_reader(str(dataset), selection.split, tiles, bands)
         self.bands, self.units, self.selected = self._reader.bands, self._reader.units, self._reader.tiles
-        self._root = self._reader.root
+        self._root = self._reader.roots
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}  # each worker process opens the shards itself

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
+import torch
+import torch.nn.functional as F  # noqa: N812
 
 from geokr.dataset.layout import RGB, TILES
 from geokr.loading.order import Positions
@@ -61,23 +63,36 @@ class PendingRead:
 
     positions: Positions
     target: npt.NDArray[Any]
-    """(tile, band, y, x), complete once the future is done."""
-    future: Any
+    """(tile, band, y, x), complete once `finish` has returned."""
+    pieces: list[tuple[Any, npt.NDArray[Any], Any]]
+    """Rows of the target of tiles of one size, the array (tile, band, y, x) that they are read into, and its future."""
 
 
 class TileReader:
     """The opened images of the scenes that contain the selected tiles."""
 
-    def __init__(self, root: str, tiles: Tiles, bands: Sequence[str], units: PixelUnits | None = None) -> None:
-        """root: path or URL of the store. bands: bands to read, in this order; if empty, those of `choose_bands`.
+    def __init__(
+        self,
+        root: str | Sequence[str],
+        tiles: Tiles,
+        bands: Sequence[str],
+        units: PixelUnits | None = None,
+        side: int = 0,
+    ) -> None:
+        """root: path or URL of the store, or those of several data sets: see `Tiles.homes`.
 
+        bands: bands to read, in this order; if empty, those of `choose_bands`.
         units: of the pixels that are read, whatever those of each scene are; by default the common ones of the scenes.
-        Raises ValueError if no scene has all bands. Also raises it, naming the scene, if a scene is not in the
-        store, if its image cannot be opened, or if its tiles differ in size, type or quantity from those of other
+        side: side to which tiles are resized if those of one data set have another size than those of another, px.
+        Raises ValueError if a store has no scene with all bands. Also raises it, naming the scene, if a scene is not in
+        the store, if its image cannot be opened, or if its tiles differ in size, type or quantity from those of other
         scenes.
         """
         _check_threads()
-        self.root = root
+        homes = tiles.homes or (0,) * len(tiles.scenes)
+        self.roots = (root,) if isinstance(root, str) else tuple(root)
+        self.addresses = [f"{self.roots[home]}/{name}" for home, name in zip(homes, tiles.scenes, strict=True)]
+        """Path or URL of each scene."""
         threads = {"limit": read_threads()}
         context = ts.Context(
             {
@@ -87,37 +102,44 @@ class TileReader:
                 "file_io_concurrency": threads,
             }
         )
-        store = ts.KvStore.open(files.kvstore_spec(root), context=context).result()
-        attributes = _read_attributes(store, root, tiles.scenes)
-        available = {scene: tuple(values["bands"]) for scene, values in attributes.items()}
+        stores = [ts.KvStore.open(files.kvstore_spec(path), context=context).result() for path in self.roots]
+        places = {number: (stores[homes[number]], name) for number, name in enumerate(tiles.scenes)}
+        attributes = _read_attributes(places, self.addresses)
+        available = {number: tuple(values["bands"]) for number, values in attributes.items()}
         self.bands = tuple(bands) or choose_bands([*available.values()])
         """Bands of the tiles, in this order."""
-        self.scenes_without_bands = {s: names for s, names in available.items() if not {*self.bands} <= {*names}}
-        """Scenes that lack one of `bands` -> the bands that they have."""
-        if len(self.scenes_without_bands) == len(available):
-            others = "; ".join(sorted({", ".join(names) for names in available.values()}))
-            raise ValueError(
-                f"{root}: no scene with these tiles has bands {', '.join(self.bands)}; they have {others}; choose "
-                "among these with the setting bands"
-            )
-        for scene in self.scenes_without_bands:
-            del attributes[scene]
-        self._arrays = _open_scenes(store, context, root, attributes, self.bands)
-        self.tiles = tiles.filter(np.array([name in self._arrays for name in tiles.scenes])[tiles.scene])
+        self.scenes_without_bands = {n: names for n, names in available.items() if not {*self.bands} <= {*names}}
+        """Scenes, by number, that lack one of `bands` -> the bands that they have."""
+        for home, path in enumerate(self.roots):
+            its_own = [number for number in available if homes[number] == home]
+            if its_own and {*its_own} <= self.scenes_without_bands.keys():
+                others = "; ".join(sorted({", ".join(available[number]) for number in its_own}))
+                raise ValueError(
+                    f"{path}: no scene with these tiles has bands {', '.join(self.bands)}; they have {others}; choose "
+                    "among these with the setting bands"
+                )
+        for number in self.scenes_without_bands:
+            del attributes[number], places[number]
+        arrays = _open_scenes(places, context, self.addresses, attributes, self.bands)
+        self._arrays = arrays
+        self.tiles = tiles.filter(np.array([number in arrays for number in range(len(tiles.scenes))])[tiles.scene])
         """The tiles of the scenes that have all bands."""
-        self.tile_shape: tuple[int, ...] = next(iter(self._arrays.values())).shape[2:]
+        sizes = _check_kinds(arrays, homes, self.addresses, bool(side))
+        shape = next(iter(arrays.values())).shape[2:]
+        self.tile_shape: tuple[int, ...] = (shape[0], side, side) if len(sizes) > 1 else shape
         """Shape of a tile: (band, y, x)."""
-        self.dtype: np.dtype[Any] = next(iter(self._arrays.values())).dtype.numpy_dtype
+        self.dtype: np.dtype[Any] = next(iter(arrays.values())).dtype.numpy_dtype
         """Type of the pixels: uint8 or uint16."""
-        its_units = {name: read_units(attributes[name], self.dtype.name) for name in self._arrays}
+        its_units = {number: read_units(attributes[number], self.dtype.name) for number in arrays}
         self.units = units or find_common_units(its_units.values())
         """What the pixels stand for, as they are read."""
-        self._tables = _convert_units(root, its_units, self.units, tiles.scenes)
+        self._tables = _convert_units(self.addresses, its_units, self.units)
         sides, shapes = np.ones((2, len(tiles.scenes), 2), dtype=np.int64)
-        for number, name in enumerate(tiles.scenes):
-            if name in self._arrays:
-                sides[number] = self._arrays[name].chunk_layout.write_chunk.shape[:2]
-                shapes[number] = self._arrays[name].shape[:2]
+        self._size = np.zeros(len(tiles.scenes), dtype=np.int64)
+        for number, array in arrays.items():
+            sides[number] = array.chunk_layout.write_chunk.shape[:2]
+            shapes[number] = array.shape[:2]
+            self._size[number] = array.shape[-1]
         for start in range(0, len(self.tiles), CHUNK):
             chunk = slice(start, start + CHUNK)
             at, row, col = (values[chunk] for values in (self.tiles.scene, self.tiles.row, self.tiles.col))
@@ -125,7 +147,7 @@ class TileReader:
             if outside.any():
                 first = int(outside.argmax())
                 raise ValueError(
-                    f"{root}/{tiles.scenes[at[first]]}: the index lists tile ({row[first]}, {col[first]}), "
+                    f"{self.addresses[at[first]]}: the index lists tile ({row[first]}, {col[first]}), "
                     f"outside its {shapes[at[first]].tolist()} rows and columns; build the index again"
                 )
         self._sides = sides
@@ -134,15 +156,27 @@ class TileReader:
         # All get the same number of columns, since tensorstore would divide each scene at the others' edges.
         first_row, width = np.cumsum(shapes[:, 0]) - shapes[:, 0], int(shapes[:, 1].max())
         self._first_row = first_row
-        self._all = ts.overlay(
-            [
-                self._arrays[name][ts.d["col"].mark_bounds_implicit[True]][:, :width][
-                    ts.d["row"].translate_by[int(row)]
+        self._all = {
+            size: ts.overlay(
+                [
+                    array[ts.d["col"].mark_bounds_implicit[True]][:, :width][
+                        ts.d["row"].translate_by[int(first_row[number])]
+                    ]
+                    for number, array in arrays.items()
+                    if self._size[number] == size
                 ]
-                for name, row in zip(tiles.scenes, first_row, strict=True)
-                if name in self._arrays
-            ]
-        )
+            )
+            for size in sizes
+        }
+
+    def ground_distance(self, positions: Positions) -> npt.NDArray[np.float32] | None:
+        """Ground distance of the pixels that are read, m, of tiles whose own is known: (tile,); see `Tiles.gsd`."""
+        if self.tiles.gsd is None:
+            return None
+        stored = self.tiles.gsd[positions]
+        if len(self._all) == 1:
+            return stored
+        return (stored * (self._size[self.tiles.scene[positions]] / self.tile_shape[-1])).astype(np.float32)
 
     def shard_cells(self, positions: Positions) -> npt.NDArray[np.int64]:
         """(tile, 3): scene, and row and column of the tile's shard in the scene."""
@@ -153,7 +187,7 @@ class TileReader:
     def shard(self, position: int) -> str:
         """Path or URL of the shard that contains a tile."""
         ((scene, i, j),) = self.shard_cells(np.array([position]))
-        return f"{self.root}/{self.tiles.scenes[scene]}/image/c/{i}/{j}/0/0/0"
+        return f"{self.addresses[scene]}/image/c/{i}/{j}/0/0/0"
 
     def request(self, positions: Positions, target: npt.NDArray[Any]) -> PendingRead:
         """Start reading tiles into an array (tile, band, y, x).
@@ -162,52 +196,80 @@ class TileReader:
         all tiles of a shard reads the shard in one piece.
         """
         _check_threads()
-        row = self.tiles.row[positions] + self._first_row[self.tiles.scene[positions]]
-        source = self._all.vindex[row, self.tiles.col[positions]]
-        return PendingRead(positions, target, ts.array(target).write(source))
+        scene, col = self.tiles.scene[positions], self.tiles.col[positions]
+        row = self.tiles.row[positions] + self._first_row[scene]
+        pieces = []
+        for size, source in self._all.items():
+            rows: Any = slice(None) if len(self._all) == 1 else np.flatnonzero(self._size[scene] == size)
+            if len(self._all) > 1 and not len(rows):
+                continue
+            whole = len(self._all) == 1
+            piece = target if whole else np.empty((len(rows), target.shape[1], size, size), target.dtype)
+            pieces.append((rows, piece, ts.array(piece).write(source.vindex[row[rows], col[rows]])))
+        return PendingRead(positions, target, pieces)
 
     def finish(self, read: PendingRead) -> dict[int, str]:
         """Wait for a read. Returns the tiles that cannot be read: row of the target -> error message."""
         errors: dict[int, str] = {}
-        try:
-            read.future.result()
-        except Exception as error:  # tensorstore raises ValueError, IndexError, OSError and more
-            errors = dict(self._retry(read))
-            if not errors:
-                log.warning("%s: a read failed but succeeded when repeated: %s", self.root, error)
-        if self._tables:
-            scene = self.tiles.scene[read.positions]
-            for number in set(scene.tolist()) & self._tables.keys():
-                rows = np.flatnonzero(scene == number)
-                read.target[rows] = self._tables[number][read.target[rows]]
+        scene = self.tiles.scene[read.positions]
+        for rows, piece, future in read.pieces:
+            at = np.arange(len(read.positions))[rows]
+            try:
+                future.result()
+            except Exception as error:  # tensorstore raises ValueError, IndexError, OSError and more
+                wrong = dict(self._retry(read.positions[at], piece))
+                errors |= {int(at[row]): message for row, message in wrong.items()}
+                if not wrong:
+                    log.warning("%s: a read failed but succeeded when repeated: %s", ", ".join(self.roots), error)
+            if self._tables:
+                for number in set(scene[at].tolist()) & self._tables.keys():
+                    places = np.flatnonzero(scene[at] == number)
+                    piece[places] = self._tables[number][piece[places]]
+            if piece is not read.target:
+                read.target[at] = resize_tiles(piece, self.tile_shape[-1])
         return errors
 
-    def _retry(self, read: PendingRead) -> Iterator[tuple[int, str]]:
+    def _retry(self, positions: Positions, target: npt.NDArray[Any]) -> Iterator[tuple[int, str]]:
         """Repeat a read tile by tile. Yields each row that cannot be read, with the error message."""
-        scene, row, col = (values[read.positions] for values in (self.tiles.scene, self.tiles.row, self.tiles.col))
+        scene, row, col = (values[positions] for values in (self.tiles.scene, self.tiles.row, self.tiles.col))
         cells = list(zip(row.tolist(), col.tolist(), strict=True))
-        futures = [self._arrays[self.tiles.scenes[s]][cell].read() for s, cell in zip(scene, cells, strict=True)]
+        futures = [self._arrays[number][cell].read() for number, cell in zip(scene.tolist(), cells, strict=True)]
         for number, future in enumerate(futures):
             try:
-                read.target[number] = future.result()
+                target[number] = future.result()
             except Exception as error:
-                place, reason = self.shard(read.positions[number]), str(error).split(" [")[0]
+                place, reason = self.shard(positions[number]), str(error).split(" [")[0]
                 yield number, f"{place}: tile {cells[number]} cannot be read; build it again: {reason}"
 
 
 def open_reader(
-    dataset: str, split: str, tiles: Tiles, bands: Sequence[str], units: PixelUnits | None = None
+    dataset: str | Sequence[str],
+    split: str,
+    tiles: Tiles,
+    bands: Sequence[str],
+    units: PixelUnits | None = None,
+    side: int = 0,
 ) -> TileReader:
-    reader = TileReader(f"{dataset}/{TILES}", tiles, bands, units)
+    """Open the tiles of a data set, or of several: see `TileReader`. Warns of scenes that lack a band."""
+    datasets = [dataset] if isinstance(dataset, str) else dataset
+    reader = TileReader([f"{path}/{TILES}" for path in datasets], tiles, bands, units, side)
     if reader.scenes_without_bands:
         log.warning(
             "%s: %d scenes of split %s lack a band of %s, left out",
-            dataset,
+            ", ".join(datasets),
             len(reader.scenes_without_bands),
             split,
             ", ".join(reader.bands),
         )
     return reader
+
+
+def resize_tiles(pixels: npt.NDArray[Any], side: int) -> npt.NDArray[Any]:
+    """Resize tiles (tile, band, y, x) to (tile, band, side, side), without aliasing, rounded to pixels."""
+    resized = F.interpolate(
+        torch.from_numpy(pixels.astype(np.float32)), size=(side, side), mode="bilinear", antialias=True
+    )
+    return np.asarray(np.rint(resized.numpy()).clip(0, np.iinfo(pixels.dtype).max).astype(pixels.dtype))
 
 
 def choose_bands(available: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
@@ -229,24 +291,31 @@ def read_threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) // count_ranks())
 
 
-def _read_attributes(store: Any, root: str, scenes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Read the attributes of the scenes' groups. Raises ValueError naming a scene that is not in the store."""
+def _read_attributes(places: Mapping[int, tuple[Any, str]], addresses: Sequence[str]) -> dict[int, dict[str, Any]]:
+    """Read the attributes of the scenes' groups, by number.
+
+    places: number -> key-value store and name of the scene in it. Raises ValueError naming a scene that is not there.
+    """
     attributes = {}
-    for scene, future in [(scene, store.read(f"{scene}/zarr.json")) for scene in scenes]:
+    for number, future in [(number, store.read(f"{name}/zarr.json")) for number, (store, name) in places.items()]:
         document = future.result()
         if document.state != "value":
-            raise ValueError(f"{root}/{scene}: the index lists tiles of this scene, but the store does not have it")
-        attributes[scene] = json.loads(document.value)["attributes"]
+            raise ValueError(f"{addresses[number]}: the index lists tiles of this scene, but the store lacks it")
+        attributes[number] = json.loads(document.value)["attributes"]
     return attributes
 
 
 def _open_scenes(
-    store: Any, context: Any, root: str, attributes: Mapping[str, dict[str, Any]], bands: tuple[str, ...]
-) -> dict[str, Any]:
-    """Open the images (row, col, band, y, x) of scenes, by their names, with `bands` in this order.
+    places: Mapping[int, tuple[Any, str]],
+    context: Any,
+    addresses: Sequence[str],
+    attributes: Mapping[int, dict[str, Any]],
+    bands: tuple[str, ...],
+) -> dict[int, Any]:
+    """Open the images (row, col, band, y, x) of scenes, by their numbers, with `bands` in this order.
 
-    attributes: scene -> attributes of its group. Raises ValueError naming the scene if its image cannot be opened, or
-    if its tiles differ in size or type from the other scenes.
+    places: see `_read_attributes`. attributes: of each scene's group. Raises ValueError naming the scene if its image
+    cannot be opened, or if its pixels cannot be trained on.
     """
     # A missing chunk must raise an error: filled with the fill value, it would be a black tile with a real label.
     spec = {
@@ -257,32 +326,46 @@ def _open_scenes(
         "metadata_cache_pool": "cache_pool#indexes",
     }
     opening = {
-        scene: ts.open({**spec, "kvstore": (store / f"{scene}/image/").spec().to_json()}, context=context, read=True)
-        for scene in attributes
+        number: ts.open({**spec, "kvstore": (store / f"{name}/image/").spec().to_json()}, context=context, read=True)
+        for number, (store, name) in places.items()
     }
-    arrays: dict[str, Any] = {}
-    expected: Any = None
-    for scene, future in opening.items():
+    arrays: dict[int, Any] = {}
+    for number, future in opening.items():
         try:
             array = future.result()
         except Exception as error:
-            raise ValueError(f"{root}/{scene}: its image cannot be opened: {str(error).split(' [')[0]}") from error
+            reason = str(error).split(" [")[0]
+            raise ValueError(f"{addresses[number]}: its image cannot be opened: {reason}") from error
         if array.dtype not in (ts.uint8, ts.uint16):
-            raise ValueError(f"{root}/{scene}: tiles are {array.dtype.name}, but training reads uint8 and uint16")
-        kind = f"{array.shape[3:]} px of {array.dtype.name}"
-        expected = expected or kind
-        if kind != expected:
-            raise ValueError(
-                f"{root}/{scene}: tiles are {kind}, expected {expected} as in the other scenes; "
-                "choose scenes of one kind with conditions on the index"
-            )
-        available = attributes[scene]["bands"]
-        arrays[scene] = _select_bands(array, [available.index(band) for band in bands])
+            raise ValueError(f"{addresses[number]}: tiles are {array.dtype.name}, but training reads uint8 and uint16")
+        available = attributes[number]["bands"]
+        arrays[number] = _select_bands(array, [available.index(band) for band in bands])
     return arrays
 
 
+def _check_kinds(
+    arrays: Mapping[int, Any], homes: Sequence[int], addresses: Sequence[str], resized: bool
+) -> tuple[int, ...]:
+    """The sizes of tiles that occur, px. resized: whether those of one data set may have another size than others.
+
+    Raises ValueError naming a scene whose tiles differ in size or type from those of another.
+    """
+    first = next(iter(arrays))
+    kinds: dict[int, tuple[int, ...]] = {}
+    for number, array in arrays.items():
+        home = homes[number] if resized else 0
+        expected = kinds.setdefault(home, array.shape[3:])
+        if array.dtype != arrays[first].dtype or array.shape[3:] != expected:
+            raise ValueError(
+                f"{addresses[number]}: tiles are {array.shape[3:]} px of {array.dtype.name}, expected {expected} px of "
+                f"{arrays[first].dtype.name} as in the other scenes; choose scenes of one kind with conditions on the "
+                "index"
+            )
+    return tuple(sorted({shape[0] for shape in kinds.values()}))
+
+
 def _convert_units(
-    root: str, given: Mapping[str, PixelUnits], units: PixelUnits, scenes: Sequence[str]
+    addresses: Sequence[str], given: Mapping[int, PixelUnits], units: PixelUnits
 ) -> dict[int, npt.NDArray[np.uint16]]:
     """A table of pixels for each scene that is not in `units`: number of the scene -> pixel in `units` by its own.
 
@@ -290,12 +373,11 @@ def _convert_units(
     """
     tables: dict[int, npt.NDArray[np.uint16]] = {}
     shared: dict[PixelUnits, npt.NDArray[np.uint16]] = {}
-    for number, name in enumerate(scenes):
-        its_own = given.get(name, units)
+    for number, its_own in given.items():
         if its_own.quantity != units.quantity:
             raise ValueError(
-                f"{root}/{name}: pixels are {its_own.quantity}, expected {units.quantity}; choose scenes of one kind "
-                "with conditions on the index, or build all with radiometry toa"
+                f"{addresses[number]}: pixels are {its_own.quantity}, expected {units.quantity}; choose scenes of one "
+                "kind with conditions on the index, or build all with radiometry toa"
             )
         if its_own != units:
             if its_own not in shared:

@@ -1,7 +1,8 @@
 """Selection of the tiles that a run reads: rows of the index that meet its conditions, with labels and weights."""
 
+import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geokr.dataset.index import read_index, read_parts, read_summary
+from geokr.dataset.index import read_parts, read_summary
 from geokr.dataset.layout import DATASET, INDEX
 from geokr.loading.part_labels import read_part_labels
 from geokr.loading.shared import share_arrays
 
 Weighting = Sequence[str] | Callable[[pa.Table], npt.NDArray[Any]]
-"""Columns of the index whose product is the weight of a tile; or a function of the selected rows, with all columns."""
+"""Columns of the index whose product is the weight of a tile; or a function of selected rows, with all columns. It is
+called for each part of the index, so the weight of a row must not depend on other rows."""
+DataSets = str | Path | Sequence[str | Path]
+"""Path or URL of a data set, or those of several."""
+OPTIONAL = ("year_gap", "gsd")
+"""Columns that are read if the selection says so."""
 
 CONDITION = re.compile(r"\s*([\w:.-]+)\s*(<=|>=|!=|=|<|>)\s*(.+?)\s*")
+log = logging.getLogger(__name__)
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "<": pc.less,
     "<=": pc.less_equal,
@@ -78,6 +85,8 @@ class Tiles:
     parts: npt.NDArray[np.uint8] | None = None
     """(tile, part row, part column, class): area of each selected class in each part, in units of 1 / WHOLE_PART of a
     part; the rest of the part is unknown. None unless the selection has a `grid`."""
+    homes: tuple[int, ...] = ()
+    """Number of the data set of each of `scenes`; empty if there is one."""
 
     def __len__(self) -> int:
         return len(self.scene)
@@ -91,7 +100,7 @@ class Tiles:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays by name, each with one row per tile."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scenes"}
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("scenes", "homes")}
         return {name: values for name, values in arrays.items() if values is not None}
 
 
@@ -144,97 +153,152 @@ def read_condition(text: str) -> Condition:
     return Condition(column, comparison, values)
 
 
-def share_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, ...], Tiles]:
+def list_datasets(data: DataSets) -> tuple[str, ...]:
+    """The paths or URLs of one data set, or of several."""
+    return (str(data),) if isinstance(data, str | Path) else tuple(map(str, data))
+
+
+def share_tiles(data: DataSets, selection: Selection) -> tuple[tuple[str, ...], Tiles]:
     """Like `select_tiles`, but the processes of a machine that torchrun started have the arrays in memory once.
 
     Each must call it as often as the others, with the same arguments.
     """
 
     def make() -> tuple[Any, dict[str, npt.NDArray[Any]]]:
-        classes, tiles = select_tiles(dataset, selection)
-        return [classes, tiles.scenes], tiles.arrays()
+        classes, tiles = select_tiles(data, selection)
+        return [classes, tiles.scenes, tiles.homes], tiles.arrays()
 
-    (classes, scenes), arrays = share_arrays(make)
-    return tuple(classes), Tiles(tuple(scenes), **arrays)
+    (classes, scenes, homes), arrays = share_arrays(make)
+    return tuple(classes), Tiles(tuple(scenes), **arrays, homes=tuple(homes))
 
 
-def select_tiles(dataset: str | Path, selection: Selection) -> tuple[tuple[str, ...], Tiles]:
+def select_tiles(data: DataSets, selection: Selection) -> tuple[tuple[str, ...], Tiles]:
     """Select the classes to learn, and the tiles that meet all conditions and contain any of these classes.
 
-    Raises ValueError naming the data set if a class or a column does not exist, if the weight of a tile is missing or
-    negative, or if no tile is left.
+    data: one data set, or several: the tiles of one then follow those of the other. Raises ValueError naming the data
+    set if a class or a column does not exist, if two data sets have unlike classes and none are chosen, if the weight
+    of a tile is missing or negative, or if no tile is left.
     """
-    summary = read_summary(dataset)
-    available = summary["classes"]
-    classes = tuple(selection.classes or available)
-    if unknown := [name for name in classes if name not in available]:
-        raise ValueError(f"{dataset} has no class {', '.join(unknown)}, only {', '.join(available)}")
-    conditions = [read_condition(text) for text in selection.where]
-    columns = ["scene", "row", "col", "known", "split", *classes, *(condition.column for condition in conditions)]
-    if selection.pairs:
-        columns += ["place", "acquired"]
-    if selection.year_gap:
-        columns += ["year_gap"]
-    if selection.gsd:
-        columns += ["gsd"]
-    weight = selection.weight
-    if callable(weight):
-        tables: Iterable[pa.Table] = [read_index(dataset)]  # a function of all selected rows
-    else:
-        tables = read_parts(dataset, list(dict.fromkeys([*columns, *weight])))
-    scenes: dict[str, int] = {}
+    datasets = list_datasets(data)
+    summaries = [read_summary(dataset) for dataset in datasets]
+    classes = choose_classes(datasets, [summary["classes"] for summary in summaries], selection.classes)
+    scenes: list[str] = []
+    homes: list[int] = []
     chunks: list[dict[str, Any]] = []
-    listed = 0
-    for table in tables:
-        listed += table.num_rows
-        rows, total = _filter(dataset, table, selection, classes, len(classes) < len(available))
-        encoded = rows["scene"].combine_chunks().dictionary_encode()
-        numbers = [scenes.setdefault(name, len(scenes)) for name in encoded.dictionary.to_pylist()]
-        chunk: dict[str, Any] = {
-            "scene": np.array(numbers, np.int32)[encoded.indices.to_numpy()],
-            "row": rows["row"].to_numpy().astype(np.int32),
-            "col": rows["col"].to_numpy().astype(np.int32),
-            "fraction": (np.stack([rows[name].to_numpy() for name in classes], axis=1) / total[:, None]).astype(
-                np.float32
-            ),
-            "known": rows["known"].to_numpy().astype(np.float32),
-        }
-        if selection.pairs:
-            chunk["place"] = rows["place"]
-            chunk["date"] = rows["acquired"].cast(pa.date32()).cast(pa.int32()).to_numpy().astype(np.int64)
-        for name in ("year_gap", "gsd"):
-            if getattr(selection, name):
-                chunk[name] = rows[name].to_numpy().astype(np.float32)
-        if callable(weight):
-            chunk["weight"] = {"the weight function": np.asarray(weight(rows), dtype=np.float64)}
-        else:
-            chunk["weight"] = {name: rows[name].cast(pa.float64()).to_numpy() for name in weight}
-        chunks.append(chunk)
-    if listed != (counted := summary.get("counts", {}).get("index", listed)):
-        raise ValueError(f"{dataset}/{INDEX}: {listed} tiles, but {DATASET} counts {counted}; build the index again")
-    weights = [chunk.pop("weight") for chunk in chunks]
-    if not sum(len(chunk["scene"]) for chunk in chunks):
-        extra = f" in the classes {', '.join(classes)}" if selection.classes else ""
-        extra += "".join(f" and {text}" for text in selection.where)
-        criteria = f"split {selection.split} with known >= {selection.min_known:g}{extra}"
+    parts: list[npt.NDArray[np.uint8]] = []
+    for home, (dataset, summary) in enumerate(zip(datasets, summaries, strict=True)):
+        numbers: dict[str, int] = {}  # number of each scene among all, by its name in this data set
+        found = [*_read_chunks(dataset, summary, selection, classes, numbers, first=len(scenes))]
+        if selection.grid > 1:
+            parts.append(_read_parts_of(dataset, summary, selection.grid, classes, [*numbers], len(scenes), found))
+        if len(datasets) > 1 and not any(len(chunk["scene"]) for chunk in found):
+            log.warning("%s has no tile of %s", dataset, _describe(selection))
+        scenes += numbers
+        homes += [home] * len(numbers)
+        chunks += found
+    if not any(len(chunk["scene"]) for chunk in chunks):
         advice = f"does the build make {selection.split}, in cells (build.index.split.cell) smaller than the scenes?"
-        raise ValueError(f"{dataset}/{INDEX}: no tile of {criteria}; {advice}")
-    places = [chunk.pop("place") for chunk in chunks] if selection.pairs else []
+        where = ", ".join(f"{dataset}/{INDEX}" for dataset in datasets)
+        raise ValueError(f"{where}: no tile of {_describe(selection)}; {advice}")
+    if selection.pairs:
+        places = pa.chunked_array([piece for chunk in chunks for piece in chunk.pop("place").chunks])
     # Column by column, so that both copies are in memory of one column only.
     arrays = {name: np.concatenate([chunk.pop(name) for chunk in chunks]) for name in [*chunks[0]]}
     if selection.pairs:
-        arrays["place"] = _encode(pa.chunked_array([piece for place in places for piece in place.chunks]))
-    arrays["weight"] = _multiply_weights(
-        dataset,
-        {name: np.concatenate([columns[name] for columns in weights]) for name in weights[0]},
-        len(arrays["row"]),
-    )
-    if selection.grid > 1:
-        arrays["parts"] = read_part_labels(
-            str(dataset), summary["label_set"], tuple(scenes), arrays["scene"], arrays["row"], arrays["col"],
-            [available.index(name) for name in classes], selection.grid,
-        )  # fmt: skip
-    return classes, Tiles(tuple(scenes), **arrays)
+        arrays["place"] = _encode(places)
+    if parts:
+        arrays["parts"] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if not arrays["weight"].any():
+        raise ValueError(f"{', '.join(datasets)}: the weight of every selected tile is 0")
+    return classes, Tiles(tuple(scenes), **arrays, homes=tuple(homes))
+
+
+def choose_classes(
+    datasets: Sequence[str], available: Sequence[Sequence[str]], wanted: Sequence[str]
+) -> tuple[str, ...]:
+    """The classes to learn: those that are wanted, or else all. available: the classes of each data set.
+
+    Raises ValueError if a data set lacks one of them, or if none are wanted and data sets have unlike classes.
+    """
+    for dataset, names in zip(datasets, available, strict=True):
+        if unknown := [name for name in wanted if name not in names]:
+            raise ValueError(f"{dataset} has no class {', '.join(unknown)}, only {', '.join(names)}")
+        if not wanted and {*names} != {*available[0]}:
+            common = [name for name in available[0] if all(name in others for others in available)]
+            advice = f"choose classes={','.join(common)}, which all have, or " if len(common) > 1 else ""
+            raise ValueError(
+                f"{datasets[0]} has the classes {', '.join(available[0])}, but {dataset} has {', '.join(names)}; "
+                f"{advice}label both with one taxonomy by geokr label"
+            )
+    return tuple(wanted or available[0])
+
+
+def _read_chunks(
+    dataset: str,
+    summary: Mapping[str, Any],
+    selection: Selection,
+    classes: Sequence[str],
+    numbers: dict[str, int],
+    first: int,
+) -> Iterator[dict[str, Any]]:
+    """The selected tiles of each part of an index: the arrays of `Tiles` by name, without `parts`; places as text.
+
+    numbers: the scenes that were met so far, numbered from `first`; gets those of the parts.
+    """
+    weight = selection.weight
+    columns = ["scene", "row", "col", "known", "split", *classes, *(read_condition(t).column for t in selection.where)]
+    columns += ["place", "acquired"] if selection.pairs else []
+    columns += [name for name in OPTIONAL if getattr(selection, name)]
+    wanted = None if callable(weight) else list(dict.fromkeys([*columns, *weight]))
+    listed = 0
+    for table in read_parts(dataset, wanted):
+        listed += table.num_rows
+        rows, total = _filter(dataset, table, selection, classes, len(classes) < len(summary["classes"]))
+        encoded = rows["scene"].combine_chunks().dictionary_encode()
+        at = [numbers.setdefault(name, first + len(numbers)) for name in encoded.dictionary.to_pylist()]
+        shares = np.stack([rows[name].to_numpy() for name in classes], axis=1)
+        chunk: dict[str, Any] = {
+            "scene": np.array(at, np.int32)[encoded.indices.to_numpy()],
+            "row": rows["row"].to_numpy().astype(np.int32),
+            "col": rows["col"].to_numpy().astype(np.int32),
+            "fraction": (shares / total[:, None]).astype(np.float32),
+            "known": rows["known"].to_numpy().astype(np.float32),
+            "weight": _read_weights(dataset, rows, weight),
+        }
+        if selection.pairs:
+            # Only tiles of the same size and stride are of the same ground if they have the same place.
+            grid = summary.get("settings", {}).get("grid", {"dataset": dataset})
+            kind = f" {grid.get('tile')} {grid.get('stride')} {grid.get('dataset', '')}"
+            chunk["place"] = pc.binary_join_element_wise(rows["place"].cast(pa.string()), kind, "")
+            chunk["date"] = rows["acquired"].cast(pa.date32()).cast(pa.int32()).to_numpy().astype(np.int64)
+        for name in OPTIONAL:
+            if getattr(selection, name):
+                chunk[name] = rows[name].to_numpy().astype(np.float32)
+        yield chunk
+    if listed != (counted := summary.get("counts", {}).get("index", listed)):
+        raise ValueError(f"{dataset}/{INDEX}: {listed} tiles, but {DATASET} counts {counted}; build the index again")
+
+
+def _read_parts_of(
+    dataset: str,
+    summary: Mapping[str, Any],
+    grid: int,
+    classes: Sequence[str],
+    scenes: Sequence[str],
+    first: int,
+    chunks: Sequence[dict[str, Any]],
+) -> npt.NDArray[np.uint8]:
+    """The array `parts` of the tiles of a data set, whose scenes are numbered from `first`."""
+    scene, row, col = (np.concatenate([chunk[name] for chunk in chunks]) for name in ("scene", "row", "col"))
+    available = [summary["classes"].index(name) for name in classes]
+    return read_part_labels(dataset, summary["label_set"], scenes, scene - first, row, col, available, grid)
+
+
+def _describe(selection: Selection) -> str:
+    """The conditions of a selection, for messages."""
+    extra = f" in the classes {', '.join(selection.classes)}" if selection.classes else ""
+    extra += "".join(f" and {text}" for text in selection.where)
+    return f"split {selection.split} with known >= {selection.min_known:g}{extra}"
 
 
 def _filter(
@@ -271,11 +335,13 @@ def _encode(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     return column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
 
 
-def _multiply_weights(
-    dataset: str | Path, columns: dict[str, npt.NDArray[np.float64]], tiles: int
-) -> npt.NDArray[np.float32]:
-    """The product of columns, by name: (tile,), 1 without columns."""
-    product = np.ones(tiles)
+def _read_weights(dataset: str, rows: pa.Table, weight: Weighting) -> npt.NDArray[np.float32]:
+    """The weights of rows: (tile,), 1 if there are neither columns nor a function."""
+    if callable(weight):
+        columns = {"the weight function": np.asarray(weight(rows), dtype=np.float64)}
+    else:
+        columns = {name: rows[name].cast(pa.float64()).to_numpy() for name in weight}
+    product = np.ones(rows.num_rows)
     for name, values in columns.items():
         if values.shape != product.shape:
             raise ValueError(
@@ -287,6 +353,4 @@ def _multiply_weights(
                 f"({name}); leave them out with a condition"
             )
         product = product * values
-    if not product.any():
-        raise ValueError(f"{dataset}/{INDEX}: the weight of every selected tile is 0")
     return product.astype(np.float32)

@@ -9,6 +9,7 @@ from typing import Any
 from geokr.encoder import creation_settings, is_vgg
 from geokr.landcover.legend import KNOWLEDGE, read_toml
 from geokr.pretraining.checkpoint import Checkpoint
+from geokr.pretraining.facts import LABELS_JOINED
 from geokr.pretraining.objectives import choose
 from geokr.storage.files import in_bucket
 
@@ -77,8 +78,8 @@ pixels ({describe_units(facts)}), with images of {config["image_size"]} px in tr
 
 ## Data
 
-{facts["training_tiles"]} training tiles and {facts["held_out_tiles"]} held out by place, from the data set
-`{public_name(checkpoint.dataset)}`, labelled with `{facts["labels"]}`.{describe_extent(facts)}
+{facts["training_tiles"]} training tiles and {facts["held_out_tiles"]} held out by place, from
+{describe_datasets(checkpoint)}, labelled with `{facts["labels"]}`.{describe_extent(facts)}
 
 | class | mean share in training | absolute error of held-out shares |
 |---|---|---|
@@ -138,13 +139,25 @@ def describe_units(facts: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
+def describe_datasets(checkpoint: Checkpoint) -> str:
+    """The data sets of a run, with the number of training tiles of each if there are several."""
+    names = [f"`{public_name(dataset)}`" for dataset in checkpoint.datasets]
+    if len(names) == 1:
+        return f"the data set {names[0]}"
+    counts = checkpoint.facts["tiles_by_dataset"]
+    return "the data sets " + ", ".join(f"{name} ({count})" for name, count in zip(names, counts, strict=True))
+
+
 def list_licences(labels: str) -> list[str]:
-    """List the licences of everything that went into an encoder, one line each. labels: name of the label set."""
-    path = KNOWLEDGE / "products" / f"{labels.rpartition('_')[0]}.toml"
-    product = read_toml(path) if path.is_file() else {}
-    title, licence = product.get("title", labels), product.get("licence", "not stated; ask the owner of the product")
+    """List the licences of everything that went into an encoder, one line each. labels: see DataFacts."""
+    maps = []
+    for name in labels.split(LABELS_JOINED):
+        path = KNOWLEDGE / "products" / f"{name.rpartition('_')[0]}.toml"
+        product = read_toml(path) if path.is_file() else {}
+        title, licence = product.get("title", name), product.get("licence", "not stated; ask the owner of the product")
+        maps.append(f"Land cover: {title}: {licence}.")
     return [
-        f"Land cover: {title}: {licence}.",
+        *maps,
         "Images: the rights remain with the owner of the satellite images; the owner's terms apply to derived works.",
         "Code: GeoKR, Apache-2.0.",
         "These weights: no licence unless their author states one.",
@@ -176,7 +189,7 @@ def make_stac_item(
         "mlm:framework": "pytorch",
         "mlm:total_parameters": parameters,
         "mlm:pretrained": True,
-        "mlm:pretrained_source": public_name(checkpoint.dataset),
+        "mlm:pretrained_source": ", ".join(map(public_name, checkpoint.datasets)),
         "mlm:batch_size_suggestion": config["batch"],
         "mlm:accelerator": None,
         "mlm:input": [

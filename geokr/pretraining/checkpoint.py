@@ -11,8 +11,8 @@ import torch
 
 from geokr.storage.files import replace_file
 
-VERSION = 7
-"""Version of the file format. Files of another version are refused."""
+VERSION = 8
+"""Version of the file format. Files of another version are refused, except those of 7, which had one data set."""
 
 LAST = "last.pt"
 BEST = "best.pt"
@@ -30,7 +30,8 @@ class Checkpoint:
     """Number of steps of the run."""
     config: dict[str, Any]
     """TrainConfig as a dictionary."""
-    dataset: str
+    datasets: tuple[str, ...]
+    """Paths or URLs of the data sets."""
     facts: dict[str, Any]
     """DataFacts as a dictionary: see facts.py."""
     mean: list[float]
@@ -76,6 +77,10 @@ def load(path: Path) -> Checkpoint:
     except Exception as error:  # the errors of zipfile, pickle and torch have no common base class
         raise ValueError(f"{path}: not a checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
     version = state.pop("version", None) if isinstance(state, dict) else None
+    if version == 7:
+        version, state["datasets"] = VERSION, (state.pop("dataset"),)
+        state["facts"]["tiles_by_dataset"] = (state["facts"]["training_tiles"],)
+        state["config"]["mixture"] = ()
     if version != VERSION:
         raise ValueError(f"{path}: a checkpoint of version {version}, this program reads version {VERSION}")
     return Checkpoint(**state)

@@ -59,6 +59,10 @@ class TrainConfig(Strict):
     """Columns of the index whose product is the weight of a training tile in the loss, such as `known`."""
     balance: Share = 0.0
     """0: each training tile once per epoch. 1: tiles are drawn so that the classes have equal mass."""
+    mixture: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(split_numbers)] = ()
+    """With several data sets: shares of the training tiles that each gives, relative to each other, in the order of
+    --data. Tiles are then drawn, some several times, and `balance` is within each data set. Empty: by number of tiles.
+    """
     pairs: StrictBool = False
     """Use only places with several dates. The student sees one date, the teacher another."""
     grid: Literal[1, 2, 4, 8] = 1

@@ -341,7 +341,7 @@ def make_checkpoint(learner: Learner) -> Checkpoint:
         step=learner.step,
         total=learner.total,
         config=learner.config.model_dump(),
-        dataset=learner.training.dataset,
+        datasets=learner.training.datasets,
         facts=dataclasses.asdict(learner.facts),
         mean=learner.mean,
         std=learner.std,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from geokr.dataset.index import discard_unfinished, list_parts, part_name, publish, write_part
+from geokr.dataset.index import list_parts, part_name, publish, write_part
 from geokr.dataset.layout import INDEX, UNFINISHED_INDEX
 from geokr.loading.pixels import TileReader
 from geokr.loading.selection import Selection, select_tiles
@@ -76,7 +76,6 @@ def test_an_index_in_a_bucket_replaces_one_with_more_parts(addressed: Path, buck
         assert files.list_names(f"{bucket}/{UNFINISHED_INDEX}") == []
     wanted, found = select_tiles(addressed, Selection("train")), select_tiles(bucket, Selection("train"))
     assert np.array_equal(found[1].fraction, wanted[1].fraction)
-    discard_unfinished(bucket)  # there is none
     files.remove(f"{bucket}/{INDEX}/{part_name(0, 1)}")
     with pytest.raises(ValueError, match="0 parts, expected at least one"):
         select_tiles(bucket, Selection("train"))

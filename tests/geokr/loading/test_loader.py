@@ -574,7 +574,7 @@ def test_orders_with_a_buffer_differ_by_epoch_and_seed_alone(addressed: Path) ->
     ("options", "message"),
     [
         ({"shuffle_buffer": 9, "shuffle": False}, "a shuffle_buffer is for shuffled tiles without pairs"),
-        ({"balance": 0.5, "shuffle": False}, "balanced tiles are drawn at random"),
+        ({"balance": 0.5, "shuffle": False}, "balanced and mixed tiles are drawn at random"),
         ({"balance": 1.5}, "balance must be in 0..1, got 1.5"),
         ({"on_error": "ignore"}, "on_error must be raise or skip, got ignore"),
     ],

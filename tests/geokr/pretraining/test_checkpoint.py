@@ -16,7 +16,7 @@ STATE = Checkpoint(
     step=3,
     total=9,
     config={"lr": 0.5, "bands": ("red", "nir")},
-    dataset="somewhere",
+    datasets=("somewhere",),
     facts={"classes": ("water", "forest")},
     mean=[0.25],
     std=[0.5],
@@ -106,8 +106,8 @@ def test_a_checkpoint_and_its_name_are_on_the_disk(tmp_path: Path, monkeypatch: 
 
 def test_a_checkpoint_of_another_version_or_with_code_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    torch.save({**dataclasses.asdict(STATE), "version": VERSION - 1}, path)
-    with pytest.raises(ValueError, match=rf"last\.pt: a checkpoint of version {VERSION - 1}, this program reads"):
+    torch.save({**dataclasses.asdict(STATE), "version": VERSION - 2}, path)
+    with pytest.raises(ValueError, match=rf"last\.pt: a checkpoint of version {VERSION - 2}, this program reads"):
         load(path)
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match=r"last\.pt: a checkpoint of version None"):

@@ -188,7 +188,7 @@ def test_the_stac_item_says_what_the_model_takes_and_gives(folder: Path, run: Pa
 
 
 def test_what_is_published_names_the_data_set_and_no_directory(folder: Path, run: Path) -> None:
-    place = load(run / LAST).dataset
+    place = load(run / LAST).datasets[0]
     assert Path(place).is_absolute()
     with safe_open(folder / export.ENCODER, "pt") as file:
         assert file.metadata()["dataset"] == Path(place).name

@@ -1028,7 +1028,7 @@ def test_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_checkpoint_of_another_version_is_moved_aside_if_asked(coloured: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    torch.save({"version": VERSION - 1}, run / LAST)
+    torch.save({"version": VERSION - 2}, run / LAST)
     assert command(coloured, run, "steps=2") == 2
     assert command(coloured, run, "steps=2", "--restart-if-changed") == 0
     assert load(run / LAST).step == 2
