@@ -118,10 +118,44 @@ def draw(found: Found) -> bytes:
     return to_png(figure)
 
 
+def read_kept(path: Path) -> Found:
+    """Read what `write_kept` wrote; nothing if there is no such file."""
+    if not path.exists():
+        return Found({}, {}, {})
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    scores: dict[Case, dict[str, dict[int, float]]] = {}
+    for data, mode, labels, name, seed, value in kept["scores"]:
+        scores.setdefault((data, mode, labels), {}).setdefault(name, {})[seed] = value
+    return Found(scores, kept["rates"], kept["speeds"])
+
+
+def write_kept(path: Path, found: Found) -> None:
+    """Write figures as JSON, a score a line, so that what another machine finds can be added."""
+    rows = [
+        json.dumps([*case, name, seed, round(value, 6)])
+        for case, arms in sorted(found.scores.items())
+        for name, seeds in arms.items()
+        for seed, value in seeds.items()
+    ]
+    rest = f'"rates": {json.dumps(dict(found.rates))}, "speeds": {json.dumps(dict(found.speeds))}'
+    path.write_text(f'{{{rest}, "scores": [\n' + ",\n".join(rows) + "\n]}\n", encoding="utf-8")
+
+
+def merge(old: Found, new: Found) -> Found:
+    """All figures of both; where both have one, that of `new`."""
+    scores: dict[Case, dict[str, dict[int, float]]] = {}
+    for found in (old, new):
+        for case, arms in found.scores.items():
+            for name in (name for name in ARMS if name in arms):
+                scores.setdefault(case, {}).setdefault(name, {}).update(arms[name])
+    return Found(scores, {**old.rates, **new.rates}, {**old.speeds, **new.speeds})
+
+
 def write_page(page: Path, length: str, found: Found) -> None:
     """Put tables and picture into a page, in place of what is between the marks of the length.
 
-    Raises ValueError if the page has no such marks.
+    The figures are added to those in `evidence-LENGTH.json` beside the page, which an earlier run left. Raises
+    ValueError if the page has no such marks.
     """
     marks = [f"<!-- {length}: {word} -->" for word in ("begin", "end")]
     text = page.read_text(encoding="utf-8")
@@ -129,6 +163,9 @@ def write_page(page: Path, length: str, found: Found) -> None:
     _, end, after = rest.partition(marks[1])
     if not begin or not end:
         raise ValueError(f"{page} must have the lines {marks[0]} and {marks[1]}")
+    kept = page.with_name(f"evidence-{length}.json")
+    found = merge(read_kept(kept), found)
+    write_kept(kept, found)
     picture = page.parent / "images" / f"evidence-{length}.png"
     picture.parent.mkdir(exist_ok=True)
     picture.write_bytes(draw(found))

@@ -212,3 +212,17 @@ def test_the_page_of_the_evidence_is_written_between_its_marks(tmp_path: Path) -
     assert (tmp_path / "images/evidence-short.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match=r"evidence\.md must have the lines <!-- long: begin -->"):
         evidence_page.write_page(page, "long", found)
+
+
+def test_the_figures_of_two_runs_of_the_evidence_come_together(tmp_path: Path) -> None:
+    page, case = tmp_path / "evidence.md", (evidence_rules.RSSCN7, "linear", 0.1)
+    page.write_text("<!-- short: begin -->\n<!-- short: end -->\n")
+    first = evidence_page.Found({case: {"geokr": {0: 0.5, 1: 0.25}}}, {"geokr": 1e-3}, {})
+    second = evidence_page.Found({case: {"geokr": {1: 0.5}, "scratch": {0: 0.125}}}, {}, {"geokr": 99.0})
+    evidence_page.write_page(page, "short", first)
+    evidence_page.write_page(page, "short", second)
+    both = evidence_page.read_kept(tmp_path / "evidence-short.json")
+    assert both == evidence_page.Found(
+        {case: {"scratch": {0: 0.125}, "geokr": {0: 0.5, 1: 0.5}}}, {"geokr": 1e-3}, {"geokr": 99.0}
+    )
+    assert "| `geokr` | 0.001 | 99 | 0.500 ± 0.000 | 1 of 3 seeds | 0 of 3 seeds |" in page.read_text()
