@@ -129,8 +129,8 @@ def confusion_figure(confusion: Sequence[Sequence[float]], classes: Sequence[str
     for row, column in np.argwhere(table >= 0.5):
         value, dark = table[row, column], shown[row, column] > 50
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="white" if dark else "black", fontsize=8)
-    axes.set_xticks(range(n + 1), [*classes, "all true"], rotation=90)
+    axes.set_xticks(range(n + 1), [*classes, "all in the map"], rotation=90)
     axes.set_yticks(range(n + 1), [*classes, "all predicted"])
     axes.set_xlabel("predicted, %")
-    axes.set_ylabel("true")
+    axes.set_ylabel("in the map")
     return figure

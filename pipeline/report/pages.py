@@ -89,6 +89,10 @@ TILES = """
 <p>Each tile as it is stored, beside the map under it ({{ label_set }}), and the map's shares, which are its label. Do
 they fit what you see? If a class is wrong everywhere, look at the legend; if the shapes are right and lie beside their
 place, at the geolocation; if single places are wrong, the map may be older than the image.</p>
+{% if false_colours %}<p class="note">Shown in false colours: {{ false_colours | join("; ") }}. With near infrared as
+red, plants are red.</p>{% endif %}
+{% if coarse %}<p class="note">Where cells of the map are wider than half a tile, its picture has the colour of the
+largest class alone; the bar has all shares.</p>{% endif %}
 {{ keys(colours) }}
 <div class="cards">{% for card in accepted %}{{ tile(card, colours) }}{% endfor %}</div>
 {% for status, cards in rejected.items() %}

@@ -55,17 +55,17 @@ def explain(
     judged = grey[valid]
     match status:
         case "void":
-            return f"{(~valid).mean():.1%} of the pixels have no data; allowed {rules.void_share:.0%}"
+            return f"{(~valid).mean():.2%} of the pixels have no data; allowed {rules.void_share:.0%}"
         case "missing_lines":
             share = 0.0 if missing is None else missing.mean()
-            return f"{share:.1%} of the pixels depend on a missing line; allowed 0"
+            return f"{share:.2%} of the pixels depend on a missing line; allowed 0"
         case "dark":
             share = (judged < rules.dark_level).mean()
-            return f"{share:.1%} of the pixels are below {rules.dark_level}; allowed {rules.dark_share:.0%}"
+            return f"{share:.2%} of the pixels are below {rules.dark_level}; allowed {rules.dark_share:.0%}"
         case "flat":
             low, high = np.percentile(judged, [1, 99])
             return f"grey levels {low:.0f} to {high:.0f}; needs a range of {rules.flat_range * 255:.0f}"
         case _:
             bright = grey > rules.cloud_level
             share = (bright if clouds is None else bright | clouds)[valid].mean()
-            return f"{share:.1%} of the pixels are above {rules.cloud_level} or cloud; allowed {rules.cloud_share:.0%}"
+            return f"{share:.2%} of the pixels are above {rules.cloud_level} or cloud; allowed {rules.cloud_share:.0%}"

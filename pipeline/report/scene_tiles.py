@@ -27,6 +27,7 @@ SIDE = 360
 """Side of the picture of a scene, about, px."""
 GAMMA = 0.6
 """Exponent of the brightness of accepted tiles."""
+TRUE_COLOUR = "true colour"
 SHOWN = 128
 """Side of the picture of a tile, at most, px."""
 
@@ -109,7 +110,7 @@ class SceneTiles:
         """What is shown as red, green and blue."""
         bands = self.attributes["bands"]
         chosen = [bands[k] for k in choose_rgb(bands)]
-        return "true colour" if chosen == ["red", "green", "blue"] else f"{', '.join(chosen)} as red, green, blue"
+        return TRUE_COLOUR if chosen == ["red", "green", "blue"] else f"{', '.join(chosen)} as red, green, blue"
 
 
 def _shrink(pixels: npt.NDArray[Any], side: int) -> npt.NDArray[Any]:

@@ -19,7 +19,7 @@ from pipeline.report import pages
 from pipeline.report.cards import Card, Report, group_scenes
 from pipeline.report.figures import choose_tiles
 from pipeline.report.rejected import make_again
-from pipeline.report.scene_tiles import STATUS_COLOURS, SceneTiles
+from pipeline.report.scene_tiles import STATUS_COLOURS, TRUE_COLOUR, SceneTiles
 from pipeline.report.summary import summary_table
 from pipeline.report.totals import NO_SPLIT, draw_histograms, draw_shares, draw_together
 from pipeline.report.worldmap import MODES, Squares
@@ -220,6 +220,8 @@ def make_tiles(report: Report) -> dict[str, Any]:
         "rejected": rejected,
         "counts": counts,
         "faults": faults,
+        "false_colours": sorted({name for card in accepted for name, _ in card.pictures[:1]} - {TRUE_COLOUR}),
+        "coarse": any(" of 1 x 1 parts" in name for card in accepted for name, _ in card.pictures),
         "colours": report.colours,
         "label_set": report.summary["label_set"],
     }

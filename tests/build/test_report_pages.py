@@ -10,6 +10,8 @@ from PIL import Image
 
 from geokr import train
 from geokr.dataset.index import read_index
+from geokr.evaluation.report.html import render_page
+from pipeline.report import pages as pages_of_report
 from pipeline.report.__main__ import main
 from pipeline.report.cards import Report
 from pipeline.report.site import make_tiles
@@ -115,6 +117,21 @@ def test_the_pages_say_what_is_on_the_disk(built: Built, pages: Path) -> None:
     assert f"All {len(rows):,} tiles in the index" in texts["labels.html"]
     assert texts["run.html"].count(">disagreement 0.") == 24
     assert texts["run.html"].count("similarity ") >= 12
+
+
+def test_false_colours_are_named(built: Built) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        report = Report(str(built.dataset), threads)
+        assert make_tiles(report)["false_colours"] == []
+        report = Report(str(built.dataset), threads)
+        for scene in report.scenes.values():
+            scene.attributes["bands"] = ["nir", "red", "green", "pan"]
+        values = make_tiles(report)
+    assert values["false_colours"] == ["nir, green, pan as red, green, blue"]
+    assert not values["coarse"]  # eight parts along a side
+    page = render_page(pages_of_report.PAGES["tiles.html"], "Tiles", dataset="", **values | {"coarse": True})
+    assert "Shown in false colours: nir, green, pan as red, green, blue." in page
+    assert "wider than half a tile" in page
 
 
 def test_rejected_tiles_of_a_lost_image_are_left_out_with_the_reason(built: Built, tmp_path: Path) -> None:

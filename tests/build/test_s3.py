@@ -240,11 +240,16 @@ def test_a_report_of_it_is_that_of_a_disk(
 ) -> None:
     said = []
     for place in (URL, str(built.dataset)):
-        assert report([place, "--picture", str(tmp_path / "tiles.png")]) == 0
+        assert report([place, "--picture", str(tmp_path / "tiles.png"), "--html", str(tmp_path / "pages")]) == 0
         said.append([line for line in capsys.readouterr().out.splitlines() if not line.startswith("last dashboard")])
+        (tmp_path / "pages").rename(tmp_path / f"pages-{len(said)}")
         assert (tmp_path / "tiles.png").stat().st_size > 10_000
         (tmp_path / "tiles.png").unlink()
     assert said[0] == said[1]
+    for name in ("scenes.html", "tiles.html", "labels.html"):  # that of the map has random names of its parts
+        texts = [(tmp_path / f"pages-{number}" / name).read_text(encoding="utf-8") for number in (1, 2)]
+        assert texts[0].replace(URL, "DATASET") == texts[1].replace(str(built.dataset), "DATASET"), name
+    assert (tmp_path / "pages-1/index.html").read_text(encoding="utf-8").count("scenes.html#scene-2") >= 1
 
 
 def test_an_object_that_is_not_there(bucket: Server) -> None:
