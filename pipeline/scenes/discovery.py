@@ -16,7 +16,7 @@ from geokr.storage.inputs import Stat
 from pipeline.scenes import gaofen, stac, vrt
 from pipeline.scenes.archive import ARCHIVES, IMAGES, PRODUCT_METADATA
 from pipeline.scenes.band_files import Reader
-from pipeline.scenes.image_files import CONTAINERS, find_images, metadata_files
+from pipeline.scenes.image_files import CONTAINERS, find_images, is_hidden, metadata_files
 from pipeline.scenes.products import READERS, find_folder, find_products
 from pipeline.scenes.scene import SceneError
 
@@ -191,7 +191,7 @@ def group_deliveries(names: list[str], readers: Sequence[Reader], stats: Mapping
                 described.setdefault(href, []).append(path)
     names, images = [name for name in names if name not in mosaics], {*find_images(names)}
     groups = group_products((name for name in names if name not in described), readers)
-    groups += [(name,) for name in names if name.lower().endswith(ARCHIVES)]
+    groups += [(name,) for name in names if name.lower().endswith(ARCHIVES) and not is_hidden(name)]
     deliveries = [Delivery(group[0], group, source_version=hash_versions(group, stats)) for group in groups]
     beside = [name for name in names if name not in of_products | images]
     for group in group_products([*described, *beside], readers):

@@ -20,8 +20,15 @@ def find_images(names: Iterable[str]) -> list[str]:
     return [name for name in names if is_image(name, beside)]
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file is hidden. macOS writes `._a.tif` beside `a.tif` on other systems' disks and into archives."""
+    return name.rpartition("/")[2].startswith(".")
+
+
 def is_image(name: str, beside: Collection[str]) -> bool:
     """Whether a file is an image. beside: names of the files in its folder, in lower case."""
+    if is_hidden(name):
+        return False
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in (*IMAGES, *CONTAINERS, vrt.SUFFIX):
         return True

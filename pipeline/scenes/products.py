@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.scenes import landsat, sentinel2
 from pipeline.scenes.band_files import Reader
+from pipeline.scenes.image_files import is_hidden
 from pipeline.scenes.named_bands import NamedBands
 
 READERS: tuple[Reader, ...] = (landsat, sentinel2)
@@ -17,7 +18,7 @@ def make_readers(band_files: str) -> tuple[Reader, ...]:
 
 def find_products(names: Iterable[str], readers: Sequence[Reader] = READERS) -> dict[str, list[str]]:
     """Group the files of products by product: path of the product -> all its files. Other files are left out."""
-    names = [*names]
+    names = [name for name in names if not is_hidden(name)]
     products: dict[str, list[str]] = {}
     for reader in readers:
         found = reader.find_products(names)

@@ -90,6 +90,8 @@ def no_imagery(name: str, file: Any) -> tuple[Role, str] | None:
         return "preview", "its name is that of a picture that shows a scene in little"
     if ANY_BANDS.search(stem):
         return "mask", "its name is that of a mask"
+    if file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1":
+        return "mask", "its pixels have one bit"
     if not one_band:
         return None
     if product := find_sheet_product(name):

@@ -30,6 +30,9 @@ MAX_TOTAL = 32 << 30
 MIN_FREE = 1 << 30
 """Disk space that is left free, bytes."""
 
+LONGEST_NAME = 100
+"""Length of the name that fits into the plain header of a member of a tar, bytes."""
+
 _MEMBER = re.compile(r"/vsi(tar|zip)/\{(.+?)\}/(.+)", re.DOTALL)
 
 
@@ -72,7 +75,12 @@ def open_local_copy(path: str) -> Iterator[str]:
 
 @lru_cache(maxsize=1 << 12)  # so that a server is not asked for each window
 def is_compressed(kind: str, archive: str, member: str, _state: inputs.Stat) -> bool:
-    """Whether a member is compressed, so that it has to be unpacked for random access. Raises OSError."""
+    """Whether a member is compressed, so that it has to be unpacked for random access. Raises OSError.
+
+    So is a member of a tar whose name needs an extended header, since GDAL does not find it in there.
+    """
+    if kind == "tar" and not (member.isascii() and len(member) <= LONGEST_NAME):
+        return True
     if kind == "tar":
         (start,) = inputs.read_ranges(archive, [(0, 2)])
         return start == b"\x1f\x8b"

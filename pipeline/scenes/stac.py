@@ -88,7 +88,9 @@ def resolve_href(href: str, base: str) -> str:
             bucket, _, key = base.removeprefix("s3://").partition("/")
             return f"s3://{bucket}/{posixpath.normpath(posixpath.join(posixpath.dirname(key), href)).lstrip('/')}"
         return urljoin(base, href)
-    return os.path.normpath(Path(base).parent / href)
+    path = os.path.normpath(Path(base).parent / href)
+    # An href is a URL, in which a space is `%20`; some programs write names of files as they are.
+    return path if "%" not in path or os.path.exists(path) else os.path.normpath(Path(base).parent / unquote(href))
 
 
 def walk_items(href: str, followed: set[str] | None = None) -> Iterator[ItemSource]:

@@ -16,9 +16,10 @@ from pipeline.scenes.delivery import NoImagery, Refusal, read_delivery
 from pipeline.scenes.discovery import find_alternatives, find_deliveries, take_inventory
 from pipeline.scenes.scene import Scene
 from pipeline.stages import catalog
-from tests.deliveries import coordinates, tiff, write_archive, write_folder
+from tests.deliveries import coordinates, tiff, write_archive, write_folder, write_zip
 from tests.pipeline.scenes.test_stac import item, sentinel
 from tests.pipeline.scenes.test_stac import write as write_item
+from tests.products import L2A, safe
 from tests.settings import build_config
 
 PLACE = {"crs": "EPSG:32648", "transform": Affine(10, 0, 5e5, 0, -10, 2.7e6)}
@@ -155,6 +156,41 @@ def test_what_is_no_imagery_is_no_fault_of_an_archive(tmp_path: Path) -> None:
     assert [type(result) for result in results] == [Scene, NoImagery]
     (line,) = take_account(take_inventory([tmp_path]), {delivery.path: results})
     assert line == Given(str(tmp_path / "in.tar"), "scene", "a")
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+def test_what_macos_writes_beside_each_file_is_hidden(tmp_path: Path, form: str) -> None:
+    (tmp_path / "in").mkdir()
+    files = safe(side=120) | {"a.tif": image()}
+    doubles = {f"{'__MACOSX/' if form != 'folder' else ''}{path.parent}/._{path.name}" for path in map(Path, files)}
+    files |= dict.fromkeys(doubles, b"\0\5\x16\7")
+    match form:
+        case "folder":
+            write_folder(tmp_path / "in", files | {"._b.zip": b"\0\5\x16\7"})
+        case "zip":
+            write_zip(tmp_path / "in" / "a.zip", files)
+        case _:
+            write_archive(tmp_path / "in" / "a.tar", files)
+    assert ids(tmp_path) == [L2A, "a"]
+    roles_found = {line.role for line in read_account(tmp_path / "out")}
+    assert roles_found == ({"scene", "hidden"} if form == "folder" else {"scene"})
+
+
+def test_an_image_of_one_bit_is_a_mask(tmp_path: Path) -> None:
+    one_bit = tiff((coordinates(bands=3) > 120).astype(np.uint8), **PLACE, NBITS=1)
+    write_folder(tmp_path / "in", {"a.tif": image(shift=1), "flooded.tif": one_bit})
+    assert ids(tmp_path) == ["a"]
+    assert [line.role for line in read_account(tmp_path / "out")] == ["scene", "mask"]
+
+
+@pytest.mark.parametrize("href", ["./my%20scene%20%231.tif", "my scene #1.tif", "my%20scene%20%231.tif"])
+def test_an_address_in_an_item_may_be_escaped(tmp_path: Path, href: str) -> None:
+    bands = [{"name": name, "common_name": name} for name in ("red", "green", "blue")]
+    asset = {"href": href, "type": "image/tiff", "eo:bands": bands}
+    value = item("theirs", {"data": asset}, {"datetime": "2021-06-01T00:00:00Z"})
+    value["bbox"] = [104, 24, 106, 25]
+    write_folder(tmp_path / "in", {"my scene #1.tif": image(), "item.json": json.dumps(value).encode()})
+    assert ids(tmp_path) == ["theirs"]
 
 
 def test_a_file_that_is_known_is_said_to_be_what_it_is_unless_a_scene_was_read_from_it(tmp_path: Path) -> None:

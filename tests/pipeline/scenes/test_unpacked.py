@@ -49,6 +49,24 @@ def test_only_what_is_compressed_is_copied(tmp_path: Path, scratch: Path, form: 
     assert oct(scratch.stat().st_mode)[-3:] == "700" if found else True
 
 
+@pytest.mark.parametrize("form", [".tar.gz", ".zip", ".tar", "stored.zip"])
+@pytest.mark.parametrize(
+    "name", ["ü é 雪.tiff", "a b#1 100%.tiff", f"{'folder/' * 20}a.tiff", f"{'n' * 97}.tiff", "{a}/b.tiff"]
+)
+@pytest.mark.parametrize("layout", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_member_is_found_whatever_its_name(
+    tmp_path: Path, form: str, name: str, layout: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names that are long or not ASCII are in extended headers of a tar, which GDAL does not read."""
+    monkeypatch.setattr(tarfile, "DEFAULT_FORMAT", layout)
+    monkeypatch.setattr(tarfile.TarFile, "format", layout)
+    files = {name: members()[IMAGE]}
+    archive = tmp_path / f"in{form}"
+    write_zip(archive, files, 0 if form == "stored.zip" else 8) if "zip" in form else write_archive(archive, files)
+    with open_image(member_path(str(archive), name)) as file:
+        assert np.array_equal(file.read(), coordinates())
+
+
 def test_another_archive_of_the_same_name_is_unpacked_anew(tmp_path: Path, scratch: Path) -> None:
     path = member_path(str(write_archive(tmp_path / "a.tgz", members())), IMAGE)
     with open_local_copy(path) as first:
