@@ -15,6 +15,7 @@ import rasterio
 from geokr.dataset import contents, layout, store
 from geokr.landcover.discovery import find_landcover
 from pipeline.build_levir_kr import main
+from pipeline.report.readme import write_readme
 from pipeline.runtime import progress
 from pipeline.scenes.scene import SceneError
 from pipeline.stages import catalog, index, labels, tiles
@@ -110,7 +111,9 @@ def test_a_failed_block_costs_its_own_tiles_and_is_tried_again(
         entries, covers = catalog.run(config, None), find_landcover(config.labels.landcover)
         tiles.run(config, entries, None)
         labels.run(config, covers, entries, None)
-        return index.run(config, covers, entries, None)
+        summary = index.run(config, covers, entries, None)
+        write_readme(str(out), summary, entries)
+        return summary
 
     with monkeypatch.context() as patch:
         patch.setattr(tiles, "build_tiles", failing)

@@ -21,6 +21,7 @@ from geokr.landcover.discovery import find_landcover
 from pipeline.build_levir_kr import main
 from pipeline.config import BuildConfig
 from pipeline.plan import tile_grid
+from pipeline.report.readme import write_readme
 from pipeline.stages import catalog, index, labels, tiles
 from pipeline.tasks import rows as rows_module
 from tests.build.conftest import Built
@@ -47,7 +48,7 @@ def test_one_worker_two_workers_and_a_plain_loop_write_the_same_bytes(
         tiles.run(config, entries, None)
         covers = find_landcover(config.labels.landcover)
         labels.run(config, covers, entries, None)
-        index.run(config, covers, entries, None)
+        write_readme(str(out), index.run(config, covers, entries, None), entries)
     else:
         assert main([*built.arguments, "--out", str(out), "--workers", workers]) == 0
     for scene in contents.list_scenes(str(built.dataset / layout.TILES)):
