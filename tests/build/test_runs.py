@@ -156,12 +156,11 @@ def test_a_signal_stops_cleanly_and_a_second_run_goes_on(
         env=os.environ | {"TMPDIR": str(scratch)},
     )
     done: set[Path] = set()
-    until = time.monotonic() + 120
-    while not done and process.poll() is None and time.monotonic() < until:
+    while not done and process.poll() is None:
         done = {path for path in out.glob(f"{layout.TILES}/*/status/c/*/*") if path.suffix != ".partial"}
         time.sleep(0.01)
     os.killpg(process.pid, sent)  # as a terminal sends it: to the command and to its workers
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate()
     assert process.returncode == status, said
     assert not list(scratch.glob("geokr-*"))
     assert "run the same command again to resume" in said
