@@ -10,16 +10,20 @@ import fcntl
 import hashlib
 import os
 import shutil
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import tensorstore as ts
 
 S3 = "s3://"
+LOG_OBJECT = 1 << 15
+"""Size of an object of a log in a bucket, bytes."""
 
 
 def in_bucket(path: str | Path) -> bool:
@@ -46,6 +50,24 @@ def read(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     bucket, key = _split(path)
     result = _result(bucket.read(key), path)
+    if result.state != "value":
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return bytes(result.value)
+
+
+def read_end(path: str | Path, size: int) -> bytes:
+    """Read the last bytes of a file, up to `size`. Raises FileNotFoundError and OSError like `read`."""
+    if not in_bucket(path):
+        with Path(path).open("rb") as file:
+            file.seek(-min(size, Path(path).stat().st_size), os.SEEK_END)
+            return file.read()
+    bucket, key = _split(path)
+    try:
+        result = _result(bucket.read(key, byte_range=slice(-size, None)), path)
+    except OSError as error:
+        if "OUT_OF_RANGE" not in str(error):
+            raise
+        return read(path)  # it is shorter
     if result.state != "value":
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     return bytes(result.value)
@@ -164,15 +186,41 @@ def sha256(path: str | Path) -> str:
     return hashlib.sha256(read(path)).hexdigest()
 
 
+class _OpenLogs:
+    """The object that this process now appends to, for each log in a bucket: its URL and its content."""
+
+    lock = threading.Lock()
+    objects: ClassVar[dict[str, tuple[str, bytes]]] = {}
+
+
 def append(path: str | Path, line: str) -> None:
-    """Append a line to a small text file. An object in a bucket is rewritten in full."""
+    """Append a line to a log. In a bucket, where nothing can be appended to, the log is a directory of objects.
+
+    Each process writes objects of its own, in the order of their names, with up to LOG_OBJECT bytes each: a line costs
+    no more than that, however long the log is. `read_lines` reads both forms.
+    """
     if in_bucket(path):
-        content = read(path) if exists(path) else b""
-        write(path, content + f"{line}\n".encode(errors="backslashreplace"))
+        data = f"{line}\n".encode(errors="backslashreplace")
+        with _OpenLogs.lock:
+            place, content = _OpenLogs.objects.get(str(path), ("", b""))
+            if not place or len(content) + len(data) > LOG_OBJECT:
+                place, content = join(path, f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"), b""
+            write(place, content + data)
+            _OpenLogs.objects[str(path)] = place, content + data
         return
     # The line may contain a file name that is not UTF-8.
     with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{line}\n")
+
+
+def read_lines(path: str | Path) -> Iterator[str]:
+    """The lines of a log that `append` wrote; none if there is no log."""
+    if in_bucket(path):
+        contents = (read(join(path, name)) for name in list_names(path))
+    else:
+        contents = (read(path) for _ in range(exists(path)))
+    for content in contents:
+        yield from content.decode(errors="replace").splitlines()
 
 
 @contextmanager

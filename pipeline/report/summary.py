@@ -52,7 +52,7 @@ def run_table(metrics: dict[str, Any], run: Path) -> list[str]:
 
 def dashboard_line(dataset: str | Path) -> list[str]:
     """A line with the dashboard address of the last build; no line if the log has none."""
-    path = files.join(dataset, LOG_FILE)
-    lines = files.read(path).decode().splitlines() if files.exists(path) else []
-    addresses = [line["dashboard"] for line in map(json.loads, lines) if "dashboard" in line]
-    return [f"{'last dashboard':<18}{addresses[-1]}"] if addresses else []
+    last = ""
+    for line in files.read_lines(files.join(dataset, LOG_FILE)):
+        last = json.loads(line).get("dashboard", last)
+    return [f"{'last dashboard':<18}{last}"] if last else []

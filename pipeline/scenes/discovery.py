@@ -208,7 +208,7 @@ def group_deliveries(names: list[str], readers: Sequence[Reader], stats: Mapping
         shown_by = [owners[file] for file in files if file in owners and name not in owners[file].items]
         of = dict.fromkeys(path for delivery in shown_by for path in (delivery.path, *delivery.items))
         deliveries.append(Delivery(name, (name,), items=tuple(of)))
-    data_sets = {name.rpartition("/")[0] for name in names if name.endswith(f"/{LOG}")}
+    data_sets = {name.partition(f"/{LOG}")[0] for name in names if f"/{LOG}/" in f"{name}/"}  # in a bucket, a directory
     own |= {name for name in given if is_own_file(name, data_sets)}
     ordered = sorted([*deliveries, *map(to_delivery, items)], key=lambda delivery: delivery.path)
     return Inventory(tuple(given), tuple(ordered), tuple(sorted(own)))
@@ -239,7 +239,7 @@ def store_name(name: str) -> str:
 def is_own_file(name: str, data_sets: Collection[str]) -> bool:
     """Whether a file or store is one that this program writes into its data sets, which are given as directories."""
     directory, _, file = name.rpartition("/")
-    if directory.endswith((f"/{layout.INDEX}", f"/{layout.UNFINISHED_INDEX}")):
+    if directory.endswith((f"/{layout.INDEX}", f"/{layout.UNFINISHED_INDEX}", f"/{LOG}")):
         return directory.rpartition("/")[0] in data_sets
     if file.endswith(STORES):
         return directory.removesuffix(f"/{layout.LABELS}") in data_sets

@@ -33,6 +33,7 @@ from pipeline.catalog.table import CATALOG, read_catalog
 from pipeline.config import BuildConfig
 from pipeline.relabel import main as add_labels
 from pipeline.report.__main__ import main as report
+from pipeline.runtime.progress import LOG_FILE
 from pipeline.stages import catalog, labels
 from pipeline.verify.__main__ import main as verify
 from tests.build.conftest import Built
@@ -87,7 +88,8 @@ def bucket(server: Server, arguments: list[str]) -> Server:
 
 
 def test_the_bytes_are_those_of_a_build_on_a_disk(built: Built, bucket: Server) -> None:
-    names = {*bucket.keys("some/dataset")} - {"dataset.json", "build.jsonl", "inputs.jsonl"}
+    names = {name for name in bucket.keys("some/dataset") if not name.startswith(f"{LOG_FILE}/")}
+    names -= {"dataset.json", "inputs.jsonl"}
     found = {name: hashlib.sha256(bucket.get(f"some/dataset/{name}")).hexdigest() for name in names}
     local = digests_of(built.dataset)
     assert found.keys() == local.keys()
@@ -95,7 +97,7 @@ def test_the_bytes_are_those_of_a_build_on_a_disk(built: Built, bucket: Server) 
     assert {name for name in names if found[name] != local[name]} == {CATALOG, "croissant.json"}
     assert {"README.md", "README-tiles.png", "README-shares.png", "collection.json"} <= names
     assert read_summary(URL)["counts"] == read_summary(built.dataset)["counts"]
-    log = [json.loads(line)["event"] for line in bucket.get("some/dataset/build.jsonl").splitlines()]
+    log = [json.loads(line)["event"] for line in files.read_lines(f"{URL}/{LOG_FILE}")]
     assert log[0] == "run"
     assert log.count("run") == 2  # that of the killed run too
     entries = read_catalog(f"{URL}/{CATALOG}")
