@@ -17,6 +17,8 @@ from geokr.dataset.layout import DATASET, INDEX, SCHEMA, UNFINISHED_INDEX
 from geokr.storage import files
 
 PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
+FOOTER = 1 << 18
+"""Bytes at the end of a part that are read for its facts; more if they do not suffice."""
 ROW_GROUP = 8192
 """Rows of a row group, which has the range of each column in the file's footer: a reader skips it by those."""
 BOX = ("xmin", "ymin", "xmax", "ymax")
@@ -66,19 +68,28 @@ def write_part(dataset: str | Path, number: int, parts: int, content: bytes) -> 
     return hashlib.sha256(content).hexdigest()
 
 
-def read_unfinished(dataset: str | Path, number: int, parts: int) -> tuple[Any, str] | None:
-    """The facts and the SHA-256 of a part that an interrupted run wrote, or None if there is none."""
+def read_unfinished(dataset: str | Path, number: int, parts: int) -> bytes | None:
+    """A part that an interrupted run wrote, or None if there is none."""
     path = files.join(dataset, UNFINISHED_INDEX, part_name(number, parts))
-    if not files.exists(path):
-        return None
-    content = files.read(path)
-    metadata = pq.read_schema(pa.BufferReader(content)).metadata
-    return json.loads(metadata[FACTS]), hashlib.sha256(content).hexdigest()
+    return files.read(path) if files.exists(path) else None
 
 
-def discard_unfinished(dataset: str | Path) -> None:
-    """Remove the parts of an index that was not completed. To be called before the stores change."""
-    files.remove_directory(files.join(dataset, UNFINISHED_INDEX))
+def read_facts(content: bytes) -> Any:
+    """The facts in a part, from all its bytes or from its end: see `make_part`. None if there are none."""
+    return json.loads((pq.read_metadata(pa.BufferReader(content)).metadata or {}).get(FACTS, b"null"))
+
+
+def list_facts(dataset: str | Path) -> Iterator[tuple[str, Any]]:
+    """Path and facts of each part of the index; none if there is no index, or if parts are missing."""
+    try:
+        paths = list_parts(dataset)
+    except ValueError:
+        return
+    for path in paths:
+        end = files.read_end(path, FOOTER)
+        if len(end) == FOOTER and int.from_bytes(end[-8:-4], "little") + 8 > FOOTER:  # the length of the footer
+            end = files.read(path)
+        yield path, read_facts(end)
 
 
 def publish(dataset: str | Path, parts: int) -> None:

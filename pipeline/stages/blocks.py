@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from typing import Any
 
 from geokr.dataset import contents, store
-from geokr.dataset.index import discard_unfinished
 from pipeline.catalog import quarantine
 from pipeline.config import BuildConfig
 from pipeline.geometry.grid import TileGrid
@@ -95,8 +94,6 @@ def run_blocks(
     left: scene -> number of tiles to build. passed_field: the field of a report that counts the tiles that passed.
     """
     tally = Tally(config, stage, left)
-    if left:
-        discard_unfinished(config.out)  # an index that was begun lists the stores as they were
     with Progress(config.out, stage, tally.total, "tile", passed_field, client) as progress:
         for job, report in stream(build, batches, client):
             tiles = tile_count(job.grid, job.i, job.j)

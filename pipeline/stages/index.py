@@ -1,9 +1,11 @@
 """The stage `index`: the accepted, labelled tiles of all scenes, their splits, and the data set's summary."""
 
+import hashlib
 import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -53,7 +55,9 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
         raise ConfigError(f"no scene was built completely; see {files.join(out, quarantine.FILE)} for the reasons")
     cell = split.cell or choose_cell(grid.tile * scene.gsd for scene, grid in grids)
     groups = list(group_scenes(RowJob(out, scene, grid, name, other_sets, config.index) for scene, grid in grids))
+    published = {facts["job"]: path for path, facts in index.list_facts(out) if facts}
     jobs = (PartJob(k, len(groups), group, legend.classes, split, cell) for k, group in enumerate(groups))
+    jobs = (replace(job, published=published.get(job.fingerprint())) for job in jobs)
     reports: list[PartReport | None] = [None] * len(groups)
     with Progress(out, "index", len(grids), "scene", client=client) as progress:
         for job, report in stream(write_part, [JobBatch("index", jobs)], client):
@@ -104,7 +108,11 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
 
 
 def group_scenes(jobs: Iterable[RowJob]) -> Iterator[tuple[RowJob, ...]]:
-    """Divide scenes into runs of up to PART_SCENES with up to PART_TILES tiles together, or one with more."""
+    """Divide scenes into runs of up to PART_SCENES with up to PART_TILES tiles together, or one with more.
+
+    A run also ends after scenes whose names say so, at half of these sizes on average: where a scene is added, the runs
+    before it and those some way behind it stay the same, so that their parts of the index do.
+    """
     group: list[RowJob] = []
     tiles = 0
     for job in jobs:
@@ -114,6 +122,10 @@ def group_scenes(jobs: Iterable[RowJob]) -> Iterator[tuple[RowJob, ...]]:
             group, tiles = [], 0
         group.append(job)
         tiles += size
+        name = hashlib.blake2b(job.scene.id.encode(errors="backslashreplace"), digest_size=8).digest()
+        if int.from_bytes(name) / 2**64 < max(2 * size / PART_TILES, 2 / PART_SCENES):
+            yield tuple(group)
+            group, tiles = [], 0
     if group:
         yield tuple(group)
 

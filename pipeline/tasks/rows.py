@@ -1,6 +1,7 @@
 """The rows of the index: accepted tiles with their footprints, land-cover shares and splits."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,9 +139,11 @@ class PartJob:
     split: SplitConfig
     cell: float
     """Side of a cell of the splits, m."""
+    published: str | None = None
+    """Path of a part of the present index that the same job wrote, maybe from other stores."""
 
     def fingerprint(self) -> str:
-        """Equal for jobs that write the same part, as long as the stores do not change."""
+        """Equal for jobs that write the same rows, as long as the stores do not change."""
         scenes = [
             (job.scene.id, job.scene.satellite, job.scene.sensor, job.scene.acquired, job.scene.gsd, job.grid)
             for job in self.scenes
@@ -148,7 +151,7 @@ class PartJob:
         first, split = self.scenes[0], (self.split.shares, self.split.seed, self.cell)
         config = first.config.model_dump(exclude={"label_set", "split"})  # as they were given; what came of them counts
         settings = first.label_set, first.other_label_sets, config, self.classes, split
-        return hashlib.sha256(repr((self.number, self.parts, scenes, settings)).encode()).hexdigest()
+        return hashlib.sha256(repr((scenes, settings)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +174,16 @@ class PartReport:
 def write_part(job: PartJob) -> PartReport:
     """List the tiles of some scenes with their splits, and write them as a part of the index.
 
-    A part that an interrupted run wrote for the same job is kept.
+    A part that an interrupted run wrote for the same job is kept, and one of the present index is copied, if the
+    stores have the same blocks of these scenes as they had then.
     """
-    dataset, fingerprint = job.scenes[0].dataset, job.fingerprint()
-    stored = index.read_unfinished(dataset, job.number, job.parts)
-    if stored is not None and stored[0]["job"] == fingerprint:
-        return PartReport(stored[1], **stored[0]["report"])
+    dataset = job.scenes[0].dataset
+    origin = {"job": job.fingerprint(), "stores": fingerprint_stores(job)}
+    unfinished = index.read_unfinished(dataset, job.number, job.parts)
+    for stored in (unfinished, job.published and files.read(job.published)):
+        if stored and (facts := index.read_facts(stored)) | origin == facts and not facts["report"]["refused"]:
+            digest = hashlib.sha256(stored).hexdigest() if stored is unfinished else save_part(job, stored)
+            return PartReport(digest, **facts["report"])
     listed: list[SceneRows] = []
     scenes: dict[str, dict[str, Any]] = {}
     refused = []
@@ -203,12 +210,30 @@ def write_part(job: PartJob) -> PartReport:
             name: [float(columns[c][mask].sum(dtype=np.float64)) for c in job.classes] for name, mask in masks.items()
         },
     }
-    content = index.make_part(columns, footprint_polygons(corners), {"job": fingerprint, "report": report})
+    content = index.make_part(columns, footprint_polygons(corners), origin | {"report": report})
+    return PartReport(save_part(job, content), **report)
+
+
+def save_part(job: PartJob, content: bytes) -> str:
+    """Write a part. Returns its SHA-256. Raises StoreWriteError if it cannot be written."""
+    dataset = job.scenes[0].dataset
     try:
-        digest = index.write_part(dataset, job.number, job.parts, content)
+        return index.write_part(dataset, job.number, job.parts, content)
     except OSError as error:  # for example a full disk: every other part would fail too
         raise layout.StoreWriteError(f"{dataset}: the index cannot be written: {error}") from error
-    return PartReport(digest, **report)
+
+
+def fingerprint_stores(job: PartJob) -> str:
+    """Equal as long as the stores have the same blocks of the job's scenes, built from the same inputs.
+
+    Only metadata are read, and names listed: a block is a function of what its scene's attributes say.
+    """
+    first, names = job.scenes[0], [scene.scene.id for scene in job.scenes]
+    found = []
+    for root in (layout.TILES, *map(layout.label_store, (first.label_set, *first.other_label_sets))):
+        stored = contents.read_scene_contents(files.join(first.dataset, root), names)
+        found.append([(n, s.attributes, s.shape, sorted(s.blocks)) for n in names if (s := stored.get(n)) is not None])
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def empty_columns(classes: Sequence[str]) -> dict[str, npt.NDArray[Any]]:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import pytest
 import rasterio
 
 from geokr.dataset import contents, layout, store
+from geokr.dataset.index import part_name
 from geokr.landcover.discovery import find_landcover
 from pipeline.build_levir_kr import main
 from pipeline.report.readme import write_readme
 from pipeline.runtime import progress
 from pipeline.scenes.scene import SceneError
 from pipeline.stages import catalog, index, labels, tiles
+from pipeline.tasks import rows
 from pipeline.tasks.tiles import TileJob, TileReport, build_tiles
 from tests.build.conftest import Built
 from tests.build.test_runs import digests_of
@@ -54,7 +57,8 @@ def test_a_replaced_image_is_refused_by_name_before_anything_is_written(
     changed = {path for path in before if before[path] != after[path]}
     ours = {path for path in changed if path.startswith(f"{layout.TILES}/{image.parent.name}/")}
     assert any("/image/c/" in path for path in ours)
-    assert changed - ours == {"scenes.parquet", f"{layout.TILES}/zarr.json"}  # and the index, were one cloudy now
+    names = {path.replace(part_name(0, 1), "part") for path in changed - ours}
+    assert names == {"scenes.parquet", f"{layout.TILES}/zarr.json", "index.parquet/part"}
 
 
 @pytest.mark.parametrize("name", [layout.TILES, layout.label_store("globeland30_2020")])
@@ -187,3 +191,78 @@ def test_a_block_that_no_worker_has_the_memory_for_is_refused(
     entries = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert {entry["reason"] for entry in entries if entry["stage"] == "tiles"} == {"MemoryError"}
     assert all("use smaller blocks" in entry["detail"] for entry in entries if entry["stage"] == "tiles")
+
+
+def test_scenes_that_are_added_are_all_that_is_done(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new scene is surveyed, tiled, labelled and listed; the result is that of a build from nothing."""
+    monkeypatch.setattr(index, "PART_SCENES", 1)
+    done: dict[str, list[str]] = {"survey": [], "tiles": [], "labels": [], "rows": []}
+
+    def count(stage: str, function: Any, name: Callable[[Any], str]) -> Callable[[Any], Any]:
+        def counted(job: Any) -> Any:
+            done[stage].append(name(job))
+            return function(job)
+
+        return counted
+
+    monkeypatch.setattr(
+        catalog, "read_and_survey", count("survey", catalog.read_and_survey, lambda job: Path(job.delivery.path).name)
+    )
+    for stage, module, function in (("tiles", tiles, "build_tiles"), ("labels", labels, "build_labels")):
+        monkeypatch.setattr(module, function, count(stage, getattr(module, function), lambda job: job.scene))
+    monkeypatch.setattr(rows, "list_scene", count("rows", rows.list_scene, lambda job: job.scene.id))
+
+    def run(out: str) -> dict[str, list[str]]:
+        config = built.config.model_copy(
+            update={"out": out, "survey": built.config.survey.model_copy(update={"scenes": (str(scenes),)})}
+        )
+        covers = find_landcover(config.labels.landcover)
+        for stage in done.values():
+            stage.clear()
+        entries = catalog.run(config, None, covers)
+        tiles.run(config, entries, None)
+        labels.run(config, covers, entries, None)
+        index.run(config, covers, entries, None)
+        return {stage: sorted(set(names)) for stage, names in done.items()}
+
+    scenes = tmp_path / "scenes"
+    shutil.copytree(built.directory / "scenes", scenes)
+    (added,) = [path for path in scenes.iterdir() if built.shots[2].name in path.name]
+    added.rename(tmp_path / added.name)
+    before = run(str(tmp_path / "dataset"))
+    names = [shot.name for shot in built.shots]
+    assert before["tiles"] == before["labels"] == before["rows"] == sorted(names[:2])
+    (tmp_path / added.name).rename(added)
+    assert run(str(tmp_path / "dataset")) == {
+        "survey": [added.name], "tiles": [names[2]], "labels": [names[2]], "rows": [names[2]]
+    }  # fmt: skip
+    assert run(str(tmp_path / "dataset")) == {"survey": [], "tiles": [], "labels": [], "rows": []}
+    run(str(tmp_path / "anew"))
+    assert digests_of(tmp_path / "dataset") == digests_of(tmp_path / "anew")
+
+
+def test_an_index_that_was_begun_is_not_completed_from_other_stores(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scene whose blocks were lost after its part had been written is not listed by that part."""
+    monkeypatch.setattr(index, "PART_SCENES", 1)
+    shutil.copytree(built.dataset, tmp_path / "dataset")
+    config = built.config.model_copy(update={"out": str(tmp_path / "dataset")})
+    covers, write = find_landcover(config.labels.landcover), rows.write_part
+
+    def stop(job: rows.PartJob) -> rows.PartReport:
+        if job.number == 2:
+            raise KeyboardInterrupt
+        return write(job)
+
+    monkeypatch.setattr(index, "write_part", stop)
+    with pytest.raises(KeyboardInterrupt):
+        index.run(config, covers, built.entries, None)
+    monkeypatch.setattr(index, "write_part", write)
+    lost = built.entries[0].scene.id
+    shutil.rmtree(tmp_path / "dataset" / layout.TILES / lost)
+    summary = index.run(config, covers, built.entries, None)
+    assert summary["counts"]["scenes"] == 2
+    assert lost not in set(geopandas.read_parquet(tmp_path / "dataset" / "index.parquet")["scene"])
