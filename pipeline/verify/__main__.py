@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from tqdm import tqdm
+
 from geokr.dataset.layout import DATASET
 from geokr.storage import files, inputs, rasters
 from pipeline.verify import checks, index_checks
@@ -57,10 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.sample:
             tasks.append(("sample", lambda: checks.check_sample(data, options.sample)))
         for name, check in tasks:
+            data.progress = tqdm(desc=name, unit=" scenes", leave=False, disable=None)  # on a terminal only
             try:
                 faults = check()
             except Exception as error:  # a damaged file can cause any error
                 faults = [f"cannot be checked: {shorten(error)}"]
+            data.progress.close()
             failed += bool(faults)
             print("\n".join(lines(name, faults)), flush=True)
     return 1 if failed else 0

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import zarr
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from tqdm import tqdm
 
 from geokr.dataset import contents, layout, store
 from geokr.dataset.index import list_parts
@@ -73,6 +74,8 @@ class DataSet:
 
     def __init__(self, root: str, threads: ThreadPoolExecutor) -> None:
         self.root, self.threads = root, threads
+        self.progress = tqdm(disable=True)
+        """Counts the scenes of the check that is running."""
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -113,6 +116,10 @@ class DataSet:
         return [StoredScene(name, store.open_scene(self.tiles, name), self.labels) for name in names]
 
     @cached_property
+    def by_name(self) -> dict[str, StoredScene]:
+        return {scene.name: scene for scene in self.scenes}
+
+    @cached_property
     def refused(self) -> list[dict[str, Any]]:
         return quarantine.read(self.root)
 
@@ -121,14 +128,14 @@ class DataSet:
         """Scene, row and column of each block that could not be built, according to the quarantine."""
         return {(entry["scene"], i, j) for entry in self.refused for i, j in entry.get("blocks", ())}
 
-    def check_scenes(
-        self, check: Callable[[StoredScene], Iterable[str]], names: Collection[str] | None = None
-    ) -> list[str]:
+    def check_scenes(self, check: Callable[[StoredScene], Iterable[str]], names: Set[str] | None = None) -> list[str]:
         """Run a check on the named scenes, or all, in parallel; returns their faults, in the order of the scenes."""
-        scenes = [scene for scene in self.scenes if names is None or scene.name in names]
-        return [
-            fault for faults in self.threads.map(lambda scene: list_faults(check, scene), scenes) for fault in faults
-        ]
+        scenes = self.scenes if names is None else [self.by_name[name] for name in sorted(names & self.by_name.keys())]
+        found = []
+        for faults in self.threads.map(lambda scene: list_faults(check, scene), scenes):
+            found += faults
+            self.progress.update()
+        return found
 
 
 def list_faults(check: Callable[[StoredScene], Iterable[str]], scene: StoredScene) -> list[str]:
