@@ -4,8 +4,8 @@ python -m benchmarks scale --tiles 1.43e6 14.3e6
 
 The stores of a data set are made of one scene of 100 x 100 tiles of 8 px: each further scene has its own metadata and
 place, and links to the arrays of the first. Each step runs in a process of its own, on its real code, in a plain loop.
-Printed are its seconds, those of the processor, and its peak memory with the libraries. `slope` is that memory's growth
-per tile from one size to the next.
+Printed are its seconds, those of the processor, its peak memory with the libraries, and the size of the largest `page`
+of the report. `slope` is that memory's growth per tile from one size to the next.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from pipeline.geometry.sensor import Georeferenced
 from pipeline.geometry.terrain import Terrain
 from pipeline.imaging.radiometry import Stretch
 from pipeline.plan import placement_attributes, tile_attributes, tile_grid
+from pipeline.report.site import write_site
 from pipeline.report.summary import summary_table
 from pipeline.runtime.worker import configure_libraries
 from pipeline.scenes.scene import Image, Scene
@@ -45,7 +46,7 @@ SIDE, TILE, GSD = 100, 8, 100.0
 """Rows and columns of tiles of a scene, side of a tile, px, and ground sampling distance, m."""
 CLASSES = tuple(f"class_{k}" for k in range(10))
 LABEL_SET = "globeland30_2020"
-STEPS = ("index", "choose", "batch", "verify", "report")
+STEPS = ("index", "choose", "batch", "verify", "report", "html")
 LIMIT = 16 << 30
 """Memory that no step may exceed, bytes."""
 BATCH = 256
@@ -154,6 +155,10 @@ def report(root: Path) -> None:
     summary_table(read_summary(root))
 
 
+def write_pages(root: Path) -> None:
+    write_site(str(root), None, None, root.parent / "pages")
+
+
 def measure(step: str, root: Path) -> dict[str, float]:
     """Run a step in a process of its own.
 
@@ -166,7 +171,7 @@ def measure(step: str, root: Path) -> dict[str, float]:
 
 
 RUN: dict[str, Callable[[Path], None]] = dict(
-    zip(STEPS, (write_index, choose, read_batch, verify_fast, report), strict=True)
+    zip(STEPS, (write_index, choose, read_batch, verify_fast, report, write_pages), strict=True)
 )
 
 
@@ -196,12 +201,14 @@ def main(argv: list[str]) -> int:
             write_stores(root, scenes)
             for step in options.steps:
                 found = measure(step, root)
+                pages = [path.stat().st_size for path in root.parent.glob("pages/*")]
                 before = memory.get(step, (0, 0.0))
                 slope = (found["memory"] - before[1]) / (scenes * SIDE**2 - before[0])
                 print(
                     f"case=scale-{step} tiles={scenes * SIDE**2} scenes={scenes} seconds={found['seconds']:.2f} "
                     f"cpu={found['cpu']:.2f}s "
                     f"memory={found['memory'] / 2**20:.0f}MiB libraries={found['libraries'] / 2**20:.0f}MiB "
+                    + (f"page={max(pages) / 2**20:.1f}MiB " if pages else "")
                     + (f"slope={slope:.1f}B/tile" if before[0] else "slope=none"),
                     flush=True,
                 )
