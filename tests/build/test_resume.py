@@ -58,7 +58,9 @@ def test_a_replaced_image_is_refused_by_name_before_anything_is_written(
     ours = {path for path in changed if path.startswith(f"{layout.TILES}/{image.parent.name}/")}
     assert any("/image/c/" in path for path in ours)
     names = {path.replace(part_name(0, 1), "part") for path in changed - ours}
-    assert names == {"scenes.parquet", f"{layout.TILES}/zarr.json", "index.parquet/part"}
+    assert names == {
+        "scenes.parquet", f"{layout.TILES}/zarr.json", "index.parquet/part", "croissant.json", "README-tiles.png"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [layout.TILES, layout.label_store("globeland30_2020")])
