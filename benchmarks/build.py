@@ -8,6 +8,8 @@ size       a worker's peak memory for a full-size scene; the peer is a scene of 
 resume     the stages on a finished build of 1,000 scenes of nine blocks: seconds in a plain loop until it is clear that
            nothing is left to do, and seconds to write the index again; the peer is the 2 s that are allowed.
 scheduler  empty blocks, as many as 1,430,000 tiles make: seconds, and peak memory of the scheduler's process.
+chips      small real scenes (pretrain/bluemarble_z8): processor time for each over all stages, and the part of it that
+           is there without a tile (`fixed`), from the scenes and from their centres; the peer is the plain way.
 
 Scenes have 7300 x 6908 px in four bands of 16 bits. Each measurement runs in separate processes.
 """
@@ -35,6 +37,7 @@ from rasterio.windows import from_bounds
 from benchmarks.archive import HEIGHT, WIDTH, shots, write_archive, write_many
 from benchmarks.chaos import digests
 from benchmarks.process import most_memory, one_core
+from benchmarks.real_data import has_files, real_folder
 from geokr.dataset import contents, layout, store
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.legend import Legend
@@ -49,7 +52,9 @@ from pipeline.stages import catalog, index, labels, tiles
 
 TILES = 1_430_000
 """Number of tiles in Levir-KR."""
-CASES = ("plain", "workers", "scenes", "size", "resume", "scheduler")
+CASES = ("plain", "workers", "scenes", "size", "resume", "scheduler", "chips")
+IGBP = "MCD12C1.A2019001.006.2020220162300.tif"
+"""The land cover under the chips, in `landcover`."""
 ALLOWED = 2.0
 """Allowed time to find that nothing is left to do for 1,000 scenes, s."""
 NEAR = 2
@@ -98,6 +103,34 @@ def ours(archive: Path, out: Path, workers: int) -> dict[str, Any]:
     return {"seconds": seconds, "tiles": sum(grid.rows * grid.cols for grid in grids), "memory": memory}
 
 
+def chips(archive: Path, out: Path, tile: int, warm: int) -> dict[str, Any]:
+    """Build small georeferenced scenes in a plain loop. Returns processor time, s, apart for each stage, and `tiles`.
+
+    The first build, of `warm` scenes, is not measured: it loads libraries and compiled code.
+    """
+    one_core()
+    grid = {"tile": tile, "stride": tile}
+    covers = find_landcover([archive / "landcover"])
+    times: dict[str, float] = {}
+    for scenes, place in ((f"warm-{warm}", f"{out}-warm"), ("scenes", str(out))):
+        survey = {"scenes": [str(archive / scenes)]}
+        values = {"out": place, "survey": survey, "labels": {"landcover": [str(archive / "landcover")]}, "grid": grid}
+        config = BuildConfig.model_validate(values)
+        Path(place).mkdir(parents=True)
+        began = time.process_time()
+        entries = catalog.run(config, None)
+        marks = [("catalog", time.process_time())]
+        tiles.run(config, entries, None)
+        marks.append(("tiles", time.process_time()))
+        labels.run(config, covers, entries, None)
+        marks.append(("labels", time.process_time()))
+        counts = index.run(config, covers, entries, None)["counts"]
+        marks.append(("index", time.process_time()))
+        for name, mark in marks:
+            times[name], began = mark - began, mark
+    return {"cpu": times, "tiles": sum(counts["tiles"].values())}
+
+
 def many(archive: Path, out: Path) -> dict[str, Any]:
     """Build the scenes of `write_many` on all cores. Returns the number of blocks built."""
     config, covers = small_tiles(archive, out), find_landcover([archive / "landcover"])
@@ -122,14 +155,17 @@ def again(archive: Path, out: Path) -> dict[str, Any]:
     return {"seconds": checked - began, "index": time.perf_counter() - checked}
 
 
-def plain(archive: Path, out: Path) -> dict[str, Any]:
+def plain(archive: Path, out: Path, **grid_settings: int) -> dict[str, Any]:
     """Make the same tiles the plain way, on one core. Grid and stretch come from the data set `ours` next to `out`."""
     one_core()
     entries = read_catalog(out.parent / "ours" / "scenes.parquet")
-    config = config_of(archive, out)
+    config = config_of(archive, out, grid=grid_settings)
+    dem = archive / "dem.tif"
+    # On a map, GDAL's kernel is that of two pixels, as ours: it would widen it by the ratio of the pixels' sizes.
+    options: dict[str, Any] = {"RPC_DEM": str(dem)} if dem.exists() else {"XSCALE": 1, "YSCALE": 1}
     rules = Rules()
     sheets = sorted((archive / "landcover").glob("*.tif"))
-    began, tiles = time.perf_counter(), 0
+    began, cpu, tiles = time.perf_counter(), time.process_time(), 0
     for entry in entries:
         scene, grid = entry.scene, tile_grid(entry, config.grid)
         assert grid is not None
@@ -147,7 +183,7 @@ def plain(archive: Path, out: Path) -> dict[str, Any]:
             for band in range(1, len(scene.bands) + 1):
                 reproject(
                     rasterio.band(source, band), rasterio.band(target, band), rpcs=source.rpcs,
-                    resampling=Resampling.bilinear, RPC_DEM=str(archive / "dem.tif"),
+                    resampling=Resampling.bilinear, **options,
                 )  # fmt: skip
         low, high = entry.stretch.low, entry.stretch.high
         chip = profile | {"width": grid.tile, "height": grid.tile, "dtype": "uint8"}
@@ -167,7 +203,7 @@ def plain(archive: Path, out: Path) -> dict[str, Any]:
                         target.write(grey)
                     bounds = rasterio.windows.bounds(window, warped.transform)
                     (folder / f"{r}_{c}.json").write_text(json.dumps(counted(sheets, bounds, str(box.crs))))
-    return {"seconds": time.perf_counter() - began, "tiles": tiles}
+    return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu, "tiles": tiles}
 
 
 def counted(sheets: list[Path], bounds: tuple[float, ...], crs: str) -> dict[str, float]:
@@ -184,14 +220,14 @@ def counted(sheets: list[Path], bounds: tuple[float, ...], crs: str) -> dict[str
     return {}
 
 
-def compare(built: Path, plain_way: Path, legend: Legend) -> dict[str, float]:
+def compare(built: Path, plain_way: Path, legend: Legend, label_set: str = "globeland30_2020") -> dict[str, float]:
     """Agreement of the two: share of tiles that both accept, share of pixels within NEAR, mean difference of shares."""
     both = either = 0
     equal_pixels: list[float] = []
     differences: list[npt.NDArray[np.float64]] = []
     for folder in sorted(path for path in plain_way.iterdir() if path.is_dir()):
         tiles = store.open_scene(str(built / layout.TILES), folder.name)
-        labels = store.open_scene(str(built / layout.label_store("globeland30_2020")), folder.name)
+        labels = store.open_scene(str(built / layout.label_store(label_set)), folder.name)
         accepted = contents.read_status(tiles) == layout.ACCEPTED
         chips = {tuple(map(int, path.stem.split("_"))) for path in folder.glob("*_*.tif")}
         positions = set(zip(*(index.tolist() for index in np.nonzero(accepted)), strict=True))
@@ -228,10 +264,11 @@ def blocks(side: int = 16) -> dict[str, Any]:
     return {"seconds": seconds, "blocks": done, "memory": most_memory()}
 
 
-def measured(function: str, *arguments: object) -> dict[str, Any]:
+def measured(function: str, *arguments: object, **options: int) -> dict[str, Any]:
     """Call a function of this module in a separate process. Returns its result; raises RuntimeError if it fails."""
     code = (
-        f"import json, benchmarks.build as b; from pathlib import Path; print(json.dumps(b.{function}(*{arguments!r})))"
+        "import json, benchmarks.build as b; from pathlib import Path; "
+        f"print(json.dumps(b.{function}(*{arguments!r}, **{options!r})))"
     )
     code = code.replace("PosixPath", "Path")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GDAL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -360,6 +397,65 @@ def case_scheduler(_: Path, __: tuple[int, int], ___: int) -> bool:
     return bool(streamed["blocks"] * 256 >= TILES)
 
 
+def case_chips(scratch: Path, _: tuple[int, int], __: int, count: int = 48, tile: int = 128) -> bool:
+    """Every sixth scene; the centres have a quarter of their area, so that a line through both gives the fixed part."""
+    source, landcover = real_folder("pretrain/bluemarble_z8/scenes"), real_folder("landcover")
+    found = sorted(source.glob("*.tif"))
+    if not has_files("build --case chips", landcover, [IGBP]) or not found:
+        print(f"build --case chips did not run: it needs scenes in {source}", file=sys.stderr)
+        return True
+    chosen = found[:: max(1, len(found) // count)][:count]
+    times: dict[str, dict[str, float]] = {"ours": {}, "plain": {}}
+    tiles: dict[str, float] = {}
+    stages = ""
+    for kind in ("centres", "whole"):
+        archive = scratch / kind
+        (archive / "landcover").mkdir(parents=True)
+        (archive / "landcover" / IGBP).symlink_to((landcover / IGBP).resolve())
+        for path in chosen:
+            cut_scene(path, archive / "scenes", 1.0 if kind == "whole" else 0.5)
+        for path in chosen[:2]:
+            cut_scene(path, archive / "warm-2", 1.0)
+        built = measured("chips", archive, archive / "ours", tile, 2)
+        plainly = measured("plain", archive, archive / "plain", tile=tile, stride=tile)
+        tiles[kind] = built["tiles"] / len(chosen)
+        times["ours"][kind] = 1e3 * sum(built["cpu"].values()) / len(chosen)
+        times["plain"][kind] = 1e3 * plainly["cpu"] / len(chosen)
+        stages = " ".join(f"{name}={1e3 * cpu / len(chosen):.1f}" for name, cpu in built["cpu"].items())
+    (cover,) = find_landcover([scratch / "whole/landcover"])
+    agreement = compare(scratch / "whole/ours", scratch / "whole/plain", cover.legend, cover.name)
+    equal = agreement["tiles"] > 0.98 and agreement["pixels"] > 0.98 and agreement["labels"] < ALIKE
+    fixed = {
+        name: cpu["centres"] - tiles["centres"] * (cpu["whole"] - cpu["centres"]) / (tiles["whole"] - tiles["centres"])
+        for name, cpu in times.items()
+    }
+    ours_whole, plain_whole = times["ours"]["whole"], times["plain"]["whole"]
+    print(
+        f"case=build-chips ours={ours_whole:.1f} peer={plain_whole:.1f} unit=ms/scene/core "
+        f"ratio={plain_whole / ours_whole:.2f} equal={'yes' if equal else 'no'} scenes={len(chosen)} "
+        f"tiles={tiles['whole']:.0f}/scene {stages} fixed={fixed['ours']:.1f} fixed_peer={fixed['plain']:.1f} "
+        f"same_tiles={agreement['tiles']:.4f} pixels_within_{NEAR}={agreement['pixels']:.4f} "
+        f"share_difference={agreement['labels']:.4f}",
+        flush=True,
+    )
+    return equal
+
+
+def cut_scene(path: Path, folder: Path, share: float) -> None:
+    """Copy the middle of an image: this share of its width and of its height. All of it is copied byte for byte."""
+    folder.mkdir(exist_ok=True)
+    if share == 1:
+        (folder / path.name).write_bytes(path.read_bytes())
+        return
+    with rasterio.open(path) as source:
+        width, height = (int(size * share) for size in source.shape[::-1])
+        window = rasterio.windows.Window((source.width - width) // 2, (source.height - height) // 2, width, height)
+        profile = source.profile | {"width": width, "height": height, "transform": source.window_transform(window)}
+        pixels = source.read(window=window)
+    with rasterio.open(folder / path.name, "w", **profile) as target:
+        target.write(pixels)
+
+
 def main(argv: list[str]) -> int:
     """Run the command. The exit status is 1 if results that should be equal are not."""
     parser = argparse.ArgumentParser(
@@ -373,7 +469,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     run: dict[str, Callable[[Path, tuple[int, int], int], bool]] = {
         "plain": case_plain, "workers": case_workers, "scenes": case_scenes, "size": case_size,
-        "resume": case_resume, "scheduler": case_scheduler,
+        "resume": case_resume, "scheduler": case_scheduler, "chips": case_chips,
     }  # fmt: skip
     passed = True
     for name in [options.case] if options.case else CASES:

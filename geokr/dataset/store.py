@@ -9,7 +9,7 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +33,8 @@ DOCUMENT = "zarr.json"
 """Name of the metadata document of a store, a group or an array."""
 ROOT = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 """The document of a group without attributes."""
+SMALL = 1 << 16
+"""Files of fewer bytes are written without another thread."""
 SMALL_ARRAY_CODECS = (ZstdCodec(level=0), Crc32cCodec())
 """Codecs of the arrays that store one or a few numbers per tile."""
 MISMATCH_ADVICE = "build into another data set, undo the change, or delete the scene from the store to rebuild it"
@@ -46,7 +48,11 @@ class DurableStore(LocalStore):
         self._check_writable()
         if not self.root.is_dir():  # otherwise files would go to the mount point of a lost file system
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.root))
-        await asyncio.to_thread(files.write, self.root / key, value.as_buffer_like())  # type: ignore[arg-type]
+        content: Any = value.as_buffer_like()
+        if len(content) < SMALL:
+            files.write(self.root / key, content)  # takes less time than passing it to another thread
+        else:
+            await asyncio.to_thread(files.write, self.root / key, content)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         if not await self.exists(key):
@@ -302,6 +308,32 @@ def open_scene(root: str, scene: str, mode: str = "r") -> zarr.Group:
         raise kind(f"{root}/{scene}: no such scene in the store") from error
 
 
+def _open_arrays(group: zarr.Group, names: Sequence[str]) -> dict[str, zarr.Array[Any]]:
+    """Open arrays of a group, by name. Raises StoreWriteError if one is gone.
+
+    All at once: in zarr-python, each array of its own takes a millisecond, most of it to pass to another thread.
+    """
+
+    async def read() -> list[Buffer | None]:
+        return await asyncio.gather(*[(group.store_path / name / DOCUMENT).get() for name in names])
+
+    with translate_errors(str(group.store_path)):
+        documents = sync(read())
+    arrays: dict[str, zarr.Array[Any]] = {}
+    for name, document in zip(names, documents, strict=True):
+        if document is None:
+            raise StoreWriteError(_describe_write_error(str(group.store_path), f"the array {name} is gone"))
+        metadata = _parse_metadata(document.to_bytes())
+        arrays[name] = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=group.store_path / name))
+    return arrays
+
+
+@lru_cache(maxsize=64)
+def _parse_metadata(document: bytes) -> ArrayV3Metadata:
+    """The metadata of an array. Cached, because parsing takes a millisecond, and blocks and scenes have the same."""
+    return ArrayV3Metadata.from_dict(json.loads(document))
+
+
 def write_block(
     group: zarr.Group,
     rows: slice,
@@ -319,11 +351,9 @@ def write_block(
     if not status.all():
         raise StoreError("a block's status must be non-zero everywhere: 0 means not built")
     targets = []
+    opened = _open_arrays(group, [*arrays, "status"])
     for name, values in [*arrays.items(), ("status", status)]:
-        if name not in group:
-            raise StoreWriteError(_describe_write_error(str(group.store_path), f"the array {name} is gone"))
-        array = group[name]
-        assert isinstance(array, zarr.Array)
+        array = opened[name]
         side = (array.shards or array.chunks)[0]
         i, j = rows.start // side, cols.start // side
         block = [slice(k * side, min((k + 1) * side, n)) for k, n in zip((i, j), array.shape[:2], strict=True)]

@@ -92,10 +92,6 @@ def divide_rings(rings: Floats, grid: int) -> tuple[Floats, npt.NDArray[np.int64
         closed[:, edge * k + before] * (1 - share) + closed[:, edge * k + before + 1] * share for edge in range(4)
     )
     bottom, left = bottom[:, ::-1], left[:, ::-1]
-    u, v = t[None, None, :, None], t[None, :, None, None]
-    nodes = (1 - v) * top[:, None] + v * bottom[:, None] + (1 - u) * left[:, :, None] + u * right[:, :, None]
-    corners = [rings[:, corner * k][:, None, None] for corner in range(4)]
-    nodes -= (1 - v) * ((1 - u) * corners[0] + u * corners[1]) + v * ((1 - u) * corners[3] + u * corners[2])
     ends = np.searchsorted(t, np.round(np.arange(grid + 1) / grid, 12))
     side = len(t)
     perimeters = []
@@ -108,7 +104,13 @@ def divide_rings(rings: Floats, grid: int) -> tuple[Floats, npt.NDArray[np.int64
                 )
             )
     offsets = np.cumsum([0, *(len(perimeter) for perimeter in perimeters)])
-    return nodes.reshape(len(rings), -1, 2)[:, np.concatenate(perimeters)], offsets
+    used, place = np.unique(np.concatenate(perimeters), return_inverse=True)  # those on lines between parts
+    row, col = used // side, used % side
+    u, v = t[None, col, None], t[None, row, None]
+    nodes = (1 - v) * top[:, col] + v * bottom[:, col] + (1 - u) * left[:, row] + u * right[:, row]
+    corners = [rings[:, corner * k][:, None] for corner in range(4)]
+    nodes -= (1 - v) * ((1 - u) * corners[0] + u * corners[1]) + v * ((1 - u) * corners[3] + u * corners[2])
+    return nodes[:, place], offsets
 
 
 def densify(corners: Floats, steps: Floats) -> Floats:
