@@ -91,7 +91,7 @@ def load(path: Path) -> Pixels | None:
 
 
 def decode(file: Any, indexes: Sequence[int], i: int, columns: Sequence[int], key: str) -> dict[int, Pixels]:
-    """Decode neighbouring parts of one row together, by all threads of GDAL, and keep them: column -> part."""
+    """Decode neighbouring parts of one row together, and keep them: column -> part."""
     height, width = file.block_shapes[0]
     top, left = i * height, columns[0] * width
     size = min((columns[-1] + 1) * width, file.width) - left, min(height, file.height - top)
