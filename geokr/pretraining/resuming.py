@@ -61,4 +61,6 @@ def list_changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     ignored = {"unread_tiles"}
     if before["unread_tiles"] or now["unread_tiles"]:
         ignored |= {"low_pixel", "high_pixel", "mean_pixel", "std_pixel"}
+    if before["training_tiles"] != now["training_tiles"]:
+        ignored.add("tiles_by_dataset")  # it follows
     return [name for name, value in now.items() if name not in ignored and value != before[name]]
