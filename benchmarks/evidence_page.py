@@ -104,7 +104,11 @@ def draw(found: Found) -> bytes:
             points = [(share, [*found.scores[data, mode, share].get(name, {}).values()]) for share in shares]
             points = [(share * 1.02 ** (k - len(arms) / 2), values) for share, values in points if values]
             spread = [stdev(values) if len(values) > 1 else 0.0 for _, values in points]
-            colour, marker, style = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], "--" if name == start else "-"
+            colour, marker, style = (
+                COLOURS[k % len(COLOURS)],
+                MARKERS[(k + k // len(COLOURS)) % len(MARKERS)],
+                "--" if name == start else "-",
+            )
             at, height = [share for share, _ in points], [mean(values) for _, values in points]
             axes.errorbar(at, height, spread, label=name, color=colour, marker=marker, linestyle=style, capsize=2)
         axes.set_xscale("log")

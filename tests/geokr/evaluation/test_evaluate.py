@@ -99,13 +99,13 @@ def test_interrupted_and_resumed_gives_the_same_table(
 
 
 def test_several_processes_give_the_same_table(textures: Path, tmp_path: Path) -> None:
-    few = ("--mode", "linear", "--labels", "20%", "--seeds", "2")
+    few, others = ("--mode", "linear", "--labels", "20%", "--seeds", "2"), {*multiprocessing.active_children()}
     assert command(textures, tmp_path / "one", "scratch", more=few) == 0
     assert command(textures, tmp_path / "two", "scratch", more=(*few, "workers=2")) == 0
     values = [[result.value for result in read_results(tmp_path / name)] for name in ("one", "two")]
     assert values[0] == pytest.approx(values[1], abs=0.05)  # other numbers of threads add up in another order
     assert {r["cell"] for r in stable(tmp_path / "one")} == {r["cell"] for r in stable(tmp_path / "two")}
-    assert not multiprocessing.active_children()
+    assert {*multiprocessing.active_children()} <= others  # a cluster of other tests may be there
 
 
 def test_all_encoders_see_the_same_labels(textures: Path, trained: Path) -> None:
