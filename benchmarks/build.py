@@ -37,7 +37,7 @@ from rasterio.windows import from_bounds
 from benchmarks.archive import HEIGHT, WIDTH, shots, write_archive, write_many
 from benchmarks.chaos import digests
 from benchmarks.process import most_memory, one_core
-from benchmarks.real_data import has_files, real_folder
+from benchmarks.real_data import MCD12C1, has_files, real_folder
 from geokr.dataset import contents, layout, store
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.legend import Legend
@@ -53,8 +53,6 @@ from pipeline.stages import catalog, index, labels, tiles
 TILES = 1_430_000
 """Number of tiles in Levir-KR."""
 CASES = ("plain", "workers", "scenes", "size", "resume", "scheduler", "chips")
-IGBP = "MCD12C1.A2019001.006.2020220162300.tif"
-"""The land cover under the chips, in `landcover`."""
 ALLOWED = 2.0
 """Allowed time to find that nothing is left to do for 1,000 scenes, s."""
 NEAR = 2
@@ -400,7 +398,7 @@ def case_chips(scratch: Path, _: tuple[int, int], __: int, count: int = 24, tile
     """Some scenes; the centres have a quarter of their area, so that a line through both gives the fixed part."""
     source, landcover = real_folder("pretrain/bluemarble_z8/scenes"), real_folder("landcover")
     found = sorted(source.glob("*.tif"))
-    if not has_files("build --case chips", landcover, [IGBP]) or not found:
+    if not has_files("build --case chips", landcover, [MCD12C1]) or not found:
         print(f"build --case chips did not run: it needs scenes in {source}", file=sys.stderr)
         return True
     chosen = found[:: max(1, len(found) // count)][:count]
@@ -410,7 +408,7 @@ def case_chips(scratch: Path, _: tuple[int, int], __: int, count: int = 24, tile
     for kind in ("centres", "whole"):
         archive = scratch / kind
         (archive / "landcover").mkdir(parents=True)
-        (archive / "landcover" / IGBP).symlink_to((landcover / IGBP).resolve())
+        (archive / "landcover" / MCD12C1).symlink_to((landcover / MCD12C1).resolve())
         for path in chosen:
             cut_scene(path, archive / "scenes", 1.0 if kind == "whole" else 0.5)
         for path in chosen[:2]:

@@ -24,14 +24,13 @@ from benchmarks.evidence_rules import (
     Length,
     Trial,
 )
-from benchmarks.real_data import MISSING, has_files, real_folder
+from benchmarks.real_data import MCD12C1, MISSING, has_files, real_folder
 from geokr import evaluate, train
 from geokr.dataset.layout import INDEX
 from geokr.evaluation.results import read_results
 from pipeline import build_levir_kr
 
 WEIGHTS = "imagenet.safetensors"
-MCD12C1 = "MCD12C1.A2019001.006.2020220162300.tif"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ LANDSAT, NLCD = "zion_landsat8.tif", "zion_nlcd2011.tif"
 """In `zion`: Landsat 8 and NLCD 2011 of Zion, Utah, as in the R package spDataLarge."""
 WORLDCOVER = "ESA_WorldCover_10m_2020_v100_N00E006_Map.tif"
 """In `landcover`: the ESA WorldCover tile of Sao Tome."""
+MCD12C1 = "MCD12C1.A2019001.006.2020220162300.tif"
+"""In `landcover`: the global MCD12C1 of 2019."""
 MISSING = 3
 """Exit status of a benchmark that did not run because its real data are missing."""
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import yaml
 from safetensors.numpy import load_file
 
-from benchmarks.real_data import LANDSAT, NLCD, real_folder
+from benchmarks.real_data import LANDSAT, MCD12C1, NLCD, real_folder
 
 ROOT = Path(__file__).parents[1]
 ARRAYS = ("image", "cloud", "lattice_error", "status", "fraction", "known")
@@ -126,7 +126,7 @@ def compare_runs(case: str, before: Path, after: Path) -> bool:
 def real_builds() -> dict[str, list[str]]:
     """Case -> arguments of a build, for the real deliveries that exist."""
     gaofen = real_folder("gaofen").absolute()
-    mcd12c1 = real_folder("landcover").absolute() / "MCD12C1.A2019001.006.2020220162300.tif"
+    mcd12c1 = real_folder("landcover").absolute() / MCD12C1
     landsat, nlcd = (real_folder("zion").absolute() / name for name in (LANDSAT, NLCD))
     builds = {}
     if gaofen.is_dir() and mcd12c1.is_file():

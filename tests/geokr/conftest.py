@@ -1,7 +1,8 @@
 """Small data sets that carry their own answer."""
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,26 @@ COLOURS = np.array([[200, 90, 40, 20], [40, 120, 50, 200], [60, 110, 190, 130]])
 """Blue, green, red and near infrared of each class: what a network has to find out."""
 
 Build = Callable[..., Path]
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty place in a bucket of a server on this machine, which the usual variables name."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        boto3.client("s3").create_bucket(Bucket="tiles")
+        yield f"s3://tiles/{tmp_path.name}"  # all servers of a process hold the same buckets
+    finally:
+        server.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,6 @@
 """Tiles are read from an S3 bucket as from a disk."""
 
-import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +13,6 @@ from geokr.loading.selection import Selection, select_tiles
 from geokr.storage import files
 
 BANDS = ("red", "green", "blue")
-
-
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty place in a bucket of a server on this machine, which the usual variables name."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}.items():
-            monkeypatch.setenv(f"AWS_{name}", value)
-        boto3.client("s3").create_bucket(Bucket="tiles")
-        yield f"s3://tiles/{tmp_path.name}"  # all servers of a process hold the same buckets
-    finally:
-        server.stop()
 
 
 def test_pixels_come_from_a_bucket_as_from_a_disk(addressed: Path, bucket: str) -> None:

@@ -1,7 +1,5 @@
 """A log grows by lines, in a file on a disk and by small objects in a bucket."""
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,25 +8,9 @@ from geokr.storage import files
 
 
 @pytest.fixture(params=["disk", "bucket"])
-def log(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "disk":
-        yield str(tmp_path / "build.jsonl")
-        return
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}.items():
-            monkeypatch.setenv(f"AWS_{name}", value)
-        boto3.client("s3").create_bucket(Bucket="logs")
-        yield f"s3://logs/{tmp_path.name}/build.jsonl"
-    finally:
-        server.stop()
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    place = request.getfixturevalue("bucket") if request.param == "bucket" else tmp_path
+    return f"{place}/build.jsonl"
 
 
 def test_lines_are_read_as_they_were_appended(log: str, monkeypatch: pytest.MonkeyPatch) -> None:
