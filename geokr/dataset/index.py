@@ -121,12 +121,14 @@ def _open_part(path: str) -> Any:
     return pa.BufferReader(files.read(path)) if files.in_bucket(path) else path
 
 
-def read_parts(dataset: str | Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Read the index as Arrow tables, one per part, by default all columns except the footprints.
+def read_parts(
+    dataset: str | Path, columns: Sequence[str] | None = None, parts: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Read the index as Arrow tables, one per part, by default all parts and all columns except the footprints.
 
-    Raises ValueError naming the requested columns that do not exist.
+    parts: paths of those to read. Raises ValueError naming the requested columns that do not exist.
     """
-    for path in list_parts(dataset):
+    for path in list_parts(dataset) if parts is None else parts:
         source = _open_part(path)
         names = pq.read_schema(source).names
         available = [name for name in names if name not in ("geometry", "bbox")]

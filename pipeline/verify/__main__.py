@@ -1,9 +1,9 @@
-"""Verify a data set, one line per check: `geokr verify DATASET [--fast | --full] [--sample N]`.
+"""Verify a data set, one line per check: `geokr verify DATASET [--fast | --full] [--scenes N] [--sample N]`.
 
 Whatever can be checked against stored data is checked: shards against their checksums, the index against the stores,
 splits by the ground that their tiles cover. `--fast` reads metadata, statuses and the index. By default, the labels and
-one tile of each shard are read too; with `--full`, every tile. `--sample N` draws N tiles and computes them again from
-their source.
+one tile of each shard are read too; with `--full`, every tile. `--scenes N` draws about N scenes and checks those and
+their parts of the index. `--sample N` draws N tiles and computes them again from their source.
 """
 
 import argparse
@@ -31,6 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--fast", action="store_true", help="check only metadata, statuses and the index")
     depth.add_argument("--full", action="store_true", help="read every tile of every shard, not one per shard")
+    parser.add_argument("--scenes", type=int, metavar="N", help="check about N scenes, drawn at random, not all")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="compute N tiles again and compare")
     return parser
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0
     rasters.fingerprint.cache_clear()  # entries of an earlier run in this process
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        data = DataSet(options.dataset, threads)
+        data = DataSet(options.dataset, threads, options.scenes)
         tasks: list[tuple[str, Callable[[], list[str]]]] = [
             ("schema", lambda: checks.check_schema(data)),
             ("metadata", lambda: checks.check_metadata(data)),
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             data.progress.close()
             failed += bool(faults)
             print("\n".join(lines(name, faults)), flush=True)
+        if options.scenes is not None:
+            print(f"      {len(data.scenes)} of {data.summary['counts']['scenes']} scenes were checked")
     return 1 if failed else 0
 
 

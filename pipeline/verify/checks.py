@@ -98,6 +98,8 @@ def check_metadata(data: DataSet) -> list[str]:
         faults += [f"{path}: {root} has metadata of a missing scene" for path in consolidated.keys() - of_scenes]
         faults += [f"{name}: {root} lacks its metadata" for name in names if name not in consolidated]
         for path, metadata in of_scenes.items():
+            if data.number is not None and path.partition("/")[0] not in data.by_name:
+                continue
             try:
                 same = contents.read_metadata(root, path) == {
                     k: v for k, v in metadata.items() if k != "consolidated_metadata"
@@ -134,8 +136,12 @@ def check_statuses(data: DataSet) -> list[str]:
             if scene.name not in unlisted:
                 for status, tiles in contents.count_statuses(scene.status, layout.TILE_STATUS):
                     counts[status] += tiles
-        if counts != data.summary["counts"]["tiles"]:
-            faults.append(f"{DATASET}: counts {data.summary['counts']['tiles']}, but the stores have {counts}")
+        name, expected = DATASET, data.summary["counts"]["tiles"]
+        if data.number is not None:
+            listed = [scene["statuses"] for report in data.reports for scene in report["scenes"].values()]
+            name, expected = layout.INDEX, {status: sum(of[status] for of in listed) for status in counts}
+        if counts != expected:
+            faults.append(f"{name}: counts {expected}, but the stores have {counts}")
     return faults
 
 
@@ -227,10 +233,10 @@ def check_labels(data: DataSet) -> list[str]:
 
 def check_sample(data: DataSet, number: int) -> list[str]:
     """Check that tiles drawn from the index are byte for byte what their source yields now."""
-    total = data.summary["counts"]["index"]
+    total = data.summary["counts"]["index"] if data.number is None else sum(r["rows"] for r in data.reports)
     drawn = np.sort(np.random.default_rng(0).choice(total, min(number, total), replace=False))
     tables, first = [], 0
-    for part in read_parts(data.root, ["scene", "row", "col"]):
+    for part in read_parts(data.root, ["scene", "row", "col"], data.parts):
         last = first + part.num_rows
         tables.append(part.take(drawn[(drawn >= first) & (drawn < last)] - first))
         first = last

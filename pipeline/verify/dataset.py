@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from odc.geo.geobox import GeoBox
 from tqdm import tqdm
 
 from geokr.dataset import contents, layout, store
-from geokr.dataset.index import list_parts
+from geokr.dataset.index import list_facts, list_parts
 from geokr.dataset.layout import DATASET
 from geokr.storage import files
 from pipeline.catalog import quarantine
@@ -70,10 +71,13 @@ class StoredScene:
 
 
 class DataSet:
-    """A data set, whose parts are read when a check first needs them."""
+    """A data set, whose parts are read when a check first needs them.
 
-    def __init__(self, root: str, threads: ThreadPoolExecutor) -> None:
-        self.root, self.threads = root, threads
+    number: about how many scenes are checked, drawn at random, those of whole parts of the index; None for all.
+    """
+
+    def __init__(self, root: str, threads: ThreadPoolExecutor, number: int | None = None) -> None:
+        self.root, self.threads, self.number = root, threads, number
         self.progress = tqdm(disable=True)
         """Counts the scenes of the check that is running."""
 
@@ -90,9 +94,23 @@ class DataSet:
     def entries(self) -> dict[str, Entry]:
         return {entry.scene.id: entry for entry in read_catalog(files.join(self.root, CATALOG))}
 
+    @cached_property
+    def parts(self) -> list[str]:
+        """Paths of the parts of the index that are checked, in order; the same ones each time."""
+        paths = list_parts(self.root)
+        if self.number is None:
+            return paths
+        count = min(len(paths), math.ceil(len(paths) * self.number / max(1, self.summary["counts"]["scenes"])))
+        return [paths[k] for k in sorted(np.random.default_rng(0).choice(len(paths), count, replace=False))]
+
+    @cached_property
+    def reports(self) -> list[dict[str, Any]]:
+        """What the build noted in each of these parts: see `PartReport`."""
+        return [facts["report"] for path, facts in list_facts(self.root) if path in {*self.parts}]
+
     def index_parts(self, columns: list[str] | None = None) -> Iterator[geopandas.GeoDataFrame]:
-        """Read the parts of the index one by one, by default all columns."""
-        for path in list_parts(self.root):
+        """Read the parts of the index that are checked one by one, by default all columns."""
+        for path in self.parts:
             yield geopandas.read_parquet(io.BytesIO(files.read(path)), columns=columns)
 
     @cached_property
@@ -110,9 +128,12 @@ class DataSet:
 
     @cached_property
     def scenes(self) -> list[StoredScene]:
-        """The scenes in the stores, by name, without those that are no longer inputs of the build."""
+        """The scenes that are checked, by name: of those in the stores, all that are still inputs of the build."""
         removed = {entry["scene"] for entry in self.refused if entry["reason"] == "gone"}
         names = [name for name in contents.list_scenes(self.tiles) if name not in removed]
+        if self.number is not None:
+            drawn = {name for report in self.reports for name in report["scenes"]}
+            names = [name for name in names if name in drawn]
         return [StoredScene(name, store.open_scene(self.tiles, name), self.labels) for name in names]
 
     @cached_property

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ import pytest
 
 from geokr.dataset import contents, layout, store
 from geokr.dataset.index import combine_digests, list_parts
+from geokr.landcover.discovery import find_landcover
 from geokr.storage import files
+from pipeline.stages import index
+from pipeline.verify import checks
 from pipeline.verify.__main__ import main
+from pipeline.verify.dataset import DataSet
 from tests.build.conftest import Built
 
 LABELS = layout.label_store("globeland30_2020")
@@ -31,7 +36,7 @@ def failed(dataset: Path, capsys: pytest.CaptureFixture[str], *options: str) -> 
     """Check -> first fault, of the checks that fail; the others must be ok, and the exit status must say it."""
     capsys.readouterr()
     status = main([str(dataset), *options])
-    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("      ")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[:1].strip()]
     assert {line[:6] for line in lines} <= {"ok    ", "FAIL  "}
     names = [line[6:].split(":")[0] for line in lines]
     there = ["schema", "metadata", "provenance", "statuses", "shards", "labels", "index", "splits", "sample"]
@@ -466,3 +471,45 @@ def test_another_layout(dataset: Path, capsys: pytest.CaptureFixture[str]) -> No
     file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": layout.SCHEMA + 1}))
     expected = f"dataset.json: schema {layout.SCHEMA + 1}"
     assert failed(dataset, capsys, "--fast")["schema"].startswith(expected)
+
+
+def test_some_scenes_are_checked_for_all(
+    dataset: Path, built: Built, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --scenes, those of one part of the index: a fault in them is found, and one elsewhere is not looked for."""
+    monkeypatch.setattr(index, "PART_SCENES", 1)
+    config = built.config.model_copy(update={"out": str(dataset)})
+    index.run(config, find_landcover(config.labels.landcover), built.entries, None)
+    assert len(list_parts(dataset)) == 3
+    drawn = draw_scenes(dataset)
+    others = [entry.scene.id for entry in built.entries if entry.scene.id != drawn]
+    for name in others:  # without these, every check of all scenes fails
+        shutil.rmtree(dataset / LABELS / name / "status")
+    assert failed(dataset, capsys, "--scenes", "1") == {}
+    assert failed(dataset, capsys, "--scenes", "1", "--fast") == {}
+    assert {"statuses", "labels"} <= failed(dataset, capsys).keys()
+    status = dataset / layout.TILES / drawn / "status"
+    flip(next(path for path in sorted((status / "c").rglob("*")) if path.is_file()), 0)
+    assert drawn in failed(dataset, capsys, "--scenes", "1")["statuses"]
+
+
+def draw_scenes(dataset: Path) -> str:
+    """The scene that is checked with `--scenes 1`."""
+    with ThreadPoolExecutor(1) as threads:
+        (scene,) = DataSet(str(dataset), threads, 1).scenes
+    return scene.name
+
+
+def test_some_scenes_and_some_tiles_of_them(
+    built: Built, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dataset: Path
+) -> None:
+    """The tiles that are computed again are those of the scenes that are checked."""
+    monkeypatch.setattr(index, "PART_SCENES", 1)
+    config = built.config.model_copy(update={"out": str(dataset)})
+    index.run(config, find_landcover(config.labels.landcover), built.entries, None)
+    seen: list[str] = []
+    make = checks.make_tiles
+    monkeypatch.setattr(checks, "make_tiles", lambda job: seen.append(job.entry.scene.id) or make(job))
+    assert main([str(dataset), "--scenes", "1", "--sample", "6"]) == 0
+    assert set(seen) == {draw_scenes(dataset)}
+    assert "1 of 3 scenes were checked" in capsys.readouterr().out
