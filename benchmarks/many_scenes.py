@@ -69,7 +69,7 @@ def write_scenes(root: Path, images: npt.NDArray[np.uint8], tiles: npt.NDArray[n
         for top, left in product(range(0, rows, SIDE), range(0, columns, SIDE)):
             block = slice(top, top + SIDE), slice(left, left + SIDE)
             store.write_block(group, *block, {"image": images[cells[block]]}, np.ones((SIDE, SIDE), np.uint8))
-    store.consolidate(target)
+    store.consolidate(target, scenes)
     at, row, col = np.indices((scenes, rows, columns)).reshape(3, -1)
     names = np.array([f"scene-{number:03d}" for number in range(scenes)], object)[at]
     index: dict[str, Any] = {"tile": np.arange(tiles.size).astype(str).astype(object), "scene": names}

@@ -120,7 +120,7 @@ def write_stores(root: Path, scenes: int) -> None:
             **placement, "grid": 1, "product": LABEL_SET, "taxonomy": "made", "sheets": {}, "classes": list(CLASSES)
         })  # fmt: skip
     for root_of in (tiles, labels):
-        store.consolidate(root_of)
+        store.consolidate(root_of, scenes)
 
 
 def link_scene(root: str, first: str, name: str, attributes: dict[str, Any]) -> None:

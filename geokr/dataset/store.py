@@ -37,6 +37,8 @@ SMALL = 1 << 16
 """Files of fewer bytes are written without another thread."""
 SMALL_ARRAY_CODECS = (ZstdCodec(level=0), Crc32cCodec())
 """Codecs of the arrays that store one or a few numbers per tile."""
+CONSOLIDATED = 4096
+"""Scenes of a store that has consolidated metadata, at most: a scene takes some 7 KB, which every reader would load."""
 MISMATCH_ADVICE = "build into another data set, undo the change, or delete the scene from the store to rebuild it"
 """What to do if a scene was built with other settings."""
 
@@ -385,10 +387,17 @@ def write_block(
         sync(write())
 
 
-def consolidate(root: str) -> None:
-    """Copy the metadata of all groups and arrays into the store's root, so that opening the store reads one file."""
+def consolidate(root: str, scenes: int) -> None:
+    """Copy the metadata of all groups and arrays into the store's root, so that opening the store reads one file.
+
+    scenes: number of scenes of the store. The root of one with more than CONSOLIDATED has no such copy.
+    """
     import warnings
 
+    if scenes > CONSOLIDATED:
+        with translate_errors(root):
+            files.write_text(files.join(root, DOCUMENT), json.dumps(ROOT))
+        return
     with warnings.catch_warnings():
         # Consolidated metadata is an extension of Zarr v3; xarray and zarr-python read it.
         warnings.filterwarnings("ignore", message="Consolidated metadata")

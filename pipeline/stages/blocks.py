@@ -117,8 +117,12 @@ def consolidate_if_changed(root: str, built: Mapping[str, contents.SceneContents
 
     built: the scenes that were in the store before.
     """
-    if changed or (built and not built.keys() <= contents.read_consolidated(root).keys()):
-        store.consolidate(root)
+    if not changed and not built:
+        return
+    scenes = len(contents.list_scenes(root))
+    consolidated = contents.read_consolidated(root).keys()
+    if changed or not (built.keys() <= consolidated if scenes <= store.CONSOLIDATED else not consolidated):
+        store.consolidate(root, scenes)
 
 
 def record_refusals(stage: str, config: BuildConfig, refused: Collection[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from geokr.dataset import contents, layout
 from geokr.dataset.index import combine_digests, list_parts, read_parts
 from geokr.dataset.layout import DATASET
+from geokr.dataset.store import CONSOLIDATED
 from geokr.landcover.discovery import find_landcover
 from geokr.storage import files
 from pipeline.catalog.table import CATALOG
@@ -94,6 +95,8 @@ def check_metadata(data: DataSet) -> list[str]:
     for root, names in scenes.items():
         faults += [f"{name}: is in only one of {data.tiles} and {root}" for name in {*names} ^ {*scenes[data.tiles]}]
         consolidated = contents.read_consolidated(root)
+        if len(names) > CONSOLIDATED and not consolidated:
+            continue
         of_scenes = {path: metadata for path, metadata in consolidated.items() if path.partition("/")[0] in names}
         faults += [f"{path}: {root} has metadata of a missing scene" for path in consolidated.keys() - of_scenes]
         faults += [f"{name}: {root} lacks its metadata" for name in names if name not in consolidated]

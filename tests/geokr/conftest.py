@@ -112,7 +112,7 @@ def write_dataset(
                 values = [f"{scene}_{row}_{col}", scene, row, col, known(scene, row, col), split(scene, row, col)]
                 for name, value in zip(columns, [*values, *share[scene][row, col].tolist()], strict=True):
                     columns[name].append(value)
-    store.consolidate(tiles)
+    store.consolidate(tiles, len(pixels))
     for scene, areas in (parts or {}).items():
         labels = str(root / layout.label_store("made_2020"))
         rows, cols, grid = areas.shape[:3]

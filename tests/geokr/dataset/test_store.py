@@ -139,7 +139,7 @@ def test_a_scene_carries_its_attributes(root: str) -> None:
 def test_the_root_holds_all_metadata_once_consolidated(root: str) -> None:
     for scene in ("a", "b"):
         store.create_tiles(root, scene, **TILES)
-    store.consolidate(root)
+    store.consolidate(root, 3)
     held = metadata(root)["consolidated_metadata"]["metadata"]
     arrays = ("image", "cloud", "lattice_error", "status")
     assert set(held) == {"a", "b", *(f"{scene}/{array}" for scene in "ab" for array in arrays)}
@@ -148,7 +148,7 @@ def test_the_root_holds_all_metadata_once_consolidated(root: str) -> None:
     remains.write_text("half")
     assert contents.list_scenes(root) == ["a", "b", "c"]  # as on disk, not as the root remembers
     remains.unlink()
-    store.consolidate(root)
+    store.consolidate(root, 3)
     assert "c/image" in metadata(root)["consolidated_metadata"]["metadata"]
 
 
@@ -204,7 +204,7 @@ def written(root: str) -> npt.NDArray[Any]:
     for rows, cols in blocks((5, 7), 4):
         ones = np.ones((rows.stop - rows.start, cols.stop - cols.start), np.uint8)
         store.write_block(group, rows, cols, {"image": image[rows, cols]}, ones)
-    store.consolidate(root)
+    store.consolidate(root, 3)
     return image
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import zarr
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,6 +110,20 @@ def test_metadata_are_gathered_where_they_changed_or_were_not(tmp_path: Path) ->
     before = (tmp_path / layout.TILES / "zarr.json").stat().st_mtime_ns
     consolidate_if_changed(root, contents.read_scene_contents(root, ["a", "b"]), False)
     assert (tmp_path / layout.TILES / "zarr.json").stat().st_mtime_ns == before
+
+
+def test_a_store_of_many_scenes_has_no_copy_of_all_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(tmp_path / layout.TILES)
+    monkeypatch.setattr(store, "CONSOLIDATED", 2)
+    arguments: Any = {"shape": (1, 1), "bands": 1, "tile": 16, "block": 1, "dtype": "uint8", "attributes": {}}
+    for scene, listed in (("a", {"a"}), ("b", {"a", "b"}), ("c", set()), ("d", set())):
+        store.create_tiles(root, scene, **arguments)
+        consolidate_if_changed(root, {}, True)
+        assert {name for name in contents.read_consolidated(root) if "/" not in name} == listed
+    before = (tmp_path / layout.TILES / "zarr.json").stat().st_mtime_ns
+    consolidate_if_changed(root, contents.read_scene_contents(root, list("abcd")), False)
+    assert (tmp_path / layout.TILES / "zarr.json").stat().st_mtime_ns == before
+    assert sorted(zarr.open_group(root, mode="r").group_keys()) == list("abcd")
 
 
 def test_what_a_stage_refused_is_said_logged_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
