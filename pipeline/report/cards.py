@@ -19,6 +19,9 @@ from pipeline.report.totals import COLUMNS, Totals, sum_up
 SAMPLE = 12_000
 """Accepted tiles on the map, about; also those that galleries are drawn from."""
 
+LISTED = 3000
+"""Scenes on the map and in the table of scenes, at most; also refused scenes that are listed."""
+
 
 @dataclass
 class Card:
@@ -48,6 +51,8 @@ class Report:
         }
         self.scenes = {name: scene for name, scene in self.scenes.items() if name in self.entries}
         self.numbers = {name: number for number, name in enumerate(self.scenes)}
+        self.listed = list(self.scenes)[:: max(1, -(-len(self.scenes) // LISTED))]
+        """Names of the scenes on the map and in the table, drawn evenly."""
         self.refused = quarantine.read(dataset)
         rows = self.summary["counts"]["index"]
         if not self.scenes or not rows:

@@ -56,8 +56,11 @@ SCENES = """
 {% if refused %}<h2>Refused</h2>
 <table><tr><th>scene</th><th>stage</th><th>why</th></tr>{% for entry in refused %}
 <tr><td>{{ entry.scene }}</td><td>{{ entry.stage }}</td><td>{{ entry.reason }}: {{ entry.detail }}</td></tr>
-{% endfor %}</table>{% endif %}
-<h2>All scenes</h2>
+{% endfor %}</table>{% if more_refused %}<p class="note">{{ "{:,}".format(more_refused) }} more are in
+quarantine.jsonl.</p>{% endif %}{% endif %}
+<h2>{{ "All scenes" if rows | length == scenes else "Scenes" }}</h2>
+{% if rows | length < scenes %}<p class="note">{{ "{:,}".format(rows | length) }} of {{ "{:,}".format(scenes) }}, drawn
+evenly; scenes.parquet has all.</p>{% endif %}
 <div class="scroll"><table class="number"><tr><th>scene</th><th>acquired</th><th>GSD, m</th>
 {% for status in statuses %}<th>{{ status | replace("_", " ") }}</th>{% endfor %}
 <th>accepted, %</th><th>in the index</th></tr>
@@ -68,7 +71,7 @@ SCENES = """
 {% for status in statuses %}<td>{{ counts[status] or 0 }}</td>{% endfor %}
 <td>{{ "%.0f" | format(100 * accepted) }}</td><td>{{ listed }}</td></tr>
 {% endfor %}</table></div>
-{% if cards | length < rows | length %}<p class="note">Below are {{ cards | length }} of {{ rows | length }} scenes:
+{% if cards | length < scenes %}<p class="note">Below are {{ cards | length }} of {{ "{:,}".format(scenes) }} scenes:
 those of which the smallest share was accepted, and others drawn evenly.</p>{% endif %}
 {% for card in cards %}
 <section id="scene-{{ card.number }}"><h2>{{ card.name }}</h2>

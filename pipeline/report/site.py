@@ -16,7 +16,7 @@ from geokr.storage import files
 from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig
 from pipeline.report import pages
-from pipeline.report.cards import Card, Report, group_scenes
+from pipeline.report.cards import LISTED, Card, Report, group_scenes
 from pipeline.report.figures import choose_tiles
 from pipeline.report.rejected import make_again
 from pipeline.report.scene_tiles import STATUS_COLOURS, TRUE_COLOUR, SceneTiles
@@ -100,7 +100,7 @@ def make_map(report: Report) -> dict[str, Any]:
         "class": {**report.colours, **grey},
         "status": STATUS_COLOURS,
     }
-    outlines = {name: entry.scene.footprint for name, entry in report.entries.items()}
+    outlines = {name: report.entries[name].scene.footprint for name in report.listed}
     anchors = {name: f"scenes.html#scene-{number}" for name, number in report.numbers.items()}
     head, body, boxes = draw_world(outlines, values, anchors, squares, colours)
     used = {mode: {*squares.values[mode]} for mode in MODES}
@@ -129,7 +129,7 @@ def tidy(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def make_scenes(report: Report) -> dict[str, Any]:
-    """All scenes as a table, and some of them with a picture."""
+    """Scenes as a table, and some of them with a picture."""
     accepted = {name: float((scene.status == ACCEPTED).mean()) for name, scene in report.scenes.items()}
     names = [*report.scenes]
     worst = sorted(names, key=lambda name: accepted[name])[: CARDS // 2]
@@ -151,19 +151,22 @@ def make_scenes(report: Report) -> dict[str, Any]:
                 "refused": [f"{r['reason']}: {r['detail']}" for r in report.refused if r["scene"] == name],
             }
         )
+    shown = {card["number"]: card["name"] for card in cards}
     rows = [
         (report.numbers[name], name, scene.attributes, scene.counts(), accepted[name], listed.get(name, 0))
-        for name, scene in report.scenes.items()
+        for name in sorted({*report.listed, *shown.values()}, key=report.numbers.__getitem__)
+        for scene in [report.scenes[name]]
     ]
-    shown = {card["number"] for card in cards}
     outside = [entry for entry in report.refused if entry["scene"] not in report.scenes]
     statuses = [status for status in TILE_STATUS[1:] if any(status in row[3] for row in rows)]
     return {
         "cards": cards,
         "rows": rows,
+        "scenes": len(names),
         "with_card": shown,
         "statuses": statuses,
-        "refused": outside,
+        "refused": outside[:LISTED],
+        "more_refused": len(outside) - len(outside[:LISTED]),
         "colours": {status: STATUS_COLOURS[status] for status in statuses if status != "accepted"},
     }
 

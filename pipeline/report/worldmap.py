@@ -23,8 +23,6 @@ from geokr.crs import cut_at_antimeridian, transformer
 LAND = Path(pyogrio.__file__).parent / "tests" / "fixtures" / "naturalearth_lowres" / "naturalearth_lowres.shp"
 """Natural Earth's countries, 1 : 110 million, public domain, as the wheel of pyogrio has them."""
 MERCATOR, CIRCUMFERENCE, NORTHERNMOST = "EPSG:3857", 2 * 20037508.342789244, 85.0
-SCENES = 3000
-"""Scenes on the map, at most."""
 MODES = {"scene": "scene", "split": "split", "class": "largest class", "status": "status"}
 """What scenes and tiles can be coloured by -> how it is called."""
 
@@ -79,8 +77,8 @@ def draw_map(
     outlines: scene -> polygon, longitude and latitude, degrees. values: scene -> mode -> value. links: scene -> page to
     open at a click. colours: mode -> value -> #rrggbb.
     """
-    shown = list(outlines)[:: max(1, -(-len(outlines) // SCENES))]
-    shapes = {name: project(cut_at_antimeridian(outlines[name])) for name in shown}
+    shown = list(outlines)
+    shapes = {name: project(cut_at_antimeridian(outline)) for name, outline in outlines.items()}
     boxes = {name: [round(value) for value in shape.bounds] for name, shape in shapes.items()}
     bounds = np.array(list(boxes.values()))
     low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)

@@ -11,6 +11,8 @@ from PIL import Image
 from geokr import train
 from geokr.dataset.index import read_index
 from geokr.evaluation.report.html import render_page
+from pipeline.catalog import quarantine
+from pipeline.report import cards, site
 from pipeline.report import pages as pages_of_report
 from pipeline.report.__main__ import main
 from pipeline.report.cards import Report
@@ -117,6 +119,25 @@ def test_the_pages_say_what_is_on_the_disk(built: Built, pages: Path) -> None:
     assert f"All {len(rows):,} tiles in the index" in texts["labels.html"]
     assert texts["run.html"].count(">disagreement 0.") == 24
     assert texts["run.html"].count("similarity ") >= 12
+
+
+def test_of_many_scenes_some_are_listed(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pages list does not grow with the scenes; what they leave out is counted."""
+    dataset, lost = tmp_path / "dataset", [f"lost-{number}" for number in range(3)]
+    shutil.copytree(built.dataset, dataset)
+    refusals = [{"stage": "catalog", "scene": name, "reason": "SceneError", "detail": "cut"} for name in lost]
+    quarantine.replace(dataset, "catalog", refusals)
+    names = sorted(entry.scene.id for entry in built.entries)
+    for limit, listed in ((3, names), (1, names[:1])):
+        monkeypatch.setattr(cards, "LISTED", limit)
+        monkeypatch.setattr(site, "LISTED", limit)
+        monkeypatch.setattr(site, "CARDS", 2 if limit == 1 else 24)
+        folder = site.write_site(str(dataset), None, None, tmp_path / f"pages{limit}").parent
+        scenes, world = ((folder / name).read_text() for name in ("scenes.html", "index.html"))
+        assert [name for name in lost if f"<td>{name}</td>" in scenes] == lost[:limit]
+        assert [name for name in names if f"<option>{name}</option>" in world] == listed
+        assert ("drawn\nevenly; scenes.parquet has all" in scenes) == (limit == 1)
+        assert ("2 more are in" in scenes) == (limit == 1)
 
 
 def test_false_colours_are_named(built: Built) -> None:
