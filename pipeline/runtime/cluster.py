@@ -4,11 +4,12 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
+import dask
 from dask.distributed import Client as Client
 from dask.distributed import (
     LocalCluster,
@@ -26,14 +27,15 @@ log = logging.getLogger(__name__)
 
 ALLOWED_DEATHS = 1
 """How many workers may die while they run a task. One more, and the task is suspected of killing them."""
-
+STARTS = 3
+"""How often a worker is started in a row that dies before it runs. Then there is one worker less."""
 
 DASK_LOGGERS = ("distributed", "distributed.client", "distributed.gc", "bokeh")
 """Loggers of Dask and of its dashboard that have a level of their own. They log pages; ClusterError has one line."""
 
 
 class ClusterError(RuntimeError):
-    """The cluster cannot be started, or its scheduler cannot be reached."""
+    """The cluster cannot be started, its scheduler cannot be reached, or all of its local workers died."""
 
 
 @contextmanager
@@ -53,22 +55,64 @@ def silence_dask() -> Iterator[None]:
             logger.setLevel(level)
 
 
-class QuietNanny(Nanny):
-    """The parent of a worker process, which is silenced: its handlers are its own, see `silence_dask`."""
+class BoundedNanny(Nanny):
+    """The parent of a worker process, which starts one anew that died, but not for ever.
+
+    A worker that dies while it starts runs no job that could be blamed, so Dask would start it again without end. What
+    it logs is silenced: its handlers are its own, see `silence_dask`.
+    """
+
+    _cluster: Callable[[], "NamedCluster | None"] | None = None
+    """Set by Dask once the worker was started for the first time."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.silence_logs = logging.CRITICAL  # passed on to the worker process
+        self.starts = 0
+        """Attempts to start the worker since it last ran."""
+
+    async def instantiate(self) -> Status:
+        if self.starts == STARTS:
+            await self.close(reason="worker-does-not-start")
+            return Status.failed
+        self.starts += 1
+        status = await super().instantiate()
+        if status == Status.running:
+            self.starts = 0
+        return status
+
+    async def close(self, timeout: float = 5, reason: str = "nanny-close") -> Literal["OK"]:
+        await super().close(timeout, reason)
+        if self._cluster is not None and (cluster := self._cluster()) is not None:
+            await cluster.end_without_workers()
+        return "OK"
 
 
 class NamedCluster(LocalCluster):
     """Worker processes on this machine, named `build-<number>`."""
+
+    lost = False
+    """Whether no worker is left, nor any nanny that would start one."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
 
     def _new_worker_name(self, worker_number: int) -> str:
         return f"build-{worker_number}"
+
+    async def start_workers(self) -> None:
+        """Wait for the workers that `scale` asked for. Raises RuntimeError if one of them does not run."""
+        await self
+        if any(nanny.status != Status.running for nanny in self.workers.values()):
+            raise RuntimeError("a worker died while it started")
+
+    async def end_without_workers(self) -> None:
+        """End the scheduler if no worker is left, so that nobody waits for a result any longer."""
+        gone = (Status.closing, Status.closed, Status.failed)
+        if self.status == Status.running and all(nanny.status in gone for nanny in self.workers.values()):
+            self.lost = True
+            self.shutdown_scheduler = False  # when the cluster is closed, which would call it for 30 s
+            await self.scheduler.close()
 
 
 class WorkerSetup(WorkerPlugin):
@@ -120,7 +164,7 @@ def open_cluster(
     workers: number of local processes, by default one per core. memory: limit of one local worker, bytes; by default
     the memory of the machine, or of the container that this runs in, is divided equally. dashboard: address where a
     local cluster serves its dashboard. report: file for Dask's performance report. Raises ClusterError with a
-    one-sentence message if the scheduler does not answer or the workers cannot be started.
+    one-sentence message if the scheduler does not answer, or if local workers cannot be started, at first or anew.
     """
     cluster = join_cluster(scheduler) if scheduler else start_cluster(workers, dashboard, memory)
     with silence_dask(), cluster as client, write_report(report):
@@ -154,6 +198,8 @@ def start_cluster(workers: int | None, dashboard: str, memory: int | None) -> It
         tempfile.TemporaryDirectory(prefix="geokr-", ignore_cleanup_errors=True) as scratch,
         ExitStack() as resources,
     ):
+        # A nanny starts a worker anew that died. Dask would close it after 15 s, which a busy machine may take.
+        resources.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "365 days"}))
         with block_interrupts():
             try:
                 with warnings.catch_warnings():
@@ -166,7 +212,7 @@ def start_cluster(workers: int | None, dashboard: str, memory: int | None) -> It
                         dashboard_address=dashboard,
                         local_directory=scratch,
                         env={"GEOKR_SCRATCH": os.environ.get("GEOKR_SCRATCH", f"{scratch}/unpacked")},
-                        worker_class=QuietNanny,
+                        worker_class=BoundedNanny,
                         silence_logs=False,
                         scheduler_kwargs={"allowed_failures": ALLOWED_DEATHS},
                     )
@@ -174,10 +220,21 @@ def start_cluster(workers: int | None, dashboard: str, memory: int | None) -> It
                 raise ClusterError(f"cannot start workers with their dashboard at {dashboard}: {error}") from error
             resources.enter_context(local)
             local.scale(n)
+            try:
+                local.sync(local.start_workers)
+            except RuntimeError as error:
+                raise ClusterError(f"cannot start {n} workers: {error}") from error
             client = resources.enter_context(Client(local))
             client.register_plugin(WorkerSetup())
-            client.wait_for_workers(n)
-        yield client
+        try:
+            yield client
+        except Exception as error:
+            if local.lost:
+                raise ClusterError(
+                    "the workers died, and did not start anew; give them more memory with --memory, or start fewer "
+                    "with --workers"
+                ) from error
+            raise
 
 
 def count_cores() -> int:

@@ -189,7 +189,7 @@ def test_a_block_that_no_worker_has_the_memory_for_is_refused(
     arguments = [*built.arguments, "--out", str(out), "--workers", "1"]
     assert main([*arguments, "--memory", "300MB"]) == 2
     assert "a worker with 300 MB has too little memory for its libraries" in capsys.readouterr().err
-    # So little memory that other stages' workers would be restarted time and again.
+    # So little memory that a job of the catalog may be refused with its scene, before its tiles are.
     assert main([*arguments, "--only", "catalog"]) == 0
     assert main([*arguments, "--memory", "400MB", "--only", "tiles"]) == 0  # what is refused is named
     entries = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]

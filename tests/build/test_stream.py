@@ -21,7 +21,8 @@ from typing import Any
 import cv2
 import pytest
 import rasterio
-from dask.distributed import KilledWorker, LocalCluster, get_worker
+from dask.distributed import KilledWorker, LocalCluster, Worker, get_worker
+from distributed import nanny
 from distributed.utils import sync
 
 from geokr.dataset.layout import StoreError, StoreWriteError
@@ -148,6 +149,70 @@ def test_a_job_that_kills_its_worker_is_refused_by_itself(client: Client) -> Non
     results = dict(stream(deadly, [JobBatch("deadly", range(12))], client))
     assert isinstance(results.pop(3), LostWorkersError)
     assert results == {n: n for n in range(12) if n != 3}
+
+
+def close_nanny(client: Client, name: str) -> None:
+    """What Dask does when a worker cannot be started anew."""
+    client.sync(client.cluster.workers[name].close)
+
+
+def held(log: str) -> None:
+    """Go on until the worker is ended."""
+    Path(log).touch()
+    threading.Event().wait()
+
+
+def until(log: Path) -> None:
+    while not log.exists():
+        time.sleep(0.01)
+
+
+def stream_without_workers(log: Path) -> None:
+    """Close the nanny of one of two workers, then that of the other while its jobs run."""
+    with open_cluster(workers=2, dashboard="127.0.0.1:0") as client:
+        close_nanny(client, "build-0")
+        assert dict(stream(double, [JobBatch("count", range(9))], client)) == {n: 2 * n for n in range(9)}
+        closing = threading.Thread(target=lambda: (until(log), close_nanny(client, "build-1")))
+        closing.start()
+        try:
+            list(stream(held, [JobBatch("held", [str(log)] * 9)], client))
+        finally:
+            closing.join()
+
+
+def test_a_build_ends_when_no_worker_is_left_nor_will_come(tmp_path: Path) -> None:
+    """It would wait for ever; while a worker is left, the build goes on."""
+    with pytest.raises(ClusterError, match="the workers died, and did not start anew; give them more memory"):
+        stream_without_workers(tmp_path / "log")
+
+
+class DyingWorker(Worker):
+    """Dies while it starts, as one that is killed for its memory."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        os._exit(1)
+
+
+def stream_where_workers_die() -> None:
+    with open_cluster(workers=1, dashboard="127.0.0.1:0") as client:
+        nanny: Any = client.cluster.workers["build-0"]
+        nanny.process.Worker = DyingWorker
+        os.kill(nanny.pid, signal.SIGKILL)
+        list(stream(double, [JobBatch("count", range(9))], client))
+
+
+def test_a_worker_that_dies_while_it_starts_is_not_started_for_ever() -> None:
+    with pytest.raises(ClusterError, match="the workers died, and did not start anew"):
+        stream_where_workers_die()
+
+
+def test_workers_that_die_as_a_cluster_starts_are_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nanny, "Worker", DyingWorker)
+    with (
+        pytest.raises(ClusterError, match="cannot start 1 workers: a worker died while it started"),
+        open_cluster(workers=1, dashboard="127.0.0.1:0"),
+    ):
+        pass
 
 
 def test_a_slow_batch_does_not_hold_up_fast_ones(client: Client, tmp_path: Path) -> None:
