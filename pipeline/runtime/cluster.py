@@ -81,7 +81,9 @@ class BoundedNanny(Nanny):
             self.starts = 0
         return status
 
-    async def close(self, timeout: float = 5, reason: str = "nanny-close") -> Literal["OK"]:
+    async def close(  # type: ignore[override]
+        self, timeout: float = 5, reason: str = "nanny-close"
+    ) -> Literal["OK"]:
         await super().close(timeout, reason)
         if self._cluster is not None and (cluster := self._cluster()) is not None:
             await cluster.end_without_workers()
@@ -112,7 +114,8 @@ class NamedCluster(LocalCluster):
         if self.status == Status.running and all(nanny.status in gone for nanny in self.workers.values()):
             self.lost = True
             self.shutdown_scheduler = False  # when the cluster is closed, which would call it for 30 s
-            await self.scheduler.close()
+            if self.scheduler is not None:
+                await self.scheduler.close()
 
 
 class WorkerSetup(WorkerPlugin):
