@@ -151,10 +151,10 @@ def make_scenes(report: Report) -> dict[str, Any]:
                 "refused": [f"{r['reason']}: {r['detail']}" for r in report.refused if r["scene"] == name],
             }
         )
-    shown = {card["number"]: card["name"] for card in cards}
+    shown = {str(card["name"]) for card in cards}
     rows = [
         (report.numbers[name], name, scene.attributes, scene.counts(), accepted[name], listed.get(name, 0))
-        for name in sorted({*report.listed, *shown.values()}, key=report.numbers.__getitem__)
+        for name in sorted({*report.listed, *shown}, key=report.numbers.__getitem__)
         for scene in [report.scenes[name]]
     ]
     outside = [entry for entry in report.refused if entry["scene"] not in report.scenes]
@@ -163,7 +163,7 @@ def make_scenes(report: Report) -> dict[str, Any]:
         "cards": cards,
         "rows": rows,
         "scenes": len(names),
-        "with_card": shown,
+        "with_card": {report.numbers[name] for name in shown},
         "statuses": statuses,
         "refused": outside[:LISTED],
         "more_refused": len(outside) - len(outside[:LISTED]),
