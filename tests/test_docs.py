@@ -19,6 +19,7 @@ import yaml
 
 from benchmarks.__main__ import BENCHMARKS
 from pipeline.command import COMMANDS, load_command, make_parser
+from pipeline.config import read_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -122,6 +123,17 @@ def has(module: str, name: str) -> bool:
     if hasattr(import_module(module), name):
         return True
     return (ROOT / module.replace(".", "/") / f"{name}.py").exists()
+
+
+def test_every_parameter_file_is_accepted(tmp_path: Path) -> None:
+    """YAML with a section of the build, and what it needs beside that."""
+    texts = [(page.name, text) for page in PAGES for language, text in blocks(page) if language == "yaml"]
+    of_builds = [(page, text) for page, text in texts if "build" in yaml.safe_load(text)]
+    assert of_builds
+    for page, text in of_builds:
+        file = tmp_path / f"{page}.yaml"
+        file.write_text(text)
+        read_config(file, {"scenes": ["scenes"], "landcover": ["landcover"], "out": "dataset"})
 
 
 @cache

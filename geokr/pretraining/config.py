@@ -120,6 +120,9 @@ class TrainConfig(Strict):
     """Objective geco: weight of the penalty on the correction of labels. 0 lets labels become what is easily learnt."""
     mask: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Objective mae: share of the patches that the encoder does not see."""
+    normalise_patches: bool = False
+    """Objective mae: predict the pixels of a patch relative to their mean and spread in the patch, as published for
+    photographs. Colours of patches, which tell land cover, then count for nothing."""
 
     image_size: Size = 224
     """Side of the input image of the encoder, px."""

@@ -86,10 +86,12 @@ class Masked(Classifier):
 
 
 class MAE:
-    """Mean squared error of the pixels of the masked patches, each patch normalised."""
+    """Mean squared error of the pixels of the masked patches."""
 
     measures: ClassVar[tuple[str, ...]] = ("kl", "pixel_error")
-    formula: ClassVar[str] = "mean squared error of normalised pixels where {mask:g} of the patches are masked"
+    formula: ClassVar[str] = (
+        "mean squared error of pixels where {mask:g} of the patches are masked, normalise_patches={normalise_patches}"
+    )
     task: ClassVar[str] = "predict the pixels of masked patches, without labels."
     passes: ClassVar[float] = 0.75
     takes_pairs: ClassVar[bool] = False
@@ -102,6 +104,7 @@ class MAE:
         encoder = student.encoder
         if not isinstance(encoder, VisionTransformer) or encoder.attn_pool is not None:
             raise ValueError("mae needs a plain vision transformer of timm, such as vit_small_patch16_224")
+        self.normalise_patches: bool = config.normalise_patches
         self.patches: int = encoder.patch_embed.num_patches
         if self.patches < 2:
             raise ValueError(f"mae needs several patches: an image of {config.image_size} px is one patch")
@@ -116,7 +119,9 @@ class MAE:
         with part.precision():
             logits, _, predicted = part.student(image, order)
         side = self.student.encoder.patch_embed.patch_size[0]
-        error = pixel_error(predicted.float(), cut_patches(image.float(), side), order[:, self.student.visible :])
+        pixels = cut_patches(image.float(), side)
+        target = normalise_patches(pixels) if self.normalise_patches else pixels
+        error = pixel_error(predicted.float(), target, order[:, self.student.visible :])
         return with_probe(error, logits, part.target)
 
     def update(self, step: int) -> None:
@@ -130,11 +135,15 @@ def cut_patches(image: torch.Tensor, side: int) -> torch.Tensor:
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(count, -1, side * side * bands)
 
 
-def pixel_error(predicted: torch.Tensor, pixels: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over the masked patches of each tile: (n,). Each patch's pixels are first normalised.
+def normalise_patches(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels of patches, (n, patch, value), with mean 0 and variance 1 in each patch."""
+    return (pixels - pixels.mean(dim=2, keepdim=True)) / (pixels.var(dim=2, keepdim=True) + 1e-6).sqrt()
 
-    predicted, pixels: (n, patch, value). masked: (n, m), numbers of the masked patches.
+
+def pixel_error(predicted: torch.Tensor, target: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """Mean squared error over the masked patches of each tile: (n,).
+
+    predicted, target: (n, patch, value). masked: (n, m), numbers of the masked patches.
     """
-    target = (pixels - pixels.mean(dim=2, keepdim=True)) / (pixels.var(dim=2, keepdim=True) + 1e-6).sqrt()
     error = (predicted - target).square().mean(dim=2)  # (n, patch)
     return error.gather(1, masked).mean(dim=1)
