@@ -45,8 +45,9 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> None:
-    torch.set_num_threads(2)
+def one_thread() -> None:
+    """A step waits for its slowest thread: with two, and other work on the machine, it takes ten times as long."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
