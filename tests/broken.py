@@ -244,7 +244,7 @@ BROKEN: dict[str, Broken] = {
         replaced(".xml", b"<SatelliteID>GF1", b"<SatelliteID>\xc9\xcf"), "not a product XML"
     ),
     "XML of megabytes": folder(
-        changed(".xml", lambda content: content + b" " * (5 << 20)), "there is no product XML next to it"
+        changed(".xml", lambda content: content + b" " * (5 << 20)), ".xml: more than 4 MiB are too many"
     ),
     "XML of another satellite": folder(said(SatelliteID="GF2"), "SatelliteID is GF2, but the image is of GF1"),
     "XML of another sensor": folder(said(SensorID="PMS2"), "SensorID is PMS2, but the image is of PMS1"),

@@ -233,6 +233,37 @@ def granule_xml(product: str, side: int, origin: tuple[float, float]) -> str:
 """
 
 
+Ring = list[tuple[float, float]]
+
+
+def cloud_mask(*clouds: tuple[str, list[Ring]]) -> bytes:
+    """The cloud mask of a level 1C product before baseline 04.00.
+
+    clouds: type, and the outline followed by the holes as corners (x, y) in UTM zone 32 N. Without any, the file has no
+    CRS either.
+    """
+    bounds = (
+        '<gml:boundedBy><gml:Envelope srsName="urn:ogc:def:crs:EPSG:8.7:32632"><gml:lowerCorner>0 0</gml:lowerCorner>'
+        "<gml:upperCorner>1 1</gml:upperCorner></gml:Envelope></gml:boundedBy>"
+    )
+    features = ""
+    for kind, rings in clouds:
+        texts = [" ".join(f"{x:.0f} {y:.0f}" for x, y in (*ring, ring[0])) for ring in rings]
+        sides = "".join(
+            f'<gml:{side}><gml:LinearRing><gml:posList srsDimension="2">{text}</gml:posList></gml:LinearRing>'
+            f"</gml:{side}>"
+            for side, text in zip(("exterior", *["interior"] * len(texts)), texts, strict=False)
+        )
+        features += (
+            f'<eop:MaskFeature gml:id="a"><eop:maskType codeSpace="urn:gs2:S2PDGS:maskType">{kind}</eop:maskType>'
+            f"<eop:extentOf><gml:Polygon>{sides}</gml:Polygon></eop:extentOf></eop:MaskFeature>"
+        )
+    return f"""<?xml version="1.0" encoding="UTF-8"?>
+<eop:Mask xmlns:eop="http://www.opengis.net/eop/2.0" xmlns:gml="http://www.opengis.net/gml/3.2" gml:id="M">
+<gml:name>MSK_CLOUDS pixels mask from data-strip</gml:name>{bounds if clouds else ""}
+<eop:maskMembers>{features}</eop:maskMembers></eop:Mask>""".encode()
+
+
 def safe(
     product: str = L2A,
     side: int = S2_SIDE,
@@ -264,6 +295,8 @@ def safe(
         classes = np.zeros((3, size, size), np.uint8)  # opaque clouds, cirrus, snow
         classes[0, :, 0] = classes[1, 0] = classes[2, -1, -1] = 1
         files[f"{granule}/QI_DATA/MSK_CLASSI_B00.jp2"] = jp2(classes, block=64, **place)
+    else:
+        files[f"{granule}/QI_DATA/MSK_CLOUDS_B00.gml"] = cloud_mask()
     names = ("MSK_CLDPRB_20m", "MSK_DETFOO_B02", "MSK_QUALIT_B02", "T32NLF_20221005T094041_PVI")
     files |= {f"{granule}/QI_DATA/{name}.jp2": mask for name in names}
     return files | {

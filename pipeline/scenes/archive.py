@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,12 +36,14 @@ TEXTS = (*METADATA, *GEOREFERENCE, *VENDOR_METADATA, *PRODUCT_METADATA, ".hdr")
 """Ends of the names of files that are read for what they say."""
 MASK = ".msk"
 """Suffix that GDAL appends to the name of an image for a file with its mask."""
+CLOUDS = ("msk_clouds_b00.gml", "_b00_msil1c.gml")
+"""Ends of the names of files with clouds as polygons: see `cloud_polygons`."""
 TARS = (".tar.gz", ".tgz", ".tar")
 ARCHIVES = (*TARS, ".zip")
 MAX_MEMBERS = 10_000
 """An archive with more members than this is refused."""
 MAX_METADATA = 4 << 20
-"""A metadata file (XML, RPB, RPC text) with more bytes than this is ignored."""
+"""A metadata file (XML, RPB, RPC text) with more bytes than this is not read."""
 MAX_UNPACKED = 64 << 30
 """An archive that unpacks to more bytes than this is refused. The largest real deliveries have about 5 GiB."""
 MAX_RATIO = 100
@@ -65,7 +67,7 @@ class Contents:
     """The images and metadata files of an archive."""
 
     files: dict[str, bytes | None]
-    """Member name -> content; None for images and masks."""
+    """Member name -> content; None for images, masks and clouds, and for metadata above MAX_METADATA."""
     faults: list[str]
     """One sentence per fault. The members at fault are skipped."""
     others: tuple[str, ...] = ()
@@ -103,10 +105,10 @@ def read_contents(path: str) -> Contents:
             if fault:
                 faults.append(f"{path}: member {printable_name(member.name)} {fault}; it is skipped")
                 continue
-            if name.lower().endswith((*IMAGES, *PICTURES, MASK)):
+            if name.lower().endswith((*IMAGES, *PICTURES, MASK, *CLOUDS)):
                 files[name] = None
-            elif name.lower().endswith(TEXTS) and member.size <= MAX_METADATA:
-                files[name] = member.read()
+            elif name.lower().endswith(TEXTS):
+                files[name] = member.read() if member.size <= MAX_METADATA else None
             else:
                 others.append(name)
                 continue
@@ -123,6 +125,14 @@ def read_contents(path: str) -> Contents:
     if len(faults) > 1:  # one example is enough to find the cause
         faults[1:] = [f"{path}: further members skipped: {len(faults) - 1}"]
     return Contents(files, faults, tuple(others))
+
+
+def require_text(name: str, files: Mapping[str, bytes | None]) -> bytes:
+    """The content of a metadata file. Raises SceneError naming it if it is too large to be read."""
+    content = files[name]
+    if content is None:
+        raise SceneError(f"{name}: more than {MAX_METADATA >> 20} MiB are too many for a metadata file")
+    return content
 
 
 def name_fault(name: str) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 from pyproj.exceptions import ProjError
 
 from pipeline.geometry.sensor import Georeferenced
+from pipeline.scenes.archive import CLOUDS
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
 from pipeline.scenes.raster import Alpha, Header, read_header
 from pipeline.scenes.scene import CloudMask, Image, Imagery, Scene, SceneError
@@ -114,7 +115,7 @@ def read_scene(
         metadata_digest=digest(product.texts, images),
         footprint=image_footprint(images[0], make_flat_terrain(images[0].model)),
         metadata=product.metadata,
-        quality=read_quality(product, locate) if mask == "qa" else None,
+        quality=read_quality(product, locate, images[0]) if mask == "qa" else None,
     )
 
 
@@ -122,11 +123,16 @@ QUALITY_BANDS = {"MSK_CLASSI": ("MSK_CLASSI", "MSK_CLASSI_CIRRUS", "")}
 """Quality image of several bands -> the names of those with clouds, empty for others: opaque clouds, cirrus, snow."""
 
 
-def read_quality(product: Product, locate: Callable[[str], str]) -> Image | None:
-    """The quality band of a product; None if it has none. Raises SceneError: see `read_band`."""
+def read_quality(product: Product, locate: Callable[[str], str], first: Image) -> Image | None:
+    """The quality band of a product; None if it has none. Raises SceneError: see `read_band`.
+
+    first: the image on which clouds lie that are given as polygons.
+    """
     if product.quality is None:
         return None
     file, name = product.quality
+    if file.lower().endswith(CLOUDS):
+        return Image(locate(file), (name,), first.width, first.height, "uint8", None, first.gsd, first.model)
     names = QUALITY_BANDS.get(name, (name,))
     image = replace(read_band(file, name, product, locate, "band", len(names)), nodata=None, scales=(), offsets=())
     clouds = tuple(k for k, band in enumerate(names, 1) if band)

@@ -119,12 +119,11 @@ def read_delivery(
 
 
 def folder_files(names: Iterable[str]) -> dict[str, bytes | None]:
-    """Read the metadata files of a folder: path -> content; None for others. Those above MAX_METADATA are ignored."""
+    """Read the metadata files of a folder: path -> content; None for others, and for those above MAX_METADATA."""
     files: dict[str, bytes | None] = {}
     for name in names:
-        if not name.lower().endswith(archive.TEXTS):
-            files[name] = None
-        elif (size := inputs.stat(name).size) <= archive.MAX_METADATA:
+        files[name] = None
+        if name.lower().endswith(archive.TEXTS) and (size := inputs.stat(name).size) <= archive.MAX_METADATA:
             (files[name],) = inputs.read_ranges(name, [(0, size)])
     return files
 
@@ -269,7 +268,7 @@ def read_gaofen_image(name: str, parts: gaofen.Name, files: Files, delivery: Del
     if xml is None:
         return read_gaofen_map(name, path, header, parts, files)
     try:
-        fields = gaofen.parse_xml(files[xml] or b"")
+        fields = gaofen.parse_xml(archive.require_text(xml, files))
         gsd = gaofen.read_gsd(parts, fields)
         gaofen.check_name(parts, fields)
     except gaofen.GaofenError as error:
@@ -322,7 +321,7 @@ def read_gaofen_map(name: str, path: str, header: Header, parts: gaofen.Name, fi
 def read_camera(name: str, files: Files) -> SensorModel:
     """The camera in an RPB or RPC text file. Raises SceneError naming the file if it cannot be used."""
     try:
-        return gaofen.parse_camera(name, files[name] or b"")
+        return gaofen.parse_camera(name, archive.require_text(name, files))
     except gaofen.GaofenError as error:
         raise SceneError(f"{name}: {error}") from error
 

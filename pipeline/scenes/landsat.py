@@ -15,7 +15,7 @@ from xml.etree.ElementTree import ParseError
 import defusedxml.ElementTree
 from defusedxml import DefusedXmlException
 
-from pipeline.scenes.archive import IMAGES
+from pipeline.scenes.archive import IMAGES, require_text
 from pipeline.scenes.band_files import Files, Product, to_number
 from pipeline.scenes.scene import SceneError
 from pipeline.scenes.sensor_bands import LANDSAT, MSS
@@ -98,7 +98,7 @@ def describe(files: Files) -> Product:
     (path,) = find_products([*files])
     own = path.rpartition("/")[2]
     mtl = find_mtl(files)
-    groups = parse_mtl(mtl, files[mtl] or b"") if mtl else {}
+    groups = parse_mtl(mtl, require_text(mtl, files)) if mtl else {}
     fields = {key: value for group in reversed(groups.values()) for key, value in group.items()}  # the first one counts
     contents = {key: value for group in reversed(CONTENTS) for key, value in groups.get(group, {}).items()}
     match = NAME.fullmatch(f"{own}.TIF")
@@ -132,8 +132,12 @@ def describe(files: Files) -> Product:
 
 
 def find_mtl(files: Files) -> str:
-    """The MTL among the files of a product, as text, XML or JSON in this order; empty if there is none."""
-    found = [name for name, _, _ in match_names([*files], MTL) if files[name]]
+    """The MTL among the files of a product, as text, XML or JSON in this order; empty if there is none.
+
+    One with content goes before empty ones.
+    """
+    names = [name for name, _, _ in match_names([*files], MTL)]
+    found = [name for name in names if files[name]] or names
     return max(found, key=lambda name: (name.lower().endswith(".txt"), name.lower().endswith(".xml")), default="")
 
 

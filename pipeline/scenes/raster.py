@@ -22,7 +22,8 @@ from rasterio.windows import Window
 from geokr.storage import rasters
 from pipeline.geometry.sensor import RPC, SensorModel
 from pipeline.scenes import roles, vrt
-from pipeline.scenes.archive import MASK
+from pipeline.scenes.archive import CLOUDS, MASK
+from pipeline.scenes.cloud_polygons import rasterize_clouds
 from pipeline.scenes.decoded import read_decoded
 from pipeline.scenes.image_files import CONTAINERS, RAW
 from pipeline.scenes.numbers import AS_THEY_ARE, Numbers, choose_numbers, has_data
@@ -372,6 +373,8 @@ def read_bands(
     windows beside this one will be read too; what is decoded is then kept for them, see `decoded`.
     """
     rows, cols = (int(window.height), int(window.width)) if shape is None else shape
+    if image.path.lower().endswith(CLOUDS):
+        return [rasterize_clouds(image, window, (rows, cols))[..., None]], None
     indexes = image.indexes or tuple(range(1, len(image.bands) + 1))
     shapes = [(rows, cols, part.stop - part.start) for part in parts]
     if memory is None:

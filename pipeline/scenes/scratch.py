@@ -125,6 +125,24 @@ def unpack(archive: str, member: str, copy: Path) -> bool:
     return True
 
 
+def containing_file(path: str) -> str:
+    """The file or archive, at any address, in which the content of a path for GDAL is stored."""
+    match = _MEMBER.fullmatch(path)
+    return match[2] if match else rasters.from_gdal_path(path)
+
+
+@contextmanager
+def open_content(path: str) -> Iterator[tuple[IO[bytes], int]]:
+    """Open what a path for GDAL names, a file or a member: a stream and its size in bytes. Raises ARCHIVE_ERRORS."""
+    if match := _MEMBER.fullmatch(path):
+        with open_member(match[2], match[3]) as opened:
+            yield opened
+        return
+    name = rasters.from_gdal_path(path)
+    with inputs.open_file(name) as source:
+        yield source, inputs.stat(name).size
+
+
 @contextmanager
 def open_member(archive: str, member: str) -> Iterator[tuple[IO[bytes], int]]:
     """Open a member: a stream and its size in bytes."""

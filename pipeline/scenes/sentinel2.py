@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element, ParseError
 import defusedxml.ElementTree
 from defusedxml import DefusedXmlException
 
+from pipeline.scenes.archive import require_text
 from pipeline.scenes.band_files import Files, Place, Product, to_number
 from pipeline.scenes.scene import SceneError
 from pipeline.scenes.sensor_bands import SENTINEL_2
@@ -25,6 +26,8 @@ LOOSE = re.compile(r"(?:L2A_|L1C_)?T\d\d[A-Z]{3}_(?P<time>\d{8}T\d{6})", re.IGNO
 """The part `scene` of the name of an image that is known by its name alone."""
 PRODUCT_XML = re.compile(r"MTD_MSIL(?:1C|2A)\.xml|S2\w_(?:OPER|USER)_(?:PRD_)?MTD_SAFL(?:1C|2A)_.+\.xml", re.IGNORECASE)
 GRANULE_XML = re.compile(r"MTD_TL\.xml|S2\w_(?:OPER|USER)_MTD_L(?:1C|2A)_TL_.+\.xml", re.IGNORECASE)
+CLOUD_POLYGONS = re.compile(r"(?:S2\w_OPER_)?MSK_CLOUDS_(?:.+_)?B00(?:_MSIL1C)?\.gml", re.IGNORECASE)
+"""The cloud mask of level 1C before baseline 04.00, in the compact form and the one before it."""
 BAND_IDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
 """Bands in the order of `band_id` in a product's XML."""
 QUANTIFICATION = ("BOA_QUANTIFICATION_VALUE", "L2A_BOA_QUANTIFICATION_VALUE", "QUANTIFICATION_VALUE")
@@ -132,7 +135,9 @@ def describe(files: Files) -> Product:
         (int(match["gsd"] or 0), name) for name, _, match in match_images(files) if match["part"].upper() == "SCL"
     ]
     masks = sorted(name for name in files if name.rpartition("/")[2].upper() == "MSK_CLASSI_B00.JP2")
-    quality = (min(classes)[1], "SCL") if classes else (masks[0], "MSK_CLASSI") if masks else None
+    clouds = sorted(name for name in files if CLOUD_POLYGONS.fullmatch(name.rpartition("/")[2]))
+    quality = [(file, "SCL") for _, file in sorted(classes)]  # the best first
+    quality += [*((file, "MSK_CLASSI") for file in masks), *((file, "MSK_CLOUDS") for file in clouds)]
     match = LOOSE.search(bands[0][1]["scene"])
     satellite = re.match(r"S2[A-D](?=_)", own)
     return Product(
@@ -147,7 +152,7 @@ def describe(files: Files) -> Product:
         lacking=LEVEL_2_LACKS if level_2 else frozenset(),
         scales={name: scales[key] for name, match in bands if (key := band_key(match)) in scales},
         places={} if granule is None else read_places(granule_xml, granule, bands),
-        quality=quality,
+        quality=quality[0] if quality else None,
         metadata=fields | stac_properties(fields, granule),
         texts=tuple(files[name] or b"" for name in (product_xml, granule_xml) if name),
     )
@@ -155,14 +160,17 @@ def describe(files: Files) -> Product:
 
 def find_file(files: Files, pattern: re.Pattern[str]) -> str:
     """The metadata file with a name that matches; empty if there is none."""
-    found = (name for name, content in files.items() if content and pattern.fullmatch(name.rpartition("/")[2]))
+    found = (name for name in files if pattern.fullmatch(name.rpartition("/")[2]))
     return min(found, key=lambda name: (name.count("/"), name), default="")
 
 
 def parse_xml(name: str, files: Files) -> Element:
-    """Parse a metadata file. Raises SceneError naming it if it is broken, or has entities."""
+    """Parse a metadata file. Raises SceneError naming it if it is empty, too large or broken, or has entities."""
+    content = require_text(name, files)
+    if not content.strip():
+        raise SceneError(f"{name}: the file is empty")
     try:
-        root: Element = defusedxml.ElementTree.fromstring(files[name] or b"", forbid_dtd=True)
+        root: Element = defusedxml.ElementTree.fromstring(content, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise SceneError(f"{name}: not the XML of a Sentinel-2 product: {error}") from error
     return root

@@ -276,7 +276,7 @@ def test_metadata_of_megabytes_is_not_fetched(tmp_path: Path, s3: Server) -> Non
     with s3.listening() as asked:
         (refusal,) = found(url)
     assert isinstance(refusal, Refusal)
-    assert "there is no product XML next to it" in refusal.detail
+    assert ".xml: more than 4 MiB are too many for a metadata file" in refusal.detail
     assert f"GET /bucket/{tmp_path.name}/{NAME}/{STEM}.rpb" in asked
     assert f"GET /bucket/{tmp_path.name}/{NAME}/{STEM}.xml" not in asked
 

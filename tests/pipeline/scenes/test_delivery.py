@@ -413,12 +413,12 @@ def test_an_xml_that_is_only_a_link_is_none(tmp_path: Path) -> None:
     assert "there is no product XML next to it" in refusal.detail
 
 
-def test_metadata_of_megabytes_is_none(tmp_path: Path) -> None:
+def test_metadata_of_megabytes_is_not_read(tmp_path: Path) -> None:
     files = changed(".xml", lambda b: b + b" " * archive.MAX_METADATA)
     for path in (write_folder(tmp_path / "folder", files), write_archive(tmp_path / "archive.tar", files)):
         (refusal,) = found(path)
         assert isinstance(refusal, Refusal)
-        assert "there is no product XML next to it" in refusal.detail
+        assert ".xml: more than 4 MiB are too many for a metadata file" in refusal.detail
 
 
 def test_a_folder_that_cannot_be_listed_and_names_of_no_encoding_are_refused(tmp_path: Path) -> None:

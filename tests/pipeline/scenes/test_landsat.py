@@ -209,6 +209,7 @@ ENTITY = '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "b">]><MTL><A><B>&a;</B><
     [
         ("no green", f"{LANDSAT}: there is no file of band green; the bands are SR_B1, SR_B2, SR_B4, SR_B5, SR_B6"),
         ("another MTL", f"MTL.txt: it is the MTL of {L1}, but the images are of {LANDSAT}"),
+        ("all empty", "MTL.txt: the MTL contains no values"),
         ("empty", "MTL.txt: the MTL contains no values"),
         ("entity", "MTL.xml: not the MTL of a Landsat product"),
         ("list", "MTL.json: not the MTL of a Landsat product"),
@@ -227,6 +228,8 @@ def test_what_is_wrong_is_said_in_a_sentence(
             changed = without(files, "SR_B3.TIF")
         case "another MTL":
             changed[text] = products.mtl_text(products.landsat_mtl(L1)).encode()
+        case "all empty":
+            changed |= {name: b"" for name in files if "_MTL." in name}
         case "empty":
             changed[text] = b"x"
         case "entity":

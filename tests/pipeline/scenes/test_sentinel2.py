@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from pyproj import Transformer
+from rasterio.windows import Window
 
 from pipeline.imaging.clouds import find_clouds
+from pipeline.scenes.archive import MAX_METADATA
 from pipeline.scenes.delivery import Refusal, read_delivery
 from pipeline.scenes.discovery import find_deliveries
 from pipeline.scenes.raster import read_image
-from pipeline.scenes.scene import Imagery, Scene
+from pipeline.scenes.scene import Imagery, Scene, SceneError
 from pipeline.tasks.survey import survey
 from pipeline.tasks.tiles import orthorectify_clouds
 from tests import products
-from tests.deliveries import jp2, survey_config, tiff, write_folder, write_zip
+from tests.deliveries import jp2, survey_config, tiff, write_archive, write_folder, write_zip
 from tests.products import L1C, L2A, S2_SIDE, safe
 
 RGBN = ("red", "green", "blue", "nir")
@@ -113,6 +117,10 @@ def test_level_1c_has_offsets_of_its_own(tmp_path: Path) -> None:
     assert [image.offsets for image in scene] == [pytest.approx((-0.09,)), (-0.1,), (-0.1,), (-0.1,)]  # band_id 3: red
 
 
+def read_masked(*paths: Path) -> list[Scene | Refusal]:
+    return [got for one in find_deliveries(paths) for got in read_delivery(one, mask="qa")]
+
+
 def test_the_scene_classification_is_read_if_it_is_asked_for(tmp_path: Path, folder: Path, l1c: Files) -> None:
     (delivery,) = find_deliveries([folder])
     (scene,) = read_delivery(delivery, mask="qa")
@@ -120,10 +128,11 @@ def test_the_scene_classification_is_read_if_it_is_asked_for(tmp_path: Path, fol
     assert scene.quality is not None
     assert (scene.quality.bands, scene.quality.gsd) == (("SCL",), 20.0)
     assert scene.quality.path.endswith("_SCL_20m.jp2")
-    (delivery,) = find_deliveries([write_folder(tmp_path, l1c)])
+    bare = {name: content for name, content in l1c.items() if not name.endswith(".gml")}
+    (delivery,) = find_deliveries([write_folder(tmp_path, bare)])
     (scene,) = read_delivery(delivery, mask="qa")
     assert isinstance(scene, Scene)
-    assert scene.quality is None  # level 1C had polygons before baseline 04.00
+    assert scene.quality is None
 
 
 def test_the_masks_of_level_1c_are_clouds_and_cirrus(tmp_path: Path) -> None:
@@ -141,6 +150,108 @@ def test_the_masks_of_level_1c_are_clouds_and_cirrus(tmp_path: Path) -> None:
     grid = orthorectify_clouds(GeoBox((side, side), Affine(10, 0, 354_600, 0, -10, 31_500), "EPSG:32632"), entry)
     assert grid is not None
     assert np.array_equal(grid, np.kron(wanted, np.ones((6, 6), np.bool_)))
+
+
+WEST, NORTH = 354_600.0, 31_500.0
+
+
+def box(left: int, top: int, right: int, bottom: int) -> products.Ring:
+    """A rectangle as corners in UTM. Its sides are in pixels of 10 m from the corner of the granule."""
+    return [(WEST + 10 * c, NORTH - 10 * r) for c, r in ((left, top), (right, top), (right, bottom), (left, bottom))]
+
+
+CLOUDS = products.cloud_mask(
+    ("OPAQUE", [box(-30, 12, 60, 48), box(6, 18, 18, 30), box(30, 24, 42, 36)]), ("CIRRUS", [box(90, 60, 150, 96)])
+)
+"""A cloud with two holes that lies partly outside the granule, and cirrus."""
+
+
+def shape_of_the_clouds() -> npt.NDArray[np.bool_]:
+    """Where CLOUDS are in the pixels of 10 m: (row, col)."""
+    wanted = np.zeros((S2_SIDE, S2_SIDE), np.bool_)
+    wanted[12:48, :60] = wanted[60:96, 90:] = True
+    wanted[18:30, 6:18] = wanted[24:36, 30:42] = False
+    return wanted
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "stored zip", "tar.gz", "older form"])
+def test_the_polygons_of_an_older_level_1c_are_clouds_and_cirrus(tmp_path: Path, l1c: Files, form: str) -> None:
+    files = {name: CLOUDS if name.endswith("MSK_CLOUDS_B00.gml") else content for name, content in l1c.items()}
+    match form:
+        case "folder":
+            path = write_folder(tmp_path, files)
+        case "zip" | "stored zip":
+            path = write_zip(tmp_path / "a.zip", files, zipfile.ZIP_DEFLATED if form == "zip" else zipfile.ZIP_STORED)
+        case "tar.gz":
+            path = write_archive(tmp_path / "a.tar.gz", files)
+        case "older form":
+            name = "S2A_OPER_MSK_CLOUDS_SGS__20151231T150000_A002735_T32NLF_B00_MSIL1C.gml"
+            path = write_folder(tmp_path, moved(files, "MSK_CLOUDS_B00.gml", name))
+    (scene,) = read_masked(path)
+    assert isinstance(scene, Scene)
+    assert scene.quality is not None
+    assert (scene.quality.bands, scene.quality.gsd) == (("MSK_CLOUDS",), 10.0)
+    wanted = shape_of_the_clouds()
+    pixels, valid = read_image(scene.quality)
+    assert valid is None
+    assert np.array_equal(find_clouds("MSK_CLOUDS", pixels)[0], wanted)
+    assert {*np.unique(pixels[0, 60:])} == {0, 2}
+    window, _ = read_image(scene.quality, Window(50, 40, 70, 30))
+    assert np.array_equal(window, pixels[:, 40:70, 50:120])
+    decimated, _ = read_image(scene.quality, shape=(S2_SIDE // 6, S2_SIDE // 6))
+    assert np.array_equal(np.kron(decimated[0] > 0, np.ones((6, 6))) > 0, wanted)
+    entry = survey(scene, survey_config(mask="qa"))
+    grid = orthorectify_clouds(GeoBox((S2_SIDE,) * 2, Affine(10, 0, WEST, 0, -10, NORTH), "EPSG:32632"), entry)
+    assert grid is not None
+    assert np.array_equal(grid, wanted)
+
+
+def test_a_cloud_mask_without_clouds_is_clear(tmp_path: Path, l1c: Files) -> None:
+    (scene,) = read_masked(write_folder(tmp_path, l1c))
+    assert isinstance(scene, Scene)
+    assert scene.quality is not None
+    assert not read_image(scene.quality)[0].any()
+    survey(scene, survey_config(mask="qa"))
+
+
+def test_clouds_in_another_coordinate_system_lie_where_they_are(tmp_path: Path, l1c: Files) -> None:
+    """As after the images were converted: the polygons are those of the product still."""
+    move = Transformer.from_crs("EPSG:32632", "EPSG:32633", always_xy=True)
+    moved_clouds = CLOUDS.replace(b":32632", b":32633")
+    for x, y in {*box(-30, 12, 60, 48), *box(6, 18, 18, 30), *box(30, 24, 42, 36), *box(90, 60, 150, 96)}:
+        to = "{:.6f} {:.6f}".format(*move.transform(x, y))
+        moved_clouds = moved_clouds.replace(f"{x:.0f} {y:.0f}".encode(), to.encode())
+    (name,) = (name for name in l1c if name.endswith(".gml"))
+    (scene,) = read_masked(write_folder(tmp_path, l1c | {name: moved_clouds}))
+    assert isinstance(scene, Scene)
+    assert scene.quality is not None
+    assert np.array_equal(read_image(scene.quality)[0][0] > 0, shape_of_the_clouds())
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (CLOUDS[:700], "unclosed token"),
+        (b"", "no element found"),
+        (b"<html/>", "its root is html, expected Mask"),
+        (b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "b">]><x>&a;</x>', "DTDForbidden"),
+        (CLOUDS.replace(b"OPAQUE", b"SNOW"), "it has a mask of type 'SNOW', expected OPAQUE or CIRRUS"),
+        (CLOUDS.replace(b"posList", b"pos"), "a polygon has no positions"),
+        (CLOUDS.replace(b"exterior", b"outside"), "a polygon has no outline"),
+        (CLOUDS.replace(b"354660", b"many"), "could not convert string to float: 'many'"),
+        (CLOUDS.replace(b"355200", b"nan"), "a coordinate is no finite number"),
+        (CLOUDS.replace(b'"2"', b'"3"'), "a polygon of 10 coordinates of dimension 3 is none"),
+        (CLOUDS.replace(b":32632", b":1"), "Invalid projection"),
+    ],
+)
+def test_a_broken_cloud_mask_is_named(tmp_path: Path, l1c: Files, content: bytes, fault: str) -> None:
+    (name,) = (name for name in l1c if name.endswith(".gml"))
+    (scene,) = read_masked(write_folder(tmp_path, l1c | {name: content}))
+    assert isinstance(scene, Scene)
+    with pytest.raises(SceneError) as refusal:
+        survey(scene, survey_config(mask="qa"))
+    assert str(refusal.value).startswith(f"{tmp_path}/{name}: not the cloud mask of a Sentinel-2 product: ")
+    assert fault in str(refusal.value)
 
 
 def test_a_survey_knows_the_reflectance(folder: Path) -> None:
@@ -216,6 +327,9 @@ def test_an_image_without_georeference_lies_where_the_granule_says(tmp_path: Pat
     ("change", "sentence"),
     [
         ("no green", f"{L2A}: there is no file of band green"),
+        ("empty XML", "MTD_MSIL2A.xml: the file is empty"),
+        ("empty XML of the granule", "MTD_TL.xml: the file is empty"),
+        ("XML of megabytes", "MTD_MSIL2A.xml: more than 4 MiB are too many for a metadata file"),
         ("broken XML", "MTD_MSIL2A.xml: not the XML of a Sentinel-2 product"),
         ("entity", "MTD_TL.xml: not the XML of a Sentinel-2 product"),
         ("no number", "MTD_MSIL2A.xml: its quantification or offsets are no numbers"),
@@ -232,6 +346,12 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path: Path, l2a: Files, change:
     match change:
         case "no green":
             files = {name: content for name, content in files.items() if "_B03_" not in name}
+        case "empty XML":
+            files[product] = b""
+        case "empty XML of the granule":
+            files[granule] = b" \n"
+        case "XML of megabytes":
+            files[product] += b" " * MAX_METADATA
         case "broken XML":
             files[product] = files[product][:500]
         case "entity":
