@@ -243,15 +243,14 @@ def open_header(
 ) -> tuple[str, Header]:
     """The path that GDAL opens for an image, and the image's header. Raises SceneError: see `read_header`."""
     path = locate(name, delivery)
-    mask, sidecar = name + archive.MASK in files, files.get(f"{name}.aux.xml")
+    beside = find_beside(name, files)
+    mask, sidecar = beside.get("mask"), files[beside["aux"]] if "aux" in beside else None
+    if mask not in (None, name + archive.MASK):
+        raise SceneError(f"{mask}: the mask of {name} is read under the name {name}{archive.MASK}; rename it")
     try:
-        return path, read_header(path, alpha, has_mask=mask, sidecar=sidecar, any_origin=any_origin)
+        return path, read_header(path, alpha, has_mask=mask is not None, sidecar=sidecar, any_origin=any_origin)
     except SceneError as error:
-        if (
-            path.startswith("/vsi")
-            and PurePosixPath(name).suffix.lower() in RAW
-            and "header" in find_beside(name, files)
-        ):
+        if path.startswith("/vsi") and PurePosixPath(name).suffix.lower() in RAW and "header" in beside:
             where = "not in an archive; unpack it" if delivery.archive else "not on a server; download it"
             raise SceneError(f"{name}: an ENVI image is read in a folder, {where}") from error
         raise

@@ -148,7 +148,7 @@ def describe(files: Files) -> Product:
             fields.get("SENSING_TIME"), fields.get("PRODUCT_START_TIME"), match["time"] if match else None
         ),
         sensor_bands=SENTINEL_2,
-        names={name: (match["part"], f"{match['part']}_{match['gsd']}m") for name, match in bands},
+        names={name: (match["part"], f"{match['part']}_{match['gsd']}m") for name, match in leave_out_coarse(bands)},
         lacking=LEVEL_2_LACKS if level_2 else frozenset(),
         scales={name: scales[key] for name, match in bands if (key := band_key(match)) in scales},
         places={} if granule is None else read_places(granule_xml, granule, bands),
@@ -205,6 +205,18 @@ def read_scales(name: str, root: Element) -> dict[str, tuple[float, float]]:
         }
     except (ValueError, ZeroDivisionError) as error:
         raise SceneError(f"{name}: its quantification or offsets are no numbers: {error}") from error
+
+
+def leave_out_coarse(bands: Sequence[tuple[str, re.Match[str]]]) -> Iterator[tuple[str, re.Match[str]]]:
+    """The images of bands, without coarser ones of a band of 10 m that is not among those of the finest resolution.
+
+    Otherwise a red band of 20 m would stand beside a green one of 10 m without a word.
+    """
+    finest = min(int(match["gsd"] or 0) for _, match in bands)
+    complete = {band_key(match) for _, match in bands if int(match["gsd"] or 0) == finest}
+    for name, match in bands:
+        if band_key(match) in complete or NATIVE.get(band_key(match)) != "10":
+            yield name, match
 
 
 def band_key(match: re.Match[str]) -> str:

@@ -208,8 +208,10 @@ def read_item(
     footprint = image_footprint(first, make_flat_terrain(first.model))
     bbox = item.get("bbox")
     if isinstance(bbox, list) and len(bbox) in (4, 6) and all(isinstance(v, int | float) for v in bbox):
-        box = shapely.box(bbox[0], bbox[1], bbox[len(bbox) // 2], bbox[len(bbox) // 2 + 1])
-        if bbox[0] <= bbox[len(bbox) // 2] and box.distance(footprint) > MAX_DISTANCE:
+        west, south, east, north = bbox[0], bbox[1], bbox[len(bbox) // 2], bbox[len(bbox) // 2 + 1]
+        # Longitudes of 0 to 360 mean the same places.
+        boxes = [shapely.box(west + turn, south, east + turn, north) for turn in (-360, 0, 360)]
+        if west <= east and min(box.distance(footprint) for box in boxes) > MAX_DISTANCE:
             raise SceneError(f"{href}: its bbox is {bbox}, but {first.path} is outside of it")
     paths = [image.path for image in (*images, *filter(None, [pan]))]
     local = [path for path in paths if not path.startswith("/vsi")]
@@ -315,6 +317,8 @@ def select_images(item: Json, properties: Json, names: Sequence[str], href: str,
     for name, candidates in choose_bands(names, names_of, sensor).items():
         key, index = min(candidates, key=rank.__getitem__)
         chosen.setdefault(key, []).append((name, index))
+    if not item["assets"]:
+        raise SceneError(f"{href}: it has no assets")
     if not chosen:
         raise SceneError(
             f"{href}: none of its assets contains {' or '.join(names)}; the assets are {', '.join(item['assets'])}; "

@@ -302,6 +302,16 @@ def test_a_mask_beside_an_image_belongs_to_it_in_every_form(tmp_path: Path, form
     assert len(scene.files) == (2 if form == "folder" else 1)  # with another mask, the scene is surveyed again
 
 
+def test_a_mask_in_capitals_is_not_ignored(tmp_path: Path) -> None:
+    """GDAL writes `.msk`; without a sentence, pixels without data would be tiled."""
+    files = {name.replace(".msk", ".MSK"): content for name, content in masked_members(tmp_path / "made").items()}
+    write_folder(tmp_path / "in", files)
+    image = f"{tmp_path}/in/map.tif"
+    assert refused(tmp_path / "in") == (
+        f"{image}.MSK: the mask of {image} is read under the name {image}.msk; rename it"
+    )
+
+
 def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     files = masked_members(tmp_path / "made") | {"map.tif": tiff(coordinates(WIDTH + 1, HEIGHT, 3), **PLACE)}
     write_folder(tmp_path / "in", files)

@@ -99,6 +99,18 @@ def test_other_bands_of_level_2a(folder: Path) -> None:
     assert only(folder, bands=("red", "cirrus")).bands == ("red",)  # level 2A has no cirrus band
 
 
+def test_a_coarser_image_does_not_replace_a_band_that_is_missing(tmp_path: Path, l2a: Files) -> None:
+    """Unless there is nothing finer of any band."""
+    lacking = {name: content for name, content in l2a.items() if "B04_10m" not in name}
+    (refusal,) = read(write_zip(tmp_path / "lacking.zip", lacking))
+    assert isinstance(refusal, Refusal)
+    assert f"{L2A}: there is no file of band red; the bands are " in refusal.detail
+    assert names_of(only(tmp_path / "lacking.zip", bands=("green", "B05"))) == ["B03_10m", "B05_20m"]
+    coarse = {name: content for name, content in l2a.items() if "R10m" not in name}
+    scene = only(write_folder(tmp_path / "coarse", coarse), bands=("red", "green", "blue"))
+    assert names_of(scene) == ["B04_20m", "B03_20m", "B02_20m"]
+
+
 def test_level_1c_before_the_offsets(tmp_path: Path, l1c: Files) -> None:
     scene = only(write_folder(tmp_path, l1c), bands=(*RGBN, "cirrus"))
     assert (scene.id, scene.satellite) == (L1C, "Sentinel-2B")

@@ -326,6 +326,8 @@ def spoiled(change: str) -> tuple[dict[str, Any], dict[str, bytes]]:
             del value["id"]
         case "no assets":
             value["assets"] = None
+        case "an empty list of assets":
+            value["assets"] = {}
     return value, files
 
 
@@ -342,6 +344,7 @@ SPOILED = {
     "an id that leads elsewhere": "'../../out' cannot be the name of a scene",
     "no id": "an item without id or assets",
     "no assets": "an item without id or assets",
+    "an empty list of assets": "it has no assets",
 }
 
 
@@ -353,6 +356,14 @@ def test_an_item_that_cannot_be_used_ends_in_a_sentence(tmp_path: Path, change: 
     assert SPOILED[change] in refusal.detail
     assert str(path) in refusal.detail
     assert len(refusal.detail.splitlines()) == 1
+
+
+@pytest.mark.parametrize("turn", [-360, 360])
+def test_longitudes_of_an_item_may_be_counted_otherwise_than_its_images(tmp_path: Path, turn: int) -> None:
+    value, files = sentinel()
+    value["bbox"] = [BBOX[0] + turn, BBOX[1], BBOX[2] + turn, BBOX[3]]
+    scene = only(write(tmp_path, value, files))
+    assert scene.footprint.centroid.x == pytest.approx(105, abs=0.1)
 
 
 @pytest.mark.parametrize(
