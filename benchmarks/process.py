@@ -12,11 +12,11 @@ def one_core() -> None:
     configure_libraries()
 
 
-def most_memory() -> int:
-    """Peak resident memory of this process, bytes.
+def most_memory(process: int | str = "self") -> int:
+    """Peak resident memory of this process, or of that with an id, bytes.
 
     It comes from Linux's /proc, because `ru_maxrss` also counts the process that forked this one. Mapped pages of
     files count: for a scene that is read in place, those of the block being processed.
     """
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    (line,) = (line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) << 10

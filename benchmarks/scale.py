@@ -7,6 +7,9 @@ place, and links to the arrays of the first. Each step runs in a process of its 
 Printed are its seconds, those of the processor, its peak memory with the libraries, and the size of the largest `page`
 of the report. `slope` is that memory's growth per tile from one size to the next. `verify` is `geokr verify --fast`,
 `sampled` the same with `--scenes 300`.
+
+`simulate` streams --blocks blocks that do nothing to --workers threads through a real scheduler, and prints what a
+block costs scheduler and client, and how many workers one scheduler feeds (`benchmarks/simulate.py`).
 """
 
 import argparse
@@ -16,13 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import shapely
 
+from benchmarks import simulate
+from benchmarks.made_scenes import SIDE, TILE, make_config, make_entry
 from benchmarks.process import most_memory
 from geokr.dataset import layout, store
 from geokr.dataset.index import read_summary
@@ -30,21 +33,14 @@ from geokr.landcover.legend import Legend
 from geokr.landcover.sheets import LandCover
 from geokr.loading.loader import TileLoader
 from geokr.loading.selection import Selection, share_tiles
-from pipeline.catalog.table import CATALOG, Entry, read_catalog, write_catalog
-from pipeline.config import BuildConfig
-from pipeline.geometry.sensor import Georeferenced
-from pipeline.geometry.terrain import Terrain
-from pipeline.imaging.radiometry import Stretch
+from pipeline.catalog.table import CATALOG, read_catalog, write_catalog
 from pipeline.plan import placement_attributes, tile_attributes, tile_grid
 from pipeline.report.site import write_site
 from pipeline.report.summary import summary_table
 from pipeline.runtime.worker import configure_libraries
-from pipeline.scenes.scene import Image, Scene
 from pipeline.stages import index
 from pipeline.verify.__main__ import main as verify
 
-SIDE, TILE, GSD = 100, 8, 100.0
-"""Rows and columns of tiles of a scene, side of a tile, px, and ground sampling distance, m."""
 CLASSES = tuple(f"class_{k}" for k in range(10))
 LABEL_SET = "globeland30_2020"
 STEPS = ("index", "choose", "batch", "verify", "sampled", "report", "html")
@@ -53,35 +49,8 @@ LIMIT = 16 << 30
 BATCH = 256
 
 
-def make_entry(number: int) -> Entry:
-    """A scene of SIDE x SIDE tiles, on a grid of places between 60 degrees south and north, dates on top of it."""
-    places = 360 * 100
-    lon, lat = number % 360 - 179.5, (number // 360) % 100 * 1.2 - 60
-    half = (SIDE + 2) * TILE * GSD / 2 / 111_000  # room for all tiles wherever the lattice begins
-    height, width = half, half / np.cos(np.radians(lat))
-    footprint = shapely.box(lon - width, lat - height, lon + width, lat + height)
-    model = Georeferenced("EPSG:4326", (1e-3, 0.0, lon, 0.0, -1e-3, lat))
-    image = Image(f"/scene-{number:06d}.tif", ("blue", "green", "red"), 900, 900, "uint8", None, GSD, model)
-    acquired = datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=number // places)
-    return Entry(
-        Scene(
-            id=f"scene-{number:06d}", satellite="MADE", sensor="", level="L2A", acquired=acquired, gsd=GSD,
-            images=(image,), pan=None, delivery=image.path, files=(), bytes=1, metadata_digest="0" * 64,
-            footprint=footprint, metadata={},
-        ),
-        Terrain(None, 0.0, None), Stretch(0, 255), 0.0,
-    )  # fmt: skip
-
-
 def make_covers() -> list[LandCover]:
     return [LandCover(LABEL_SET, 0, Legend("", "made", CLASSES, ("#000000",) * len(CLASSES), {}, frozenset()), ())]
-
-
-def make_config(root: Path) -> BuildConfig:
-    grid = {"tile": TILE, "stride": TILE, "block": 16}
-    return BuildConfig.model_validate(
-        {"out": str(root), "survey": {"scenes": ["/"]}, "labels": {"landcover": ["/"]}, "grid": grid}
-    )
 
 
 def write_stores(root: Path, scenes: int) -> None:
@@ -186,7 +155,13 @@ def main(argv: list[str]) -> int:
         prog="python -m benchmarks scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiles", type=float, nargs="+", default=[1.43e6], help="sizes (%(default)s)")
-    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS, help="steps to run; the index is needed")
+    parser.add_argument(
+        "--steps", nargs="+", choices=(*STEPS, "simulate"), default=STEPS, help="steps to run; others need the index"
+    )
+    parser.add_argument("--blocks", type=int, default=100_000, help="blocks that `simulate` streams (%(default)s)")
+    parser.add_argument("--workers", type=int, default=1000, help="threads of its workers (%(default)s)")
+    parser.add_argument("--processes", type=int, default=4, help="processes of its workers (%(default)s)")
+    parser.add_argument("--block-seconds", type=float, default=5.0, help="of a worker for a real block (%(default)s)")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -197,14 +172,18 @@ def main(argv: list[str]) -> int:
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         print(json.dumps({"seconds": seconds, "cpu": cpu, "memory": most_memory(), "libraries": libraries}))
         return 0
+    if "simulate" in options.steps:
+        found = simulate.simulate(options.blocks, options.processes, max(1, options.workers // options.processes))
+        print(simulate.format_simulation(found, options.blocks, options.workers, options.block_seconds), flush=True)
+    steps = [step for step in options.steps if step != "simulate"]
     memory: dict[str, tuple[int, float]] = {}
     within = True
-    for tiles in options.tiles:
+    for tiles in options.tiles if steps else []:
         scenes = max(1, round(tiles / SIDE**2))
         with tempfile.TemporaryDirectory(prefix="geokr-scale-") as folder:
             root = Path(folder, "dataset")
             write_stores(root, scenes)
-            for step in options.steps:
+            for step in steps:
                 found = measure(step, root)
                 pages = [path.stat().st_size for path in root.parent.glob("pages/*")]
                 before = memory.get(step, (0, 0.0))

@@ -17,11 +17,15 @@ from dask.distributed import (
 )
 
 from geokr.dataset.layout import StoreWriteError
+from pipeline.runtime.call import call, pack
 from pipeline.runtime.cluster import require_scheduler, scheduler_error
 from pipeline.runtime.worker import KILLED, LIBRARIES, Job, Result, attempt, usable_memory
 
 TASKS_PER_THREAD = 3
 """Tasks in flight per thread: enough that no thread waits, few enough that the scheduler's memory does not grow."""
+ROUND = 64
+"""Most jobs that are submitted at once, and results fetched at once: what a message costs is shared, and none waits
+long for the others."""
 OPEN_BATCHES = 2 * TASKS_PER_THREAD
 """Batches that are open at once. A slow batch then occupies at most half of the threads while others have jobs."""
 
@@ -50,6 +54,8 @@ class Workers:
         self.queried_at = -1.0
         self.reported: list[tuple[int, int]] = []
         """Threads and memory limit (bytes, 0 if unlimited) of each worker, as last reported."""
+        self.slots: dict[int, int] = {}
+        """Promised peak -> how many such jobs fit into the workers that were reported."""
 
     def capacities(self) -> list[tuple[int, int]]:
         if (now := time.monotonic()) > self.queried_at + 1.0:
@@ -58,19 +64,20 @@ class Workers:
             if "workers" not in info:
                 raise scheduler_error(ConnectionError("it does not report its workers"))
             workers = info["workers"].values()
-            self.queried_at, self.reported = (
-                now,
-                [(worker["nthreads"], worker["memory_limit"] or 0) for worker in workers],
-            )
+            self.queried_at, self.slots = now, {}
+            self.reported = [(worker["nthreads"], worker["memory_limit"] or 0) for worker in workers]
         return self.reported
 
     def count_slots(self, memory: int) -> int:
         """How many jobs with this promised peak, bytes, fit into the workers' memory at once: at least one."""
-        jobs_per_worker = [
-            min(threads, max(1, int(usable_memory(limit) / memory))) if limit and memory else threads
-            for threads, limit in self.capacities()
-        ]
-        return max(1, sum(jobs_per_worker))
+        capacities = self.capacities()
+        if memory not in self.slots:
+            jobs_per_worker = [
+                min(threads, max(1, int(usable_memory(limit) / memory))) if limit and memory else threads
+                for threads, limit in capacities
+            ]
+            self.slots[memory] = max(1, sum(jobs_per_worker))
+        return self.slots[memory]
 
     def memory_error(self, memory: int) -> MemoryError | None:
         """The error for a job that no worker has enough memory for, otherwise None."""
@@ -125,47 +132,70 @@ def stream(
     numbers, run_id = count(), os.urandom(4).hex()
     completed = as_completed()
 
-    def submit(batch: JobBatch[Job], job: Job) -> None:
+    def submit(drawn: list[tuple[JobBatch[Job], Job]]) -> None:
         # A file name may not be valid UTF-8, but a key must be, or the scheduler drops the connection. Every key is
         # new, because a run that is resumed after a failure must not get the failed result again.
-        key = (batch.name.encode(errors="replace").decode(), next(numbers), run_id)
-        future = client.submit(attempt, function, job, batch.memory, key=key, pure=False)
-        running[key] = batch, job
-        in_flight[batch.name] += 1
-        completed.add(future)
+        keys = [(batch.name.encode(errors="replace").decode(), next(numbers), run_id) for batch, _ in drawn]
+        packed = [pack(attempt, function, job, batch.memory) for batch, job in drawn]
+        running.update(zip(keys, drawn, strict=True))
+        completed.update(client.map(call, packed, key=keys, pure=False))
 
-    def next_ended() -> tuple[JobBatch[Job], Job, Result | Exception]:
-        future = next(completed)
-        while future.status in ("pending", "lost"):  # its result died with its worker, and is computed again
-            completed.add(future)
+    def next_ended() -> list[tuple[JobBatch[Job], Job, Result | Exception]]:
+        ended: list[Future[Any]] = []
+        while not ended or (len(ended) < ROUND and completed.has_ready()):
             future = next(completed)
-        batch, job = running.pop(future.key)
-        in_flight[batch.name] -= 1
-        return batch, job, read_result(future)
+            if future.status in ("pending", "lost"):  # its result died with its worker, and is computed again
+                completed.add(future)
+            else:
+                ended.append(future)
+        results = read_results(client, ended)
+        of_jobs = [running.pop(future.key) for future in ended]
+        in_flight.subtract(batch.name for batch, _ in of_jobs)
+        return [(batch, job, result) for (batch, job), result in zip(of_jobs, results, strict=True)]
 
     jobs = draw_jobs(batches, in_flight)
     suspects: list[tuple[JobBatch[Job], Job]] = []
     memory = 0  # the largest promised peak so far, bytes
     while True:
+        drawn: list[tuple[JobBatch[Job], Job]] = []
         while (
-            len(running) < TASKS_PER_THREAD * workers.count_slots(memory) and (next_job := next(jobs, None)) is not None
+            len(drawn) < min(ROUND, slots := workers.count_slots(memory))
+            and len(running) + len(drawn) < TASKS_PER_THREAD * slots
+            and (next_job := next(jobs, None)) is not None
         ):
             batch, job = next_job
             if refusal := workers.memory_error(batch.memory):
                 yield job, refusal
                 continue
             memory = max(memory, batch.memory)
-            submit(batch, job)
+            in_flight[batch.name] += 1
+            drawn.append(next_job)
+        if drawn:
+            submit(drawn)
+            if len(running) < TASKS_PER_THREAD * slots:
+                continue
         if not running:
             break
-        batch, job, result = next_ended()
-        if isinstance(result, LostWorkersError):  # or an innocent job that ran in the worker of such a job
-            suspects.append((batch, job))
-        else:
-            yield job, result
-    for batch, job in suspects:
-        submit(batch, job)
-        yield next_ended()[1:]
+        for batch, job, result in next_ended():
+            if isinstance(result, LostWorkersError):  # or an innocent job that ran in the worker of such a job
+                suspects.append((batch, job))
+            else:
+                yield job, result
+    for suspect in suspects:
+        in_flight[suspect[0].name] += 1
+        submit([suspect])
+        ((_, job, result),) = next_ended()
+        yield job, result
+
+
+def read_results(client: Client, futures: list["Future[Any]"]) -> list[Any]:
+    """The results of tasks that ended, or their errors: see `read_result`."""
+    if all(future.status == "finished" for future in futures):
+        try:
+            return list(client.gather(futures))
+        except Exception:  # of one of them, or its worker died since
+            pass
+    return [read_result(future) for future in futures]
 
 
 def read_result(future: "Future[Any]") -> Any:

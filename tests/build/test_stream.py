@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from pipeline.runtime.cluster import ClusterError, open_cluster
 from pipeline.runtime.signals import block_interrupts, report_stop, stop_on_signals
 from pipeline.runtime.stream import (
     OPEN_BATCHES,
+    ROUND,
     TASKS_PER_THREAD,
     Client,
     JobBatch,
@@ -386,6 +388,7 @@ class Ending:
     """What it is each time that it ends, until it has finished."""
     slow: bool = False
     ended: int = 0
+    outcome: tuple[Any, Exception | None] | None = None
 
     @property
     def status(self) -> str:
@@ -393,7 +396,13 @@ class Ending:
 
     def result(self) -> Any:
         assert self.status == "finished"
-        return self.end()
+        if self.outcome is None:
+            try:
+                self.outcome = self.end(), None
+            except Exception as error:
+                self.outcome = None, error
+        value, error = self.outcome
+        return value if error is None else fail(error)
 
 
 @dataclass
@@ -411,23 +420,45 @@ class Played:
     most: int = 0
     slow: Any = None
     """Jobs that end when nothing else is left."""
+    at_once: int = 1
+    """How many jobs end at once."""
+    ready: int = 0
+    """How many of them have ended, but were not asked for."""
+    rounds: list[int] = field(default_factory=list)
+    """How many jobs were submitted at once."""
 
     def scheduler_info(self, n_workers: int = 5) -> dict[str, Any]:
         told = self.workers if n_workers < 0 else self.workers[:n_workers]
         return {"workers": {k: {"nthreads": n, "memory_limit": limit} for k, (n, limit) in enumerate(told)}}
 
-    def submit(self, _attempt: Any, _function: Any, job: Any, _memory: int, *, key: Any, pure: bool) -> Ending:
+    def map(self, _call: Any, packed: list[bytes], *, key: list[Any], pure: bool) -> list[Ending]:
         assert not pure
-        self.keys.append(key)
+        self.keys += key
+        self.rounds.append(len(key))
+        return [self.task(*task) for task in zip(key, packed, strict=True)]
+
+    def task(self, key: Any, packed: bytes) -> Ending:
+        _, (_, job, _) = pickle.loads(packed)
         before = self.tries[job]
         self.tries[job] += 1
         return Ending(key, lambda: self.ends(job, before), self.states, job == self.slow)
+
+    def gather(self, futures: list[Ending]) -> list[Any]:
+        return [future.result() for future in futures]
+
+    def has_ready(self) -> bool:
+        return self.ready > 0 and bool(self.flying)
+
+    def update(self, futures: list[Ending]) -> None:
+        for future in futures:
+            self.add(future)
 
     def add(self, future: Ending) -> None:
         self.flying.append(future)
         self.most = max(self.most, len(self.flying))
 
     def __next__(self) -> Ending:
+        self.ready = (self.ready or self.at_once) - 1
         future = self.flying.pop(min(range(len(self.flying)), key=lambda k: self.flying[k].slow))
         future.ended += 1
         return future
@@ -501,6 +532,19 @@ def test_no_more_is_in_flight_than_memory_has_room_for(
         job for batch in [batches[large], *batches] for job in batch.jobs
     )
     assert played.most == TASKS_PER_THREAD * 2
+
+
+@pytest.mark.parametrize(("at_once", "room"), [(1, 5), (2, 5), (5, 5), (99, 5), (200, 100)])
+def test_jobs_that_end_together_are_replaced_together(monkeypatch: pytest.MonkeyPatch, at_once: int, room: int) -> None:
+    """One after the other is not asked for: a message for each would keep the scheduler busy."""
+    played = Played([(room, None)], at_once=at_once)
+    batches = [JobBatch(f"{k}", [(k, n) for n in range(300)]) for k in range(3)]
+    found = played.stream(monkeypatch, *batches)
+    assert Counter(job for job, _ in found) == Counter(job for batch in batches for job in batch.jobs)
+    assert all(job == result for job, result in found)
+    assert played.most == TASKS_PER_THREAD * room
+    assert max(played.rounds) == min(ROUND, room)
+    assert len(played.rounds) <= 3 + 900 / min(at_once, ROUND, room) + TASKS_PER_THREAD * room / min(ROUND, room)
 
 
 def test_others_go_on_while_a_slow_batch_fills_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
