@@ -9,7 +9,7 @@ of the report. `slope` is that memory's growth per tile from one size to the nex
 `sampled` the same with `--scenes 300`.
 
 `simulate` streams --blocks blocks that do nothing to --workers threads through a real scheduler, and prints what a
-block costs scheduler and client, and how many workers one scheduler feeds (`benchmarks/simulate.py`).
+block costs scheduler and client (`benchmarks/simulate.py`).
 """
 
 import argparse
@@ -161,7 +161,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--blocks", type=int, default=100_000, help="blocks that `simulate` streams (%(default)s)")
     parser.add_argument("--workers", type=int, default=1000, help="threads of its workers (%(default)s)")
     parser.add_argument("--processes", type=int, default=4, help="processes of its workers (%(default)s)")
-    parser.add_argument("--block-seconds", type=float, default=5.0, help="of a worker for a real block (%(default)s)")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -174,7 +173,7 @@ def main(argv: list[str]) -> int:
         return 0
     if "simulate" in options.steps:
         found = simulate.simulate(options.blocks, options.processes, max(1, options.workers // options.processes))
-        print(simulate.format_simulation(found, options.blocks, options.workers, options.block_seconds), flush=True)
+        print(simulate.format_simulation(found, options.blocks, options.workers), flush=True)
     steps = [step for step in options.steps if step != "simulate"]
     memory: dict[str, tuple[int, float]] = {}
     within = True

@@ -1,4 +1,4 @@
-"""The scheduler of a large build: how many workers it feeds, measured by jobs that do nothing.
+"""The scheduler of a large build: how many blocks a second it feeds to workers, measured by jobs that do nothing.
 
 A real scheduler and a few worker processes with many threads, which stand for as many workers, run real jobs of made
 scenes through the real stream. Scheduler and client are busy in processes of their own, so the busier of the two says
@@ -130,8 +130,8 @@ def run_client(place: Path, scheduler: psutil.Process, blocks: int, processes: i
         }
 
 
-def format_simulation(found: dict[str, float], blocks: int, workers: int, block_seconds: float) -> str:
-    """A line of what `simulate` found, and of how many workers a scheduler feeds if a block takes so many seconds."""
+def format_simulation(found: dict[str, float], blocks: int, workers: int) -> str:
+    """A line of what `simulate` found, and of how many blocks a second there are at most."""
     scheduler, client = found["scheduler"] / blocks, found["client"] / blocks
     most = 1 / max(scheduler, client)
     return (
@@ -139,7 +139,7 @@ def format_simulation(found: dict[str, float], blocks: int, workers: int, block_
         f"scheduler={1e3 * scheduler:.2f}ms/block client={1e3 * client:.2f}ms/block job={found['job']:.0f}B "
         f"scheduler_memory={found['scheduler_memory'] / 2**20:.0f}MiB "
         f"client_memory={found['client_memory'] / 2**20:.0f}MiB libraries={found['libraries'] / 2**20:.0f}MiB "
-        f"most={most:.0f}blocks/s block={block_seconds:g}s feeds={most * block_seconds:.0f}workers"
+        f"most={most:.0f}blocks/s"
     )
 
 

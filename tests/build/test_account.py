@@ -4,15 +4,19 @@ import io
 import json
 import os
 import tarfile
+import tempfile
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import rasterio
+import rasterio.shutil
 from affine import Affine
+from pyproj import CRS
 
 from geokr.dataset.contents import list_scenes
 from pipeline.build_levir_kr import main
@@ -22,7 +26,20 @@ from pipeline.catalog.stac_items import write_static_catalog
 from pipeline.scenes.delivery import read_delivery
 from pipeline.scenes.discovery import find_deliveries
 from pipeline.scenes.scene import Scene
-from tests.deliveries import NAME, coordinates, members, pair, tiff, write_archive, write_folder, write_zip
+from tests.deliveries import (
+    NAME,
+    camera,
+    coordinates,
+    jp2,
+    members,
+    pair,
+    rpc_text,
+    tiff,
+    write_archive,
+    write_folder,
+    write_zip,
+)
+from tests.products import L2A, LANDSAT, landsat, safe
 
 NAMES = [NAME.replace("1234567", number) for number in ("1000001", "1000002", "1000003", "1000004", "1000005")]
 EAST, NORTH = 5e5, 2.7e6
@@ -33,10 +50,23 @@ def place(k: int, gsd: float = 8.0) -> dict[str, Any]:
     return {"crs": "EPSG:32648", "transform": Affine(gsd, 0, EAST + 2000 * k, 0, -gsd, NORTH)}
 
 
-def image(k: int, bands: int = 3, dtype: str = "uint16", **profile: Any) -> bytes:
-    """An image on a map at the k-th place, with texture, so that its tiles are accepted."""
+def image_pixels(k: int, bands: int = 3, dtype: str = "uint16") -> npt.NDArray[Any]:
+    """Texture, so that tiles are accepted: (band, row, col)."""
     texture = np.random.default_rng(k).integers(60, 200, (bands, 10, 12))
-    return tiff(np.kron(texture, np.ones((1, 4, 4))).astype(dtype), **place(k), **profile)
+    return np.kron(texture, np.ones((1, 4, 4))).astype(dtype)
+
+
+def image(k: int, bands: int = 3, dtype: str = "uint16", **profile: Any) -> bytes:
+    """An image on a map at the k-th place."""
+    return tiff(image_pixels(k, bands, dtype), **place(k) | profile)
+
+
+def converted(content: bytes, driver: str) -> dict[str, bytes]:
+    """An image in another form: the files `x`, `x.hdr` ..., without notes of GDAL."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "source.tif").write_bytes(content)
+        rasterio.shutil.copy(f"{folder}/source.tif", f"{folder}/x", driver=driver)
+        return {path.name: path.read_bytes() for path in Path(folder).glob("x*") if path.suffix != ".xml"}
 
 
 def classes(k: int, **profile: Any) -> bytes:
@@ -117,6 +147,18 @@ def everything(root: Path) -> dict[str, str]:
     stack = f"{size}{EAST + 20000}, 8, 0, {NORTH}, 0, -8</GeoTransform>{parts}</VRTDataset>"
     add("vrt", {"stack.vrt": stack.encode(), "v_red.tif": image(10, 1), "v_nir.tif": image(10, 1)}, "scene")
     add("plain", {"all.vrt": stack.replace("v_red", "masked").replace("v_nir", "masked").encode()}, "mosaic")
+    # other forms
+    with_header, with_world = converted(image(11), "ENVI"), image(12, crs=None, transform=None)
+    add("forms", {"line.dat": with_header["x"], "line.hdr": with_header["x.hdr"]}, "scene")
+    world = "\n".join(map(str, (8, 0, 0, -8, EAST + 24004, NORTH - 4))).encode()
+    add("forms", {"world.tif": with_world, "world.tfw": world, "world.prj": CRS(32648).to_wkt().encode()}, "scene")
+    layers, lossless = converted(image(13, dtype="int16"), "netCDF")["x"], jp2(image_pixels(14), **place(14))
+    add("forms", {"layers.nc": layers, "lossless.jp2": lossless}, "scene")
+    add("forms", {"camera.tif": members()[f"{NAME}-MSS1.tiff"], "camera_RPC.TXT": rpc_text(camera()).encode()}, "scene")
+    add("landsat", landsat(), "scene")
+    (root / "sentinel").mkdir()
+    write_zip(root / "sentinel" / f"{L2A}.zip", safe())
+    roles[f"sentinel/{L2A}.zip"] = "scene"
     # no imagery
     add("masks", {"scene_udm2.tif": image(9, 8, "uint8"), "LC08_QA_PIXEL.TIF": image(9, 1), "T48_SCL.tif": image(9, 1),
                   "cloud_mask.tif": image(9, 1, "uint8"), "a_cloudmask.tif": image(9, 1, "uint8")}, "mask")  # fmt: skip
@@ -211,7 +253,9 @@ def test_a_folder_of_everything_is_one_command_in_whose_account_nothing_is_missi
     listed = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
     assert {name for name in listed if ".zarr" not in name} == {name for name in found if not name.endswith(".zarr")}
     scenes = {name for line in found.values() if line.role == "scene" for name in line.of.split(", ")}
-    assert scenes == {*NAMES[:4], "rgb", "masked", "s2", "twice", "right", "linked", "stack"}
+    in_folders = {"rgb", "masked", "s2", "twice", "right", "linked", "stack"}
+    in_other_forms = {"line", "world", "layers", "lossless", "camera", LANDSAT, L2A}
+    assert scenes == {*NAMES[:4]} | in_folders | in_other_forms
     assert scenes == {*list_scenes(given.root / "out" / "tiles.zarr")}
     refused = " ".join(entry["detail"] for entry in quarantine.read(given.root / "out"))
     assert all(line.reason in refused for line in found.values() if line.role == "refused")

@@ -101,3 +101,18 @@ def test_the_weighted_mean_of_sharpened_bands_is_the_panchromatic_image(tmp_path
     one, four = (np.asarray(group["image"][:], np.float64)[both] for group in (pan, sharp))  # type: ignore[index]
     assert (one.shape[1], four.shape[1]) == (1, 4)
     assert np.abs(np.tensordot(four, weights, (1, 0)) - one[:, 0]).max() <= 0.5 + 1e-9
+
+
+def test_a_scene_is_ten_objects_and_a_block_up_to_eight(folder: Path) -> None:
+    """What a bucket has to hold grows with blocks, not with tiles."""
+    (folder / "params.yaml").write_text("build: {grid: {block: 2}}")
+    build(folder, "counted", "--params", str(folder / "params.yaml"))
+    stores = [folder / "counted" / layout.TILES, folder / "counted" / layout.label_store("globeland30_2020")]
+    files = [path for root in stores for path in (root / NAME).rglob("*") if path.is_file()]
+    metadata = [path for path in files if path.name == "zarr.json"]
+    assert len(metadata) == 10
+    status = contents.read_status(store.open_scene(str(stores[0]), NAME))
+    blocks = [status[i : i + 2, j : j + 2] for i in range(0, len(status), 2) for j in range(0, status.shape[1], 2)]
+    shards = sum((block == layout.ACCEPTED).any() for block in blocks)
+    assert 0 < shards
+    assert len(files) == 10 + 7 * len(blocks) + shards
