@@ -20,7 +20,7 @@ from pipeline.runtime.cluster import count_cores, count_threads
 from pipeline.runtime.stream import Client
 from pipeline.runtime.worker import LIBRARIES
 from pipeline.stages import catalog, labels
-from pipeline.stages.diagnosis import SAMPLE, explain_splits
+from pipeline.stages.diagnosis import SAMPLE, explain_losses, explain_splits
 from pipeline.stages.estimate import describe_estimate, try_blocks
 
 REFUSED = "refused"
@@ -79,6 +79,9 @@ def describe_build(config: BuildConfig, covers: list[LandCover], client: Client 
         labels.find_unlabelled(config, cover, found.entries)
     trials = try_blocks(config, covers, grids)
     yield describe_estimate(trials, total_tiles, survey, workers, memory + LIBRARIES, config.out)
+    of_scenes = {trial.entry.scene.id: trial.statuses for trial in trials}
+    for sentence in explain_losses([trial.entry for trial in trials], of_scenes, config.tiles):
+        yield f"trial     {sentence}"
 
 
 def describe_splits(config: BuildConfig, grids: list[tuple[Entry, TileGrid]]) -> Iterator[str]:

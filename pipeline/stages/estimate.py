@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from geokr.dataset import store
+from geokr.dataset import contents, store
+from geokr.dataset.layout import TILE_STATUS
 from geokr.landcover.shares import select_sheets
 from geokr.landcover.sheets import LandCover
 from geokr.storage import files
@@ -30,12 +31,17 @@ TRIED = 3
 class Trial:
     """What one block took."""
 
-    tiles: int
-    accepted: int
+    entry: Entry
+    statuses: dict[str, int]
+    """Status -> number of tiles of the block."""
     bytes: int
     """Size of tiles and labels on disk."""
     seconds: float
     """Time of one process for tiles and labels."""
+
+    @property
+    def tiles(self) -> int:
+        return sum(self.statuses.values())
 
 
 def build_block(root: str, config: BuildConfig, covers: Sequence[LandCover], entry: Entry, grid: TileGrid) -> Trial:
@@ -63,11 +69,13 @@ def build_block(root: str, config: BuildConfig, covers: Sequence[LandCover], ent
         jobs.append(LabelJob(labels, scene.id, local_cover, parts, grid, i, j))
     empty = folder_size(root)
     began = time.perf_counter()
-    report = build_tiles(TileJob(tiles, entry, config.tiles, grid, i, j))
+    build_tiles(TileJob(tiles, entry, config.tiles, grid, i, j))
     for job in jobs:
         build_labels(job)
     seconds = time.perf_counter() - began
-    return Trial(report.tiles, report.accepted, folder_size(root) - empty, seconds)
+    size = folder_size(root) - empty
+    statuses = dict(contents.count_statuses(contents.read_status(store.open_scene(tiles, scene.id)), TILE_STATUS))
+    return Trial(entry, statuses | {"not_built": 0}, size, seconds)
 
 
 def folder_size(folder: str) -> int:
@@ -101,7 +109,7 @@ def describe_estimate(trials: Sequence[Trial], tiles: int, survey: float, worker
     share = tiles / tried
     size = share * sum(trial.bytes for trial in trials)
     seconds = survey + share * sum(trial.seconds for trial in trials) / workers
-    accepted = sum(trial.accepted for trial in trials) / tried
+    accepted = sum(trial.statuses.get("accepted", 0) for trial in trials) / tried
     space = ""
     if not files.in_bucket(out):
         folder = Path(out).absolute()

@@ -165,6 +165,10 @@ def world(tmp_path: Path) -> list[str]:
 def test_an_index_without_tiles_has_a_reason_and_an_exit_status_of_its_own(
     world: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main([*world, "--dry-run"]) == 0
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trial ")]
+    assert "tiles of speckled are void: " in said
+    assert "build.tiles.rules.void_share (0)" in said
     with caplog.at_level(logging.WARNING):
         assert main([*world, "--strict"]) == 4
     assert re.search(r"tiles of speckled are void: 9\d(\.\d)? % of the sampled pixels have data", caplog.text)

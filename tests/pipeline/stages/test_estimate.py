@@ -16,7 +16,11 @@ from tests.settings import build_config
 def test_an_estimate_is_what_the_tiles_that_were_tried_took_times_all_tiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trials = [Trial(64, 48, 6_000_000, 2.0), Trial(36, 12, 2_000_000, 3.0)]
+    entry: Any = None
+    trials = [
+        Trial(entry, {"accepted": 48, "void": 16}, 6_000_000, 2.0),
+        Trial(entry, {"accepted": 12, "dark": 24}, 2_000_000, 3.0),
+    ]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50e6))
     out = str(tmp_path / "not" / "yet")
     assert describe_estimate(trials, 1000, 10.0, 5, 400_000_000, out) == (
@@ -43,12 +47,12 @@ def test_scenes_from_all_over_the_list_are_tried_and_the_first_twice(monkeypatch
         tried.append(entry)
         if entry == 4:
             raise InputError("it cannot be read")
-        return Trial(1, 1, entry, 1.0)
+        return Trial(entry, {"accepted": 1}, 0, 1.0)
 
     monkeypatch.setattr(estimate, "build_block", build)
     grids: Any = [(number, None) for number in range(9)]
-    assert [trial.bytes for trial in try_blocks(build_config(), [], grids)] == [1, 7]
+    assert [trial.entry for trial in try_blocks(build_config(), [], grids)] == [1, 7]
     assert tried == [1, 1, 4, 7]
     tried.clear()
-    assert [trial.bytes for trial in try_blocks(build_config(), [], grids[:1])] == [0]
+    assert [trial.entry for trial in try_blocks(build_config(), [], grids[:1])] == [0]
     assert try_blocks(build_config(), [], grids[4:5]) == []
