@@ -24,6 +24,8 @@ SETTINGS = (
 """Settings of all arms. They replace those of the presets."""
 KEPT = ("distil=1", "start_statistics=true")
 FORGOTTEN = ("distil=0", "start_statistics=false")
+EIGHT = ("grid=8",)
+"""Parts along a side of a tile, as the preset had them when these rules were written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ ARMS: Mapping[str, Arm] = {
     "supervised": Arm("geokr", "scratch", ("objective=supervised",)),
     "reference": Arm("reference", "scratch"),
     "geokr": Arm("geokr", "scratch"),
-    "parts": Arm("parts", "scratch"),
+    "parts": Arm("parts", "scratch", EIGHT),
     "simclr": Arm("simclr", "scratch"),
     "moco": Arm("moco", "scratch"),
     "byol": Arm("byol", "scratch"),
@@ -51,7 +53,7 @@ ARMS: Mapping[str, Arm] = {
     "geco": Arm("geco", "scratch"),
     "imagenet-geokr": Arm("geokr", "imagenet", FORGOTTEN),
     "imagenet-geokr-kept": Arm("geokr", "imagenet", KEPT),
-    "imagenet-parts-kept": Arm("parts", "imagenet", KEPT),
+    "imagenet-parts-kept": Arm("parts", "imagenet", (*EIGHT, *KEPT)),
     "imagenet-simclr-kept": Arm("simclr", "imagenet", KEPT),
 }
 AGAINST = {"scratch": ("scratch", "simclr"), "imagenet": ("imagenet", "imagenet-simclr-kept")}

@@ -310,7 +310,7 @@ VIEWS_ALONE: Mapping[str, Any] = {
 PRESETS: Mapping[str, TrainConfig] = {
     "geokr": TrainConfig(),
     "reference": REFERENCE,
-    "parts": TrainConfig(objective="parts", grid=8),
+    "parts": TrainConfig(objective="parts", grid=4),
     "simclr": TrainConfig(objective="simclr", **VIEWS_ALONE),
     "moco": TrainConfig(objective="moco", temperature=0.2, **VIEWS_ALONE),
     "byol": TrainConfig(objective="byol", **VIEWS_ALONE),
