@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of worlds and weights (0 to 2)")
     add("--maps", nargs="+", choices=MAPS, default=[*MAPS], help="maps to learn from (all)")
     add("--grids", type=int, nargs="+", choices=GRIDS, default=[*GRIDS], help="grids to compare (all)")
-    add("--epochs", type=int, default=12, help="length of a run (12: an hour of a core for all)")
+    add("--epochs", type=int, default=12, help="length of a run (12: two hours of a core for all)")
     add("--keep", type=Path, help="folder for data sets and runs (a temporary one)")
     add("settings", nargs="*", metavar="key=value", help="training settings to try")
     options = parser.parse_args(argv)
