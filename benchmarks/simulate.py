@@ -33,6 +33,8 @@ PATIENCE = {
     for name in ("SCHEDULER__WORKER_TTL", "COMM__TIMEOUTS__CONNECT", "COMM__TIMEOUTS__TCP")
 }
 """Settings of Dask: on a machine with fewer cores than processes, no one is lost who is only slow."""
+IMPORTABLE = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+"""Environment in which a process finds the benchmarks, which are not installed, wherever it starts."""
 NOTHING = TileReport(0, 0, 0.0)
 
 
@@ -63,7 +65,7 @@ def running(module: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """One of Dask's commands in a process of its own, which ends with the context."""
     process = subprocess.Popen(
         [sys.executable, "-m", f"distributed.cli.{module}", "--no-dashboard", *options],
-        env=os.environ | PATIENCE | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | PATIENCE | IMPORTABLE | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -94,7 +96,9 @@ def simulate(blocks: int, processes: int, threads: int) -> dict[str, float]:
                 raise RuntimeError("the scheduler did not start")
             time.sleep(0.1)
         client = [sys.executable, "-m", __name__, str(place), str(scheduler.pid), str(blocks), str(processes)]
-        done = subprocess.run(client, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | PATIENCE)
+        done = subprocess.run(
+            client, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | PATIENCE | IMPORTABLE
+        )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
