@@ -116,9 +116,7 @@ def run_client(place: Path, scheduler: psutil.Process, blocks: int, processes: i
             time.process_time(),
             scheduler.cpu_times(),
         )
-        ended = sum(
-            1 for _, report in stream(report_nothing, make_batches(blocks), client) if report == TileReport(0, 0, 0.0)
-        )
+        ended = sum(report == NOTHING for _, report in stream(report_nothing, make_batches(blocks), client))
         if ended != blocks:
             raise RuntimeError(f"{ended} of {blocks} blocks ended")
         now = scheduler.cpu_times()
