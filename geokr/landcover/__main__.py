@@ -114,7 +114,9 @@ def list_products(products: Sequence[Product]) -> list[str]:
 
 def describe_product(products: Sequence[Product], name: str, taxonomy: str) -> list[str]:
     """Lines that describe the product with this name. Raises LandCoverError if there is none."""
-    product = next((product for product in products if product.name == name), None)
+    product = next((product for product in products if product.name == name.lower()), None)
+    if product is None and ("/" in name or "." in name):
+        raise LandCoverError(f"{name}: no such file")
     if product is None:
         raise LandCoverError(f"{name}: no such product; available: {', '.join(product.name for product in products)}")
     content = read_toml(product.path)

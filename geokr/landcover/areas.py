@@ -94,8 +94,11 @@ def find_geometries(content: Any, path: str) -> Iterator[tuple[str, shapely.Poly
         case {"type": "FeatureCollection", "features": [*features]}:
             for k, feature in enumerate(features, 1):
                 yield from find_geometries(feature, f"{path}#{k}")
-        case {"type": "Feature", "geometry": geometry}:
+        case {"type": "Feature", "geometry": {"type": "Polygon" | "MultiPolygon"} as geometry}:
             yield str(content.get("id", path)), shapely.from_geojson(json.dumps(geometry))
+        case {"type": "Feature", "geometry": geometry}:
+            kind = f"a {geometry.get('type')}, which has" if isinstance(geometry, dict) else "a feature of"
+            raise ValueError(f"{content.get('id', path)} is {kind} no area; give its outline")
         case {"type": "Polygon" | "MultiPolygon"}:
             yield path, shapely.from_geojson(json.dumps(content))
         case _:

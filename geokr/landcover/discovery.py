@@ -17,7 +17,7 @@ from geokr.storage import inputs, rasters
 
 log = logging.getLogger(__name__)
 
-ASSIGNED = re.compile(r"(?P<product>[a-z0-9_]+)_(?P<year>\d{4})=(?P<path>.+)", re.DOTALL)
+ASSIGNED = re.compile(r"(?P<product>[a-z0-9_]+)_(?P<year>\d{4})=(?P<path>.+)", re.DOTALL | re.IGNORECASE)
 """A location with the product and the year of its sheets: `corine_2018=maps/clc.tif`."""
 RASTERS = (".tif", ".tiff", ".img", ".nc", ".hdf", ".vrt", ".jp2")
 """Suffixes of files that are reported if no product matches their name."""
@@ -114,7 +114,7 @@ def split_location(location: str | Path) -> tuple[str, tuple[str, int] | None]:
     match = ASSIGNED.fullmatch(text)
     if match is None or Path(text).exists():
         return text, None
-    return inputs.expand_home(match["path"]), (match["product"], int(match["year"]))
+    return inputs.expand_home(match["path"]), (match["product"].lower(), int(match["year"]))
 
 
 def assign(
@@ -150,7 +150,8 @@ def list_assigned(locations: Iterable[str | Path]) -> Iterator[tuple[str, tuple[
         else:
             root = Path(path)
             if not root.exists():
-                raise LandCoverError(f"{root}: no such file or directory")
+                hint = "" if "=" not in path else "; what a map is, is written as PRODUCT_YEAR=PATH: corine_2018=FILE"
+                raise LandCoverError(f"{root}: no such file or directory{hint}")
             found = {str(p.resolve()): str(p) for p in (inputs.list_folder(root) if root.is_dir() else [root])}
         for key, file in found.items():
             if assigned is not None or key not in files:  # what the user says is more than what a name says

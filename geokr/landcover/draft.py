@@ -17,6 +17,10 @@ SAMPLES = 16
 """Number of windows in which codes are looked for that have no name."""
 SIDE = 1024
 """Side of such a window, px."""
+MAX_CODES = 1000
+"""A raster with more codes than this holds measurements, not classes."""
+TEXT_TYPE = "2"
+"""Type of the columns with text in GDAL's attribute tables."""
 
 
 NAME_USAGE, VALUE_USAGES = "2", ("3", "5")
@@ -29,7 +33,7 @@ def draft_description(path: str) -> list[str]:
     """Lines of a TOML file for `--legend` that describes a raster of classes; their meaning is left to be filled in.
 
     Codes are those that the raster names, and those in a sample of its cells. Raises LandCoverError if it cannot be
-    read, or has no whole numbers.
+    read, or has no whole numbers or too many different ones.
     """
     try:
         with rasters.open_raster(path) as raster:
@@ -48,6 +52,8 @@ def draft_description(path: str) -> list[str]:
         names = read_category_names(path)
     except RasterioIOError as error:
         raise LandCoverError(f"{path}: not a raster that can be read: {' '.join(str(error).split())}") from error
+    if len(codes) > MAX_CODES:
+        raise LandCoverError(f"{path}: a sample of its cells has {len(codes)} values, too many for classes")
     name = PurePosixPath(path).name
     stem = re.sub(r"[^a-z0-9]+", "_", PurePosixPath(path).stem.lower()).strip("_") or "mine"
     year = re.search(r"(?<!\d)(19[5-9]\d|20\d\d)(?!\d)", name)
@@ -82,6 +88,9 @@ def read_category_names(path: str) -> dict[int, str]:
     fields = [((field.findtext("Name") or "").lower(), field.findtext("Usage")) for field in table.findall("FieldDefn")]
     value = next((k for k, (name, usage) in enumerate(fields) if usage in VALUE_USAGES or name in VALUE_NAMES), None)
     text = next((k for k, (name, usage) in enumerate(fields) if usage == NAME_USAGE or name in TEXT_NAMES), None)
+    if text is None:  # any text is better than none
+        types = [field.findtext("Type") for field in table.findall("FieldDefn")]
+        text = types.index(TEXT_TYPE) if TEXT_TYPE in types else None
     if text is None:
         return names
     for number, row in enumerate(table.findall("Row")):

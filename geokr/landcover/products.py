@@ -60,6 +60,8 @@ def read_product(path: Path) -> Product:
             groups = re.compile(rule["name"]).groupindex
             if not {"year", "years"} & {*groups, *rule}:
                 raise ValueError("a [[sheets]] rule has no group `year` in its name, and no key `year` or `years`")
+            if faulty := [year for year in (*rule.get("years", ()), rule.get("year", 1)) if int(year) < 1]:
+                raise ValueError(f"the year of a [[sheets]] rule is {faulty[0]}; fill in that of the map")
             match rule["extent"]:
                 case "bounds" | [_, _, _, _]:
                     needed: set[str] = set()

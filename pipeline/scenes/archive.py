@@ -216,11 +216,44 @@ def tar_content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
     return content.read() if content else b""
 
 
+@contextmanager
+def open_zip(path: str, buffer: int = 1 << 20) -> Iterator[zipfile.ZipFile]:
+    """Open a zip, whose names need not declare UTF-8.
+
+    Windows writes them in the encoding of its language: they are read as UTF-8 or else as GB18030, whichever all of
+    them are; otherwise as code page 437, which is the standard's and takes any bytes.
+    """
+    with inputs.open_file(path, buffer) as file:
+        with zipfile.ZipFile(file) as archive:
+            undeclared = b"\n".join(
+                entry.filename.encode("cp437") for entry in archive.infolist() if not entry.flag_bits & UTF8_NAME
+            )
+            encoding = next(name for name in ("utf-8", "gb18030", "cp437") if can_decode(undeclared, name))
+            if encoding == "cp437" or undeclared.isascii():
+                yield archive
+                return
+        with zipfile.ZipFile(file, metadata_encoding=encoding) as archive:
+            yield archive
+
+
+UTF8_NAME = 0x800
+"""Flag of a member of a zip whose name is declared to be UTF-8."""
+
+
+def can_decode(text: bytes, encoding: str) -> bool:
+    """Whether bytes are text in an encoding."""
+    try:
+        text.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def zip_members(path: str) -> Iterator[Member]:
     """The members of a zip without its directories. Raises SceneError without the archive's name."""
     packed = inputs.stat(path).size
     check_limits(count_zip_members(path), 0, packed)  # before zipfile reads the complete central directory into memory
-    with inputs.open_file(path) as file, zipfile.ZipFile(file) as archive:
+    with open_zip(path) as archive:
         unpacked = 0
         for n, entry in enumerate(archive.infolist()):
             unpacked += entry.file_size
@@ -234,8 +267,6 @@ def zip_members(path: str) -> Iterator[Member]:
                 fault = "is encrypted"
             elif entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 fault = f"is compressed by method {entry.compress_type}, which is not supported"
-            elif not entry.flag_bits & 0x800 and not entry.filename.isascii():
-                fault = "has a name that is not ASCII and does not declare UTF-8"
             yield Member(entry.filename, entry.file_size, fault, partial(zip_content, archive, entry))
 
 

@@ -95,21 +95,26 @@ def parse_name(stem: str) -> Name:
     )
 
 
-_CHINESE = re.compile(rb"""\s*<\?xml[^>]{0,80}?encoding\s*=\s*["'](?:gb2312|gbk|gb18030)["'][^>]{0,80}\?>""", re.I)
+_DECLARATION = re.compile(rb"""\s*<\?xml(?:[^>]{0,80}?encoding\s*=\s*["']([\w-]{1,20})["'])?[^>]{0,80}\?>""", re.I)
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+CHINESE, UNICODE = (b"gb2312", b"gbk", b"gb18030"), (b"", b"utf-8", b"utf8")
+"""Encodings that an XML may declare, in lower case: those that GB18030 includes; UTF-8, which none means too."""
 
 
 def parse_xml(text: bytes) -> dict[str, str]:
     """Read a product XML: tag -> text of each element with text. Repeated tags get `_2`, `_3` ... appended.
 
-    GB2312, GBK and GB18030 are supported if the file declares them. Raises GaofenError for an empty file, broken XML,
-    entities or a document type declaration.
+    GB2312, GBK and GB18030 are supported if the file declares them, or declares UTF-8 or nothing and is not UTF-8.
+    Raises GaofenError for an empty file, broken XML, entities or a document type declaration.
     """
     if not text.strip():
         raise GaofenError("the file is empty")
-    declaration = _CHINESE.match(text)
+    declaration = _DECLARATION.match(text)
+    declared = declaration[1].lower() if declaration and declaration[1] else b""
     try:
-        if declaration is not None:  # the parser does not know these encodings; GB18030 includes the other two
-            text = text[declaration.end() :].decode("gb18030").encode()
+        # The parser does not know these encodings. Some files declare UTF-8 and are not.
+        if declared in CHINESE or (declared in UNICODE and not (text.startswith(UTF16) or is_utf8(text))):
+            text = text[declaration.end() if declaration else 0 :].decode("gb18030").encode()
         root = defusedxml.ElementTree.fromstring(text, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise GaofenError(f"not a product XML: {error}") from error
@@ -127,6 +132,15 @@ def parse_xml(text: bytes) -> dict[str, str]:
     if not fields:
         raise GaofenError("the XML contains no values")
     return fields
+
+
+def is_utf8(text: bytes) -> bool:
+    """Whether bytes are text in UTF-8."""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def check_name(name: Name, fields: Mapping[str, str]) -> None:

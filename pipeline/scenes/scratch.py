@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from geokr.storage import inputs, rasters
-from pipeline.scenes.archive import ARCHIVE_ERRORS, READ_SIZE, open_tar
+from pipeline.scenes.archive import ARCHIVE_ERRORS, READ_SIZE, TARS, UTF8_NAME, open_tar, open_zip
 from pipeline.scenes.scene import SceneError
 
 MAX_TOTAL = 32 << 30
@@ -33,6 +33,7 @@ MIN_FREE = 1 << 30
 LONGEST_NAME = 100
 """Length of the name that fits into the plain header of a member of a tar, bytes."""
 
+GZIPPED = tuple(suffix for suffix in TARS if suffix.endswith("gz"))
 _MEMBER = re.compile(r"/vsi(tar|zip)/\{(.+?)\}/(.+)", re.DOTALL)
 
 
@@ -77,16 +78,20 @@ def open_local_copy(path: str) -> Iterator[str]:
 def is_compressed(kind: str, archive: str, member: str, _state: inputs.Stat) -> bool:
     """Whether a member is compressed, so that it has to be unpacked for random access. Raises OSError.
 
-    So is a member of a tar whose name needs an extended header, since GDAL does not find it in there.
+    So are members that GDAL does not find: those of a tar whose names need an extended header, those of a tar that is
+    called gzipped and is not, as browsers leave it, and those of a zip with names in
+    other encodings than UTF-8.
     """
-    if kind == "tar" and not (member.isascii() and len(member) <= LONGEST_NAME):
-        return True
     if kind == "tar":
+        if archive.lower().endswith(GZIPPED) or not (member.isascii() and len(member) <= LONGEST_NAME):
+            return True
         (start,) = inputs.read_ranges(archive, [(0, 2)])
         return start == b"\x1f\x8b"
     try:
-        with inputs.open_file(archive) as file, zipfile.ZipFile(file) as packed:
-            return packed.getinfo(member).compress_type != zipfile.ZIP_STORED
+        with open_zip(archive) as packed:
+            entry = packed.getinfo(member)
+            is_named = member.isascii() or bool(entry.flag_bits & UTF8_NAME)
+            return entry.compress_type != zipfile.ZIP_STORED or not is_named
     except OSError:
         raise
     except ARCHIVE_ERRORS:
@@ -147,11 +152,7 @@ def open_content(path: str) -> Iterator[tuple[IO[bytes], int]]:
 def open_member(archive: str, member: str) -> Iterator[tuple[IO[bytes], int]]:
     """Open a member: a stream and its size in bytes."""
     if archive.lower().endswith(".zip"):
-        with (
-            inputs.open_file(archive, READ_SIZE) as file,
-            zipfile.ZipFile(file) as packed,
-            packed.open(member) as source,
-        ):
+        with open_zip(archive, READ_SIZE) as packed, packed.open(member) as source:
             yield source, packed.getinfo(member).file_size
         return
     with open_tar(archive) as stream:

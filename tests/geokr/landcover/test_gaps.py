@@ -81,6 +81,8 @@ def scenes(tmp_path: Path) -> Path:
     (tmp_path / "in" / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     (tmp_path / "in" / "other.json").write_text("[]")
     (tmp_path / "in" / "c.zip").touch()
+    for name, place in (("point", {"type": "Point", "coordinates": [10, 9]}), ("null", None)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"type": "Feature", "geometry": place, "properties": {}}))
     transform = Affine.translation(300000, 1200000) @ Affine.rotation(20) @ Affine.scale(100, -100)
     for name in ("d.tif", "ESA_WorldCover_10m_2021_v200_N00E006_Map.tif"):
         path, crs = tmp_path / "in" / name, "EPSG:32632" if name == "d.tif" else "EPSG:4326"
@@ -123,6 +125,8 @@ def test_check_names_the_sheets_that_scenes_lack(scenes: Path, capsys: pytest.Ca
         (["--scenes", "{in}/gone", "--product", "worldcover_2021"], "gone: no such file or directory"),
         (["--scenes", "{in}/other.json", "--product", "worldcover_2021"], "other.json: not GeoJSON with outlines"),
         (["--scenes", "{in}/c.zip", "--product", "worldcover_2021"], "c.zip: no outline of a scene"),
+        (["--scenes", "{in}/../point.json", "--product", "worldcover_2021"], "point.json is a Point, which has no"),
+        (["--scenes", "{in}/../null.json", "--product", "worldcover_2021"], "null.json is a feature of no area"),
     ],
 )
 def test_what_cannot_be_checked_is_told(

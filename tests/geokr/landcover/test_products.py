@@ -312,6 +312,7 @@ def test_other_layers_with_similar_names_are_no_sheets(name: str) -> None:
         ("deep/er/map.tif", "glc_fcs30_2015={}", "glc_fcs30_2015"),  # all rasters of a directory
         ("ESA_WorldCover_10m_2021_v200_N48E009_Map.tif", "esri_2021={}", "esri_2021"),  # whatever the name says
         ("U2018_CLC2018_V2020_20u1.tif", "corine_2012={}", "corine_2012"),
+        ("anything.tif", "CORINE_2018={}/anything.tif", "corine_2018"),
     ],
 )
 def test_a_map_is_what_the_user_says_it_is(tmp_path: Path, file: str, location: str, label: str) -> None:
@@ -330,6 +331,9 @@ def test_a_map_of_an_unknown_product_is_refused_and_the_known_ones_are_listed(tm
         find_landcover([f"corin_2018={tmp_path}/map.tif"])
     with pytest.raises(LandCoverError, match="gone: no such file or directory"):
         find_landcover([f"corine_2018={tmp_path}/gone"])
+    for form in ("corine", "product=corine,year=2018"):
+        with pytest.raises(LandCoverError, match=f"{form}=.*: no such file .* is written as PRODUCT_YEAR=PATH"):
+            find_landcover([f"{form}={tmp_path}/map.tif"])
 
 
 def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,6 +511,7 @@ def test_the_users_description_goes_before_a_shipped_one(tmp_path: Path) -> None
         (MINE.replace('"bounds"', '"around"'), "unknown extent 'around'"),
         (MINE.replace('"bounds"', '"grid_zone"'), "no group ['band', 'zone']"),
         (MINE.replace('extent = "bounds"', ""), "'extent' is missing"),
+        (MINE.replace('extent = "bounds"', 'extent = "bounds"\nyear = 0'), "the year of a [[sheets]] rule is 0"),
         (MINE.replace('"bounds"', '{ degrees = 3, corner = "middle" }'), "unknown extent"),
         ("name = ", "not a TOML file"),
     ],
@@ -614,13 +619,20 @@ TABLE = """<PAMDataset><PAMRasterBand band="1"><GDALRasterAttributeTable>
 <FieldDefn index="1"><Name>Land_Cover</Name><Type>2</Type><Usage>2</Usage></FieldDefn>
 <Row index="0"><F>7</F><F>Old "forest"</F></Row><Row index="1"><F>9</F><F>Water</F></Row>
 </GDALRasterAttributeTable></PAMRasterBand></PAMDataset>"""
+FREE_TABLE = TABLE.replace("<Usage>5", "<Usage>0").replace("<Usage>2", "<Usage>0")
+"""Without usages, and with a name of the column of text that nothing says."""
 CATEGORIES = """<PAMDataset><PAMRasterBand band="1"><CategoryNames>
 <Category></Category><Category>Wood</Category><Category>Water</Category></CategoryNames></PAMRasterBand></PAMDataset>"""
 
 
 @pytest.mark.parametrize(
     ("sidecar", "names"),
-    [("", {7: "7"}), (TABLE, {7: "Old 'forest'", 9: "Water"}), (CATEGORIES, {1: "Wood", 2: "Water", 7: "7"})],
+    [
+        ("", {7: "7"}),
+        (TABLE, {7: "Old 'forest'", 9: "Water"}),
+        (FREE_TABLE, {7: "Old 'forest'", 9: "Water"}),
+        (CATEGORIES, {1: "Wood", 2: "Water", 7: "7"}),
+    ],
 )
 def test_names_and_colours_of_a_raster_become_the_draft_of_a_description(
     tmp_path: Path, sidecar: str, names: dict[int, str], capsys: pytest.CaptureFixture[str]
@@ -642,6 +654,29 @@ def test_names_and_colours_of_a_raster_become_the_draft_of_a_description(
         find_landcover([path], [draft])
     draft.write_text(text.replace('to = ""', 'to = "forest"'))
     assert [cover.name for cover in find_landcover([path], [draft])] == ["my_map_2016_2016"]
+
+
+def test_a_draft_that_was_not_filled_in_is_refused_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, Example("map.tif", LONLAT, (10.0, 50.0), 0.001, ("",), {7: ""}))
+    _, text, _ = run(capsys, "describe", str(path))
+    (tmp_path / "draft.toml").write_text(text)
+    status, _, fault = run(capsys, "check", str(path), "--legend", str(tmp_path / "draft.toml"))
+    assert (status, fault.count("\n")) == (2, 1)
+    assert "draft.toml: the year of a [[sheets]] rule is 0; fill in that of the map" in fault
+
+
+def test_a_raster_of_measurements_has_no_draft(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with rasterio.open(
+        tmp_path / "heights.tif", "w", driver="GTiff", width=60, height=60, count=1, dtype="uint16", crs=LONLAT,
+        transform=Affine(0.01, 0, 10, 0, -0.01, 50),
+    ) as file:  # fmt: skip
+        file.write(np.arange(3600, dtype=np.uint16).reshape(60, 60), 1)
+    status, _, fault = run(capsys, "describe", str(tmp_path / "heights.tif"))
+    assert (status, "heights.tif: a sample of its cells has 3600 values, too many for classes" in fault) == (2, True)
+    status, _, fault = run(capsys, "describe", str(tmp_path / "gone.tif"))
+    assert (status, fault) == (2, f"error: {tmp_path / 'gone.tif'}: no such file\n")
 
 
 def test_hdf4_is_told_how_to_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,9 +149,15 @@ def test_no_encoding_lets_entities_in(declared: str) -> None:
         parse_xml(text.encode(declared))
 
 
-def test_bytes_of_another_encoding_than_declared_are_refused() -> None:
+@pytest.mark.parametrize("declaration", ['<?xml version="1.0" encoding="UTF-8" ?>', '<?xml version="1.0"?>', ""])
+def test_an_xml_that_is_not_the_utf_8_that_it_declares_is_gb18030(declaration: str) -> None:
+    text = xml(fields() | {"Station": "密云站"}).replace('<?xml version="1.0" encoding="UTF-8" ?>', declaration)
+    assert parse_xml(text.encode("gbk"))["Station"] == "密云站"
+
+
+def test_bytes_of_no_encoding_are_refused() -> None:
     text = xml(fields() | {"Station": "密云站"})
-    for said in (text.encode("gbk"), text.replace("UTF-8", "GB2312").encode() + b"\xff"):
+    for said in (text.encode() + b"\xff", text.replace("UTF-8", "GB2312").encode() + b"\xff"):
         with pytest.raises(GaofenError, match="not a product XML"):
             parse_xml(said)
 

@@ -13,7 +13,7 @@ import pytest
 from rasterio.errors import RasterioIOError
 
 from pipeline.scenes import scratch as module
-from pipeline.scenes.archive import member_path
+from pipeline.scenes.archive import member_path, read_contents
 from pipeline.scenes.raster import open_image
 from pipeline.scenes.scene import SceneError
 from pipeline.scenes.scratch import open_local_copy
@@ -64,6 +64,28 @@ def test_a_member_is_found_whatever_its_name(
     archive = tmp_path / f"in{form}"
     write_zip(archive, files, 0 if form == "stored.zip" else 8) if "zip" in form else write_archive(archive, files)
     with open_image(member_path(str(archive), name)) as file:
+        assert np.array_equal(file.read(), coordinates())
+
+
+@pytest.mark.parametrize("method", [0, 8])
+@pytest.mark.parametrize(("encoding", "text"), [("gb18030", "影像 数据"), ("utf-8", "影像 ü"), ("cp437", "état ÿ")])
+def test_a_zip_need_not_declare_the_encoding_of_its_names(
+    tmp_path: Path, encoding: str, text: str, method: int
+) -> None:
+    """Windows writes names in the encoding of its language."""
+    name, raw = f"{text}/{IMAGE}", f"{text}/".encode(encoding)
+    archive = write_zip(tmp_path / "in.zip", {f"{'x' * len(raw)}{IMAGE}": members()[IMAGE]}, method)
+    archive.write_bytes(archive.read_bytes().replace(b"x" * len(raw), raw))
+    contents = read_contents(str(archive))
+    assert (contents.faults, [*contents.files]) == ([], [name])
+    with open_image(member_path(str(archive), name)) as file:
+        assert np.array_equal(file.read(), coordinates())
+
+
+def test_a_tar_may_be_called_gzipped(tmp_path: Path) -> None:
+    """Some browsers unpack what is gzipped, and keep its name."""
+    archive = write_archive(tmp_path / "in.tar", members()).rename(tmp_path / "in.tar.gz")
+    with open_image(member_path(str(archive), IMAGE)) as file:
         assert np.array_equal(file.read(), coordinates())
 
 
