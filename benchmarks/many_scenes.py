@@ -65,11 +65,11 @@ def write_scenes(root: Path, images: npt.NDArray[np.uint8], tiles: npt.NDArray[n
         scene = f"scene-{number:03d}"
         layout: dict[str, Any] = {"bands": images.shape[1], "tile": images.shape[-1], "block": SIDE, "dtype": "uint8"}
         store.create_tiles(target, scene, shape=(rows, columns), attributes=attributes, **layout)
-        group, cells = store.open_scene(target, scene, "r+"), its_tiles.reshape(rows, columns)
+        cells = its_tiles.reshape(rows, columns)
         for top, left in product(range(0, rows, SIDE), range(0, columns, SIDE)):
             block = slice(top, top + SIDE), slice(left, left + SIDE)
-            store.write_block(group, *block, {"image": images[cells[block]]}, np.ones((SIDE, SIDE), np.uint8))
-    store.consolidate(target, scenes)
+            store.write_block(target, scene, *block, {"image": images[cells[block]]}, np.ones((SIDE, SIDE), np.uint8))
+    store.consolidate(target)
     at, row, col = np.indices((scenes, rows, columns)).reshape(3, -1)
     names = np.array([f"scene-{number:03d}" for number in range(scenes)], object)[at]
     index: dict[str, Any] = {"tile": np.arange(tiles.size).astype(str).astype(object), "scene": names}

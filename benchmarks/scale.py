@@ -70,13 +70,10 @@ def write_stores(root: Path, scenes: int) -> None:
     first = entries[0].scene.id
     store.create_tiles(tiles, first, shape=shape, bands=3, tile=TILE, block=SIDE, dtype="uint8", attributes={})
     cloud, error = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    store.write_block(
-        store.open_scene(tiles, first, "r+"), *whole, {"image": image, "cloud": cloud, "lattice_error": error}, status
-    )
+    store.write_block(tiles, first, *whole, {"image": image, "cloud": cloud, "lattice_error": error}, status)
     store.create_labels(labels, first, shape=shape, classes=CLASSES, grid=1, block=SIDE, attributes={})
     parts = np.zeros((*shape, 1, 1, len(CLASSES)), np.uint8)
-    store.write_block(
-        store.open_scene(labels, first, "r+"), *whole,
+    store.write_block(labels, first, *whole,
         {"fraction": fraction, "fraction_grid": parts, "known": np.ones(shape, np.float32)}, np.ones(shape, np.uint8),
     )  # fmt: skip
     for entry in entries:
@@ -89,7 +86,7 @@ def write_stores(root: Path, scenes: int) -> None:
             **placement, "grid": 1, "product": LABEL_SET, "taxonomy": "made", "sheets": {}, "classes": list(CLASSES)
         })  # fmt: skip
     for root_of in (tiles, labels):
-        store.consolidate(root_of, scenes)
+        store.consolidate(root_of)
 
 
 def link_scene(root: str, first: str, name: str, attributes: dict[str, Any]) -> None:

@@ -111,22 +111,24 @@ def durable(folder: str, rounds: int) -> int:
     """Write a block through the data set's store, and through zarr-python's own, which does not wait for the disk."""
     pixels = imagery()
     times: tuple[list[float], list[float]] = ([], [])
-    roots = [Path(folder) / name for name in ("durable", "plain-store")]
-    for root in roots:
-        root.mkdir()
+    ours, plain = f"{folder}/durable", f"{folder}/plain-store"
+    side, status = slice(0, BLOCK), np.ones((BLOCK, BLOCK), np.uint8)
     for k in range(rounds):
+        shape = (BLOCK, BLOCK)
+        store.create_tiles(ours, str(k), shape=shape, bands=BANDS, tile=TILE, block=BLOCK, dtype="uint8", attributes={})
+        array = zarr.create_array(
+            LocalStore(plain),
+            name=str(k),
+            shape=pixels.shape,
+            chunks=(1, 1, *pixels.shape[2:]),
+            shards=pixels.shape,
+            dtype="uint8",
+            compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
+        )
         for variant in (k % 2, 1 - k % 2):
-            target: LocalStore = (store.DurableStore, LocalStore)[variant](roots[variant])
-            blosc = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
-            array = zarr.create_array(
-                target,
-                name=str(k),
-                shape=pixels.shape,
-                chunks=(1, 1, *pixels.shape[2:]),
-                shards=pixels.shape,
-                dtype="uint8",
-                compressors=[blosc, Crc32cCodec()],
-            )
-            times[variant].append(timed(write, array, pixels))
-    shards = [(root / "0/c/0/0/0/0/0").read_bytes() for root in roots]
+            if variant == 0:
+                times[0].append(timed(store.write_block, ours, str(k), side, side, {"image": pixels}, status))
+            else:
+                times[1].append(timed(write, array, pixels))
+    shards = [Path(root, "c/0/0/0/0/0").read_bytes() for root in (f"{ours}/0/image", f"{plain}/0")]
     return line("write-durable", *times, "s/block", shards[0] == shards[1])

@@ -17,9 +17,15 @@ def transformer(source: str, target: str) -> Transformer:
 
 
 @lru_cache(maxsize=64)
+def parse(crs: str) -> CRS:
+    """A CRS from a code or WKT. It is cached, because parsing takes up to a millisecond."""
+    return CRS.from_user_input(crs)
+
+
+@lru_cache(maxsize=64)
 def is_geographic(crs: str) -> bool:
     """Whether coordinates are longitude and latitude in degrees."""
-    return bool(CRS(crs).is_geographic)
+    return bool(parse(crs).is_geographic)
 
 
 CYLINDRICAL = ("Mercator", "Cylindrical", "Plate", "Miller", "Gall")
@@ -32,7 +38,7 @@ def longitude_period(crs: str) -> float:
 
     Degrees and cylindrical projections have one. Their rasters may continue past 180 degrees in either direction.
     """
-    parsed = CRS(crs)
+    parsed = parse(crs)
     if parsed.is_geographic:
         return round(2 * math.pi / parsed.axis_info[0].unit_conversion_factor, 6)
     operation = parsed.coordinate_operation

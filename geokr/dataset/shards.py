@@ -3,7 +3,7 @@
 zarr-python's own codecs do the same and take several times as long, since they pass each chunk through a pipeline.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import google_crc32c
@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import Blosc
 from numcodecs.zstd import Zstd
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 BLOSC = Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)
 """The fastest of the measured codecs to decode; the output of Zstandard is smaller: see docs/decisions.md."""
@@ -42,12 +41,13 @@ def encode_shard(values: npt.NDArray[Any], keep: npt.NDArray[np.bool_], side: in
 
 
 def encode_chunk(
-    values: npt.NDArray[Any], side: int, fill_value: Any, compressors: Sequence[Any]
+    values: npt.NDArray[Any], side: int, fill_value: Any, codecs: Sequence[Mapping[str, Any]]
 ) -> npt.NDArray[np.uint8] | None:
-    """Encode the only chunk of a block, of an array without shards: `bytes`, then its compressors. None if it is empty.
+    """Encode the only chunk of a block, of an array without shards. None if it is empty.
 
     values: (row, col, ...), at most `side` rows and columns. At the border of the grid, a block is smaller than its
-    chunk, and the rest of the chunk is 0. A chunk is empty if it holds nothing but the fill value.
+    chunk, and the rest of the chunk is 0. A chunk is empty if it holds nothing but the fill value. codecs: `bytes`,
+    which is little-endian, and then any of `zstd` and `crc32c`, as in the array's metadata document.
     """
     padding = [(0, side - values.shape[0]), (0, side - values.shape[1]), *[(0, 0)] * (values.ndim - 2)]
     chunk = np.pad(values, padding) if any(map(any, padding)) else values
@@ -55,12 +55,12 @@ def encode_chunk(
     if np.array_equal(chunk, np.full_like(chunk, fill_value), equal_nan=is_float):
         return None
     data = chunk.astype(chunk.dtype.newbyteorder("<"), copy=False).tobytes()
-    for codec in compressors:
-        if isinstance(codec, Crc32cCodec):
+    for codec in codecs[1:]:
+        if codec["name"] == "crc32c":
             data = append_checksum(data)
         else:
-            assert isinstance(codec, ZstdCodec), codec
-            data = bytes(Zstd(level=codec.level, checksum=codec.checksum).encode(data))
+            assert codec["name"] == "zstd", codec
+            data = bytes(Zstd(**codec["configuration"]).encode(data))
     return np.frombuffer(data, np.uint8)
 
 

@@ -5,7 +5,6 @@ pixels are one shard and its statuses one chunk, so a block is written once, by 
 `status` is written last: a block with a non-zero status is done. Every chunk has a checksum.
 """
 
-import asyncio
 import errno
 import json
 import os
@@ -13,16 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-from zarr.core.buffer import Buffer, default_buffer_prototype
-from zarr.core.metadata import ArrayV3Metadata
-from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from geokr.dataset.layout import ACCEPTED, LABEL_STATUS, TILE_STATUS, StoreError, StoreWriteError
@@ -31,41 +27,20 @@ from geokr.storage import files
 
 DOCUMENT = "zarr.json"
 """Name of the metadata document of a store, a group or an array."""
+SHARDING = "sharding_indexed"
+"""Name of the codec of an array with shards."""
 ROOT = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 """The document of a group without attributes."""
-SMALL = 1 << 16
-"""Files of fewer bytes are written without another thread."""
 SMALL_ARRAY_CODECS = (ZstdCodec(level=0), Crc32cCodec())
 """Codecs of the arrays that store one or a few numbers per tile."""
 CONSOLIDATED = 4096
-"""Scenes of a store that has consolidated metadata, at most: a scene takes some 7 KB, which every reader would load."""
+"""Scenes of a store that has consolidated metadata, at most: each takes some 3.5 KB, which every reader would load."""
 MISMATCH_ADVICE = "build into another data set, undo the change, or delete the scene from the store to rebuild it"
 """What to do if a scene was built with other settings."""
 
 
-class DurableStore(LocalStore):
-    """A store on a disk. Once written, its files survive a power cut, while zarr-python renames files without fsync."""
-
-    async def set(self, key: str, value: Buffer) -> None:
-        self._check_writable()
-        if not self.root.is_dir():  # otherwise files would go to the mount point of a lost file system
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.root))
-        content: Any = value.as_buffer_like()
-        if len(content) < SMALL:
-            files.write(self.root / key, content)  # takes less time than passing it to another thread
-        else:
-            await asyncio.to_thread(files.write, self.root / key, content)
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        if not await self.exists(key):
-            await self.set(key, value)
-
-    def _str__(self) -> str:
-        return str(self.root)
-
-
 def open_store(root: str, *, writable: bool = False) -> Store:
-    """Open the store at a directory or URL, for zarr-python and xarray.
+    """Open the store at a directory or URL, for zarr-python and xarray. What they write is not flushed to the disk.
 
     Raises FileNotFoundError if the directory does not exist.
     """
@@ -73,7 +48,7 @@ def open_store(root: str, *, writable: bool = False) -> Store:
         return ObjectStore(files.s3_store(root, files.s3_endpoint()), read_only=not writable)
     if not Path(root).is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), root)
-    return DurableStore(root, read_only=not writable)
+    return LocalStore(root, read_only=not writable)
 
 
 @contextmanager
@@ -139,9 +114,9 @@ def _describe_tiles(bands: int, tile: int, block: int, dtype: str) -> dict[str, 
         # Decodes several times as fast as zstd in random reads: see docs/decisions.md. Must match `encode_shard`.
         compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
     )
-    options: dict[str, Any] = {"shape": side, "chunks": side, "dtype": "float32", "fill_value": float("nan")}
+    options: dict[str, Any] = {"dtype": "float32", "fill_value": float("nan"), "compressors": SMALL_ARRAY_CODECS}
     for name in ("cloud", "lattice_error"):
-        group.create_array(name, **options, dimension_names=["row", "col"])
+        group.create_array(name, shape=side, chunks=side, **options, dimension_names=["row", "col"])
     _create_status(group, block, TILE_STATUS)
     return _read_documents(group)
 
@@ -194,7 +169,7 @@ def _describe_labels(classes: int, grid: int, block: int) -> dict[str, Any]:
 def discard_scene(root: str, scene: str) -> None:
     """Mark a scene as not built: creating it again replaces it. Raises StoreWriteError if the store fails."""
     with translate_errors(f"{root}/{scene}"):
-        del zarr.open_group(open_store(root, writable=True), path=scene, mode="r+", use_consolidated=False)["status"]
+        files.remove(files.join(root, scene, "status", DOCUMENT))
 
 
 def _create_status(group: zarr.Group, block: int, names: tuple[str, ...]) -> None:
@@ -234,38 +209,41 @@ def _create_scene(
     expected: dict[str, Any] = json.loads(json.dumps(dict(attributes)))  # the values as read back from JSON
     if not files.in_bucket(root):
         files.make_directory(Path(root))
-    opened = open_store(root, writable=True)
+    if not files.exists(files.join(root, DOCUMENT)):
+        files.write_all(root, {DOCUMENT: _encode_document(ROOT)})
     arrays = {name: {**document, "shape": [*shape, *document["shape"][2:]]} for name, document in documents.items()}
-
-    async def create() -> bool:
-        if not await opened.exists(DOCUMENT):
-            await opened.set(DOCUMENT, _encode_document(ROOT))
-        if await opened.exists(f"{scene}/status/{DOCUMENT}"):
-            return False
-        if await opened.exists(f"{scene}/{DOCUMENT}"):
-            await opened.delete_dir(scene)
-        await opened.set(f"{scene}/{DOCUMENT}", _encode_document(ROOT | {"attributes": expected}))
-        for name, document in arrays.items():
-            await opened.set(f"{scene}/{name}/{DOCUMENT}", _encode_document(document))
-        return True
-
-    if sync(create()):
+    if not files.exists(files.join(root, scene, "status", DOCUMENT)):
+        if files.exists(files.join(root, scene, DOCUMENT)):
+            files.remove_directory(files.join(root, scene))
+        encoded = {f"{scene}/{DOCUMENT}": _encode_document(ROOT | {"attributes": expected})}
+        encoded |= {f"{scene}/{name}/{DOCUMENT}": _encode_document(document) for name, document in arrays.items()}
+        last = f"{scene}/status/{DOCUMENT}"
+        files.write_all(root, {key: document for key, document in encoded.items() if key != last})
+        files.write_all(root, {last: encoded[last]})
         return
-    group = zarr.open_group(opened, path=scene, mode="r")
-    metadata = ArrayV3Metadata.from_dict(arrays[main])
-    array = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=group.store_path / main))
-    stored = _describe_layout(group[main], main) if main in group else {}
-    require_same(root, scene, dict(group.attrs) | stored, expected | _describe_layout(array, main))
+    group, stored = _read_stored(root, scene, "", main)
+    before = {} if group is None else group["attributes"]
+    require_same(root, scene, before | _describe_layout(stored, main), expected | _describe_layout(arrays[main], main))
 
 
-def _encode_document(document: Mapping[str, Any]) -> Buffer:
-    """A metadata document as zarr-python writes it."""
-    return default_buffer_prototype().buffer.from_bytes(json.dumps(document, indent=2).encode())
+def _encode_document(document: Mapping[str, Any]) -> bytes:
+    """A metadata document. Without indentation, which takes ten times as long."""
+    return json.dumps(document).encode()
 
 
-def _describe_layout(array: Any, name: str) -> dict[str, str]:
-    """How the values of an array lie on the disk."""
-    return {f"{key} of {name}": str(getattr(array, key)) for key in ("shape", "chunks", "shards", "dtype")}
+def _describe_layout(document: Mapping[str, Any] | None, name: str) -> dict[str, str]:
+    """How the values of an array lie on the disk, by its metadata. Empty for an array that is not there."""
+    if document is None:
+        return {}
+    whole, codec = document["chunk_grid"]["configuration"]["chunk_shape"], document["codecs"][0]
+    sharded = codec["name"] == SHARDING
+    layout = {
+        "shape": tuple(document["shape"]),
+        "chunks": tuple(codec["configuration"]["chunk_shape"] if sharded else whole),
+        "shards": tuple(whole) if sharded else None,
+        "dtype": document["data_type"],
+    }
+    return {f"{key} of {name}": str(value) for key, value in layout.items()}
 
 
 def require_same(root: str, scene: str, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -296,48 +274,29 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def open_scene(root: str, scene: str, mode: str = "r") -> zarr.Group:
-    """Open the group of a scene.
-
-    Raises an error naming the path if it does not exist: StoreError if opened to read, otherwise StoreWriteError.
-    """
+def open_scene(root: str, scene: str, mode: Literal["r", "r+"] = "r") -> zarr.Group:
+    """Open the group of a scene. Raises StoreError naming the path if it does not exist."""
     try:
         opened = open_store(root, writable=mode != "r")
-        return zarr.open_group(opened, path=scene, mode=mode, use_consolidated=False)  # type: ignore[arg-type]
+        return zarr.open_group(opened, path=scene, mode=mode, use_consolidated=False)
     except FileNotFoundError as error:
-        # A scene that is opened to write was created earlier: if it is missing, its file system was lost.
-        kind = StoreError if mode == "r" else StoreWriteError
-        raise kind(f"{root}/{scene}: no such scene in the store") from error
+        raise StoreError(f"{root}/{scene}: no such scene in the store") from error
 
 
-def _open_arrays(group: zarr.Group, names: Sequence[str]) -> dict[str, zarr.Array[Any]]:
-    """Open arrays of a group, by name. Raises StoreWriteError if one is gone.
-
-    All at once: in zarr-python, each array of its own takes a millisecond, most of it to pass to another thread.
-    """
-
-    async def read() -> list[Buffer | None]:
-        return await asyncio.gather(*[(group.store_path / name / DOCUMENT).get() for name in names])
-
-    with translate_errors(str(group.store_path)):
-        documents = sync(read())
-    arrays: dict[str, zarr.Array[Any]] = {}
-    for name, document in zip(names, documents, strict=True):
-        if document is None:
-            raise StoreWriteError(_describe_write_error(str(group.store_path), f"the array {name} is gone"))
-        metadata = _parse_metadata(document.to_bytes())
-        arrays[name] = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=group.store_path / name))
-    return arrays
+def _read_stored(root: str, scene: str, *names: str) -> list[dict[str, Any] | None]:
+    """Read metadata documents of a scene: those of arrays, by their names, or that of the group, whose name is ""."""
+    found = files.read_all(root, ["/".join(filter(None, (scene, name, DOCUMENT))) for name in names])
+    return [*map(_parse, found)]
 
 
-@lru_cache(maxsize=64)
-def _parse_metadata(document: bytes) -> ArrayV3Metadata:
-    """The metadata of an array. Cached, because parsing takes a millisecond, and blocks and scenes have the same."""
-    return ArrayV3Metadata.from_dict(json.loads(document))
+def _parse(document: bytes | None) -> dict[str, Any] | None:
+    """A metadata document; None for one that is not there."""
+    return None if document is None else json.loads(document)
 
 
 def write_block(
-    group: zarr.Group,
+    root: str,
+    scene: str,
     rows: slice,
     cols: slice,
     arrays: Mapping[str, npt.NDArray[Any]],
@@ -346,60 +305,69 @@ def write_block(
     """Write a complete block: its arrays first, and last `status` (row, col), which marks the block as done.
 
     In a sharded array, only tiles with the status ACCEPTED are stored; the others stay at the fill value 0. On a disk,
-    each array is flushed before the next one is written. Raises StoreError, without writing anything, if a status is
+    all arrays are flushed before `status` is written. Raises StoreError, without writing anything, if a status is
     0, an array does not have the block's shape, or the rows and columns are not those of a block. Raises
-    StoreWriteError if the store fails.
+    StoreWriteError if the store fails, or has no such scene or array.
     """
     if not status.all():
         raise StoreError("a block's status must be non-zero everywhere: 0 means not built")
-    targets = []
-    opened = _open_arrays(group, [*arrays, "status"])
-    for name, values in [*arrays.items(), ("status", status)]:
-        array = opened[name]
-        side = (array.shards or array.chunks)[0]
+    contents: dict[str, bytes | npt.NDArray[np.uint8] | None] = {}
+    with translate_errors(f"{root}/{scene}"):
+        documents = _read_stored(root, scene, *arrays, "status")
+    for (name, values), document in zip([*arrays.items(), ("status", status)], documents, strict=True):
+        if document is None:  # the scene was created earlier: its file system was lost
+            raise StoreWriteError(_describe_write_error(f"{root}/{scene}", f"the array {name} is gone"))
+        side = document["chunk_grid"]["configuration"]["chunk_shape"][0]
         i, j = rows.start // side, cols.start // side
-        block = [slice(k * side, min((k + 1) * side, n)) for k, n in zip((i, j), array.shape[:2], strict=True)]
+        count = document["shape"][:2]
+        block = [slice(k * side, min((k + 1) * side, n)) for k, n in zip((i, j), count, strict=True)]
         if [rows, cols] != block:
             raise StoreError(
                 f"rows {rows.start}-{rows.stop}, columns {cols.start}-{cols.stop} are not a block of {name}"
             )
-        shape = (rows.stop - rows.start, cols.stop - cols.start, *array.shape[2:])
-        if values.shape != shape:  # zarr-python would crop it
+        shape = (rows.stop - rows.start, cols.stop - cols.start, *document["shape"][2:])
+        if values.shape != shape:  # the chunk would be read as something else
             raise StoreError(f"{name} of a block has shape {values.shape}, expected {shape}")
-        if array.shards is None:
-            encoded = encode_chunk(values.astype(array.dtype, copy=False), side, array.fill_value, array.compressors)
+        values = values.astype(document["data_type"], copy=False)
+        key = "/".join(map(str, [scene, name, "c", i, j, *[0] * (values.ndim - 2)]))
+        if document["codecs"][0]["name"] == SHARDING:
+            contents[key] = encode_shard(values, status == ACCEPTED, side)
         else:
-            encoded = encode_shard(values, status == ACCEPTED, side)
-        key = array.metadata.encode_chunk_key((i, j, *(0,) * (values.ndim - 2)))
-        targets.append((array.store_path / key, encoded))
-
-    async def write() -> None:
+            contents[key] = encode_chunk(values, side, float(document["fill_value"]), document["codecs"])
+    *_, last = contents
+    with translate_errors(f"{root}/{scene}, rows {rows.start}-{rows.stop}, columns {cols.start}-{cols.stop}"):
         # Delete the status first, so that the block is always either complete or not built. Other existing files are
         # replaced, not deleted: a worker that has lost its client may still be writing the same block.
-        await targets[-1][0].delete()
-        for path, encoded in targets:
-            if encoded is None:
-                await path.delete()
-            else:
-                await path.set(default_buffer_prototype().buffer.from_array_like(encoded))
-
-    with translate_errors(f"{group.store_path}, rows {rows.start}-{rows.stop}, columns {cols.start}-{cols.stop}"):
-        sync(write())
+        files.remove(files.join(root, last))
+        files.write_all(root, {key: encoded for key, encoded in contents.items() if key != last})
+        files.write_all(root, {last: contents[last]})
 
 
-def consolidate(root: str, scenes: int) -> None:
+def consolidate(root: str) -> None:
     """Copy the metadata of all groups and arrays into the store's root, so that opening the store reads one file.
 
-    scenes: number of scenes of the store. The root of one with more than CONSOLIDATED has no such copy.
+    A store with more than CONSOLIDATED scenes has no such copy. It is an extension of Zarr v3, which zarr-python and
+    xarray read.
     """
-    import warnings
+    with translate_errors(root):
+        (scenes,) = files.list_directories([root])
+        document: dict[str, Any] = ROOT
+        if len(scenes) <= CONSOLIDATED:
+            document = ROOT | _inline(_read_metadata(root, scenes))
+        files.write_all(root, {DOCUMENT: _encode_document(document)})
 
-    if scenes > CONSOLIDATED:
-        with translate_errors(root):
-            files.write_text(files.join(root, DOCUMENT), json.dumps(ROOT))
-        return
-    with warnings.catch_warnings():
-        # Consolidated metadata is an extension of Zarr v3; xarray and zarr-python read it.
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        with translate_errors(root):
-            zarr.consolidate_metadata(open_store(root, writable=True))
+
+def _read_metadata(root: str, names: Sequence[str]) -> dict[str, Any]:
+    """The metadata documents of scenes and of their arrays, by path, in the order in which zarr-python lists them."""
+    inner = files.list_directories([files.join(root, name) for name in names])
+    arrays = [f"{name}/{array}" for name, found in zip(names, inner, strict=True) for array in found]
+    documents = map(_parse, files.read_all(root, [f"{path}/{DOCUMENT}" for path in (*names, *arrays)]))
+    groups = {name: next(documents) for name in names}
+    metadata = {name: group and group | _inline({}) for name, group in groups.items()}
+    metadata |= dict(zip(arrays, documents, strict=True))
+    return {path: document for path, document in metadata.items() if document is not None}
+
+
+def _inline(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of a group's document for the metadata below it."""
+    return {"consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": metadata}}

@@ -6,9 +6,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import shapely
-from pyproj import CRS
 
-from geokr.crs import is_geographic, transformer
+from geokr.crs import is_geographic, parse, transformer
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,7 +21,7 @@ POLE_POINTS = 1024
 @lru_cache(maxsize=64)
 def same_crs(source: str, target: str) -> bool:
     """Whether two CRSs are the same. Cached, because parsing takes milliseconds."""
-    return bool(source == target or CRS(source) == CRS(target))
+    return bool(source == target or parse(source) == parse(target))
 
 
 def project(points: Floats, source: str, target: str) -> Floats:

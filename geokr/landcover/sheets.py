@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 import shapely
-from pyproj import CRS
 from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
-from geokr.crs import is_geographic
+from geokr.crs import is_geographic, parse
 from geokr.landcover.coverage import CODES
 from geokr.landcover.extents import Extent, find_nominal_extent
 from geokr.landcover.legend import Legend
@@ -93,7 +92,7 @@ def read_sheets(path: str, rule: dict[str, Any], parts: dict[str, str]) -> list[
         raise LandCoverError(f"{path}: its cells are of type {kind}, expected integers")
     if "years" in rule and count != len(years):
         raise LandCoverError(f"{path}: it has {count} bands, expected {len(years)}, one for each year of {years}")
-    if CRS(crs) == CRS(LONLAT):
+    if parse(crs) == parse(LONLAT):
         crs = LONLAT
     shape = tuple(transform)[:6], width, height
     region = compute_outline(path, crs, *shape)

@@ -10,9 +10,8 @@ from typing import Any
 import pystac
 import shapely
 import shapely.geometry
-from pyproj import CRS
 
-from geokr.crs import cut_at_antimeridian
+from geokr.crs import cut_at_antimeridian, parse
 from geokr.storage import rasters
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.scenes.raster import LAYER
@@ -113,7 +112,7 @@ def to_asset(image: Image, scene: Scene) -> pystac.Asset:
             {"scale": scale, "offset": offset} for scale, offset in zip(image.scales, image.offsets, strict=True)
         ]
     if isinstance(image.model, Georeferenced):
-        crs = CRS.from_user_input(image.model.crs)
+        crs = parse(image.model.crs)
         code = crs.to_authority()
         fields |= {"proj:code": ":".join(code)} if code else {"proj:code": None, "proj:wkt2": crs.to_wkt()}
         fields["proj:transform"] = [*image.model.transform]

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import shapely
 from affine import Affine
-from pyproj import CRS, Proj
+from pyproj import Proj
 from pyproj.exceptions import ProjError
 
+from geokr.crs import parse
 from pipeline.geometry.sensor import Floats, Georeferenced, SensorModel
 from pipeline.geometry.terrain import Terrain
 from pipeline.scenes.scene import Image, SceneError
@@ -70,7 +71,7 @@ def measure_gsd(image: Image) -> float:
     x, y = to_tangent_plane(lon, lat)
     area = abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))
     if isinstance(image.model, Georeferenced):
-        crs, map_size = CRS.from_user_input(image.model.crs), math.sqrt(abs(Affine(*image.model.transform).determinant))
+        crs, map_size = parse(image.model.crs), math.sqrt(abs(Affine(*image.model.transform).determinant))
         in_metres = crs.is_projected and all(axis.unit_conversion_factor == 1 for axis in crs.axis_info)
         if in_metres and abs(math.sqrt(area) / map_size - 1) < 0.002:
             return round(map_size, 3)

@@ -122,7 +122,7 @@ def consolidate_if_changed(root: str, built: Mapping[str, contents.SceneContents
     scenes = len(contents.list_scenes(root))
     consolidated = contents.read_consolidated(root).keys()
     if changed or not (built.keys() <= consolidated if scenes <= store.CONSOLIDATED else not consolidated):
-        store.consolidate(root, scenes)
+        store.consolidate(root)
 
 
 def record_refusals(stage: str, config: BuildConfig, refused: Collection[dict[str, Any]]) -> None:

@@ -63,9 +63,8 @@ def build_labels(job: LabelJob) -> LabelReport:
     block = job.grid.block_at(job.i, job.j)
     labels = compute_labels(job)
     status = np.where(labels.known > 0, LABELLED, UNKNOWN).astype(np.uint8)
-    group = store.open_scene(job.root, job.scene, "r+")
     arrays = {name: getattr(labels, name) for name in ("fraction", "fraction_grid", "known")}
-    store.write_block(group, block.rows, block.cols, arrays, status)
+    store.write_block(job.root, job.scene, block.rows, block.cols, arrays, status)
     return LabelReport(status.size, int((status == LABELLED).sum()), labels.unlisted)
 
 

@@ -58,8 +58,7 @@ def build_tiles(job: TileJob) -> TileReport:
     """
     block = job.grid.block_at(job.i, job.j)
     arrays, status, report = make_tiles(job)
-    group = store.open_scene(job.root, job.scene, "r+")
-    store.write_block(group, block.rows, block.cols, arrays, status)
+    store.write_block(job.root, job.scene, block.rows, block.cols, arrays, status)
     return report
 
 

@@ -376,7 +376,7 @@ def test_a_store_whose_root_says_other_than_its_scenes(dataset: Path, capsys: py
         assert said in found["metadata"]
         root.write_text(whole)
     shutil.copytree(dataset / LABELS / scene, dataset / LABELS / "ghost")
-    store.consolidate(str(dataset / LABELS), 3)
+    store.consolidate(str(dataset / LABELS))
     assert failed(dataset, capsys, "--fast")["metadata"].startswith("ghost: is in ")
 
 

@@ -102,18 +102,17 @@ def write_dataset(
             dtype=str(image.dtype),
             attributes=attributes,
         )
-        group = store.open_scene(tiles, scene, "r+")
         for top in range(0, rows, block):
             for left in range(0, cols, block):
                 place = slice(top, min(top + block, rows)), slice(left, min(left + block, cols))
                 part = image[place]
-                store.write_block(group, *place, {"image": part}, np.ones(part.shape[:2], np.uint8))
+                store.write_block(tiles, scene, *place, {"image": part}, np.ones(part.shape[:2], np.uint8))
         for row in range(rows):
             for col in range(cols):
                 values = [f"{scene}_{row}_{col}", scene, row, col, known(scene, row, col), split(scene, row, col)]
                 for name, value in zip(columns, [*values, *share[scene][row, col].tolist()], strict=True):
                     columns[name].append(value)
-    store.consolidate(tiles, len(pixels))
+    store.consolidate(tiles)
     for scene, areas in (parts or {}).items():
         labels = str(root / layout.label_store("made_2020"))
         rows, cols, grid = areas.shape[:3]
@@ -121,9 +120,7 @@ def write_dataset(
             labels, scene, shape=(rows, cols), classes=tuple(classes), grid=grid, block=max(rows, cols), attributes={}
         )
         whole = slice(0, rows), slice(0, cols)
-        store.write_block(
-            store.open_scene(labels, scene, "r+"), *whole, {"fraction_grid": areas}, np.ones((rows, cols), np.uint8)
-        )
+        store.write_block(labels, scene, *whole, {"fraction_grid": areas}, np.ones((rows, cols), np.uint8))
     kinds: dict[str, Any] = {"row": np.int32, "col": np.int32, **dict.fromkeys(("known", *classes), np.float32)}
     typed = {name: np.asarray(values, kinds.get(name, object)) for name, values in columns.items()}
     count = len(columns["tile"])

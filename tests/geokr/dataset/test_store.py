@@ -1,8 +1,10 @@
 """The disk contract of a block store: what lies where, what is written last, and what a kill leaves behind."""
 
+import itertools
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,7 +141,7 @@ def test_a_scene_carries_its_attributes(root: str) -> None:
 def test_the_root_holds_all_metadata_once_consolidated(root: str) -> None:
     for scene in ("a", "b"):
         store.create_tiles(root, scene, **TILES)
-    store.consolidate(root, 3)
+    store.consolidate(root)
     held = metadata(root)["consolidated_metadata"]["metadata"]
     arrays = ("image", "cloud", "lattice_error", "status")
     assert set(held) == {"a", "b", *(f"{scene}/{array}" for scene in "ab" for array in arrays)}
@@ -148,8 +150,12 @@ def test_the_root_holds_all_metadata_once_consolidated(root: str) -> None:
     remains.write_text("half")
     assert contents.list_scenes(root) == ["a", "b", "c"]  # as on disk, not as the root remembers
     remains.unlink()
-    store.consolidate(root, 3)
-    assert "c/image" in metadata(root)["consolidated_metadata"]["metadata"]
+    store.consolidate(root)
+    ours = metadata(root)
+    assert "c/image" in ours["consolidated_metadata"]["metadata"]
+    with warnings.catch_warnings(action="ignore"):  # it is an extension of Zarr v3
+        zarr.consolidate_metadata(store.open_store(root, writable=True))
+    assert metadata(root) == ours
 
 
 def test_places_in_a_data_set_are_joined_for_paths_and_urls() -> None:
@@ -187,8 +193,7 @@ def test_what_is_read_is_what_was_written_block_by_block_in_any_order(
     places = list(blocks(shape, block))
     order.shuffle(places)
     for rows, cols in places:
-        group = store.open_scene(root, "scene", "r+")
-        store.write_block(group, rows, cols, {"image": image[rows, cols]}, status[rows, cols])
+        store.write_block(root, "scene", rows, cols, {"image": image[rows, cols]}, status[rows, cols])
     group = store.open_scene(root, "scene")
     assert np.array_equal(group["image"][:], image)
     assert np.array_equal(contents.read_status(group), status)
@@ -200,11 +205,10 @@ def written(root: str) -> npt.NDArray[Any]:
     """A whole scene on disk, consolidated; its pixels."""
     image = pixels(1, (5, 7, 2, 16, 16))
     store.create_tiles(root, "scene", **TILES)
-    group = store.open_scene(root, "scene", "r+")
     for rows, cols in blocks((5, 7), 4):
         ones = np.ones((rows.stop - rows.start, cols.stop - cols.start), np.uint8)
-        store.write_block(group, rows, cols, {"image": image[rows, cols]}, ones)
-    store.consolidate(root, 3)
+        store.write_block(root, "scene", rows, cols, {"image": image[rows, cols]}, ones)
+    store.consolidate(root)
     return image
 
 
@@ -249,7 +253,9 @@ def test_a_rejected_tile_takes_no_space(root: str) -> None:
         image = pixels(2, (4, 4, 2, 16, 16))
         store.create_tiles(root, scene, **{**TILES, "shape": (4, 4)})
         group = store.open_scene(root, scene, "r+")
-        store.write_block(group, slice(0, 4), slice(0, 4), {"image": image}, np.where(keep, 1, 2).astype(np.uint8))
+        store.write_block(
+            root, scene, slice(0, 4), slice(0, 4), {"image": image}, np.where(keep, 1, 2).astype(np.uint8)
+        )
         assert np.array_equal(group["image"][:], np.where(keep[..., None, None, None], image, 0))  # type: ignore[index]
         sizes.append(sum(len(data) for name, data in disk_files(root).items() if name.startswith(f"{scene}/image/c/")))
     some, whole, none = sizes
@@ -261,8 +267,7 @@ def test_a_rejected_tile_takes_no_space(root: str) -> None:
 def test_a_block_written_again_without_an_accepted_tile_has_no_shard(root: str) -> None:
     """As one of which a killed run left a shard that was built with other rules."""
     image = written(root)
-    group = store.open_scene(root, "scene", "r+")
-    store.write_block(group, slice(0, 4), slice(0, 4), {"image": image[:4, :4]}, np.full((4, 4), 2, np.uint8))
+    store.write_block(root, "scene", slice(0, 4), slice(0, 4), {"image": image[:4, :4]}, np.full((4, 4), 2, np.uint8))
     assert "scene/image/c/0/0/0/0/0" not in disk_files(root)
     image[:4, :4] = 0
     assert np.array_equal(store.open_scene(root, "scene")["image"][:], image)
@@ -275,32 +280,47 @@ class Killed(BaseException):
     """Stands for a kill."""
 
 
-def stored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Keys in the order in which they reach the disk, from now on."""
+def stored(monkeypatch: pytest.MonkeyPatch, root: str) -> list[str]:
+    """Keys in the order in which they get their names on the disk, from now on."""
     keys: list[str] = []
-    put = store.DurableStore.set
+    rename = os.replace
 
-    async def watched(self: store.DurableStore, key: str, value: Any) -> None:
-        await put(self, key, value)
-        keys.append(key)
+    def watched(path: str, target: str) -> None:
+        keys.append(str(Path(target).relative_to(root)))
+        rename(path, target)
 
-    monkeypatch.setattr(store.DurableStore, "set", watched)
+    monkeypatch.setattr(os, "replace", watched)
     return keys
+
+
+def kill(patch: pytest.MonkeyPatch, left: int) -> None:
+    """Let the process do `left` further things to the disk. Nothing is done any more after the kill."""
+    done = itertools.count()
+
+    def limited(method: Any) -> Any:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            if next(done) >= left:
+                raise Killed
+            return method(*arguments, **options)
+
+        return wrapper
+
+    for name in ("fsync", "replace", "unlink", "mkdir"):
+        patch.setattr(os, name, limited(getattr(os, name)))
 
 
 def test_a_blocks_status_reaches_the_disk_after_all_else(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store.create_labels(root, "scene", **LABELS)
-    group = store.open_scene(root, "scene", "r+")
-    keys = stored(monkeypatch)
+    keys = stored(monkeypatch, root)
     arrays = {"known": np.ones((4, 4), np.float32), "fraction": np.ones((4, 4, 3), np.float32)}
-    store.write_block(group, slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8))
+    store.write_block(root, "scene", slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8))
     assert keys[-1] == "scene/status/c/0/0"
     assert sorted(keys[:-1]) == ["scene/fraction/c/0/0/0", "scene/known/c/0/0"]
 
 
 @pytest.mark.parametrize("create", [store.create_tiles, store.create_labels])
 def test_a_scenes_status_is_made_after_all_else(root: str, monkeypatch: pytest.MonkeyPatch, create: Any) -> None:
-    keys = stored(monkeypatch)
+    keys = stored(monkeypatch, root)
     create(root, "scene", **(TILES if create is store.create_tiles else LABELS))
     assert keys[-1] == "scene/status/zarr.json"
     assert len(keys) > 2
@@ -310,19 +330,19 @@ def test_a_scenes_status_is_made_after_all_else(root: str, monkeypatch: pytest.M
 def test_a_block_that_fails_is_not_marked_as_done(root: str, monkeypatch: pytest.MonkeyPatch, full: str) -> None:
     store.create_labels(root, "scene", **LABELS)
     group = store.open_scene(root, "scene", "r+")
-    put = store.DurableStore.set
+    rename = os.replace
 
-    async def failing(self: store.DurableStore, key: str, value: Any) -> None:
-        if f"/{full}/" in key:
+    def failing(path: str, target: str) -> None:
+        if f"/{full}/" in target:
             raise OSError("no space left on device")
-        await put(self, key, value)
+        rename(path, target)
 
-    monkeypatch.setattr(store.DurableStore, "set", failing)
+    monkeypatch.setattr(os, "replace", failing)
     arrays = {"fraction": np.ones((4, 4, 3), np.float32), "known": np.ones((4, 4), np.float32)}
     with pytest.raises(
         layout.StoreWriteError, match=f"{root}/scene, rows 0-4, columns 0-4: cannot be written: no space"
     ):
-        store.write_block(group, slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8))
+        store.write_block(root, "scene", slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8))
     assert not contents.read_status(group).any()
 
 
@@ -334,33 +354,26 @@ def test_a_block_that_is_killed_at_any_write_is_whole_or_not_built(
     fresh, root = str(tmp_path / "fresh.zarr"), str(tmp_path / "killed.zarr")
     for store_root in (fresh, root):
         store.create_tiles(store_root, "scene", **TILES)
-        store.write_block(store.open_scene(store_root, "scene", "r+"), rows, cols, {"image": image}, ones)
+        store.write_block(store_root, "scene", rows, cols, {"image": image}, ones)
     after = disk_files(fresh)
-    for left in range(4):
-        changes = 0
-
-        def killing(method: Any, left: int = left) -> Any:
-            async def limited(self: store.DurableStore, *args: Any) -> None:
-                nonlocal changes
-                if changes == left:
-                    raise Killed
-                changes += 1
-                await method(self, *args)
-
-            return limited
-
+    for left in itertools.count():
         # The block is written again: by a task that was thought lost, say.
         with monkeypatch.context() as patch:
-            patch.setattr(store.DurableStore, "set", killing(store.DurableStore.set))
-            patch.setattr(store.DurableStore, "delete", killing(store.DurableStore.delete))
-            group = store.open_scene(root, "scene", "r+")
-            if left < 3:
-                with pytest.raises(Killed):
-                    store.write_block(group, rows, cols, {"image": image}, ones)
+            kill(patch, left)
+            try:
+                store.write_block(root, "scene", rows, cols, {"image": image}, ones)
+            except Killed:
+                killed = True
             else:
-                store.write_block(group, rows, cols, {"image": image}, ones)
-        if contents.read_status(group).any():
-            assert disk_files(root) == after
+                killed = False
+        found = {name: data for name, data in disk_files(root).items() if not name.endswith(".partial")}
+        if contents.read_status(store.open_scene(root, "scene")).any():
+            assert found == after
+        else:
+            assert found.items() < after.items()
+        if not killed:
+            break
+    assert left > 6  # status away; data, name and directory of the shard, and then of the status
     assert disk_files(root) == after
 
 
@@ -371,8 +384,7 @@ def test_the_remains_of_a_killed_run_leave_no_trace(root: str) -> None:
     shard.with_name("0.1f2e.partial").write_bytes(b"half a shard")
     shard.write_bytes((Path(root) / "scene" / "image" / "c" / "0" / "0" / "0" / "0" / "0").read_bytes())
     image = pixels(1, (5, 7, 2, 16, 16))
-    group = store.open_scene(root, "scene", "r+")
-    store.write_block(group, slice(4, 5), slice(4, 7), {"image": image[4:, 4:]}, np.ones((1, 3), np.uint8))
+    store.write_block(root, "scene", slice(4, 5), slice(4, 7), {"image": image[4:, 4:]}, np.ones((1, 3), np.uint8))
     assert disk_files(root) == before
 
 
@@ -408,9 +420,8 @@ def test_a_place_that_is_not_a_block_is_refused_untouched(root: str, rows: slice
     written(root)
     before = disk_files(root)
     size = (rows.stop - rows.start, cols.stop - cols.start)
-    group = store.open_scene(root, "scene", "r+")
     with pytest.raises(layout.StoreError, match="not a block of image"):
-        store.write_block(group, rows, cols, {"image": pixels(1, (*size, 2, 16, 16))}, np.ones(size, np.uint8))
+        store.write_block(root, "scene", rows, cols, {"image": pixels(1, (*size, 2, 16, 16))}, np.ones(size, np.uint8))
     assert disk_files(root) == before
 
 
@@ -438,7 +449,7 @@ def refused_untouched(root: str, name: str, arrays: dict[str, npt.NDArray[Any]])
     before = disk_files(root)
     status = arrays.pop(STATUS)
     with pytest.raises(layout.StoreError, match=f"{name} of a block has shape"):
-        store.write_block(store.open_scene(root, "scene", "r+"), slice(0, 4), slice(0, 4), arrays, status)
+        store.write_block(root, "scene", slice(0, 4), slice(0, 4), arrays, status)
     assert disk_files(root) == before
 
 
@@ -449,7 +460,8 @@ def test_a_block_with_a_status_of_zero_is_refused_untouched(root: str) -> None:
     status[1, 2] = 0
     with pytest.raises(layout.StoreError, match="non-zero"):
         store.write_block(
-            store.open_scene(root, "scene", "r+"),
+            root,
+            "scene",
             slice(0, 4),
             slice(0, 4),
             {"image": pixels(3, (4, 4, 2, 16, 16))},
@@ -462,10 +474,9 @@ def test_a_block_written_again_gives_the_same_bytes(root: str) -> None:
     written(root)
     before = disk_files(root)
     image = pixels(1, (5, 7, 2, 16, 16))
-    group = store.open_scene(root, "scene", "r+")
     for rows, cols in reversed(list(blocks((5, 7), 4))):
         ones = np.ones((rows.stop - rows.start, cols.stop - cols.start), np.uint8)
-        store.write_block(group, rows, cols, {"image": image[rows, cols]}, ones)
+        store.write_block(root, "scene", rows, cols, {"image": image[rows, cols]}, ones)
     assert disk_files(root) == before
 
 
@@ -476,7 +487,7 @@ def to_the_disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """The calls that bring files to the disk and give them their names, from now on."""
     calls: list[tuple[str, str]] = []
     sizes: dict[str, int] = {}
-    sync, rename = os.fsync, Path.replace
+    sync, rename = os.fsync, os.replace
 
     def synced(descriptor: int) -> None:
         path = os.readlink(f"/proc/self/fd/{descriptor}")
@@ -484,40 +495,38 @@ def to_the_disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         sizes[path] = os.fstat(descriptor).st_size
         sync(descriptor)
 
-    def renamed(path: Path, target: Path) -> Path:
-        calls.append(("rename", str(target)))
-        assert sizes[str(path)] == path.stat().st_size  # all of it was on the disk
-        return rename(path, target)
+    def renamed(path: str, target: str) -> None:
+        calls.append(("rename", target))
+        assert sizes[path] == Path(path).stat().st_size  # all of it was on the disk
+        rename(path, target)
 
     monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(Path, "replace", renamed)
+    monkeypatch.setattr(os, "replace", renamed)
     return calls
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name_and_a_shard_before_its_status(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The calls in their order: data, name, directory, of the shard and then of the status."""
+    """The calls in their order: data, names, directories, of the arrays and then of the status."""
     store.create_tiles(root, "scene", **TILES)
-    group = store.open_scene(root, "scene", "r+")
     calls = to_the_disk(monkeypatch)
-    ones = np.ones((4, 4), np.uint8)
-    store.write_block(group, slice(0, 4), slice(0, 4), {"image": pixels(1, (4, 4, 2, 16, 16))}, ones)
-    begin = 0
-    for name in ("image/c/0/0/0/0/0", "status/c/0/0"):
-        file = f"{root}/scene/{name}"
-        (place,) = [k for k, call in enumerate(calls) if call == ("rename", file)]
-        assert place > begin
-        kind, data = calls[place - 1]
-        assert kind == "sync"
-        assert data.startswith(f"{file}.")
-        assert calls[place + 1] == ("sync", str(Path(file).parent))
-        made = {path for kind, path in calls[begin : place - 1] if kind == "sync"}
-        assert made == {str(above) for above in Path(file).parents if str(above).startswith(f"{root}/scene/")} - {
-            str(Path(file).parent)
+    arrays = {"image": pixels(1, (4, 4, 2, 16, 16)), "cloud": np.zeros((4, 4), np.float32)}
+    store.write_block(root, "scene", slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8))
+    for names in (["image/c/0/0/0/0/0", "cloud/c/0/0"], ["status/c/0/0"]):
+        written = {f"{root}/scene/{name}" for name in names}
+        data, named, rest = calls[: len(names)], calls[len(names) : 2 * len(names)], calls[2 * len(names) :]
+        assert {(kind, path.rpartition("/")[0]) for kind, path in data} == {
+            ("sync", str(Path(f).parent)) for f in written
         }
-        begin = place + 2
-    assert begin == len(calls)
+        assert all(any(path.startswith(f"{file}.") for file in written) for _, path in data)
+        assert {*named} == {("rename", file) for file in written}
+        above = {
+            str(above) for file in written for above in Path(file).parents if str(above).startswith(f"{root}/scene/")
+        }
+        assert {*rest[: len(above)]} == {("sync", directory) for directory in above}
+        calls = rest[len(above) :]
+    assert calls == []
 
 
 @pytest.mark.parametrize("create", [store.create_tiles, store.create_labels])
@@ -557,19 +566,25 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
     assert file.read_bytes() == bytes(size)
 
 
-def test_a_store_that_is_gone_is_not_written_elsewhere(root: str, tmp_path: Path) -> None:
+def test_a_store_that_is_gone_is_not_written_elsewhere(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As where its file system is mounted no more."""
     store.create_tiles(root, "scene", **TILES)
-    group = store.open_scene(root, "scene", "r+")
-    image: Any = group["image"]
-    Path(root).rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError):  # lost while a block is written
-        image[:4, :4] = pixels(1, (4, 4, 2, 16, 16))
-    ones = np.ones((4, 4), np.uint8)
+    place, ones = (slice(0, 4), slice(0, 4)), np.ones((4, 4), np.uint8)
+    image = pixels(1, (4, 4, 2, 16, 16))
+    encode = store.encode_shard
+
+    def losing(*arguments: Any) -> Any:
+        Path(root).rename(tmp_path / "elsewhere")
+        return encode(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "encode_shard", losing)
+        with pytest.raises(layout.StoreWriteError, match="cannot be written: No such file or directory"):
+            store.write_block(root, "scene", *place, {"image": image}, ones)  # lost while a block is written
     with pytest.raises(layout.StoreWriteError, match="cannot be written: the array image is gone"):
-        store.write_block(group, slice(0, 4), slice(0, 4), {"image": pixels(1, (4, 4, 2, 16, 16))}, ones)
-    with pytest.raises(layout.StoreWriteError, match="no such scene"):
-        store.open_scene(root, "scene", "r+")
+        store.write_block(root, "scene", *place, {"image": image}, ones)
     assert not Path(root).exists()
 
 
@@ -604,10 +619,23 @@ def test_any_changed_byte_of_labels_is_found(root: str, name: str) -> None:
     store.create_labels(root, "scene", **LABELS)
     arrays = {"fraction": pixels(1, (4, 4, 3)).astype(np.float32), "known": pixels(2, (4, 4)).astype(np.float32)}
     status = pixels(3, (4, 4))
-    store.write_block(store.open_scene(root, "scene", "r+"), slice(0, 4), slice(0, 4), arrays, status)
+    store.write_block(root, "scene", slice(0, 4), slice(0, 4), arrays, status)
     (chunk,) = [path for path in Path(root).glob(f"scene/{name}/c/**/0") if path.is_file()]
     whole = chunk.read_bytes()
     for place in range(0, len(whole), 7):
+        chunk.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises((ValueError, RuntimeError)):
+            store.open_scene(root, "scene")[name][:]
+
+
+@pytest.mark.parametrize("name", ["cloud", "lattice_error"])
+def test_any_changed_byte_of_what_is_known_of_tiles_is_found(root: str, name: str) -> None:
+    store.create_tiles(root, "scene", **TILES)
+    arrays = {name: pixels(2, (4, 4)).astype(np.float32)}
+    store.write_block(root, "scene", slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8))
+    chunk = Path(root, "scene", name, "c/0/0")
+    whole = chunk.read_bytes()
+    for place in range(len(whole)):
         chunk.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises((ValueError, RuntimeError)):
             store.open_scene(root, "scene")[name][:]
@@ -680,19 +708,10 @@ def test_a_scene_whose_making_was_killed_at_any_write_is_made_anew(
     settings = TILES if create is store.create_tiles else LABELS
     fresh = str(tmp_path / "fresh.zarr")
     create(fresh, "scene", **settings)
-    put = store.DurableStore.set
-    for writes in range(20):
-        root, left = str(tmp_path / f"{writes}.zarr"), writes
-
-        async def limited(self: store.DurableStore, key: str, value: Any) -> None:
-            nonlocal left
-            if left == 0:
-                raise Killed
-            left -= 1
-            await put(self, key, value)
-
+    for left in itertools.count():
+        root = str(tmp_path / f"{left}.zarr")
         with monkeypatch.context() as patch:
-            patch.setattr(store.DurableStore, "set", limited)
+            kill(patch, left)
             try:
                 create(root, "scene", **settings)
             except Killed:
@@ -702,7 +721,7 @@ def test_a_scene_whose_making_was_killed_at_any_write_is_made_anew(
         # The next run: nothing of the half-made scene shows through.
         create(root, "scene", **settings)
         assert disk_files(root) == disk_files(fresh)
-    assert writes > 3
+    assert left > 20
     assert disk_files(root) == disk_files(fresh)
 
 
@@ -719,9 +738,7 @@ def test_a_discarded_scene_is_replaced_and_the_others_stay(root: str) -> None:
     for scene in ("scene", "other"):
         store.create_labels(root, scene, **LABELS)
         arrays = {"fraction": np.ones((4, 4, 3), np.float32), "known": np.ones((4, 4), np.float32)}
-        store.write_block(
-            store.open_scene(root, scene, "r+"), slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8)
-        )
+        store.write_block(root, scene, slice(0, 4), slice(0, 4), arrays, np.ones((4, 4), np.uint8))
     before = {path: digest for path, digest in disk_files(root).items() if path.startswith("other")}
     store.discard_scene(root, "scene")
     assert contents.read_scene_contents(root, ["scene", "other"]).keys() == {"other"}

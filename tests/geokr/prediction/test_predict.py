@@ -59,8 +59,9 @@ def dataset(build: Callable[..., Path], truth: np.ndarray, tmp_path_factory: pyt
     known[-1, -1] = 0
     share[-1, -1] = 0
     whole = slice(0, 6), slice(0, 8)
-    group = store.open_scene(labels, "town", "r+")
-    store.write_block(group, *whole, {"fraction": share, "known": known}, np.where(known > 0, 1, 2).astype(np.uint8))
+    store.write_block(
+        labels, "town", *whole, {"fraction": share, "known": known}, np.where(known > 0, 1, 2).astype(np.uint8)
+    )
     return folder
 
 
