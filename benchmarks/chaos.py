@@ -102,6 +102,8 @@ class Chaos:
 
     directory: Path
     draw: random.Random
+    patience: float | None = PATIENCE
+    """Duration after which a run is taken for one that hangs, s; None to wait for ever."""
     command: list[str] = field(default_factory=list)
     calm: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
@@ -121,7 +123,7 @@ class Chaos:
         ]  # fmt: skip
         with Cluster(self.directory) as cluster:
             began = time.monotonic()
-            status = self.start(self.directory / "calm", cluster).wait(PATIENCE)
+            status = self.start(self.directory / "calm", cluster).wait(self.patience)
             self.seconds = time.monotonic() - began
         if status:
             raise RuntimeError(f"the undisturbed build ended with status {status}: {self.said()}")
@@ -165,7 +167,7 @@ class Chaos:
                     time.sleep(0.2)
                     cluster.start()
             try:
-                status = client.wait(PATIENCE)
+                status = client.wait(self.patience)
             except subprocess.TimeoutExpired:
                 client.kill()
                 return [f"{name}: the run hangs after {victim} was killed: {self.said()}"]

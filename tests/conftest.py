@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from tests.s3 import Server
+    from benchmarks.s3 import Server
 
 # Tests of real deliveries are collected only if the variable names a folder of them.
 REAL_DATA = os.environ.get("GEOKR_REAL_DATA")
@@ -37,7 +37,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def s3_process() -> Iterator["Server"]:
-    from tests.s3 import s3_server
+    from benchmarks.s3 import s3_server
 
     with s3_server() as server:
         yield server

@@ -10,7 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.s3 import end_with_parent
+from benchmarks.s3 import end_with_parent
 
 PROCESSES = multiprocessing.get_context("spawn")
 

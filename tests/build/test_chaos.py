@@ -12,7 +12,7 @@ def test_a_build_whose_processes_are_killed_ends_in_the_same_bytes(tmp_path: Pat
 
     `python -m benchmarks chaos --rounds 50` is the long form.
     """
-    chaos = Chaos(tmp_path, random.Random(1))
+    chaos = Chaos(tmp_path, random.Random(1), patience=None)
     chaos.prepare(scenes=2)
     with Cluster(tmp_path) as cluster:
         assert chaos.round("disturbed", VICTIMS, cluster) == []

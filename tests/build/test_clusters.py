@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +34,8 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(ROOT),
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
 }
+UNLIMITED = "365 days"
+"""How long a client waits for a scheduler: tests watch the processes, and Dask's 30 s may be too few."""
 
 
 def script(name: str) -> ModuleType:
@@ -52,9 +54,18 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def builds_a_block(built: Built, client: Client, place: Path) -> None:
-    """A worker of the cluster writes one block, byte for byte the one that is known."""
-    client.wait_for_workers(1, timeout=60)
+@contextmanager
+def connected(address: str, check: Callable[[], object]) -> Iterator[Client]:
+    """A client of a scheduler with its first worker. check: fails if one of their processes has ended."""
+    with Client(address, timeout=UNLIMITED) as client:
+        while not client.nthreads():
+            check()
+            time.sleep(0.1)
+        yield client
+
+
+def builds_a_block(built: Built, client: Client, place: Path, check: Callable[[], object]) -> None:
+    """A worker of the cluster writes one block, byte for byte the one that is known. check: as in `connected`."""
     entry = built.entries[0]
     grid = tile_grid(entry, built.config.grid)
     assert grid is not None
@@ -69,20 +80,40 @@ def builds_a_block(built: Built, client: Client, place: Path) -> None:
     store.create_tiles(root, entry.scene.id, **given, dtype="uint8", attributes=dict(known.attrs))
     i, j = next(iter(sorted(contents.list_chunks(known, "image"))))
     job = TileJob(root, entry, built.config.tiles, grid, i, j)
-    assert client.submit(build_tiles, job, pure=False).result(timeout=120).accepted > 0
+    future = client.submit(build_tiles, job, pure=False)
+    while not future.done():
+        check()
+        time.sleep(0.1)
+    assert future.result().accepted > 0
     shard = Path(entry.scene.id, "image", "c", str(i), str(j), "0", "0", "0")
     assert (Path(root) / shard).read_bytes() == (built.dataset / layout.TILES / shard).read_bytes()
 
 
 @contextmanager
-def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A command and what it starts, ended at the end."""
-    process = subprocess.Popen(command, text=True, start_new_session=True, **{"env": ENVIRONMENT, **options})
+def running(command: list[str], said: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A command and what it starts, ended at the end. said: file of what it says, besides a pipe in the options."""
+    with said.open("w") as file:
+        options = {"env": ENVIRONMENT, "stdout": file, "stderr": file, **options}
+        process = subprocess.Popen(command, text=True, start_new_session=True, **options)
     try:
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.communicate(timeout=30)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.communicate()
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended, whoever started it."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def check_alive(said: Path, *pids: int) -> None:
+    """Fail with what the processes said if one has ended."""
+    assert not any(map(ended, pids)), said.read_text()
 
 
 def listening(client: Client) -> dict[int, str]:
@@ -102,7 +133,7 @@ def listening(client: Client) -> dict[int, str]:
 def test_a_slurm_job_says_what_it_takes() -> None:
     command = [sys.executable, str(WORKFLOWS / "slurm.py"), "--print", "--queue", "cpu", "--account", "project"]
     more = ["--memory", "2GiB", "--walltime", "01:30:00", "--directive=--exclusive", "--setup", "module load gdal"]
-    done = subprocess.run([*command, *more], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     wanted = ["-J geokr", "-p cpu", "-A project", "-n 1", "--cpus-per-task=1", "--mem=2G", "-t 01:30:00", "--exclusive"]
@@ -113,7 +144,7 @@ def test_a_slurm_job_says_what_it_takes() -> None:
     assert "--nthreads 1" in worker
     assert "--death-timeout 120" in worker
     assert "--host 127.0.0.1" in worker
-    shared = subprocess.run([*command, "--interface", "lo"], capture_output=True, text=True, check=True, timeout=60)
+    shared = subprocess.run([*command, "--interface", "lo"], capture_output=True, text=True, check=True)
     (worker,) = [line for line in shared.stdout.splitlines() if "dask worker" in line or "dask_worker" in line]
     assert "--interface lo" in worker  # which says where to listen
     assert "--host" not in worker
@@ -131,10 +162,11 @@ def test_an_unknown_network_interface_is_told_in_one_sentence() -> None:
 def test_a_slurm_job_builds(built: Built, tmp_path: Path) -> None:
     """SLURM's commands are played by two that start the job's script here, and end it."""
     (tmp_path / "bin").mkdir()
-    pids = tmp_path / "pids"
+    pids, said = tmp_path / "pids", tmp_path / "said"
+    pids.touch()
     commands = {
         # SLURM keeps the script; who submits deletes it.
-        "sbatch": f'cp "$1" job; setsid sh job >/dev/null 2>&1 & echo $! >> {pids}; echo Submitted batch job $!',
+        "sbatch": f'cp "$1" job; setsid sh job >>{said} 2>&1 & echo $! >> {pids}; echo Submitted batch job $!',
         "scancel": "",
     }
     for name, text in commands.items():
@@ -143,18 +175,27 @@ def test_a_slurm_job_builds(built: Built, tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path / "bin"), ENVIRONMENT["PATH"]])
     command = [sys.executable, str(WORKFLOWS / "slurm.py"), "--jobs", "1", "--memory", "2GiB"]
     environment = ENVIRONMENT | {"PATH": path}
+
+    def jobs() -> list[int]:
+        return list(map(int, pids.read_text().split()))
+
     try:
-        with running(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        with running(command, said, env=environment, cwd=tmp_path, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             address = process.stdout.readline().removeprefix("scheduler: ").strip()
-            assert address.startswith("tcp://127.0.0.1:")
+            assert address.startswith("tcp://127.0.0.1:"), said.read_text()
             assert process.stdout.readline().startswith("dashboard: http://127.0.0.1:")
-            with Client(address, timeout="30s") as client:
-                builds_a_block(built, client, tmp_path)
+
+            def check() -> None:
+                check_alive(said, process.pid, *jobs())
+
+            with connected(address, check) as client:
+                builds_a_block(built, client, tmp_path, check)
                 assert set(listening(client).values()) == {"127.0.0.1"}
     finally:
-        for pid in pids.read_text().split():
-            os.killpg(int(pid), signal.SIGKILL)
+        for pid in jobs():
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
 
 # --- Kubernetes
@@ -209,16 +250,22 @@ def test_the_kubernetes_commands_build(built: Built, tmp_path: Path) -> None:
     here = [argument.replace("0.0.0.0", "127.0.0.1") for argument in scheduler["args"]]
     address = f"tcp://127.0.0.1:{port}"
     arguments = [argument.replace("$(DASK_WORKER_NAME)", "geokr-worker-1") for argument in worker["args"]]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
-    with running([*here, "--port", str(port), "--dashboard-address", "127.0.0.1:0"], **quiet):
-        until = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < until:
+    said, environment = tmp_path / "said", ENVIRONMENT | {"DASK_SCHEDULER_ADDRESS": address}
+    with running([*here, "--port", str(port), "--dashboard-address", "127.0.0.1:0"], said, cwd=tmp_path) as scheduling:
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            check_alive(said, scheduling.pid)
             time.sleep(0.1)
-        pod = running(arguments, **quiet, env=ENVIRONMENT | {"DASK_SCHEDULER_ADDRESS": address})
-        with pod, Client(address, timeout="30s") as client:
-            builds_a_block(built, client, tmp_path)
-            (found,) = client.scheduler_info()["workers"].values()
-            assert (found["name"], found["nthreads"], found["memory_limit"]) == ("geokr-worker-1", 1, 3 << 30)
+        pod_said = tmp_path / "pod-said"
+        with running(arguments, pod_said, cwd=tmp_path, env=environment) as pod:
+
+            def check() -> None:
+                check_alive(said, scheduling.pid)
+                check_alive(pod_said, pod.pid)
+
+            with connected(address, check) as client:
+                builds_a_block(built, client, tmp_path, check)
+                (found,) = client.scheduler_info()["workers"].values()
+                assert (found["name"], found["nthreads"], found["memory_limit"]) == ("geokr-worker-1", 1, 3 << 30)
 
 
 # --- SSH
@@ -233,8 +280,10 @@ def test_ssh_workers_build(built: Built, tmp_path: Path) -> None:
             return False
 
     processes: list[subprocess.Popen[bytes]] = []
+    sessions: list[asyncio.Task[Any]] = []
 
     async def run(session: Any) -> None:
+        sessions.extend(filter(None, [asyncio.current_task()]))
         process = subprocess.Popen(
             session.command, shell=True, env=ENVIRONMENT, cwd=tmp_path, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -250,17 +299,25 @@ def test_ssh_workers_build(built: Built, tmp_path: Path) -> None:
             "127.0.0.1", 0, server_factory=Anybody, server_host_keys=[key], process_factory=run
         )
 
+    async def close() -> None:
+        server.close()
+        await asyncio.gather(*sessions, return_exceptions=True)
+
+    def check() -> None:
+        ended = [process.args for process in processes if process.poll() is not None]
+        assert [command for command in ended if "dask" in str(command)] == []
+
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    server = asyncio.run_coroutine_threadsafe(listen(), loop).result(30)
+    server = asyncio.run_coroutine_threadsafe(listen(), loop).result()
     ssh = script("ssh")
     options = ssh.arguments().parse_args(["127.0.0.1", "--workers", "1", "--port", str(free_port())])
     try:
         with ssh.cluster(options, port=server.get_port(), known_hosts=None, client_keys=None) as machines:
             assert machines.scheduler_address == f"tcp://127.0.0.1:{options.port}"
-            with Client(machines.scheduler_address, timeout="30s") as client:
-                builds_a_block(built, client, tmp_path)
+            with connected(machines.scheduler_address, check) as client:
+                builds_a_block(built, client, tmp_path, check)
                 (worker,) = client.scheduler_info()["workers"].values()
                 assert worker["nthreads"] == 1
                 assert listening(client)[worker["services"]["dashboard"]] == "127.0.0.1"
@@ -268,6 +325,6 @@ def test_ssh_workers_build(built: Built, tmp_path: Path) -> None:
         for process in processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-        loop.call_soon_threadsafe(server.close)
+        asyncio.run_coroutine_threadsafe(close(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join()

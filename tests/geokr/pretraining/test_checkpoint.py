@@ -128,13 +128,13 @@ def test_steps_go_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: 
 
     def slow(path: Path, state: Checkpoint) -> None:
         begun.set()
-        assert may_write.wait(300)  # a hang, not a slow machine
+        may_write.wait()
         write(path, state)
 
     monkeypatch.setattr(checkpoint, "save", slow)
     with CheckpointWriter(tmp_path, keep=1) as writer:
         writer.write(at(1), is_best=False)  # returns though nothing is written
-        assert begun.wait(300)
+        begun.wait()
         writer.check()
         assert not (tmp_path / "last.pt").exists()
         may_write.set()

@@ -1,9 +1,5 @@
 """Processes start alike, whatever each can reach; a sharded network is gathered in the type that it computes in."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from geokr.pretraining.checkpoint import LAST, load
+from tests.ranks import start_ranks, wait_for_ranks
 
-REPOSITORY = Path(__file__).parents[3]
 SETTINGS = ["image_size=32", "batch=32", "steps=2", "loggers=[]", "probe=0", "bands=red,green,blue"]
 
 RANK = """
@@ -80,13 +76,7 @@ torch.save(seen, Path(out) / f"types-{process.rank}.pt")
 def runs(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes leave of several starts."""
     out = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    line = [sys.executable, "-c", RANK, str(coloured), str(out), *SETTINGS]
-    ranks = [subprocess.Popen(line, env={**common, "RANK": str(rank)}, cwd=REPOSITORY) for rank in range(2)]
-    assert [rank.wait(900) for rank in ranks] == [0, 0]  # a hang, not a slow machine
+    wait_for_ranks(start_ranks(RANK, coloured, out, *SETTINGS))
     return out
 
 

@@ -3,11 +3,7 @@
 import copy
 import json
 import math
-import os
 import signal
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,9 +42,9 @@ from geokr.pretraining.processes import Process
 from geokr.pretraining.render import blur, make_input_format, render
 from geokr.pretraining.validation import validate
 from tests.geokr.conftest import write_dataset
+from tests.ranks import start_ranks, wait_for_ranks
 
 ALONE = Process(0, 1, torch.device("cpu"))
-REPOSITORY = Path(__file__).parents[3]
 WITHOUT_LABELS = ("simclr", "moco", "byol", "mae")
 RIVALS = (*WITHOUT_LABELS, "softcon", "geco")
 PAIRED = ("simclr", "moco", "byol", "softcon", "geco")
@@ -465,14 +461,9 @@ def three_steps(dataset: Path, rival: str, process: Process) -> dict[str, torch.
 def test_two_processes_do_the_work_of_one(coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (simclr, byol):
         monkeypatch.setattr(module, "make_mlp", make_mlp)  # put back what `three_steps` replaces
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    line = [sys.executable, "-c", RANK, str(coloured), str(tmp_path), *RIVALS]
-    ranks = [subprocess.Popen(line, env={**common, "RANK": str(rank)}, cwd=REPOSITORY) for rank in range(2)]
+    ranks = start_ranks(RANK, coloured, tmp_path, *RIVALS)
     alone = {rival: three_steps(coloured, rival, ALONE) for rival in RIVALS}
-    assert [rank.wait(900) for rank in ranks] == [0, 0]  # a hang, not a slow machine
+    wait_for_ranks(ranks)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     for rival, state in alone.items():
         assert state.keys() == first[rival].keys()

@@ -5,11 +5,9 @@ import csv
 import io
 import itertools
 import json
-import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -42,6 +40,7 @@ from geokr.pretraining.objectives.objective import FIRST_VIEW, SECOND_VIEW
 from geokr.pretraining.processes import Process
 from geokr.pretraining.validation import Validation, validate
 from tests.queue_objective import LENGTH, Queue
+from tests.ranks import start_ranks, wait_for_ranks
 
 ALONE = Process(0, 1, torch.device("cpu"))
 SMALL = ["model=test_resnet", "image_size=32", "batch=32", "loggers=[]", "bands=red,green,blue"]
@@ -856,14 +855,9 @@ def test_two_processes_do_the_work_of_one(coloured: Path, tmp_path: Path) -> Non
     settings = ["image_size=32", "batch=32", "steps=8", "loggers=[]", "optimiser=adamw", "lr=1e-3", "clip=0.5"]
     settings += ["accumulate=2", "weight_decay=0.1", "weight=known"]
     alone = tmp_path / "alone"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    line = [sys.executable, "-c", RANK, str(coloured), str(tmp_path), *settings]
-    ranks = [subprocess.Popen(line, env={**common, "RANK": str(rank)}, cwd=REPOSITORY) for rank in range(2)]
+    ranks = start_ranks(RANK, coloured, tmp_path, *settings)
     assert train.main(["--data", str(coloured), "--out", str(alone), "model=test_vit", *settings]) == 0
-    assert [rank.wait(900) for rank in ranks] == [0, 0]  # a hang, not a slow machine
+    wait_for_ranks(ranks)
 
     # With layer normalisation a tile's output depends on that tile alone: only rounding differs, whether each process
     # holds all weights or a part of them. Adam divides by the gradient's size, which makes much of rounding.

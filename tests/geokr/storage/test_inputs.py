@@ -13,6 +13,7 @@ import pytest
 from affine import Affine
 from rasterio.windows import Window
 
+from benchmarks.s3 import Server
 from geokr.landcover.__main__ import main as landcover
 from geokr.landcover.discovery import find_landcover
 from geokr.landcover.products import LandCoverError
@@ -42,7 +43,6 @@ from tests.deliveries import (
     write_folder,
     write_zip,
 )
-from tests.s3 import Server
 
 Publish = Callable[[Path], str]
 

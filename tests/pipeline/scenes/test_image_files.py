@@ -15,6 +15,7 @@ from affine import Affine
 from pyproj import CRS
 from scipy.io import netcdf_file  # type: ignore[import-untyped]
 
+from benchmarks.s3 import Server
 from pipeline.catalog.account import take_account
 from pipeline.catalog.table import Entry
 from pipeline.scenes.delivery import NoImagery, Refusal, read_delivery
@@ -24,7 +25,6 @@ from pipeline.scenes.raster import read_image
 from pipeline.scenes.scene import Scene, SceneError
 from pipeline.tasks.survey import read_and_survey
 from tests.deliveries import STEM, catalog_job, write_folder, write_zip
-from tests.s3 import Server
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 CRS_CODE, PLACE, ROWS, COLS = "EPSG:32643", Affine(10, 2, 300000, 2, -10, 3700000), 50, 60

@@ -29,7 +29,7 @@ class Server:
     counts: Any
     """Shared with its process: requests, rejected requests, `one_in`, and whether requests are recorded."""
     asked: Any
-    """Queue of the method and path of each recorded request."""
+    """Queue of the method, path and query of each recorded request."""
 
     @property
     def requests(self) -> int:
@@ -50,15 +50,17 @@ class Server:
 
     @contextmanager
     def listening(self) -> Iterator[list[str]]:
-        """Record requests. The list receives method and path of each request when the context ends."""
+        """Record requests: method, path and query of each are in the list when the context ends."""
         found: list[str] = []
+        reader = threading.Thread(target=lambda: found.extend(iter(self.asked.get, None)))
+        reader.start()  # the queue is a pipe, and a full one would stop the server
         self.counts[3] = 1
         try:
             yield found
         finally:
             self.counts[3] = 0
-            while not self.asked.empty():
-                found.append(self.asked.get())
+            self.asked.put(None)
+            reader.join()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -133,7 +135,8 @@ def serve(port: Any, counts: Any, asked: Any) -> None:
             counts[1] += bool(away)
             status, code = next(turned) if away else ("", "")
         if counts[3]:
-            asked.put(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+            query = f"?{environ['QUERY_STRING']}" if environ["QUERY_STRING"] else ""
+            asked.put(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}{query}")
         if not away:
             return app(environ, start)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
