@@ -9,7 +9,8 @@ of the report. `slope` is that memory's growth per tile from one size to the nex
 `sampled` the same with `--scenes 300`.
 
 `simulate` streams --blocks blocks that do nothing to --workers threads through a real scheduler, and prints what a
-block costs scheduler and client (`benchmarks/simulate.py`).
+block costs scheduler and client (`benchmarks/simulate.py`). `bucket` builds small scenes from an S3 bucket into it, and
+prints the requests that a scene and a block add (`benchmarks/bucket.py`).
 """
 
 import argparse
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import simulate
+from benchmarks import bucket, simulate
 from benchmarks.made_scenes import SIDE, TILE, make_config, make_entry
 from benchmarks.process import most_memory
 from geokr.dataset import layout, store
@@ -44,6 +45,8 @@ from pipeline.verify.__main__ import main as verify
 CLASSES = tuple(f"class_{k}" for k in range(10))
 LABEL_SET = "globeland30_2020"
 STEPS = ("index", "choose", "batch", "verify", "sampled", "report", "html")
+ALONE = ("simulate", "bucket")
+"""Steps that need no data set of a size."""
 LIMIT = 16 << 30
 """Memory that no step may exceed, bytes."""
 BATCH = 256
@@ -153,7 +156,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--tiles", type=float, nargs="+", default=[1.43e6], help="sizes (%(default)s)")
     parser.add_argument(
-        "--steps", nargs="+", choices=(*STEPS, "simulate"), default=STEPS, help="steps to run; others need the index"
+        "--steps", nargs="+", choices=(*STEPS, *ALONE), default=STEPS, help="steps to run; others need the index"
     )
     parser.add_argument("--blocks", type=int, default=100_000, help="blocks that `simulate` streams (%(default)s)")
     parser.add_argument("--workers", type=int, default=1000, help="threads of its workers (%(default)s)")
@@ -171,7 +174,9 @@ def main(argv: list[str]) -> int:
     if "simulate" in options.steps:
         found = simulate.simulate(options.blocks, options.processes, max(1, options.workers // options.processes))
         print(simulate.format_simulation(found, options.blocks, options.workers), flush=True)
-    steps = [step for step in options.steps if step != "simulate"]
+    if "bucket" in options.steps:
+        print(bucket.format_requests(*bucket.measure()), flush=True)
+    steps = [step for step in options.steps if step not in ALONE]
     memory: dict[str, tuple[int, float]] = {}
     within = True
     for tiles in options.tiles if steps else []:
