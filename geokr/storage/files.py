@@ -279,10 +279,13 @@ def replace_directory(new: str | Path, directory: str | Path) -> None:
         names = list_names(new)
         store = s3_store("/".join(str(directory).split("/")[:3]), s3_endpoint())
         prefixes = ["/".join(str(path).split("/")[3:]) for path in (new, directory)]
-        for name in names:
+
+        def copy(name: str) -> None:
             obstore.copy(store, *(f"{prefix}/{name}" for prefix in prefixes))
-        for name in {*list_names(directory)} - {*names}:
-            remove(join(directory, name))
+
+        old_names = {*list_names(directory)} - {*names}
+        _at_once(copy, names)
+        _at_once(remove, [join(directory, name) for name in old_names])
         remove(directory)  # an object of this name, of an earlier version
     else:
         old = Path(f"{directory}.old")

@@ -427,9 +427,18 @@ class Played:
     rounds: list[int] = field(default_factory=list)
     """How many jobs were submitted at once."""
 
-    def scheduler_info(self, n_workers: int = 5) -> dict[str, Any]:
+    asked: list[int] = field(default_factory=list)
+    """How many workers the scheduler was asked for each time, -1 for all."""
+
+    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+        self.asked.append(n_workers)
         told = self.workers if n_workers < 0 else self.workers[:n_workers]
-        return {"workers": {k: {"nthreads": n, "memory_limit": limit} for k, (n, limit) in enumerate(told)}}
+        return {
+            "n_workers": len(self.workers),
+            "total_threads": sum(n for n, _ in self.workers),
+            "total_memory": sum(limit or 0 for _, limit in self.workers),
+            "workers": {k: {"nthreads": n, "memory_limit": limit} for k, (n, limit) in enumerate(told)},
+        }
 
     def map(self, _call: Any, packed: list[bytes], *, key: list[Any], pure: bool) -> list[Ending]:
         assert not pure
@@ -502,9 +511,39 @@ def test_workers_that_come_later_are_counted() -> None:
     assert workers.count_slots(0) == 1  # asked for a moment ago
     workers.queried_at -= 2
     assert workers.count_slots(0) == 4
+    client.workers[0] = (2, 10 * MB)
+    workers.queried_at -= 2
+    assert workers.count_slots(0) == 5
 
 
-@pytest.mark.parametrize("answer", [{}, {"workers": {}}, CancelledError(), OSError("no route")])
+def test_workers_are_listed_only_if_their_totals_change() -> None:
+    """A thousand workers are 0.7 MB, each second."""
+    client: Any = Played([(1, None)] * 1000)
+    workers = Workers(client)
+    for _ in range(5):
+        assert workers.count_slots(0) == 1000
+        workers.queried_at -= 2
+    assert client.asked == [0, -1, 0, 0, 0, 0]
+
+
+def test_a_report_without_its_workers_is_asked_for_again() -> None:
+    client: Any = Played([(3, None)])
+    whole = client.scheduler_info
+
+    def totals(n_workers: int) -> dict[str, Any]:
+        return dict(whole(0))
+
+    workers = Workers(client)
+    client.scheduler_info = totals
+    assert workers.capacities() == []
+    client.scheduler_info = whole
+    assert workers.capacities() == [(3, 0)]
+
+
+NOBODY = {"n_workers": 0, "total_threads": 0, "total_memory": 0, "workers": {}}
+
+
+@pytest.mark.parametrize("answer", [{}, NOBODY, CancelledError(), OSError("no route")])
 def test_a_scheduler_that_answers_no_more_is_told_in_a_sentence(answer: Any) -> None:
     client: Any = Played([])
 
@@ -512,7 +551,7 @@ def test_a_scheduler_that_answers_no_more_is_told_in_a_sentence(answer: Any) -> 
         return fail(answer) if isinstance(answer, BaseException) else answer
 
     client.scheduler_info = info
-    if answer == {"workers": {}}:  # answers, and waits for workers
+    if answer == NOBODY:  # answers, and waits for workers
         assert Workers(client).capacities() == []
         return
     with pytest.raises(ClusterError, match="the scheduler was lost; run the same command again to resume"):

@@ -1,9 +1,11 @@
 """Tiles are read from an S3 bucket as from a disk."""
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
+import obstore
 import pytest
 
 from geokr.dataset.index import list_parts, part_name, publish, write_part
@@ -41,6 +43,22 @@ def test_a_shard_that_the_bucket_lacks_is_named(addressed: Path, bucket: str) ->
     wrong = cloud.finish(cloud.request(np.arange(len(tiles)), target))
     assert len(wrong) == 6
     assert all(why.startswith(f"{bucket}/tiles.zarr/gamma/image/c/1/0/0/0/0: tile (") for why in wrong.values())
+
+
+def test_parts_are_published_at_the_same_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, thousands would take minutes."""
+    together, copy = threading.Barrier(8), obstore.copy
+
+    def held(*places: object) -> None:
+        together.wait()
+        copy(*places)
+
+    monkeypatch.setattr(obstore, "copy", held)
+    for number in range(16):
+        write_part(bucket, number, 16, b"%d" % number)
+    publish(bucket, 16)
+    names = [part_name(number, 16) for number in range(16)]
+    assert [files.read(f"{bucket}/{INDEX}/{name}") for name in names] == [b"%d" % number for number in range(16)]
 
 
 def test_an_index_in_a_bucket_replaces_one_with_more_parts(addressed: Path, bucket: str) -> None:
