@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
     options = make_parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("rasterio").setLevel(logging.WARNING)  # GDAL's failures are raised as errors that name the file
+    logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL's failures are raised as errors that name the file
     overrides = {name: value for name, value in vars(options).items() if name in OPTIONS and value is not None}
     try:
         config = read_config(options.params, overrides)

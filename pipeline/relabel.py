@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
     options = make_parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("rasterio").setLevel(logging.WARNING)
+    logging.getLogger("rasterio").setLevel(logging.ERROR)
     try:
         print("\n".join(relabel(options)))
     except (ConfigError, ClusterError, LandCoverError, layout.StoreError, ValueError, OSError) as error:

@@ -23,7 +23,8 @@ from pipeline.scenes.scene import SceneError
 IMAGES = (".tif", ".tiff", ".jp2", ".j2k", ".img")
 PICTURES = (".jpg", ".jpeg", ".png")
 """Suffixes of images that may lie on a map, if a world file beside them says where: see `image_files`."""
-METADATA = (".xml", ".rpb", "_rpc.txt", ".rpc")
+METADATA = (".xml", ".rpb", "_rpc.txt", ".rpc", ".rpc.txt", ".rpb.txt")
+"""Ends of the names of metadata beside an image: product XML, and cameras."""
 VENDOR_METADATA = (".imd", "_metadata.json")
 """Ends of the names of vendors' metadata that are no XML: see `vendors`."""
 GEOREFERENCE = (

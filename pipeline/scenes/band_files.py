@@ -14,7 +14,7 @@ from pyproj.exceptions import ProjError
 from pipeline.geometry.sensor import Georeferenced
 from pipeline.scenes.archive import CLOUDS
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
-from pipeline.scenes.raster import Alpha, Header, read_header
+from pipeline.scenes.raster import Alpha, Header, read_beside, read_header
 from pipeline.scenes.scene import CloudMask, Image, Imagery, Scene, SceneError
 from pipeline.scenes.sensor_bands import ALIASES, choose_bands
 
@@ -174,7 +174,7 @@ def read_band(
 ) -> Image:
     """Read the header of a band's file. Raises SceneError unless it has `count` bands and lies on a map."""
     path = locate(file)
-    header = read_header(path, alpha)
+    header = read_header(path, alpha, **read_beside(path))
     if header.count != count:
         raise SceneError(
             f"{path}: it should have {'one band' if count == 1 else f'{count} bands'}, but has {header.count}"

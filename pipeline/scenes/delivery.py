@@ -15,7 +15,7 @@ from affine import Affine
 
 from geokr.storage import inputs, rasters
 from pipeline.geometry.sensor import Georeferenced, SensorModel
-from pipeline.scenes import archive, discovery, gaofen, roles, stac, vrt
+from pipeline.scenes import archive, dimap, discovery, gaofen, roles, stac, vrt
 from pipeline.scenes.band_files import Files, Reader, read_scene
 from pipeline.scenes.band_names import name_bands
 from pipeline.scenes.discovery import Delivery
@@ -23,6 +23,7 @@ from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measur
 from pipeline.scenes.georeference import read_georeference
 from pipeline.scenes.image_files import CONTAINERS, RAW, find_images, metadata_files, strip_suffix
 from pipeline.scenes.layers import read_layers
+from pipeline.scenes.pam import parse_pam
 from pipeline.scenes.products import find_reader, make_readers
 from pipeline.scenes.raster import Alpha, Header, read_header
 from pipeline.scenes.scene import CloudMask, Image, Imagery, NoImageryError, Scene, SceneError
@@ -317,10 +318,26 @@ def read_gaofen_map(name: str, path: str, header: Header, parts: gaofen.Name, fi
     return GaofenImage(replace(image, gsd=measure_gsd(image)), {}, tuple(sorted({name, *placed_by})))
 
 
-def read_camera(name: str, files: Files) -> SensorModel:
-    """The camera in an RPB or RPC text file. Raises SceneError naming the file if it cannot be used."""
+def read_camera(image: str, beside: Mapping[str, str], files: Files) -> tuple[SensorModel, tuple[str, ...]]:
+    """The camera in the file beside an image, and the files that say it. Raises SceneError naming one at fault.
+
+    beside: see `find_beside`.
+    """
+    name = beside["camera"]
+    content = archive.require_text(name, files)
+    if not name.lower().endswith(".xml"):
+        return parse_camera(name, content), (name,)
+    product = beside.get("vendor")
+    model = dimap.shift_to_tile(
+        dimap.parse_camera(name, content), image, (product and (product, archive.require_text(product, files))) or None
+    )
+    return model, (name, *filter(None, [product]))
+
+
+def parse_camera(name: str, content: bytes) -> SensorModel:
+    """The camera in an RPB or RPC text. Raises SceneError naming the file if it cannot be used."""
     try:
-        return gaofen.parse_camera(name, archive.require_text(name, files))
+        return gaofen.parse_camera(name, content)
     except gaofen.GaofenError as error:
         raise SceneError(f"{name}: {error}") from error
 
@@ -353,7 +370,9 @@ def find_model(name: str, header: Header, files: Files) -> tuple[SensorModel | N
     if crs is not None and transform is not None:
         return Georeferenced(crs, tuple(transform)[:6]), used
     if "camera" in beside:
-        return read_camera(beside["camera"], files), (beside["camera"],)
+        return read_camera(name, beside, files)
+    if header.camera is None and "aux" in beside and (rpc := parse_pam(files[beside["aux"]]).rpc):
+        return parse_camera(beside["aux"], rpc.encode()), (beside["aux"],)
     if header.camera is None and transform is not None:
         placed_by = f"{used[0]} says" if used else "the image says"
         prj = PurePosixPath(strip_suffix(name)).name
@@ -379,6 +398,11 @@ def read_georeferenced(
     """
     path, header = open_header(name, files, delivery, alpha, any_origin=True)
     model, placed_by = find_model(name, header, files)
+    if model is None and header.gcps:
+        raise SceneError(
+            f"{path}: it has {header.gcps} ground control points, but is on no map; "
+            f"`gdalwarp -t_srs EPSG:4326 '{name}' OUT.tif` puts it on one"
+        )
     if model is None:
         lacks = "no georeference and no RPC, and its name is not that of a Gaofen image"
         raise SceneError(f"{path}: {lacks}; {roles.nearest_form(name)}")
@@ -391,9 +415,9 @@ def read_georeferenced(
         names = vendor.bands
     if imagery != "mss" and (imagery == "pansharpened" or names != ("pan",)):
         raise SceneError(f"{path}: no panchromatic image, but --imagery {imagery} needs one")
-    image = header.image(path, names, 1.0, model)
-    footprint = image_footprint(image, make_flat_terrain(image.model))
-    gsd = measure_gsd(image)
+    images = header.images(path, names, 1.0, model)
+    footprint = image_footprint(images[0], make_flat_terrain(model))
+    gsd = measure_gsd(images[0])
     return Scene(
         id=PurePosixPath(name).stem,
         satellite=vendor.satellite,
@@ -401,7 +425,7 @@ def read_georeferenced(
         level="L2A" if isinstance(model, Georeferenced) else "L1A",
         acquired=vendor.acquired or parse_tiff_time(header.tags.get("TIFFTAG_DATETIME", "")),
         gsd=gsd,
-        images=(replace(image, gsd=gsd),),
+        images=tuple(replace(image, gsd=gsd) for image in images),
         pan=None,
         delivery=delivery.path,
         bytes=image_bytes(delivery, (name, *(mosaic.sources if mosaic else ()))),

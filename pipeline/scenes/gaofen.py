@@ -234,17 +234,14 @@ def parse_rpb(text: str) -> RPC:
     def number(key: str) -> float:
         if key not in numbers:
             raise GaofenError(f"{key} is missing")
-        try:
-            return float(numbers[key])
-        except ValueError as error:
-            raise GaofenError(f"{key} is {numbers[key][:40]!r}, expected a number") from error
+        return to_number(key, numbers[key])
 
     def coefficients(key: str) -> tuple[float, ...]:
         if key not in lists:
             raise GaofenError(f"{key} is missing")
         try:
-            values = tuple(float(value) for value in lists[key].replace(",", " ").split())
-        except ValueError as error:
+            values = tuple(to_number(key, value) for value in lists[key].replace(",", " ").split())
+        except GaofenError as error:
             raise GaofenError(f"{key} contains a value that is not a number") from error
         if len(values) != 20:
             raise GaofenError(f"{key} has {len(values)} coefficients, expected 20")
@@ -255,10 +252,12 @@ def parse_rpb(text: str) -> RPC:
 
 def parse_camera(name: str, content: bytes) -> RPC:
     """Parse an RPB or RPC text file in any encoding; `.rpc` files may be either. Raises GaofenError naming a field."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if content.startswith(UTF16):
         text = content.decode("utf-16", errors="replace")
+    elif b"\0" in content[:2]:  # UTF-16 without the mark that says so
+        text = content.decode("utf-16-be" if content[:1] == b"\0" else "utf-16-le", errors="replace")
     else:
-        text = content.decode("ascii", errors="replace")
+        text = content.decode("utf-8-sig", errors="replace")
     return parse_rpb(text) if name.lower().endswith(".rpb") or RPB_NUMBERS[0] in text else parse_rpc(text)
 
 
@@ -283,25 +282,49 @@ def make_rpc(*fields: Any) -> RPC:
         raise GaofenError(str(error)) from error
 
 
-_RPC_FIELD = re.compile(r"(?<!\w)(?P<key>[A-Z]\w*)\s*[:=]\s*(?P<value>\S+)", re.ASCII)
+_RPC_KEY = re.compile(rf"({'|'.join((*RPC_NUMBERS, *RPC_LISTS))})(?:_0*(\d{{1,2}}))?", re.ASCII)
+_BETWEEN = re.compile(r"[\s:=;()]+")
+"""What separates the words of an RPC text file."""
 
 
 def parse_rpc(text: str) -> RPC:
     """Parse an RPC text file, on one line or many: `LINE_OFF: 3454.0 pixels` ... `SAMP_DEN_COEFF_20: 0.0`.
 
-    Raises GaofenError naming the field at fault.
+    Names may be in small letters, without a colon, and their numbers may have leading zeros; coefficients may also be a
+    list after one name. Raises GaofenError naming the field at fault.
     """
     if not text.strip():
         raise GaofenError("the file is empty")
-    values = {match["key"]: match["value"] for match in _RPC_FIELD.finditer(text)}
+    values: dict[str, list[str]] = {}
+    field: list[str] = []
+    for word in _BETWEEN.split(text):
+        if key := _RPC_KEY.fullmatch(word.upper()):
+            field = values[f"{key[1]}_{key[2]}" if key[2] else key[1]] = []
+        elif word and len(field) < 20:
+            field.append(word)
 
     def number(key: str) -> float:
-        if key not in values:
+        if not values.get(key):
             raise GaofenError(f"{key} is missing")
-        try:
-            return float(values[key])
-        except ValueError as error:
-            raise GaofenError(f"{key} is {values[key][:40]!r}, expected a number") from error
+        return to_number(key, values[key][0].rstrip(","))
 
-    lists = (tuple(number(f"{key}_{k}") for k in range(1, 21)) for key in RPC_LISTS)
-    return make_rpc(*map(number, RPC_NUMBERS), *lists)
+    def coefficients(key: str) -> tuple[float, ...]:
+        if key not in values:
+            return tuple(number(f"{key}_{k}") for k in range(1, 21))
+        listed = [*filter(None, ",".join(values[key]).split(","))]
+        if len(listed) != 20:
+            raise GaofenError(f"{key} has {len(listed)} coefficients, expected 20")
+        return tuple(to_number(key, value) for value in listed)
+
+    return make_rpc(*map(number, RPC_NUMBERS), *map(coefficients, RPC_LISTS))
+
+
+def to_number(key: str, text: str) -> float:
+    """The number of a field; its exponent may follow a D, as Fortran writes it. Raises GaofenError naming the field."""
+    try:
+        return float(_FORTRAN.sub("e", text))
+    except ValueError as error:
+        raise GaofenError(f"{key} is {text[:40]!r}, expected a number") from error
+
+
+_FORTRAN = re.compile(r"(?<=[\d.])[dD](?=[-+]?\d)", re.ASCII)

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from affine import Affine
-from defusedxml import DefusedXmlException, ElementTree
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
+from pipeline.scenes.pam import parse_pam
 from pipeline.scenes.scene import SceneError
 
 
@@ -16,7 +16,7 @@ def parse_world_file(name: str, content: bytes) -> Affine:
     Raises SceneError naming the file.
     """
     try:
-        a, d, b, e, c, f = (float(number.replace(",", ".")) for number in content.decode("ascii").split())
+        a, d, b, e, c, f = (float(number.replace(",", ".")) for number in content.decode("utf-8-sig").split())
     except ValueError as error:
         raise SceneError(f"{name}: it should contain six numbers") from error
     transform = Affine(a, b, c, d, e, f)
@@ -33,20 +33,6 @@ def parse_prj(name: str, content: bytes) -> str:
         raise SceneError(f"{name}: not the text of a coordinate system") from error
 
 
-def parse_aux(content: bytes) -> tuple[str | None, Affine | None]:
-    """The CRS, as WKT, and the transform in GDAL's `.aux.xml`; None for what it does not say in a usable way."""
-    crs, transform = None, None
-    try:
-        root = ElementTree.fromstring(content)
-        if text := root.findtext("SRS"):
-            crs = str(CRS.from_user_input(text).to_wkt())
-        if text := root.findtext("GeoTransform"):
-            transform = Affine.from_gdal(*map(float, text.split(",")))
-    except (ElementTree.ParseError, DefusedXmlException, CRSError, ValueError, TypeError):
-        pass
-    return crs, transform
-
-
 def read_georeference(
     beside: Mapping[str, str], files: Mapping[str, bytes | None]
 ) -> tuple[str | None, Affine | None, tuple[str, ...]]:
@@ -56,7 +42,8 @@ def read_georeference(
     file that cannot be used.
     """
     used = []
-    crs, transform = parse_aux(files[beside["aux"]] or b"") if "aux" in beside else (None, None)
+    pam = parse_pam(files[beside["aux"]] if "aux" in beside else None)
+    crs, transform = pam.crs, pam.transform
     if crs or transform:
         used.append(beside["aux"])
     if transform is None and "world" in beside:

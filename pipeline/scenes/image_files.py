@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
-from pipeline.scenes import vrt
+from pipeline.scenes import dimap, vrt
 from pipeline.scenes.archive import IMAGES, MASK, METADATA, PICTURES
 
 CONTAINERS = (".nc", ".nc4", ".h5", ".hdf5", ".he5")
@@ -60,10 +60,10 @@ def metadata_files(image: str) -> dict[str, list[str]]:
     GDAL's.
     """
     stem = strip_suffix(image)
-    xml, *cameras = (stem + suffix for suffix in METADATA)
+    product_xml, *cameras = METADATA
     return {
-        "xml": [xml],
-        "camera": cameras,
+        "xml": [stem + product_xml],
+        "camera": [*(name + end for name in (stem, image) for end in cameras), *dimap.camera_files(stem)],
         "shared xml": [f"{stem.rpartition('-')[0]}.xml"],
         "mask": [image + MASK],
         "aux": [f"{image}.aux.xml"],

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 from affine import Affine
 from pyproj import CRS
 from pyproj.exceptions import ProjError
@@ -22,6 +23,8 @@ from pipeline.scenes.sensor_bands import choose_bands, find_sensor
 
 CF_CRS = CRS.from_epsg(4326)
 """What longitudes and latitudes in degrees refer to where a file does not say it, by the CF conventions' usage."""
+UNEVEN = 0.1
+"""Rows that lie off an even spacing by more than this, in distances of rows, are not those of a map."""
 MAX_LAYERS = 500
 """A file with more variables than this is refused: its headers would take minutes."""
 
@@ -43,10 +46,15 @@ def read_layers(name: str, imagery: Imagery, wanted: Sequence[str]) -> Scene:
     if imagery != "mss":
         raise SceneError(f"{name}: no panchromatic image, but --imagery {imagery} needs one")
     grids: dict[tuple[Any, ...], list[tuple[Image, Header]]] = {}
+    uneven = False
     for path in list_layers(name):
-        if (layer := read_layer(path)) is not None:
+        if has_uneven_rows(path):
+            uneven = True
+        elif (layer := read_layer(path)) is not None:
             image = layer[0]
             grids.setdefault((image.model, image.width, image.height, image.read_type), []).append(layer)
+    if not grids and uneven:
+        raise SceneError(f"{name}: its latitudes are not evenly spaced; resample its variables to a grid that is")
     if not grids:
         raise NoImageryError("container", f"{name}: none of its variables is an image on a map")
     layers = max(grids.values(), key=lambda group: sum(len(image.bands) for image, _ in group))
@@ -90,6 +98,23 @@ def list_layers(name: str) -> list[str]:
     if len(variables) > MAX_LAYERS:
         raise SceneError(f"{name}: it has {len(variables)} variables, more than {MAX_LAYERS}")
     return [f'NETCDF:"{name}":{variable}' for variable in variables if variable]
+
+
+def has_uneven_rows(path: str) -> bool:
+    """Whether the rows of a variable lie elsewhere than its transform says, by more than UNEVEN of their distance.
+
+    GDAL gives latitudes that are not evenly spaced a transform nevertheless, and lists them.
+    """
+    try:
+        with open_image(path) as file:
+            values = file.tags(ns="GEOLOCATION2").get("Y_VALUES", "")
+    except RasterioIOError:
+        return False
+    rows = np.array([float(number) for number in values.strip("{}").split(",") if number])
+    if len(rows) < 3:
+        return False
+    even = np.linspace(rows[0], rows[-1], len(rows))
+    return bool(np.abs(rows - even).max() > UNEVEN * abs(even[1] - even[0]))
 
 
 def read_layer(path: str) -> tuple[Image, Header] | None:

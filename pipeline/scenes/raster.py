@@ -4,9 +4,10 @@ import math
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -14,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from affine import Affine
-from defusedxml import DefusedXmlException, ElementTree
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.windows import Window
 
@@ -27,6 +27,7 @@ from pipeline.scenes.cloud_polygons import rasterize_clouds
 from pipeline.scenes.decoded import read_decoded
 from pipeline.scenes.image_files import CONTAINERS, RAW
 from pipeline.scenes.numbers import AS_THEY_ARE, Numbers, choose_numbers, has_data
+from pipeline.scenes.pam import BandNotes, parse_pam
 from pipeline.scenes.scene import Image, NoImageryError, SceneError
 from pipeline.scenes.scratch import open_local_copy
 
@@ -86,7 +87,8 @@ def choose_drivers(path: str) -> tuple[tuple[str, ...], dict[str, Any]]:
         return ("netCDF",), {}
     if vrt.is_vrt(path):
         return ("VRT",), WITH_HEADER
-    suffix = PurePosixPath(path).suffix.lower()
+    name = path.partition("?")[0] if path.startswith("/vsicurl/") else path
+    suffix = PurePosixPath(name).suffix.lower()
     has_header = suffix in RAW and not path.startswith("/vsi")
     return DRIVERS.get(suffix, ("GTiff",)), WITH_HEADER if has_header else {}
 
@@ -110,9 +112,9 @@ class Header:
     height: int
     """Size, px."""
     indexes: tuple[int, ...]
-    """Bands with measurements, counted from 1: all except alpha."""
+    """Bands with measurements, counted from 1: all except the mask."""
     alpha: int
-    """Number of the alpha band; 0 if there is none."""
+    """Number of the band that is a mask; 0 if there is none."""
     mask: Literal["", "inside", "beside"]
     """Where a mask is stored: see `Image`."""
     dtypes: tuple[str, ...]
@@ -122,13 +124,16 @@ class Header:
     stated_crs: Any
     """The CRS that the file states, also without a transform; None if it states none."""
     transform: Any
-    nodata: float | None
+    nodatas: tuple[float | None, ...]
+    """For each band with measurements."""
     descriptions: tuple[str, ...]
     colours: tuple[str, ...]
     """GDAL's colour interpretation of each band, such as `red` or `undefined`."""
     tags: dict[str, str]
     camera: RPC | None
     """The camera in the tags of the file; None if there is none."""
+    gcps: int
+    """Number of ground control points."""
     numbers: Numbers
     scales: tuple[float, ...]
     offsets: tuple[float, ...]
@@ -138,8 +143,20 @@ class Header:
     def count(self) -> int:
         return len(self.indexes)
 
+    @property
+    def nodata(self) -> float | None:
+        """The nodata value of the first band."""
+        return self.nodatas[0]
+
+    def images(self, path: str, bands: tuple[str, ...], gsd: float, model: SensorModel) -> tuple[Image, ...]:
+        """Make the images that this header describes: one for each run of bands with the same nodata value."""
+        image, parts = self.image(path, bands, gsd, model), list[Image]()
+        for _, run in groupby(range(self.count), key=lambda k: str(self.nodatas[k])):
+            parts.append(select_bands(image, [*run], self))
+        return tuple(parts) if len(parts) > 1 else (image,)
+
     def image(self, path: str, bands: tuple[str, ...], gsd: float, model: SensorModel) -> Image:
-        """Make the Image that this header describes."""
+        """Make the Image that this header describes, with the nodata value of the first band."""
         indexes = () if self.indexes == tuple(range(1, len(self.dtypes) + 1)) else self.indexes
         return Image(
             path,
@@ -159,13 +176,27 @@ class Header:
         )
 
 
+def select_bands(image: Image, bands: Sequence[int], header: Header) -> Image:
+    """Some bands of an image with the nodata value of the first of them. bands: counted from 0."""
+    return replace(
+        image,
+        bands=tuple(image.bands[k] for k in bands),
+        indexes=tuple(header.indexes[k] for k in bands),
+        nodata=header.nodatas[bands[0]],
+        scales=tuple(image.scales[k] for k in bands) if image.scales else (),
+        offsets=tuple(image.offsets[k] for k in bands) if image.offsets else (),
+    )
+
+
 Alpha = Literal["auto", "mask", "band"]
 """What a band is that the file declares as alpha: a mask, a band with measurements, or what `is_mask` finds.
 
 GDAL declares the fourth band of each 8-bit image that it writes as alpha, unless it is told otherwise.
 """
-ALPHA_NAMES = ("", "alpha", "mask", "transparency", "opacity", "valid")
-"""Names that a mask may have, in lower case."""
+ALPHA_NAMES = (
+    "alpha", "mask", "transparency", "opacity", "valid", "validity", "valid_mask", "data_mask", "datamask",
+)  # fmt: skip
+"""Names that a mask may have, in lower case. A band of such a name that has a mask's values is one, declared or not."""
 ALPHA_ROWS = 16
 """Number of rows that are sampled to find out whether a band is a mask, and what range pixels have."""
 SAMPLE_SIDE = 512
@@ -188,22 +219,26 @@ def read_header(
 ) -> Header:
     """Read the header of an image. Raises SceneError if it cannot be opened or its pixels are complex numbers.
 
-    has_mask: whether a file `.msk` lies beside it. sidecar: content of GDAL's `.aux.xml` beside it, which may declare a
-    nodata value. any_origin: nothing else says that it is an image of a scene; then NoImageryError is raised for one
-    that holds something else, such as classes or heights.
+    has_mask: whether a file `.msk` lies beside it. sidecar: content of GDAL's `.aux.xml` beside it, which goes before
+    what the file says of its bands. any_origin: nothing else says that it is an image of a scene; then NoImageryError
+    is raised for one that holds something else, such as classes or heights.
     """
     try:
         with open_image(path) as file:
             require_pixels(path, file)
             if any_origin and (other := roles.no_imagery(path, file)) is not None:
                 raise NoImageryError(other[0], f"{path}: {other[1]}")
-            band = next((k for k, colour in enumerate(file.colorinterp, 1) if colour == ColorInterp.alpha), 0)
-            if band and (alpha == "band" or (alpha == "auto" and not is_mask(file, band))):
-                band = 0
+            notes, numbers = parse_pam(sidecar).bands, range(1, file.count + 1)
+            said = [notes.get(k, BandNotes()) for k in numbers]
+            names = [note.description or name or "" for note, name in zip(said, file.descriptions, strict=True)]
+            colours = [note.colour or colour.name for note, colour in zip(said, file.colorinterp, strict=True)]
+            band = find_mask_band(file, names, colours, alpha)
             flags = file.mask_flag_enums[0]
             inside = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-            indexes = tuple(k for k in range(1, file.count + 1) if k != band)
-            nodata = file.nodata if file.nodata is not None or sidecar is None else read_sidecar_nodata(path, sidecar)
+            indexes = tuple(k for k in numbers if k != band)
+            nodatas = choose_nodata(
+                [file.nodatavals[k - 1] if said[k - 1].nodata is None else said[k - 1].nodata for k in indexes]
+            )
             header = Header(
                 file.width, file.height,
                 indexes,
@@ -214,13 +249,14 @@ def read_header(
                 None if file.transform == Affine.identity() else file.crs,
                 file.crs,
                 file.transform,
-                nodata,
-                tuple(description or "" for description in file.descriptions),
-                tuple(colour.name for colour in file.colorinterp),
+                nodatas,
+                tuple(names),
+                tuple(colours),
                 file.tags(),
                 read_camera(path, file),
-                sample_numbers(file, indexes, nodata),
-                *read_scales(file, indexes),
+                len(file.gcps[0]),
+                sample_numbers(file, indexes, nodatas),
+                *read_scales(file, indexes, notes),
             )  # fmt: skip
         if has_mask:
             with open_image(path + MASK) as file:
@@ -228,12 +264,20 @@ def read_header(
                     size = f"{file.width} x {file.height} px, but the image has {header.width} x {header.height}"
                     raise SceneError(f"{path}{MASK}: the mask has {size}")
     except RasterioIOError as error:
-        raise SceneError(f"{path}: not an image that can be opened: {error}") from error
+        is_empty = Path(path).is_file() and not Path(path).stat().st_size
+        fault = "the file is empty" if is_empty else error
+        raise SceneError(f"{path}: not an image that can be opened: {fault}") from error
     if len(set(header.dtypes)) != 1 or np.dtype(header.dtypes[0]).kind not in "iuf":
         raise SceneError(f"{path}: pixels are {sorted(set(header.dtypes))}, expected whole or real numbers of one type")
     if not header.indexes:
         raise SceneError(f"{path}: it has no band except alpha")
     return header
+
+
+def read_beside(path: str) -> dict[str, Any]:
+    """What lies beside an image on this machine, as arguments of `read_header`: a mask, and GDAL's `.aux.xml`."""
+    sidecar = Path(f"{path}.aux.xml")
+    return {"has_mask": Path(path + MASK).is_file(), "sidecar": sidecar.read_bytes() if sidecar.is_file() else None}
 
 
 def require_pixels(path: str, file: Any) -> None:
@@ -252,24 +296,39 @@ def is_gzipped(path: str) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def is_mask(file: Any, band: int) -> bool:
-    """Whether a band that is declared as alpha is a mask: by its name, or since it has only the values of one.
+def find_mask_band(file: Any, names: Sequence[str], colours: Sequence[str], alpha: Alpha) -> int:
+    """The number of the band of an open file that is a mask; 0 if none is.
+
+    It is the one that is declared as alpha, unless its name or its values are not those of a mask, or one that has the
+    name and the values of a mask. names, colours: description and colour interpretation of each band.
+    """
+    declared = colours.index("alpha") + 1 if "alpha" in colours else 0
+    if declared and alpha == "mask":
+        return declared
+    if alpha == "band":
+        return 0
+    plain = [name.strip().lower().replace(" ", "_") for name in names]
+    if declared and plain[declared - 1] in ALPHA_NAMES:
+        return declared
+    if declared and not plain[declared - 1] and has_mask_values(file, declared):
+        return declared
+    named = (k for k, name in enumerate(plain, 1) if name in ALPHA_NAMES and file.count > 1)
+    return next((k for k in named if has_mask_values(file, k)), 0)
+
+
+def has_mask_values(file: Any, band: int) -> bool:
+    """Whether a band has only the values of a mask.
 
     Those are 0 and the largest of the type, except in a few pixels at a blurred edge.
     """
-    name = (file.descriptions[band - 1] or "").strip().lower()
-    if name not in ALPHA_NAMES:
-        return False
-    if name:
-        return True
     opaque = np.iinfo(file.dtypes[band - 1]).max if np.dtype(file.dtypes[band - 1]).kind in "iu" else 1
     rows = np.unique(np.linspace(0, file.height - 1, ALPHA_ROWS).astype(int))
     sample = np.concatenate([file.read(band, window=Window(0, row, file.width, 1)) for row in rows])
     return bool(np.isin(sample, (0, 1, 255, opaque)).mean() > 0.9)
 
 
-def sample_numbers(file: Any, indexes: Sequence[int], nodata: float | None) -> Numbers:
-    """Choose how the pixels of an open file are read as numbers, from a sample of them."""
+def sample_numbers(file: Any, indexes: Sequence[int], nodatas: Sequence[float | None]) -> Numbers:
+    """Choose how the pixels of an open file are read as numbers, from a sample of them. nodatas: of each band."""
     if np.dtype(file.dtypes[0]).kind not in "iuf" or file.dtypes[0] in READ_AS_THEY_ARE or not indexes:
         return AS_THEY_ARE
     if file.overviews(indexes[0]):
@@ -277,7 +336,8 @@ def sample_numbers(file: Any, indexes: Sequence[int], nodata: float | None) -> N
     else:
         rows = np.unique(np.linspace(0, file.height - 1, ALPHA_ROWS).astype(int))
         sample = np.stack([file.read([*indexes], window=Window(0, row, file.width, 1)) for row in rows])
-    return choose_numbers(sample[has_data(sample, nodata)])
+    parts = [part[has_data(part, nodata)] for part, nodata in zip(np.moveaxis(sample, -3, 0), nodatas, strict=True)]
+    return choose_numbers(np.concatenate(parts))
 
 
 def read_camera(path: str, file: Any) -> RPC | None:
@@ -297,22 +357,23 @@ def read_camera(path: str, file: Any) -> RPC | None:
         raise SceneError(f"{path}: the RPC in its tags cannot be used: {error}") from error
 
 
-def read_scales(file: Any, indexes: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Scale and offset of each band of an open file; both empty if the file states none."""
-    scales, offsets = ([values[k - 1] for k in indexes] for values in (file.scales, file.offsets))
+def choose_nodata(stated: Sequence[float | None]) -> tuple[float | None, ...]:
+    """The nodata value of each band: its own, or else that of the first band, since most files state one for all."""
+    return tuple(stated[0] if nodata is None else nodata for nodata in stated)
+
+
+def read_scales(
+    file: Any, indexes: Sequence[int], notes: Mapping[int, BandNotes]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Scale and offset of each band of an open file; both empty if neither it nor what is noted of it states any."""
+    said = [notes.get(k, BandNotes()) for k in indexes]
+    scales = [file.scales[k - 1] if note.scale is None else note.scale for k, note in zip(indexes, said, strict=True)]
+    offsets = [
+        file.offsets[k - 1] if note.offset is None else note.offset for k, note in zip(indexes, said, strict=True)
+    ]
     if not any(scale not in (0.0, 1.0) for scale in scales) and not any(offsets):
         return (), ()
     return tuple(map(float, scales)), tuple(map(float, offsets))
-
-
-def read_sidecar_nodata(path: str, sidecar: bytes) -> float | None:
-    """The nodata value that GDAL's `.aux.xml` declares for the first band; None if there is none or it is no XML."""
-    try:
-        root = ElementTree.fromstring(sidecar)
-        text = root.findtext("PAMRasterBand/NoDataValue")
-        return None if text is None else float(text)
-    except (ElementTree.ParseError, DefusedXmlException, ValueError):
-        return None
 
 
 def read_image(

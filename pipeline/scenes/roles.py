@@ -114,6 +114,8 @@ def has_heights(file: Any) -> bool:
     return file.crs is not None and len(CRS.from_user_input(file.crs).axis_info) == 3
 
 
+TILE = re.compile(r"_R\d+C\d+(?:[-_].*)?$", re.IGNORECASE)
+"""Names of tiles of Maxar and Airbus: `21JUN01-M1BS_R1C2-012345_P001`, `IMG_PHR1A_R1C2`."""
 SERIES = re.compile(r"(?:gf|zy|hj|cb|sv|bj)-?\d", re.IGNORECASE)
 """Beginnings of the names of Chinese satellites."""
 NAME_PARTS = (
@@ -129,6 +131,11 @@ NAME_PARTS = (
 def nearest_form(name: str) -> str:
     """What an image without georeference lacks for the forms that it comes nearest to, for a sentence."""
     stem = PurePosixPath(name).stem
+    if TILE.search(stem):
+        return (
+            "it is a tile of a larger image, as its name says, whose RPC is that of the whole; join the tiles: "
+            "`gdal_translate PRODUCT.TIL whole.tif`, or of DIM_PRODUCT.XML"
+        )
     if SERIES.match(stem):
         parts = re.sub(r"-(?:(?:mss|pan|mux|pms)\d*|\d)$", "", stem, flags=re.IGNORECASE).split("_")[1:]
         for k, (words, pattern) in enumerate(NAME_PARTS):

@@ -18,13 +18,15 @@ from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import shapely
+from pyproj import CRS
+from pyproj.exceptions import CRSError
 
 from geokr.storage import files, rasters
 from geokr.storage.inputs import is_remote
 from pipeline.geometry.sensor import Georeferenced
-from pipeline.scenes.archive import IMAGES, MASK
+from pipeline.scenes.archive import IMAGES
 from pipeline.scenes.footprint import image_footprint, make_flat_terrain, measure_gsd
-from pipeline.scenes.raster import Alpha, read_header
+from pipeline.scenes.raster import Alpha, Header, read_beside, read_header
 from pipeline.scenes.scene import CloudMask, Image, Imagery, Scene, SceneError
 from pipeline.scenes.sensor_bands import choose_bands, find_sensor, to_common_name
 
@@ -81,16 +83,23 @@ def resolve_href(href: str, base: str) -> str:
     """Resolve an href in the document at `base` to a URL or an absolute local path."""
     if is_remote(href) or (is_remote(base) and ":" in href.partition("/")[0]):
         return href
-    if href.lower().startswith("file://"):
+    if href.lower().startswith("file:"):
         return unquote(urlsplit(href).path)
     if is_remote(base):
         if base.lower().startswith("s3://"):
             bucket, _, key = base.removeprefix("s3://").partition("/")
             return f"s3://{bucket}/{posixpath.normpath(posixpath.join(posixpath.dirname(key), href)).lstrip('/')}"
         return urljoin(base, href)
-    path = os.path.normpath(Path(base).parent / href)
-    # An href is a URL, in which a space is `%20`; some programs write names of files as they are.
-    return path if "%" not in path or os.path.exists(path) else os.path.normpath(Path(base).parent / unquote(href))
+    # An href is a URL: a space is `%20`, and a query may follow; some programs write names of files as they are.
+    written, decoded, plain = (
+        os.path.normpath(Path(base).parent / name) for name in (href, unquote(href), unquote(strip_query(href)))
+    )
+    return next((path for path in (written, decoded, plain) if os.path.exists(path)), decoded)
+
+
+def strip_query(href: str) -> str:
+    """An href without the query that follows the name of its file."""
+    return href.partition("?")[0]
 
 
 def walk_items(href: str, followed: set[str] | None = None) -> Iterator[ItemSource]:
@@ -133,11 +142,16 @@ def walk_items(href: str, followed: set[str] | None = None) -> Iterator[ItemSour
 def items_in_file(name: str) -> Iterator[ItemSource]:
     """Yield the items that a JSON file contains if it is a STAC document. Links are not followed.
 
-    A folder also contains other JSON files, which are ignored, and the items that its collections link to.
+    A folder also contains other JSON files, which are ignored, and the items that its collections link to. A file that
+    cannot be read, or that says it is STAC but is not complete, is yielded as a fault.
     """
+    content = b""
     try:
-        value = json.loads(fetch(name))
-    except (OSError, ValueError, RecursionError):
+        content = fetch(name)
+        value = json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
+        if b'"stac_version"' in content or isinstance(error, OSError):
+            yield ItemSource(name, name, {}, f"{name}: cannot be read as STAC: {error}")
         return
     features = (
         value.get("features") if isinstance(value, dict) and value.get("type") == "FeatureCollection" else [value]
@@ -292,7 +306,7 @@ def is_data(asset: Json) -> bool:
     if isinstance(roles, list) and NOT_DATA & {role for role in roles if isinstance(role, str)}:
         return False
     kind = to_text(asset.get("type"))
-    return not kind or any(part in kind for part in IMAGE_TYPES) or asset["href"].lower().endswith(IMAGES)
+    return not kind or any(part in kind for part in IMAGE_TYPES) or strip_query(asset["href"]).lower().endswith(IMAGES)
 
 
 def select_images(item: Json, properties: Json, names: Sequence[str], href: str, alpha: Alpha) -> tuple[Image, ...]:
@@ -331,7 +345,7 @@ def select_images(item: Json, properties: Json, names: Sequence[str], href: str,
 
 def is_jpeg2000(asset: Json) -> bool:
     """Whether an asset is JPEG 2000, the form in which Sentinel-2 is delivered."""
-    return "jp2" in to_text(asset.get("type")) or asset["href"].lower().endswith(".jp2")
+    return "jp2" in to_text(asset.get("type")) or strip_query(asset["href"]).lower().endswith(".jp2")
 
 
 def asset_image(
@@ -342,14 +356,15 @@ def asset_image(
     parts: name and index of each band, counted from 0 in the file.
     """
     path, bands = asset_path(asset["href"], href), asset_bands(asset)
-    header = read_header(path, alpha, has_mask=Path(path + MASK).is_file())
+    beside = read_beside(path)
+    header = read_header(path, alpha, **beside)
     if alpha == "auto" and header.alpha and header.count < len(bands) == len(header.dtypes):
-        header = read_header(path, "band", has_mask=header.mask == "beside")  # the item counts the band as one
-    if header.crs is None:
-        raise SceneError(f"{href}: its asset {key} has no georeference")
+        header = read_header(path, "band", **beside)  # the item counts the band as one
+    model = find_place(header, {**properties, **asset})
+    if model is None:
+        raise SceneError(f"{href}: its asset {key} has no georeference, and the item does not say it (proj:transform)")
     if len(bands) != header.count:
         raise SceneError(f"{href}: its asset {key} should have {len(bands)} bands, but has {header.count}")
-    model = Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6])
     full = header.image(path, tuple(f"band_{k}" for k in header.indexes), 1.0, model)
     scales, offsets = [], []
     for _, index in parts:
@@ -361,16 +376,48 @@ def asset_image(
         offsets = [0.0] * len(offsets)  # the item still states the offset, but the pixels include it
     if not any(scales[k] != 1.0 or offsets[k] != 0.0 for k in range(len(parts))):
         scales, offsets = [], []  # none are stated
-    nodata = finite_number(bands[parts[0][1]].get("nodata"), None)
+    nodata = parse_nodata(bands[parts[0][1]].get("nodata"))
     return replace(
         full,
         bands=tuple(name for name, _ in parts),
         indexes=tuple(header.indexes[index] for _, index in parts),
         gsd=measure_gsd(full),
-        nodata=nodata if full.nodata is None else full.nodata,
+        nodata=nodata if full.nodata is None else header.nodatas[parts[0][1]],
         scales=tuple(scales),
         offsets=tuple(offsets),
     )
+
+
+def find_place(header: Header, fields: Mapping[str, Any]) -> Georeferenced | None:
+    """Where the pixels of an asset lie: as its file says, or else as its item does; None if neither does.
+
+    fields: those of the asset and of the item's properties, of the projection extension 1 or 2.
+    """
+    if header.crs is not None:
+        return Georeferenced(header.crs.to_wkt(), tuple(header.transform)[:6])
+    names = ("proj:code", "proj:wkt2", "proj:projjson", "proj:epsg")
+    crs = next((fields[name] for name in names if fields.get(name)), None)
+    shape, numbers = fields.get("proj:shape"), fields.get("proj:transform")
+    if (
+        shape not in (None, [header.height, header.width])
+        or not isinstance(numbers, list)
+        or len(numbers) not in (6, 9)
+    ):
+        return None
+    a, b, c, d, e, f = (finite_number(number, math.nan) for number in numbers[:6])
+    try:
+        return Georeferenced(CRS.from_user_input(crs).to_wkt(), (a, b, c, d, e, f))
+    except (CRSError, ValueError):
+        return None
+
+
+def parse_nodata(value: Any) -> float | None:
+    """A nodata value, which some items write as text; None for what is no finite number."""
+    try:
+        number: float | None = finite_number(float(value) if isinstance(value, str) else value, None)
+    except ValueError:
+        return None
+    return number
 
 
 def finite_number(value: Any, default: Any) -> Any:

@@ -170,8 +170,12 @@ def test_an_rpc_text_file_is_the_same_camera(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "encoding"),
-    [(".RPB", "ascii"), ("_RPC.TXT", "utf-8-sig"), ("_rpc.txt", "utf-16"), (".rpc", "ascii"), (".rpc", "one line")],
-)
+    [
+        (".RPB", "ascii"), ("_RPC.TXT", "utf-8-sig"), ("_rpc.txt", "utf-16"), (".rpc", "ascii"), (".rpc", "one line"),
+        ("_RPC.TXT", "utf-16-le"), ("_RPC.TXT", "utf-16-be"), (".RPC.TXT", "ascii"), (".tif_rpc.txt", "ascii"),
+        (".rpb.txt", "ascii"),
+    ],
+)  # fmt: skip
 def test_an_image_of_any_name_with_a_camera_is_a_scene(tmp_path: Path, suffix: str, encoding: str) -> None:
     """As WorldView, Pleiades, SPOT, Cartosat, SuperView and others come, where only the RPC is known."""
     model = camera(heading=12)
@@ -274,6 +278,94 @@ def test_an_alpha_band_and_a_value_for_no_data_both_count(tmp_path: Path) -> Non
 
 
 PLACE = {"crs": "EPSG:32648", "transform": Affine(8, 0, 5e5, 0, -8, 2.7e6)}
+
+
+def pam(bands: dict[int, str], more: str = "") -> str:
+    """The text of an `.aux.xml`. bands: number -> elements of a band."""
+    elements = (f'<PAMRasterBand band="{k}">{text}</PAMRasterBand>' for k, text in bands.items())
+    return f"<PAMDataset>{more}{''.join(elements)}</PAMDataset>"
+
+
+@pytest.mark.parametrize("form", ["sidecar", "sidecar against the file", "ERDAS", "VRT"])
+def test_each_band_may_have_a_value_for_no_data_of_its_own(tmp_path: Path, form: str) -> None:
+    """7 hides the left of the first band, 9 the top of the others, and 7 is a pixel like any other there."""
+    pixels = coordinates(bands=3)
+    pixels[0, :, :20], pixels[1:, :15], pixels[1:, 30:40] = 7, 9, 7
+    suffix = "img" if form == "ERDAS" else "tif"
+    path = tmp_path / f"map.{suffix}"
+    nodata = {"nodata": 7} if form == "sidecar against the file" else {}
+    size = {"width": WIDTH, "height": HEIGHT, "count": 3, "dtype": "uint16"}
+    with rasterio.open(path, "w", driver="HFA" if form == "ERDAS" else "GTiff", **size, **PLACE, **nodata) as file:
+        file.write(pixels)
+    values = {k: f"<NoDataValue>{7 if k == 1 else 9}</NoDataValue>" for k in (1, 2, 3)}
+    if form == "VRT":
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+            rasterio.shutil.copy(str(path), str(tmp_path / "map.vrt"), driver="VRT")
+        text = (tmp_path / "map.vrt").read_text()
+        for k, value in values.items():
+            text = re.sub(rf'(<VRTRasterBand [^>]*band="{k}"[^>]*>)', rf"\1{value}", text)
+        (tmp_path / "map.vrt").write_text(text)
+        path = tmp_path / "map.vrt"
+    else:
+        Path(f"{path}.aux.xml").write_text(pam(values))
+    scene = only(path)
+    assert [(image.bands, image.nodata) for image in scene.images] == [
+        (("band_1",), 7.0), (("band_2", "band_3"), 9.0),
+    ]  # fmt: skip
+    row, col = np.mgrid[:HEIGHT, :WIDTH]
+    valid = np.logical_and.reduce([read_image(image)[1] for image in scene.images])
+    assert np.array_equal(valid, (col >= 20) & (row >= 15))
+    assert np.array_equal(np.concatenate([read_image(image)[0] for image in scene.images]), pixels)
+    entry = surveyed(scene, None, 0.0, 100.0)
+    assert entry.valid_share < 0.7
+
+
+def test_what_lies_beside_an_image_goes_before_what_it_says_of_its_bands(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(2, 255, (4, HEIGHT, WIDTH)).astype(np.uint8)
+    (tmp_path / "map.tif").write_bytes(tiff(pixels, **PLACE))
+    said = {k: f"<Description>{name}</Description>" for k, name in enumerate(("blue", "green", "red", "nir"), 1)}
+    (tmp_path / "map.tif.aux.xml").write_text(
+        pam({k: f"{text}<Scale>0.0{k}</Scale><Offset>-{k}</Offset>" for k, text in said.items()})
+    )
+    (image,) = only(tmp_path).images
+    assert image.bands == ("blue", "green", "red", "nir")
+    assert (image.scales, image.offsets) == ((0.01, 0.02, 0.03, 0.04), (-1, -2, -3, -4))
+    (tmp_path / "map.tif.aux.xml").write_text("no XML")
+    assert only(tmp_path).bands == ("red", "green", "blue", "band_4")
+
+
+def test_a_camera_in_the_aux_xml_is_the_same_camera(tmp_path: Path) -> None:
+    model = camera(heading=12)
+    write_folder(tmp_path, {"a.tif": tiff(coordinates()), "a_rpc.txt": rpc_text(model).encode()})
+    fields = dict(line.split(": ") for line in rpc_text(model).splitlines())
+    lists = {
+        key: " ".join(fields[f"{key}_{k}"] for k in range(1, 21))
+        for key in ("LINE_NUM_COEFF", "LINE_DEN_COEFF", "SAMP_NUM_COEFF", "SAMP_DEN_COEFF")
+    }
+    numbers = {key: value.split()[0] for key, value in fields.items() if "COEFF" not in key}
+    items = "".join(f'<MDI key="{key}">{value}</MDI>' for key, value in (numbers | lists).items())
+    (tmp_path / "a_rpc.txt").unlink()
+    (tmp_path / "a.tif.aux.xml").write_text(pam({}, f'<Metadata domain="RPC">{items}</Metadata>'))
+    assert only(tmp_path).images[0].model == model
+
+
+@pytest.mark.parametrize("values", ["mask", "smooth"])
+@pytest.mark.parametrize("name", ["alpha", "Mask", "dataMask", "valid mask"])
+def test_a_band_of_the_name_and_the_values_of_a_mask_is_one(tmp_path: Path, name: str, values: str) -> None:
+    """Whether it is declared as alpha or not, and wherever it stands."""
+    pixels = coordinates(bands=5)
+    pixels[1] = np.where(np.arange(WIDTH) >= WIDTH // 3, 1, 0) if values == "mask" else pixels[0]
+    (tmp_path / "map.tif").write_bytes(tiff(pixels, **PLACE))
+    with rasterio.open(tmp_path / "map.tif", "r+") as file:
+        file.descriptions = ("blue", name, "green", "red", "nir")
+    (image,) = only(tmp_path).images
+    if values == "smooth":
+        assert (image.alpha, len(image.bands)) == (0, 5)
+        return
+    assert (image.bands, image.alpha, image.indexes) == (("blue", "green", "red", "nir"), 2, (1, 3, 4, 5))
+    assert np.array_equal(read_image(image)[1], np.broadcast_to(np.arange(WIDTH) >= WIDTH // 3, (HEIGHT, WIDTH)))
+    (scene,) = read_delivery(*find_deliveries([tmp_path]), alpha="band")
+    assert len(scene.bands) == 5
 
 
 def masked_members(folder: Path) -> dict[str, bytes]:

@@ -1,5 +1,6 @@
 """Names, XML and RPB of Gaofen deliveries: what they say, and that nothing but GaofenError ever comes of bad ones."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -329,8 +330,37 @@ def test_an_rpc_text_is_the_camera_of_the_rpb(newline: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "spell",
+    [
+        str.lower,
+        lambda text: text.replace(":", ""),
+        lambda text: re.sub(r"COEFF_(\d)\b", r"COEFF_0\1", text),
+        lambda text: re.sub(r"(\d)e([-+]?\d+)", r"\1D\2", re.sub(r"(: -?\d+\.\d+)(?= |\n)", r"\1e+00", text)),
+        lambda text: "\r".join([f"ERR_BIAS{line}" for line in ("= 1.0", ": 2 meters")] + text.splitlines()),
+        lambda text: re.sub(r"\n\w+_COEFF_(\d+):", lambda at: at[0] if at[1] == "1" else "", text).replace("_1:", ":"),
+        lambda text: re.sub(r"\n\w+_COEFF_(\d+):", lambda at: at[0] if at[1] == "1" else ",", text).replace("_1:", ":"),
+    ],
+    ids=["small letters", "no colon", "leading zeros", "exponents of Fortran", "CR and biases", "lists", "commas"],
+)
+def test_an_rpc_text_is_read_in_every_spelling(spell: Callable[[str], str]) -> None:
+    wanted = camera(heading=77, lean=(0.1, -0.2))
+    text = spell(rpc_text(wanted))
+    assert text != rpc_text(wanted)
+    assert parse_rpc(text) == wanted
+
+
+def test_exponents_of_fortran_are_read_in_an_rpb() -> None:
+    wanted = camera(heading=77, lean=(0.1, -0.2))
+    text = re.sub(r"(= -?\d+\.\d+|\t-?\d+\.\d+)(?=[;,\n])", r"\1D+00", rpb(wanted))
+    assert text.count("D+00") > 50
+    assert parse_rpb(text) == wanted
+
+
+@pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
+        ("LINE_OFF: 34.5", "LINE_OFF: 34,5", "LINE_OFF is '34,5', expected a number"),
+        ("LINE_NUM_COEFF_1:", "LINE_NUM_COEFF:", "LINE_NUM_COEFF has 1 coefficients, expected 20"),
         ("SAMP_OFF", "SAMPOFF", "SAMP_OFF is missing"),
         ("LINE_DEN_COEFF_20", "LINE_DEN_COEFF_21", "LINE_DEN_COEFF_20 is missing"),
         ("HEIGHT_SCALE: 1000.0", "HEIGHT_SCALE: -1", "height_scale must be a positive number, got -1.0"),

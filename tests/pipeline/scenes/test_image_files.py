@@ -13,6 +13,7 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from pyproj import CRS
+from rasterio.control import GroundControlPoint
 from scipy.io import netcdf_file  # type: ignore[import-untyped]
 
 from benchmarks.s3 import Server
@@ -169,6 +170,42 @@ def test_what_lacks_is_named(tmp_path: Path, form: str, spoil: Any, fault: str) 
     assert fault in refusal.detail
 
 
+def test_text_files_beside_an_image_may_begin_with_a_mark_of_utf_8(tmp_path: Path, reference: Scene) -> None:
+    make(tmp_path, "tfw prj")
+    for name in ("image.tfw", "image.prj"):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+    assert only_scene(tmp_path).footprint.hausdorff_distance(reference.footprint) < 1e-9
+
+
+def test_an_image_with_ground_control_points_alone_is_told_how_to_become_a_map(tmp_path: Path) -> None:
+    corners = [GroundControlPoint(row, col, *(PLACE * (col, row))) for row in (0, ROWS) for col in (0, COLS)]
+    write(tmp_path / "a.tif")
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        file.gcps = corners, rasterio.CRS.from_user_input(CRS_CODE)
+    (refusal,) = read_delivery(take_inventory([tmp_path]).deliveries[0])
+    assert isinstance(refusal, Refusal)
+    assert (
+        f"a.tif: it has 4 ground control points, but is on no map; `gdalwarp -t_srs EPSG:4326 '{tmp_path}/a.tif'"
+        in (refusal.detail)
+    )
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.jp2", "A.TIFF", "a.img"])
+def test_an_empty_file_is_called_empty(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    (refusal,) = read_delivery(take_inventory([tmp_path]).deliveries[0])
+    assert isinstance(refusal, Refusal)
+    assert refusal.detail == f"{tmp_path}/{name}: not an image that can be opened: the file is empty"
+
+
+@pytest.mark.parametrize("name", ["21JUN01-M1BS_R1C2-012345678901_01_P001.TIF", "IMG_SPOT6_MS_1_R2C1.TIF"])
+def test_a_tile_without_its_camera_is_told_so(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name)
+    (refusal,) = read_delivery(take_inventory([tmp_path]).deliveries[0])
+    assert isinstance(refusal, Refusal)
+    assert "it is a tile of a larger image, as its name says" in refusal.detail
+
+
 def test_a_picture_with_its_world_file_in_an_archive_is_a_scene(tmp_path: Path, reference: Scene) -> None:
     (tmp_path / "in").mkdir()
     make(tmp_path / "in", "png pgw prj")
@@ -234,6 +271,26 @@ def test_longitudes_and_latitudes_without_a_crs_are_a_map(tmp_path: Path) -> Non
     assert scene.footprint.bounds == pytest.approx((75, 30, 75 + COLS * 1e-4, 30 + ROWS * 1e-4), abs=1e-9)
     image = scene.images[2]
     assert image.numbers.decode(read_image(image)[0])[0] == pytest.approx(PIXELS[0][::-1] / 1000, abs=1e-4)
+
+
+@pytest.mark.parametrize("bend", [0.0, 1e-9, 1.0])
+def test_rows_that_are_not_evenly_spaced_are_no_map(tmp_path: Path, bend: float) -> None:
+    """GDAL gives them a transform, by which their middle lies kilometres off. bend: in distances of rows."""
+    with netcdf_file(tmp_path / "a.nc", "w") as file:
+        for axis, start, count, unit in (("lat", 30, ROWS, "north"), ("lon", 75, COLS, "east")):
+            file.createDimension(axis, count)
+            variable = file.createVariable(axis, "f8", (axis,))
+            t = np.arange(count) + 0.5
+            variable[:] = start + 1e-4 * (t + bend * (axis == "lat") * np.sin(np.pi * t / count))
+            variable.units = f"degrees_{unit}"
+        file.createVariable("B2", "i2", ("lat", "lon"))[:] = PIXELS[0]
+    (result,) = read_delivery(take_inventory([tmp_path]).deliveries[0])
+    if bend == 1:
+        assert isinstance(result, Refusal)
+        assert not isinstance(result, NoImagery)
+        assert result.detail.startswith(f"{tmp_path}/a.nc: its latitudes are not evenly spaced")
+    else:
+        assert isinstance(result, Scene)
 
 
 def test_a_container_without_an_image_is_none(tmp_path: Path) -> None:

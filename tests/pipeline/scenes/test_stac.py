@@ -13,6 +13,8 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
+from pyproj import CRS
+from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from geokr.dataset.index import read_summary
@@ -364,6 +366,88 @@ def test_longitudes_of_an_item_may_be_counted_otherwise_than_its_images(tmp_path
     value["bbox"] = [BBOX[0] + turn, BBOX[1], BBOX[2] + turn, BBOX[3]]
     scene = only(write(tmp_path, value, files))
     assert scene.footprint.centroid.x == pytest.approx(105, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "href", ["{}?sig=a%2Fb&x=1", "file://{folder}/{}", "file://localhost{folder}/{}", "FILE:{folder}/{}", "./{}#1"]
+)
+def test_an_address_in_a_local_item_is_a_url(tmp_path: Path, href: str) -> None:
+    """One that is not understood would leave each band a scene of its own."""
+    value, files = sentinel()
+    folder = tmp_path / "a folder"
+    for asset in value["assets"].values():
+        name = asset["href"].removeprefix("./")
+        asset["href"] = href.format(name, folder=str(folder).replace(" ", "%20"))
+    if href.endswith("#1"):
+        files = {f"{name}#1": content for name, content in files.items()}  # a name that looks like one
+    scene = only(write(folder, value, files).parent)
+    assert scene.bands == ("red", "green", "blue", "nir")
+
+
+def test_an_item_that_ends_early_is_named_in_a_folder(tmp_path: Path) -> None:
+    """Not one JSON of a folder is read in silence if it says that it is STAC; others may be anything."""
+    path = write(tmp_path, *sentinel())
+    path.write_text(path.read_text()[:900])
+    (tmp_path / "other.json").write_text('{"a": ')
+    faults = [got.detail for got in read_all(tmp_path) if isinstance(got, Refusal)]
+    assert len(faults) == 1
+    assert faults[0].startswith(f"{path}: cannot be read as STAC: ")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"proj:epsg": 32648}, {"proj:code": "EPSG:32648"}, {"proj:wkt2": CRS(32648).to_wkt()},
+        {"proj:projjson": CRS(32648).to_json_dict(), "proj:code": None},
+    ],
+)  # fmt: skip
+def test_an_image_without_georeference_lies_where_its_item_says(tmp_path: Path, said: dict[str, Any]) -> None:
+    value, files = sentinel()
+    wanted = only(write(tmp_path / "a", value, files))
+    for name in files:
+        files[name] = bare(files[name])
+    assert (
+        "has no georeference, and the item does not say it" in read_all(write(tmp_path / "b", value, files))[0].detail
+    )
+    value["properties"] |= said
+    for key, asset in value["assets"].items():
+        gsd, side = (20, SIDE // 2) if key == "nir08" else (10, SIDE)
+        asset |= {"proj:transform": [gsd, 0, 5e5, 0, -gsd, 2.7e6, 0, 0, 1], "proj:shape": [side, side]}
+    scene = only(write(tmp_path / "c", value, files))
+    assert scene.footprint.equals_exact(wanted.footprint, 1e-9)
+    assert scene.gsd == 10.0
+    for asset in value["assets"].values():
+        asset["proj:shape"] = [SIDE, SIDE + 1]  # those of another image
+    assert "has no georeference" in read_all(write(tmp_path / "d", value, files))[0].detail
+
+
+def bare(content: bytes) -> bytes:
+    """A TIFF without its georeference."""
+    with MemoryFile(content) as memory, memory.open() as file:
+        return tiff(file.read(), nodata=0)
+
+
+@pytest.mark.parametrize("form", ["text in the item", "aux.xml", "mask"])
+def test_pixels_without_data_are_told_beside_the_images_of_an_item(tmp_path: Path, form: str) -> None:
+    value, files = sentinel()
+    valid = np.broadcast_to(np.arange(SIDE) >= 30, (SIDE, SIDE))
+    for name in files:
+        if name.startswith("B0"):
+            pixels = np.where(valid, coordinates(SIDE, SIDE, 1), 5).astype(np.uint16)
+            files[name] = tiff(pixels, **PLACE)
+    for name in [*files]:
+        if form == "aux.xml":
+            text = "<PAMRasterBand band='1'><NoDataValue>5</NoDataValue></PAMRasterBand>"
+            files[f"{name}.aux.xml"] = f"<PAMDataset>{text}</PAMDataset>".encode()
+        elif form == "mask":
+            files[f"{name}.msk"] = tiff(np.where(valid, 255, 0).astype(np.uint8)[None])
+    for asset in value["assets"].values():
+        for band in asset.get("raster:bands", []):
+            band.pop("nodata")
+            band |= {"nodata": "5"} if form.startswith("text") else {}
+    scene = only(write(tmp_path, value, files))
+    for image in scene.images:
+        assert np.array_equal(read_image(image)[1], valid)
 
 
 @pytest.mark.parametrize(
