@@ -164,17 +164,21 @@ def score_matches(parts: npt.NDArray[np.float32]) -> dict[str, float]:
     for number in np.unique(objects[:, 1]):
         total = objects[objects[:, 1] == number, 2].sum()
         own = rows[rows[:, 1] == number]
-        own = own[np.argsort(-own[:, 0], kind="stable")]
-        hits = (own[:, 2].astype(np.int64) >> np.arange(len(OVERLAPS))[:, None]) & 1  # (overlap, detection)
-        precision.append([_average_precision(hit, total) for hit in hits])
+        matched = own[np.argsort(-own[:, 0], kind="stable"), 2].astype(np.int64)
+        places = np.flatnonzero(matched)  # precision is highest at these
+        hits = (matched[places] >> np.arange(len(OVERLAPS))[:, None]) & 1  # (overlap, place)
+        precision.append([_average_precision(places[hit == 1], total) for hit in hits])
     return _name_metrics(np.array(precision, np.float64).reshape(-1, len(OVERLAPS)).T)
 
 
-def _average_precision(hits: IntArray, objects: float) -> float:
-    """Mean precision over RECALLS, of whether each detection, best first, is matched. Not a number without objects."""
+def _average_precision(places: IntArray, objects: float) -> float:
+    """Mean precision over RECALLS, from the places of matched detections among all, best first, counted from 0.
+
+    Not a number without objects.
+    """
     if not objects:
         return float("nan")
-    right = np.cumsum(hits)
-    precision = np.maximum.accumulate((right / np.arange(1, len(hits) + 1))[::-1])[::-1]
+    right = np.arange(1, len(places) + 1)
+    precision = np.maximum.accumulate((right / (places + 1))[::-1])[::-1]
     place = np.searchsorted(right / objects, RECALLS)
     return float(np.append(precision, 0.0)[place].mean())
