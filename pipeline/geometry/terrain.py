@@ -271,18 +271,28 @@ def height_scale(source: Any) -> tuple[float, float]:
     unit = (source.units[0] or "").strip().lower()
     if unit and unit not in METRES:
         raise TerrainError(f"{source.name}: its heights are in {source.units[0]}, which is no known unit of length")
-    metres = METRES.get(unit) or vertical_unit(source.crs)
+    metres = METRES.get(unit) or vertical_unit(source.crs) or 1.0
     return source.scales[0] * metres, source.offsets[0] * metres
 
 
-def vertical_unit(crs: Any) -> float:
-    """The length of the unit of a CRS's vertical axis, m; 1 if it has none."""
+def find_unit_conflict(path: str) -> str:
+    """How the unit of a DEM's band differs from that of its CRS's vertical axis; empty if it does not."""
+    with open_heights(path) as source:
+        unit, by_crs = source.units[0] or "", vertical_unit(source.crs)
+    by_band = METRES.get(unit.strip().lower())
+    if not by_band or not by_crs or math.isclose(by_band, by_crs, rel_tol=1e-3):
+        return ""
+    return f"the band's heights are in {unit}, those of its CRS in units of {by_crs:.4g} m; the band is believed"
+
+
+def vertical_unit(crs: Any) -> float | None:
+    """The length of the unit of a CRS's vertical axis, m; None if it has no such axis."""
     if crs is None:
-        return 1.0
+        return None
     parsed = CRS(crs.to_wkt())
     vertical = parsed.sub_crs_list[-1] if parsed.is_compound else parsed
     lengths = [axis.unit_conversion_factor for axis in vertical.axis_info if axis.direction in ("up", "down")]
-    return float(lengths[0]) if lengths else 1.0
+    return float(lengths[0]) if lengths else None
 
 
 def read_cells(source: Any, box: Box, step: int, wrap_width: int) -> npt.NDArray[np.float32]:

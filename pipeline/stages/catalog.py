@@ -18,7 +18,7 @@ from pipeline.catalog import quarantine
 from pipeline.catalog.account import Given, summarise, take_account, write_account
 from pipeline.catalog.table import CATALOG, Entry, count_entries, read_catalog, reusable_entries, write_catalog
 from pipeline.config import BuildConfig, SurveyConfig
-from pipeline.geometry.terrain import GEOIDS, vertical_datum
+from pipeline.geometry.terrain import GEOIDS, find_unit_conflict, vertical_datum
 from pipeline.imaging.calibration import CALIBRATION
 from pipeline.plan import known_inputs, leave_out_known, tile_attributes, tile_grid
 from pipeline.runtime.cluster import ClusterError
@@ -212,7 +212,7 @@ def provenance(config: SurveyConfig) -> str:
 
 
 def report_heights(config: SurveyConfig) -> None:
-    """Warn if it is uncertain what the heights of the DEM refer to.
+    """Warn if it is uncertain what the heights of the DEM refer to, or what their unit is.
 
     Raises ConfigError if a geoid would be added to heights that are ellipsoidal already.
     """
@@ -226,6 +226,9 @@ def report_heights(config: SurveyConfig) -> None:
             "%s %s; they are used as heights above the ellipsoid unless %s is given",
             config.dem, reference, f"--geoid {model}".strip(),
         )  # fmt: skip
+    for path in filter(None, (config.dem, config.geoid)):
+        if conflict := find_unit_conflict(path):
+            log.warning("%s: %s", path, conflict)
     if config.geoid is not None and datum == "ellipsoid":
         raise ConfigError(f"{config.dem}: the heights are above the ellipsoid already; leave out the geoid")
 

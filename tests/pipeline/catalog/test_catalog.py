@@ -554,6 +554,15 @@ def test_a_ground_without_dem_is_said_aloud(tmp_path: Path, caplog: pytest.LogCa
     assert len(said) == 3
 
 
+def test_a_dem_of_two_units_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path / "scenes", members())
+    dem = slope(tmp_path)
+    with rasterio.open(dem, "r+") as file:
+        file.crs, file.units = "EPSG:4326+5773", ("ft",)
+    catalog.run(config(tmp_path, dem=dem), None)
+    assert f"{dem}: the band's heights are in ft, those of its CRS in units of 1 m;" in caplog.text
+
+
 def test_a_dem_that_ends_within_the_scene_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_folder(tmp_path / "scenes", members())
     dem = slope(tmp_path)

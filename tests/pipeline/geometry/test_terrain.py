@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 
 from pipeline.geometry.sensor import Floats
-from pipeline.geometry.terrain import Terrain, TerrainError, find_geoid, vertical_datum
+from pipeline.geometry.terrain import Terrain, TerrainError, find_geoid, find_unit_conflict, vertical_datum
 from tests.deliveries import tiff, write_dem
 
 CRS, CELL, ROWS, COLS, LEFT, TOP = "EPSG:32648", 30.0, 40, 50, 500_000.0, 2_750_000.0
@@ -314,6 +314,33 @@ def test_heights_are_metres_whatever_the_file_counts_in(
     col, row = np.array([3.5, 20.5]), np.array([7.5, 30.5])
     expected = plane(LEFT + col * CELL, TOP - row * CELL)
     assert heights(Terrain(path, FLAT), col, row) == pytest.approx(expected, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("crs", "unit", "said"),
+    [
+        (
+            f"{CRS}+5773",
+            "ft",
+            "the band's heights are in ft, those of its CRS in units of 1 m; the band is believed",
+        ),
+        (
+            f"{CRS}+6360",
+            "m",
+            "the band's heights are in m, those of its CRS in units of 0.3048 m; the band is believed",
+        ),
+        (f"{CRS}+6360", "foot", ""),  # 2 millionths longer
+        (f"{CRS}+5773", "metre", ""),
+        (CRS, "ft", ""),
+        (f"{CRS}+5773", None, ""),
+    ],
+)
+def test_a_band_and_a_crs_of_different_units_are_noticed(tmp_path: Path, crs: str, unit: str | None, said: str) -> None:
+    path = write_dem(tmp_path / "dem.tif", cells(), TRANSFORM, crs)
+    with rasterio.open(path, "r+") as file:
+        if unit:
+            file.units = (unit,)
+    assert find_unit_conflict(path) == said
 
 
 def test_a_unit_that_is_no_length_is_named(tmp_path: Path) -> None:
