@@ -209,21 +209,22 @@ def _create_scene(
     expected: dict[str, Any] = json.loads(json.dumps(dict(attributes)))  # the values as read back from JSON
     if not files.in_bucket(root):
         files.make_directory(Path(root))
-    if not files.exists(files.join(root, DOCUMENT)):
-        files.write_all(root, {DOCUMENT: _encode_document(ROOT)})
     arrays = {name: {**document, "shape": [*shape, *document["shape"][2:]]} for name, document in documents.items()}
-    if not files.exists(files.join(root, scene, "status", DOCUMENT)):
-        if files.exists(files.join(root, scene, DOCUMENT)):
-            files.remove_directory(files.join(root, scene))
-        encoded = {f"{scene}/{DOCUMENT}": _encode_document(ROOT | {"attributes": expected})}
-        encoded |= {f"{scene}/{name}/{DOCUMENT}": _encode_document(document) for name, document in arrays.items()}
-        last = f"{scene}/status/{DOCUMENT}"
-        files.write_all(root, {key: document for key, document in encoded.items() if key != last})
-        files.write_all(root, {last: encoded[last]})
+    paths = [DOCUMENT, *(f"{scene}/{name}{DOCUMENT}" for name in ("", f"{main}/", "status/"))]
+    store, group, stored, status = map(_parse, files.read_all(root, paths))
+    if status is not None:
+        before = {} if group is None else group["attributes"]
+        layouts = [_describe_layout(document, main) for document in (stored, arrays[main])]
+        require_same(root, scene, before | layouts[0], expected | layouts[1])
         return
-    group, stored = _read_stored(root, scene, "", main)
-    before = {} if group is None else group["attributes"]
-    require_same(root, scene, before | _describe_layout(stored, main), expected | _describe_layout(arrays[main], main))
+    if group is not None:
+        files.remove_directory(files.join(root, scene))
+    encoded = {} if store is not None else {DOCUMENT: _encode_document(ROOT)}
+    encoded[paths[1]] = _encode_document(ROOT | {"attributes": expected})
+    encoded |= {f"{scene}/{name}/{DOCUMENT}": _encode_document(document) for name, document in arrays.items()}
+    last = encoded.pop(paths[-1])
+    files.write_all(root, encoded)
+    files.write_all(root, {paths[-1]: last})
 
 
 def _encode_document(document: Mapping[str, Any]) -> bytes:
@@ -283,12 +284,6 @@ def open_scene(root: str, scene: str, mode: Literal["r", "r+"] = "r") -> zarr.Gr
         raise StoreError(f"{root}/{scene}: no such scene in the store") from error
 
 
-def _read_stored(root: str, scene: str, *names: str) -> list[dict[str, Any] | None]:
-    """Read metadata documents of a scene: those of arrays, by their names, or that of the group, whose name is ""."""
-    found = files.read_all(root, ["/".join(filter(None, (scene, name, DOCUMENT))) for name in names])
-    return [*map(_parse, found)]
-
-
 def _parse(document: bytes | None) -> dict[str, Any] | None:
     """A metadata document; None for one that is not there."""
     return None if document is None else json.loads(document)
@@ -313,8 +308,9 @@ def write_block(
         raise StoreError("a block's status must be non-zero everywhere: 0 means not built")
     contents: dict[str, bytes | npt.NDArray[np.uint8] | None] = {}
     with translate_errors(f"{root}/{scene}"):
-        documents = _read_stored(root, scene, *arrays, "status")
-    for (name, values), document in zip([*arrays.items(), ("status", status)], documents, strict=True):
+        documents = files.read_all(root, [f"{scene}/{name}/{DOCUMENT}" for name in (*arrays, "status")])
+    parsed = map(_parse, documents)
+    for (name, values), document in zip([*arrays.items(), ("status", status)], parsed, strict=True):
         if document is None:  # the scene was created earlier: its file system was lost
             raise StoreWriteError(_describe_write_error(f"{root}/{scene}", f"the array {name} is gone"))
         side = document["chunk_grid"]["configuration"]["chunk_shape"][0]

@@ -16,4 +16,4 @@ def test_a_scene_and_a_block_take_so_many_requests(capsys: pytest.CaptureFixture
     assert counts["block"] == [8, 2, 0, 13, 0, 0]
     # A scene: 10 documents of metadata, and a line of the log for each of two stages. Each document is read when it is
     # copied into the root of its store, and those of groups and statuses wherever it is asked what is there.
-    assert counts["scene"] == [12, 0, 0, 26, 6, 4]
+    assert counts["scene"] == [12, 0, 0, 34, 0, 4]

@@ -734,6 +734,15 @@ def test_a_half_made_scene_takes_new_settings(root: str) -> None:
     assert store.open_scene(root, "scene")["image"].dtype == np.uint8
 
 
+def test_blocks_of_a_scene_without_attributes_are_not_taken_for_those_of_another(root: str) -> None:
+    written(root)
+    (Path(root) / "scene/zarr.json").unlink()
+    before = disk_files(root)
+    with pytest.raises(layout.StoreError, match="gsd was missing"):
+        store.create_tiles(root, "scene", **{**TILES, "attributes": {"gsd": 4.0}})
+    assert disk_files(root) == before
+
+
 def test_a_discarded_scene_is_replaced_and_the_others_stay(root: str) -> None:
     for scene in ("scene", "other"):
         store.create_labels(root, scene, **LABELS)
