@@ -222,9 +222,14 @@ def _create_scene(
     encoded = {} if store is not None else {DOCUMENT: _encode_document(ROOT)}
     encoded[paths[1]] = _encode_document(ROOT | {"attributes": expected})
     encoded |= {f"{scene}/{name}/{DOCUMENT}": _encode_document(document) for name, document in arrays.items()}
-    last = encoded.pop(paths[-1])
-    files.write_all(root, encoded)
-    files.write_all(root, {paths[-1]: last})
+    _write_in_order(root, encoded)
+
+
+def _write_in_order(root: str, contents: dict[str, Any]) -> None:
+    """Write files as `files.write_all` does, the last of them once all others are on the disk."""
+    last = dict([contents.popitem()])
+    files.write_all(root, contents)
+    files.write_all(root, last)
 
 
 def _encode_document(document: Mapping[str, Any]) -> bytes:
@@ -335,8 +340,7 @@ def write_block(
         # Delete the status first, so that the block is always either complete or not built. Other existing files are
         # replaced, not deleted: a worker that has lost its client may still be writing the same block.
         files.remove(files.join(root, last))
-        files.write_all(root, {key: encoded for key, encoded in contents.items() if key != last})
-        files.write_all(root, {last: contents[last]})
+        _write_in_order(root, contents)
 
 
 def consolidate(root: str) -> None:

@@ -10,6 +10,7 @@ import defusedxml.ElementTree
 from defusedxml import DefusedXmlException
 
 from pipeline.geometry.sensor import RPC
+from pipeline.scenes.gaofen import RPC_LISTS, RPC_NUMBERS
 from pipeline.scenes.scene import SceneError
 
 TILE = re.compile(r"_R(\d+)C(\d+)$", re.IGNORECASE)
@@ -17,12 +18,6 @@ TILE = re.compile(r"_R(\d+)C(\d+)$", re.IGNORECASE)
 MODELS = {"Inverse_Model": 1.0, "GroundtoImage_Values": 0.5}
 """Element with the coefficients from ground to image -> image coordinates of the centre of the first pixel, px: those
 of DIMAP 2, and of DIMAP 3 for Pleiades Neo."""
-NUMBERS = (
-    "LINE_OFF", "SAMP_OFF", "LAT_OFF", "LONG_OFF", "HEIGHT_OFF",
-    "LINE_SCALE", "SAMP_SCALE", "LAT_SCALE", "LONG_SCALE", "HEIGHT_SCALE",
-)  # fmt: skip
-LISTS = ("LINE_NUM_COEFF", "LINE_DEN_COEFF", "SAMP_NUM_COEFF", "SAMP_DEN_COEFF")
-"""Names of the fields of RPC in the order of the class."""
 
 
 def camera_files(stem: str) -> list[str]:
@@ -44,8 +39,8 @@ def parse_camera(name: str, content: bytes) -> RPC:
     for model, first_pixel in MODELS.items():
         coefficients, validity = root.find(f".//{model}"), root.find(".//RFM_Validity")
         if coefficients is not None and validity is not None:
-            line, samp, *others = (read_number(name, validity, field) for field in NUMBERS)
-            lists = (tuple(read_number(name, coefficients, f"{key}_{k}") for k in range(1, 21)) for key in LISTS)
+            line, samp, *others = (read_number(name, validity, field) for field in RPC_NUMBERS)
+            lists = (tuple(read_number(name, coefficients, f"{key}_{k}") for k in range(1, 21)) for key in RPC_LISTS)
             fields: list[Any] = [line - first_pixel, samp - first_pixel, *others, *lists]
             try:
                 return RPC(*fields)

@@ -16,6 +16,7 @@ import defusedxml.ElementTree
 from defusedxml import DefusedXmlException
 
 from pipeline.geometry.sensor import RPC
+from pipeline.scenes.archive import can_decode
 
 NAME = re.compile(
     r"(?P<satellite>GF\d[A-D]?|ZY3(?:0[1-3])?|ZY1[EF]|ZY02C|HJ\d[A-F]|CB04A?)_(?P<sensor>[A-Z]+\d?)_"
@@ -113,7 +114,7 @@ def parse_xml(text: bytes) -> dict[str, str]:
     declared = declaration[1].lower() if declaration and declaration[1] else b""
     try:
         # The parser does not know these encodings. Some files declare UTF-8 and are not.
-        if declared in CHINESE or (declared in UNICODE and not (text.startswith(UTF16) or is_utf8(text))):
+        if declared in CHINESE or (declared in UNICODE and not (text.startswith(UTF16) or can_decode(text, "utf-8"))):
             text = text[declaration.end() if declaration else 0 :].decode("gb18030").encode()
         root = defusedxml.ElementTree.fromstring(text, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
@@ -132,15 +133,6 @@ def parse_xml(text: bytes) -> dict[str, str]:
     if not fields:
         raise GaofenError("the XML contains no values")
     return fields
-
-
-def is_utf8(text: bytes) -> bool:
-    """Whether bytes are text in UTF-8."""
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def check_name(name: Name, fields: Mapping[str, str]) -> None:

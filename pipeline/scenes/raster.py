@@ -4,7 +4,7 @@ import math
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -189,7 +189,7 @@ def select_bands(image: Image, bands: Sequence[int], header: Header) -> Image:
 
 
 Alpha = Literal["auto", "mask", "band"]
-"""What a band is that the file declares as alpha: a mask, a band with measurements, or what `is_mask` finds.
+"""What a band is that the file declares as alpha: a mask, a band with measurements, or what `find_mask_band` finds.
 
 GDAL declares the fourth band of each 8-bit image that it writes as alpha, unless it is told otherwise.
 """
@@ -256,7 +256,7 @@ def read_header(
                 read_camera(path, file),
                 len(file.gcps[0]),
                 sample_numbers(file, indexes, nodatas),
-                *read_scales(file, indexes, notes),
+                *read_scales(file, [(k, said[k - 1]) for k in indexes]),
             )  # fmt: skip
         if has_mask:
             with open_image(path + MASK) as file:
@@ -362,15 +362,10 @@ def choose_nodata(stated: Sequence[float | None]) -> tuple[float | None, ...]:
     return tuple(stated[0] if nodata is None else nodata for nodata in stated)
 
 
-def read_scales(
-    file: Any, indexes: Sequence[int], notes: Mapping[int, BandNotes]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def read_scales(file: Any, bands: Sequence[tuple[int, BandNotes]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Scale and offset of each band of an open file; both empty if neither it nor what is noted of it states any."""
-    said = [notes.get(k, BandNotes()) for k in indexes]
-    scales = [file.scales[k - 1] if note.scale is None else note.scale for k, note in zip(indexes, said, strict=True)]
-    offsets = [
-        file.offsets[k - 1] if note.offset is None else note.offset for k, note in zip(indexes, said, strict=True)
-    ]
+    scales = [file.scales[k - 1] if note.scale is None else note.scale for k, note in bands]
+    offsets = [file.offsets[k - 1] if note.offset is None else note.offset for k, note in bands]
     if not any(scale not in (0.0, 1.0) for scale in scales) and not any(offsets):
         return (), ()
     return tuple(map(float, scales)), tuple(map(float, offsets))

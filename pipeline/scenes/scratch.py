@@ -79,8 +79,7 @@ def is_compressed(kind: str, archive: str, member: str, _state: inputs.Stat) -> 
     """Whether a member is compressed, so that it has to be unpacked for random access. Raises OSError.
 
     So are members that GDAL does not find: those of a tar whose names need an extended header, those of a tar that is
-    called gzipped and is not, as browsers leave it, and those of a zip with names in
-    other encodings than UTF-8.
+    called gzipped and is not, as browsers leave it, and those of a zip with names in other encodings than UTF-8.
     """
     if kind == "tar":
         if archive.lower().endswith(GZIPPED) or not (member.isascii() and len(member) <= LONGEST_NAME):

@@ -119,9 +119,11 @@ def consolidate_if_changed(root: str, built: Mapping[str, contents.SceneContents
     """
     if not changed and not built:
         return
-    scenes = len(contents.list_scenes(root))
-    consolidated = contents.read_consolidated(root).keys()
-    if changed or not (built.keys() <= consolidated if scenes <= store.CONSOLIDATED else not consolidated):
+    if not changed:
+        scenes = len(contents.list_scenes(root))
+        consolidated = contents.read_consolidated(root).keys()
+        changed = not (built.keys() <= consolidated if scenes <= store.CONSOLIDATED else not consolidated)
+    if changed:
         store.consolidate(root)
 
 
