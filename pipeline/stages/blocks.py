@@ -1,9 +1,11 @@
 """The blocks of a stage: which are missing, which failed, and how many of each scene are done."""
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, TypeVar
 
 from geokr.dataset import contents, store
 from pipeline.catalog import quarantine
@@ -13,6 +15,11 @@ from pipeline.runtime.progress import Progress, log_event
 from pipeline.runtime.stream import Client, JobBatch, stream
 
 log = logging.getLogger(__name__)
+
+Scene = TypeVar("Scene")
+CREATED_AHEAD = 16
+"""Scenes that are created at once, ahead of the one whose blocks come next. A bucket takes three requests in a row for
+each, and 1.2 hours for 27,800 scenes one by one, at 50 ms a request."""
 
 
 class UnbuiltBlocks:
@@ -33,6 +40,23 @@ class UnbuiltBlocks:
         """Raise StoreError if the existing blocks were built from other input or with other settings."""
         if self.stored is not None:
             store.require_same(root, scene, self.stored.attributes, attributes)
+
+
+def create_ahead(create: Callable[[Scene], object], scenes: Iterable[Scene]) -> Generator[Scene, None, None]:
+    """Yield scenes in their order, each once it is created; those that follow are created meanwhile, on threads.
+
+    The first is created alone, since the store is created with it. Raises what `create` raises, when the turn of that
+    scene comes.
+    """
+    left = iter(scenes)
+    with ThreadPoolExecutor(CREATED_AHEAD, "create") as threads:
+        started = deque((scene, threads.submit(create, scene)) for scene in islice(left, 1))
+        while started:
+            scene, created = started.popleft()
+            created.result()
+            more = islice(left, CREATED_AHEAD - len(started))
+            started.extend((following, threads.submit(create, following)) for following in more)
+            yield scene
 
 
 class Failures:

@@ -16,7 +16,14 @@ from pipeline.catalog.table import Entry
 from pipeline.config import BuildConfig
 from pipeline.plan import check_coverage, parts_per_side, placement_attributes, tile_grid
 from pipeline.runtime.stream import Client, JobBatch
-from pipeline.stages.blocks import Failures, UnbuiltBlocks, consolidate_if_changed, record_refusals, run_blocks
+from pipeline.stages.blocks import (
+    Failures,
+    UnbuiltBlocks,
+    consolidate_if_changed,
+    create_ahead,
+    record_refusals,
+    run_blocks,
+)
 from pipeline.tasks.labels import LabelJob, build_labels
 
 log = logging.getLogger(__name__)
@@ -47,17 +54,8 @@ def run(
         built, pending = find_unlabelled(config, cover, entries, change_grid=change_grid)
 
         def batches(root: str = root, pending: list[Pending] = pending) -> Iterator[JobBatch[LabelJob]]:
-            for entry, unbuilt, local_cover, attributes in pending:
+            for entry, unbuilt, local_cover, attributes in create_ahead(partial(create_scene, root), pending):
                 scene, grid = entry.scene, unbuilt.grid
-                store.create_labels(
-                    root,
-                    scene.id,
-                    shape=(grid.rows, grid.cols),
-                    classes=local_cover.legend.classes,
-                    grid=attributes["grid"],
-                    block=grid.block,
-                    attributes=attributes,
-                )
                 job = partial(LabelJob, root, scene.id, local_cover, attributes["grid"], grid)
                 yield JobBatch(f"labels-{local_cover.name}-{scene.id}", starmap(job, unbuilt))
 
@@ -75,6 +73,20 @@ def run(
             sorted(unlisted),
         )
     record_refusals("labels", config, failures.entries())
+
+
+def create_scene(root: str, pending: Pending) -> None:
+    """Create the arrays of a scene in a store of labels, or check those that are there: see `store.create_labels`."""
+    entry, unbuilt, cover, attributes = pending
+    store.create_labels(
+        root,
+        entry.scene.id,
+        shape=(unbuilt.grid.rows, unbuilt.grid.cols),
+        classes=cover.legend.classes,
+        grid=attributes["grid"],
+        block=unbuilt.grid.block,
+        attributes=attributes,
+    )
 
 
 def find_unlabelled(

@@ -13,7 +13,14 @@ from pipeline.config import BuildConfig, TilesConfig
 from pipeline.geometry.grid import TileGrid
 from pipeline.plan import projected_bytes, stored_radiometry, tile_attributes, tile_grid
 from pipeline.runtime.stream import Client, JobBatch
-from pipeline.stages.blocks import Failures, UnbuiltBlocks, consolidate_if_changed, record_refusals, run_blocks
+from pipeline.stages.blocks import (
+    Failures,
+    UnbuiltBlocks,
+    consolidate_if_changed,
+    create_ahead,
+    record_refusals,
+    run_blocks,
+)
 from pipeline.tasks.tiles import TileJob, build_tiles
 
 
@@ -51,10 +58,12 @@ def run(config: BuildConfig, entries: list[Entry], client: Client | None) -> Non
         if unbuilt.tiles:
             pending.append((entry, unbuilt))
 
+    def create(scene: tuple[Entry, UnbuiltBlocks]) -> None:
+        create_scene(root, scene[0], scene[1].grid, config.tiles)
+
     def batches() -> Iterator[JobBatch[TileJob]]:
-        for entry, unbuilt in pending:
+        for entry, unbuilt in create_ahead(create, pending):
             scene, grid = entry.scene, unbuilt.grid
-            create_scene(root, entry, grid, config.tiles)
             job = partial(TileJob, root, entry, config.tiles, grid)
             yield JobBatch(
                 f"tiles-{scene.id}", starmap(job, unbuilt), projected_bytes(scene, grid, stored_radiometry(entry).kind)
