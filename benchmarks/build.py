@@ -394,14 +394,13 @@ def case_scheduler(_: Path, __: tuple[int, int], ___: int) -> bool:
     return bool(streamed["blocks"] * 256 >= TILES)
 
 
-def case_chips(scratch: Path, _: tuple[int, int], __: int, count: int = 24, tile: int = 128) -> bool:
-    """Some scenes; the centres have a quarter of their area, so that a line through both gives the fixed part."""
+def case_chips(scratch: Path, _: tuple[int, int], __: int, tile: int = 128) -> bool:
+    """All scenes of the set; their centres have a quarter of the area, and a line through both gives the fixed part."""
     source, landcover = real_folder("pretrain/bluemarble_z8/scenes"), real_folder("landcover")
     found = sorted(source.glob("*.tif"))
     if not has_files("build --case chips", landcover, [MCD12C1]) or not found:
         print(f"build --case chips did not run: it needs scenes in {source}", file=sys.stderr)
         return True
-    chosen = found[:: max(1, len(found) // count)][:count]
     times: dict[str, dict[str, float]] = {"ours": {}, "plain": {}}
     tiles: dict[str, float] = {}
     stages = ""
@@ -409,16 +408,16 @@ def case_chips(scratch: Path, _: tuple[int, int], __: int, count: int = 24, tile
         archive = scratch / kind
         (archive / "landcover").mkdir(parents=True)
         (archive / "landcover" / MCD12C1).symlink_to((landcover / MCD12C1).resolve())
-        for path in chosen:
+        for path in found:
             cut_scene(path, archive / "scenes", 1.0 if kind == "whole" else 0.5)
-        for path in chosen[:2]:
+        for path in found[:2]:
             cut_scene(path, archive / "warm-2", 1.0)
         built = measured("chips", archive, archive / "ours", tile, 2)
         plainly = measured("plain", archive, archive / "plain", tile=tile, stride=tile)
-        tiles[kind] = built["tiles"] / len(chosen)
-        times["ours"][kind] = 1e3 * sum(built["cpu"].values()) / len(chosen)
-        times["plain"][kind] = 1e3 * plainly["cpu"] / len(chosen)
-        stages = " ".join(f"{name}={1e3 * cpu / len(chosen):.1f}" for name, cpu in built["cpu"].items())
+        tiles[kind] = built["tiles"] / len(found)
+        times["ours"][kind] = 1e3 * sum(built["cpu"].values()) / len(found)
+        times["plain"][kind] = 1e3 * plainly["cpu"] / len(found)
+        stages = " ".join(f"{name}={1e3 * cpu / len(found):.1f}" for name, cpu in built["cpu"].items())
     (cover,) = find_landcover([scratch / "whole/landcover"])
     agreement = compare(scratch / "whole/ours", scratch / "whole/plain", cover.legend, cover.name)
     equal = agreement["tiles"] > 0.98 and agreement["pixels"] > 0.98 and agreement["labels"] < ALIKE
@@ -429,7 +428,7 @@ def case_chips(scratch: Path, _: tuple[int, int], __: int, count: int = 24, tile
     ours_whole, plain_whole = times["ours"]["whole"], times["plain"]["whole"]
     print(
         f"case=build-chips ours={ours_whole:.1f} peer={plain_whole:.1f} unit=ms/scene/core "
-        f"ratio={plain_whole / ours_whole:.2f} equal={'yes' if equal else 'no'} scenes={len(chosen)} "
+        f"ratio={plain_whole / ours_whole:.2f} equal={'yes' if equal else 'no'} scenes={len(found)} "
         f"tiles={tiles['whole']:.0f}/scene {stages} fixed={fixed['ours']:.1f} fixed_peer={fixed['plain']:.1f} "
         f"same_tiles={agreement['tiles']:.4f} pixels_within_{NEAR}={agreement['pixels']:.4f} "
         f"share_difference={agreement['labels']:.4f}",
