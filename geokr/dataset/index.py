@@ -129,13 +129,18 @@ def read_parts(
     parts: paths of those to read. Raises ValueError naming the requested columns that do not exist.
     """
     for path in list_parts(dataset) if parts is None else parts:
-        source = _open_part(path)
-        names = pq.read_schema(source).names
+        yield read_part(path, columns)
+
+
+def read_part(path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a part of the index, by default all columns except the footprints. Raises ValueError like `read_parts`."""
+    with pq.ParquetFile(_open_part(path)) as part:
+        names = part.schema_arrow.names
         available = [name for name in names if name not in ("geometry", "bbox")]
         if missing := [name for name in columns or () if name not in names]:
-            index = files.join(dataset, INDEX)
+            index = path.rpartition("/")[0]
             raise ValueError(f"{index} has no column {', '.join(missing)}, only {', '.join(available)}")
-        yield pq.read_table(source, columns=available if columns is None else list(columns), partitioning=None)
+        return part.read(available if columns is None else [*columns])
 
 
 def read_index(dataset: str | Path, columns: Sequence[str] | None = None) -> pa.Table:

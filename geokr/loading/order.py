@@ -76,14 +76,14 @@ class Permutation:
         while len(left_out):
             left, right = result[left_out] >> bits, result[left_out] & mask
             for key in self.keys:
-                left, right = right, left ^ (_mix(right + np.uint64(key)) & mask)
+                left, right = right, left ^ (mix(right + np.uint64(key)) & mask)
             result[left_out] = left << bits | right
             left_out = left_out[result[left_out] >= self.length]
         return result.astype(np.int64)
 
 
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele et al. 2014)."""
+def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Spread numbers over 64 bits, one to one: the finaliser of SplitMix64 (Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(values ^ (values >> np.uint64(31)))

@@ -1,5 +1,6 @@
 """The class shares of the parts of tiles, read from a label set into memory: one byte a class and part."""
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from geokr.dataset.layout import label_store
 from geokr.storage import files
 
 Shares = npt.NDArray[np.uint8]
+AHEAD = 64
+"""Scenes whose arrays are opened ahead of the one that is read."""
 
 
 def read_part_labels(
@@ -30,9 +33,14 @@ def read_part_labels(
     Raises ValueError naming the scene if its labels have no parts.
     """
     root = files.join(dataset, label_store(label_set))
-    opened = [_open(root, name) for name in scenes]
     result = np.empty((len(scene), grid, grid, len(classes)), np.uint8)
-    for number, (name, future) in enumerate(zip(scenes, opened, strict=True)):
+    # The tiles of a scene are one run of the index.
+    edges = np.flatnonzero(np.diff(scene)) + 1
+    runs = [*zip([0, *edges], [*edges, len(scene)], strict=True)] if len(scene) else []
+    opened = deque((run, _open(root, scenes[scene[run[0]]])) for run in runs[:AHEAD])
+    for number in range(len(runs)):
+        run, future = opened.popleft()
+        name = scenes[scene[run[0]]]
         try:
             areas = np.asarray(future.result().read().result())
         except ValueError as error:  # tensorstore raises it for every fault
@@ -40,8 +48,9 @@ def read_part_labels(
             if message.startswith("NOT_FOUND"):
                 message = "its labels have no parts; label it again with geokr label"
             raise ValueError(f"{root}/{name}: {message}") from error
-        tiles = np.flatnonzero(scene == number)
+        tiles = slice(*run)
         result[tiles] = resample(areas[row[tiles], col[tiles]][..., list(classes)], grid)
+        opened.extend((following, _open(root, scenes[scene[following[0]]])) for following in runs[number + AHEAD :][:1])
     return result
 
 

@@ -1,8 +1,10 @@
 """Selection of the tiles that a run reads: rows of the index that meet its conditions, with labels and weights."""
 
+import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geokr.dataset.index import read_parts, read_summary
+from geokr.dataset.index import list_parts, read_part, read_summary
 from geokr.dataset.layout import DATASET, INDEX
+from geokr.loading.order import mix
 from geokr.loading.part_labels import read_part_labels
 from geokr.loading.shared import share_arrays
 
 Weighting = Sequence[str] | Callable[[pa.Table], npt.NDArray[Any]]
 """Columns of the index whose product is the weight of a tile; or a function of selected rows, with all columns. It is
-called for each part of the index, so the weight of a row must not depend on other rows."""
+called for each part of the index, on several threads, so the weight of a row must not depend on other rows."""
 DataSets = str | Path | Sequence[str | Path]
 """Path or URL of a data set, or those of several."""
 OPTIONAL = ("year_gap", "gsd")
 """Columns that are read if the selection says so."""
 
+READERS = 8
+"""Parts of the index that are read at once."""
 CONDITION = re.compile(r"\s*([\w:.-]+)\s*(<=|>=|!=|=|<|>)\s*(.+?)\s*")
 log = logging.getLogger(__name__)
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -188,7 +193,7 @@ def select_tiles(data: DataSets, selection: Selection) -> tuple[tuple[str, ...],
     parts: list[npt.NDArray[np.uint8]] = []
     for home, (dataset, summary) in enumerate(zip(datasets, summaries, strict=True)):
         numbers: dict[str, int] = {}  # number of each scene among all, by its name in this data set
-        found = [*_read_chunks(dataset, summary, selection, classes, numbers, first=len(scenes))]
+        found = _read_chunks(dataset, summary, selection, classes, numbers, first=len(scenes))
         if selection.grid > 1:
             parts.append(_read_parts_of(dataset, summary, selection.grid, classes, [*numbers], len(scenes), found))
         if len(datasets) > 1 and not any(len(chunk["scene"]) for chunk in found):
@@ -200,12 +205,8 @@ def select_tiles(data: DataSets, selection: Selection) -> tuple[tuple[str, ...],
         advice = f"does the build make {selection.split}, in cells (build.index.split.cell) smaller than the scenes?"
         where = ", ".join(f"{dataset}/{INDEX}" for dataset in datasets)
         raise ValueError(f"{where}: no tile of {_describe(selection)}; {advice}")
-    if selection.pairs:
-        places = pa.chunked_array([piece for chunk in chunks for piece in chunk.pop("place").chunks])
     # Column by column, so that both copies are in memory of one column only.
     arrays = {name: np.concatenate([chunk.pop(name) for chunk in chunks]) for name in [*chunks[0]]}
-    if selection.pairs:
-        arrays["place"] = _encode(places)
     if parts:
         arrays["parts"] = parts[0] if len(parts) == 1 else np.concatenate(parts)
     if not arrays["weight"].any():
@@ -240,43 +241,52 @@ def _read_chunks(
     classes: Sequence[str],
     numbers: dict[str, int],
     first: int,
-) -> Iterator[dict[str, Any]]:
-    """The selected tiles of each part of an index: the arrays of `Tiles` by name, without `parts`; places as text.
+) -> list[dict[str, Any]]:
+    """The selected tiles of each part of an index: the arrays of `Tiles` by name, without `parts`.
 
-    numbers: the scenes that were met so far, numbered from `first`; gets those of the parts.
+    numbers: gets the scenes, numbered from `first`.
     """
     weight = selection.weight
     columns = ["scene", "row", "col", "known", "split", *classes, *(read_condition(t).column for t in selection.where)]
     columns += ["place", "acquired"] if selection.pairs else []
     columns += [name for name in OPTIONAL if getattr(selection, name)]
     wanted = None if callable(weight) else list(dict.fromkeys([*columns, *weight]))
-    listed = 0
-    for table in read_parts(dataset, wanted):
-        listed += table.num_rows
-        rows, total = _filter(dataset, table, selection, classes, len(classes) < len(summary["classes"]))
+    # Only tiles of the same size and stride are of the same ground if they have the same place.
+    settings = summary.get("settings", {}).get("grid", {"dataset": dataset})
+    kind = f"{settings.get('tile')} {settings.get('stride')} {settings.get('dataset', '')}"
+    reduce = len(classes) < len(summary["classes"])
+
+    def read(path: str) -> tuple[int, list[str], dict[str, Any]]:
+        table = read_part(path, wanted)
+        rows, total = _filter(dataset, table, selection, classes, reduce)
         encoded = rows["scene"].combine_chunks().dictionary_encode()
-        at = [numbers.setdefault(name, first + len(numbers)) for name in encoded.dictionary.to_pylist()]
-        shares = np.stack([rows[name].to_numpy() for name in classes], axis=1)
+        fraction = np.empty((rows.num_rows, len(classes)), np.float32)
+        for k, name in enumerate(classes):
+            np.divide(rows[name].to_numpy(), total, out=fraction[:, k], casting="same_kind")
         chunk: dict[str, Any] = {
-            "scene": np.array(at, np.int32)[encoded.indices.to_numpy()],
+            "scene": encoded.indices.to_numpy(),
             "row": rows["row"].to_numpy().astype(np.int32),
             "col": rows["col"].to_numpy().astype(np.int32),
-            "fraction": (shares / total[:, None]).astype(np.float32),
+            "fraction": fraction,
             "known": rows["known"].to_numpy().astype(np.float32),
             "weight": _read_weights(dataset, rows, weight),
         }
         if selection.pairs:
-            # Only tiles of the same size and stride are of the same ground if they have the same place.
-            grid = summary.get("settings", {}).get("grid", {"dataset": dataset})
-            kind = f" {grid.get('tile')} {grid.get('stride')} {grid.get('dataset', '')}"
-            chunk["place"] = pc.binary_join_element_wise(rows["place"].cast(pa.string()), kind, "")
+            chunk["place"] = hash_texts(rows["place"], kind)
             chunk["date"] = rows["acquired"].cast(pa.date32()).cast(pa.int32()).to_numpy().astype(np.int64)
         for name in OPTIONAL:
             if getattr(selection, name):
                 chunk[name] = rows[name].to_numpy().astype(np.float32)
-        yield chunk
-    if listed != (counted := summary.get("counts", {}).get("index", listed)):
+        return table.num_rows, encoded.dictionary.to_pylist(), chunk
+
+    with ThreadPoolExecutor(READERS, "index") as threads:
+        found = [*threads.map(read, list_parts(dataset))]
+    for _, scenes, chunk in found:
+        at = [numbers.setdefault(name, first + len(numbers)) for name in scenes]
+        chunk["scene"] = np.array(at, np.int32)[chunk["scene"]]
+    if (listed := sum(rows for rows, *_ in found)) != (counted := summary.get("counts", {}).get("index", listed)):
         raise ValueError(f"{dataset}/{INDEX}: {listed} tiles, but {DATASET} counts {counted}; build the index again")
+    return [chunk for *_, chunk in found]
 
 
 def _read_parts_of(
@@ -331,8 +341,22 @@ def _reduce_known(rows: pa.Table, total: npt.NDArray[np.float64]) -> pa.Table:
     return rows.set_column(rows.schema.get_field_index("known"), "known", pa.array(known.astype(np.float32)))
 
 
-def _encode(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    return column.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+def hash_texts(column: pa.ChunkedArray, kind: str) -> npt.NDArray[np.int64]:
+    """A number for each text, (n,): equal for equal texts of the same kind.
+
+    Unlike texts have the same number by chance, for one pair in 2^64: among 100 million, with a chance of 0.0003.
+    """
+    texts = column.combine_chunks().cast(pa.large_binary())
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset :][: len(texts) + 1]
+    data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
+    lengths = np.diff(offsets)
+    hashed = np.full(len(texts), int.from_bytes(hashlib.sha256(kind.encode()).digest()[:8], "little"), np.uint64)
+    for start in range(0, int(lengths.max(initial=0)), 8):  # eight bytes at a time; 0 beyond the end of a text
+        at = offsets[:-1, None] + np.arange(start, start + 8)
+        inside = at < offsets[1:, None]
+        word = np.where(inside, data[np.where(inside, at, 0)], np.uint8(0))
+        hashed = mix(hashed ^ word.view(np.uint64)[:, 0])
+    return mix(hashed ^ lengths.astype(np.uint64)).view(np.int64)
 
 
 def _read_weights(dataset: str, rows: pa.Table, weight: Weighting) -> npt.NDArray[np.float32]:

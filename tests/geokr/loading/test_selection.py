@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from geokr.loading.loader import TileLoader
-from geokr.loading.selection import Selection, read_condition, select_tiles
+from geokr.loading.selection import Selection, hash_texts, read_condition, select_tiles
 
 NAN = float("nan")
 MORE = {
@@ -140,3 +142,15 @@ def test_a_label_is_known_as_far_as_the_chosen_classes_cover_the_tile(build, tmp
     assert by_function == select(weight=("known",))
     with pytest.raises(ValueError, match=r"with known >= 0\.7 in the classes water, forest; does"):
         select(min_known=0.7)
+
+
+@given(st.lists(st.text(max_size=20) | st.sampled_from(["32650_10_1_2", "32650_10_12_", "\0", "\0\0"]), max_size=30))
+def test_texts_have_equal_numbers_if_they_and_their_kinds_are_equal(texts: list[str]) -> None:
+    column = pa.chunked_array(
+        [pa.array(["left out", *texts[:3]], pa.string()).slice(1), pa.array(texts[3:], pa.string())]
+    )
+    numbers = hash_texts(column, "256 200").tolist()
+    by_text = dict(zip(texts, numbers, strict=True))
+    assert numbers == [by_text[text] for text in texts]
+    assert len(set(numbers)) == len(by_text)
+    assert not {*hash_texts(column, "256 128").tolist()} & {*numbers}
