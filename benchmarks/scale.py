@@ -5,7 +5,8 @@ python -m benchmarks scale --tiles 1.43e6 14.3e6
 The stores of a data set are made of one scene of 100 x 100 tiles of 8 px: each further scene has its own metadata and
 place, and links to the arrays of the first. Each step runs in a process of its own, on its real code, in a plain loop.
 Printed are its seconds, those of the processor, its peak memory with the libraries, and the size of the largest `page`
-of the report. `slope` is that memory's growth per tile from one size to the next. `verify` is `geokr verify --fast`,
+of the report. `slope` is that memory's growth per tile from one size to the next. `batch` is a run's first batch with
+the choice of tiles, `shards` the same with a `shuffle_buffer`. `verify` is `geokr verify --fast`,
 `sampled` the same with `--scenes 300`.
 
 `simulate` streams --blocks blocks that do nothing to --workers threads through a real scheduler, and prints what a
@@ -44,12 +45,13 @@ from pipeline.verify.__main__ import main as verify
 
 CLASSES = tuple(f"class_{k}" for k in range(10))
 LABEL_SET = "globeland30_2020"
-STEPS = ("index", "choose", "batch", "verify", "sampled", "report", "html")
+STEPS = ("index", "choose", "batch", "shards", "verify", "sampled", "report", "html")
 ALONE = ("simulate", "bucket")
 """Steps that need no data set of a size."""
 LIMIT = 16 << 30
 """Memory that no step may exceed, bytes."""
 BATCH = 256
+BUFFER = 4096
 
 
 def make_covers() -> list[LandCover]:
@@ -116,6 +118,10 @@ def read_batch(root: Path) -> None:
     next(TileLoader(root, Selection("train"), batch=BATCH, prefetch=0).epoch(0))
 
 
+def read_shards(root: Path) -> None:
+    next(TileLoader(root, Selection("train"), batch=BATCH, prefetch=0, shuffle_buffer=BUFFER).epoch(0))
+
+
 def verify_fast(root: Path, *options: str) -> None:
     if verify([str(root), "--fast", *options]):
         raise RuntimeError(f"{root} is not sound")
@@ -145,7 +151,11 @@ def measure(step: str, root: Path) -> dict[str, float]:
 
 
 RUN: dict[str, Callable[[Path], None]] = dict(
-    zip(STEPS, (write_index, choose, read_batch, verify_fast, verify_some, report, write_pages), strict=True)
+    zip(
+        STEPS,
+        (write_index, choose, read_batch, read_shards, verify_fast, verify_some, report, write_pages),
+        strict=True,
+    )
 )
 
 

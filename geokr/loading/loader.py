@@ -26,10 +26,10 @@ from geokr.loading.order import (
     draw_tiles,
     find_companions,
     make_generator,
-    shuffle_by_shard,
 )
 from geokr.loading.pixels import PendingRead, open_reader
 from geokr.loading.selection import DataSets, Selection, list_datasets, share_tiles
+from geokr.loading.shard_order import Drawn, ShardOrder, Shards, group_by_shard
 from geokr.loading.shared import share_arrays
 from geokr.loading.units import PixelUnits
 
@@ -73,7 +73,7 @@ class TileLoader:
     Without `shuffle_buffer` the order is a random permutation. At each step, the ranks together read the same tiles as
     one rank with a batch `world` times as large. Within a step, tiles are sorted by scene, row and column, since their
     order does not matter there. With `shuffle_buffer`, tiles are read shard by shard, each shard once and in one
-    piece: see `shuffle_by_shard`.
+    piece: see `ShardOrder`.
     """
 
     def __init__(
@@ -149,15 +149,13 @@ class TileLoader:
                 raise ValueError(f"{where}: split {split} has no place of two dates with bands {', '.join(self.bands)}")
         self._chance: npt.NDArray[np.float64] | None = None
         self._edges: npt.NDArray[np.float64] | None = None
-        """Cumulative chances, in place of `_chance`, of more tiles than are drawn by arrays of positions."""
+        """Cumulative chances, in place of `_chance`, for more tiles than are drawn by arrays, or by shard."""
+        self._shards = self._group_by_shard() if shuffle_buffer else None
         if balance or mixture:
-            if self._large:
-                make = lambda: (None, {"edges": np.cumsum(self._find_chances(balance, mixture))})  # noqa: E731
-                self._edges = share_arrays(make)[1]["edges"]
+            if self._large or self._shards is not None:
+                self._edges = self._share_edges(balance, mixture)
             else:
                 self._chance = self._find_chances(balance, mixture)
-        if shuffle_buffer:
-            self._shard = self._number_shards()
         self._warned_shards: set[str] = set()
         self.skipped = 0
         """Number of tiles that could not be read so far, on this rank."""
@@ -189,18 +187,27 @@ class TileLoader:
             first += count
         return np.concatenate(chances)
 
-    def _number_shards(self) -> npt.NDArray[np.int64]:
-        """The number of the shard of each tile, equal for tiles of the same shard: (tile,)."""
+    def _share_edges(self, balance: float, mixture: Sequence[float]) -> npt.NDArray[np.float64]:
+        """Cumulative chances of the tiles, in the order of the index or of the shards, once for all processes."""
 
-        def make() -> tuple[None, dict[str, npt.NDArray[np.int64]]]:
-            cells = self._reader.shard_cells(np.arange(self.tiles))
-            return None, {"shard": np.unique(cells, axis=0, return_inverse=True)[1].ravel()}
+        def make() -> tuple[None, dict[str, npt.NDArray[np.float64]]]:
+            chances = self._find_chances(balance, mixture)
+            return None, {"edges": np.cumsum(chances if self._shards is None else chances[self._shards.tiles])}
 
-        return share_arrays(make)[1]["shard"]
+        return share_arrays(make)[1]["edges"]
+
+    def _group_by_shard(self) -> Shards:
+        """The tiles by shard, in memory once for all processes of a machine."""
+
+        def make() -> tuple[None, dict[str, Positions]]:
+            shards = group_by_shard(self.selected.scene, lambda tiles: self._reader.shard_cells(tiles)[:, 1:])
+            return None, {"tiles": shards.tiles, "edges": shards.edges}
+
+        return Shards(**share_arrays(make)[1])
 
     @property
     def _large(self) -> bool:
-        return self.tiles > LARGE and self._companions is None and not self.shuffle_buffer
+        return self.tiles > LARGE and self._companions is None
 
     @property
     def fraction(self) -> npt.NDArray[np.float32]:
@@ -216,7 +223,7 @@ class TileLoader:
         return self.epoch(0)
 
     def order(self, number: int) -> Positions | LazyOrder:
-        """Positions in `selected`, in an epoch's order: for all ranks, with `shuffle_buffer` for this rank only."""
+        """Positions in `selected`, in an epoch's order for all ranks, without a `shuffle_buffer`."""
         if self._large:
             return self._order_lazily(number)
         candidates = np.arange(self.tiles) if self._candidates is None else self._candidates
@@ -225,12 +232,7 @@ class TileLoader:
         tiles = np.arange(self.tiles)
         if self._chance is not None:
             tiles = draw_tiles(self._chance, make_generator(self.seed, number, DRAW))
-        rng = make_generator(self.seed, number, ORDER)
-        if self.shuffle_buffer:
-            sequence = shuffle_by_shard(self._shard[tiles], self.shuffle_buffer, rng, self.rank, len(self) * self.batch)
-        else:
-            sequence = rng.permutation(self.tiles)
-        return candidates[tiles[sequence]]
+        return candidates[tiles[make_generator(self.seed, number, ORDER).permutation(self.tiles)]]
 
     def _order_lazily(self, number: int) -> LazyOrder:
         """`order` for more tiles than arrays of positions are made for: other random numbers, the same distribution."""
@@ -253,10 +255,13 @@ class TileLoader:
 
     def _read_epoch(self, number: int, start: int) -> Iterator[tuple[Batch, int]]:
         """Read the batches of an epoch, each with the number of tiles left out of it."""
+        if self._shards is not None:
+            length = len(self) * self.batch
+            by_shard = ShardOrder(
+                self._shards, self.shuffle_buffer, length, self.seed, number, self.rank, chances=self._edges
+            )
+            return self._read_by_shard(by_shard, start)
         order = self.order(number)
-        if self.shuffle_buffer:
-            assert not isinstance(order, LazyOrder)
-            return self._read_by_shard(order[start * self.batch :])
         span = self.batch * self.world
         partner = (
             None
@@ -322,44 +327,40 @@ class TileLoader:
         errors = {row: message for read in reads for row, message in self._reader.finish(read).items()}
         return self._make_batch(reads[0].positions, images, errors)
 
-    def _read_by_shard(self, order: Positions) -> Iterator[tuple[Batch, int]]:
-        """Read batches of consecutive positions. Each shard is read at its first tile and kept until its last tile."""
-        steps = len(order) // self.batch
-        shard = np.unique(self._reader.shard_cells(order), axis=0, return_inverse=True)[1].ravel()
-        by_shard = np.argsort(shard, kind="stable")
-        runs = np.split(by_shard, np.flatnonzero(np.diff(shard[by_shard])) + 1)
-        slot = np.empty(len(order), dtype=np.int64)
-        tiles_of: list[Positions] = []
-        for run in runs:  # a tile that occurs several times is read once
-            unique, slot[run] = np.unique(order[run], return_inverse=True)
-            tiles_of.append(unique)
-        runs_at_step: dict[int, list[int]] = {}
-        for number, run in enumerate(runs):
-            runs_at_step.setdefault(int(run[0]) // self.batch, []).append(number)
-        last_step = [int(run[-1]) // self.batch for run in runs]
+    def _read_by_shard(self, order: ShardOrder, start: int) -> Iterator[tuple[Batch, int]]:
+        """Read the batches of an order. Each shard is read at its first tile and kept until its last tile."""
+        in_flight: deque[Drawn] = deque()
         reads: dict[int, PendingRead] = {}
-        errors_of: dict[int, dict[int, str]] = {}
-        for ahead in range(steps + self.prefetch):
-            for number in runs_at_step.get(ahead, ()):
-                target = np.empty((len(tiles_of[number]), *self._reader.tile_shape), dtype=self._reader.dtype)
-                reads[number] = self._reader.request(tiles_of[number], target)
-            step = ahead - self.prefetch
-            if step < 0:
-                continue
-            window = slice(step * self.batch, (step + 1) * self.batch)
-            image, errors = self._allocate(self.batch), {}
-            target = image.numpy()
-            for row, (number, index) in enumerate(zip(shard[window].tolist(), slot[window].tolist(), strict=True)):
-                if number not in errors_of:
-                    errors_of[number] = self._reader.finish(reads[number])
-                if index in errors_of[number]:
-                    errors[row] = errors_of[number][index]
-                else:
-                    target[row] = reads[number].target[index]
-            for number in set(shard[window].tolist()):
-                if last_step[number] == step:
-                    del reads[number], errors_of[number]
-            yield self._make_batch(order[window], [image], errors)
+        errors: dict[int, dict[int, str]] = {}
+        for drawn in order.batches(self.batch, start * self.batch):
+            for shard in np.unique(drawn.shard).tolist():
+                if shard not in reads:
+                    tiles = np.unique(order.draw(shard))  # one that occurs several times is read once
+                    target = np.empty((len(tiles), *self._reader.tile_shape), dtype=self._reader.dtype)
+                    reads[shard] = self._reader.request(tiles, target)
+            in_flight.append(drawn)
+            if len(in_flight) > self.prefetch:
+                yield self._finish_drawn(in_flight.popleft(), reads, errors)
+        while in_flight:
+            yield self._finish_drawn(in_flight.popleft(), reads, errors)
+
+    def _finish_drawn(
+        self, drawn: Drawn, reads: dict[int, PendingRead], errors: dict[int, dict[int, str]]
+    ) -> tuple[Batch, int]:
+        """Make a batch of tiles of shards. reads, errors: shard -> its read, and its tiles that cannot be read."""
+        image, errors_here = self._allocate(self.batch), {}
+        target = image.numpy()
+        for row, (tile, shard) in enumerate(zip(drawn.tiles, drawn.shard.tolist(), strict=True)):
+            if shard not in errors:
+                errors[shard] = self._reader.finish(reads[shard])
+            index = int(np.searchsorted(reads[shard].positions, tile))
+            if index in errors[shard]:
+                errors_here[row] = errors[shard][index]
+            else:
+                target[row] = reads[shard].target[index]
+        for shard in drawn.shard[drawn.last].tolist():
+            del reads[shard], errors[shard]
+        return self._make_batch(drawn.tiles, [image], errors_here)
 
     def _make_batch(
         self, positions: Positions, images: list[torch.Tensor], errors: dict[int, str]

@@ -12,12 +12,13 @@ LARGE = 1 << 24
 """More tiles than this are ordered by functions, not by arrays of positions."""
 PIECE = 1 << 20
 """Tiles whose labels are converted to 64 bits at once."""
-ORDER, DRAW, PAIRS = range(3)
+ORDER, DRAW, PAIRS, BUFFER, CUT = range(5)
 """Independent streams of random numbers: whether one is used does not change the others."""
 
 
-def make_generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    return np.random.default_rng([seed, epoch] if stream == ORDER else [seed, epoch, stream])
+def make_generator(seed: int, epoch: int, stream: int, *more: int) -> np.random.Generator:
+    """Random numbers of a stream. more: numbers of a part of it, such as a rank."""
+    return np.random.default_rng([seed, epoch] if stream == ORDER else [seed, epoch, stream, *more])
 
 
 def class_probabilities(fraction: npt.NDArray[np.float32], balance: float) -> npt.NDArray[np.float64]:
@@ -116,24 +117,6 @@ def draw_lazily(edges: npt.NDArray[np.float64], rng: np.random.Generator) -> Cal
     """
     tiles, offset = len(edges), rng.random()
     return lambda places: np.minimum(np.searchsorted(edges, (places + 1 - offset) / tiles), tiles - 1)
-
-
-def shuffle_by_shard(
-    shard: npt.NDArray[np.int64], buffer: int, rng: np.random.Generator, rank: int, length: int
-) -> npt.NDArray[np.int64]:
-    """Order a rank's part of the tiles shard by shard, shuffled over about `buffer` tiles: (length,) int64.
-
-    shard: (tile,) number of the shard that contains the tile. The shards are put in a random order, and this sequence
-    of tiles is split into one run of `length` tiles per rank. A shard therefore belongs to one rank, or to two at the
-    boundary of a run. A tile comes at most `buffer` positions, plus the size of its shard, after the first position
-    of its shard.
-    """
-    shard_position = rng.permutation(int(shard.max(initial=-1)) + 1)[shard]
-    sequence = np.lexsort((rng.random(len(shard)), shard_position))
-    delay = rng.random(len(shard)) * buffer
-    run = slice(rank * length, (rank + 1) * length)
-    run_positions = shard_position[sequence[run]]
-    return sequence[run][np.argsort(np.searchsorted(run_positions, run_positions) + delay[run], kind="stable")]
 
 
 @dataclass(frozen=True, slots=True)

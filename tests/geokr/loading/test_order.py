@@ -14,7 +14,6 @@ from geokr.loading.order import (
     draw_tiles,
     find_companions,
     make_generator,
-    shuffle_by_shard,
 )
 
 
@@ -134,43 +133,6 @@ def test_streams_of_random_numbers_are_unlike() -> None:
         make_generator(seed, epoch, stream).random() for seed in range(3) for epoch in range(3) for stream in range(3)
     ]
     assert len(set(drawn)) == 27
-
-
-@given(
-    seed=st.integers(0, 50),
-    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12),
-    buffer=st.integers(1, 30),
-    world=st.integers(1, 4),
-)
-def test_shards_follow_one_another_within_the_buffer(seed: int, sizes: list[int], buffer: int, world: int) -> None:
-    shard = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    length = len(shard) // world
-    parts = [shuffle_by_shard(shard, buffer, np.random.default_rng(seed), rank, length) for rank in range(world)]
-    seen = np.concatenate(parts)
-    assert [len(part) for part in parts] == [length] * world
-    assert len(np.unique(seen)) == len(seen)
-    owners = sum(len(np.unique(shard[part])) for part in parts)
-    assert owners <= len(sizes) + world - 1
-    for part in parts:
-        # Between the first and the last tile of a shard lie at most the buffer, what it began with, and its own.
-        for number in np.unique(shard[part]):
-            at = np.flatnonzero(shard[part] == number)
-            assert at[-1] - at[0] <= buffer + 2 * max(sizes)
-
-
-def test_a_large_buffer_mixes_all_shards() -> None:
-    shard = np.repeat(np.arange(20), 50)
-    order = shuffle_by_shard(shard, 100_000, np.random.default_rng(0), 0, 1000)
-    assert len(set(shard[order[:50]])) > 10
-    assert len(set(shard[shuffle_by_shard(shard, 1, np.random.default_rng(0), 0, 1000)[:50]])) == 1
-
-
-def test_any_shard_may_come_first_and_any_tile_be_left_out() -> None:
-    shard = np.repeat(np.arange(3), [4, 5, 2])
-    orders = [shuffle_by_shard(shard, 1, np.random.default_rng(seed), 0, 10) for seed in range(300)]
-    assert {shard[order[0]] for order in orders} == {0, 1, 2}
-    left_out = np.bincount([(set(range(11)) - set(order.tolist())).pop() for order in orders], minlength=11)
-    assert left_out.min() > 0.3 * left_out.mean()
 
 
 @given(
