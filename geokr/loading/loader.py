@@ -18,6 +18,7 @@ from geokr.loading.order import (
     ORDER,
     PAIRS,
     Companions,
+    Counts,
     LazyOrder,
     Positions,
     class_probabilities,
@@ -140,11 +141,10 @@ class TileLoader:
         self.selected = self._reader.tiles
         """The tiles that can be read, in the order of the index."""
         self._companions: Companions | None = None
-        self._candidates: Positions | None = None
+        self._candidates: Counts | None = None
         """Positions of the tiles of an epoch in `selected`; None for all."""
         if self.selected.place is not None and self.selected.date is not None:
-            self._companions = _share_companions(self.selected.place, self.selected.date)
-            self._candidates = np.flatnonzero(self._companions.others)
+            self._companions, self._candidates = _share_companions(self.selected.place, self.selected.date)
             if len(self._candidates) == 0:
                 raise ValueError(f"{where}: split {split} has no place of two dates with bands {', '.join(self.bands)}")
         self._chance: npt.NDArray[np.float64] | None = None
@@ -207,7 +207,7 @@ class TileLoader:
 
     @property
     def _large(self) -> bool:
-        return self.tiles > LARGE and self._companions is None
+        return self.tiles > LARGE
 
     @property
     def fraction(self) -> npt.NDArray[np.float32]:
@@ -226,23 +226,26 @@ class TileLoader:
         """Positions in `selected`, in an epoch's order for all ranks, without a `shuffle_buffer`."""
         if self._large:
             return self._order_lazily(number)
-        candidates = np.arange(self.tiles) if self._candidates is None else self._candidates
-        if not self.shuffle:
-            return candidates
         tiles = np.arange(self.tiles)
+        if not self.shuffle:
+            return self._find(tiles)
         if self._chance is not None:
             tiles = draw_tiles(self._chance, make_generator(self.seed, number, DRAW))
-        return candidates[tiles[make_generator(self.seed, number, ORDER).permutation(self.tiles)]]
+        return self._find(tiles[make_generator(self.seed, number, ORDER).permutation(self.tiles)])
 
     def _order_lazily(self, number: int) -> LazyOrder:
         """`order` for more tiles than arrays of positions are made for: other random numbers, the same distribution."""
         if not self.shuffle:
-            return LazyOrder(self.tiles, lambda places: places)
+            return LazyOrder(self.tiles, self._find)
         permutation = draw_permutation(self.tiles, make_generator(self.seed, number, ORDER))
         if self._edges is None:
-            return LazyOrder(self.tiles, permutation)
+            return LazyOrder(self.tiles, lambda places: self._find(permutation(places)))
         draw = draw_lazily(self._edges, make_generator(self.seed, number, DRAW))
-        return LazyOrder(self.tiles, lambda places: draw(permutation(places)))
+        return LazyOrder(self.tiles, lambda places: self._find(draw(permutation(places))))
+
+    def _find(self, numbers: Positions) -> Positions:
+        """Positions in `selected` of tiles by their number in an epoch."""
+        return numbers if self._candidates is None else self._candidates[numbers].astype(np.int64)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of one epoch, starting at batch `start`; earlier batches are not read.
@@ -263,13 +266,9 @@ class TileLoader:
             return self._read_by_shard(by_shard, start)
         order = self.order(number)
         span = self.batch * self.world
-        partner = (
-            None
-            if self._companions is None
-            else self._companions.draw_partners(make_generator(self.seed, number, PAIRS))
-        )
+        key = int(make_generator(self.seed, number, PAIRS).integers(2**64, dtype=np.uint64))
         steps = (order[i * span : (i + 1) * span] for i in range(start, len(self)))
-        return self._read_parts((self._rank_part(step) for step in steps), partner)
+        return self._read_parts((self._rank_part(step) for step in steps), None if self._companions is None else key)
 
     def _rank_part(self, step: Positions) -> Positions:
         """Select this rank's part of the tiles of one step."""
@@ -293,7 +292,7 @@ class TileLoader:
             drawn = draw_permutation(self.tiles, rng)(np.arange(min(tiles, self.tiles)))
         else:
             drawn = rng.permutation(self.tiles)[:tiles]
-        return drawn if self._candidates is None else self._candidates[drawn]
+        return self._find(drawn)
 
     def measure_levels(self, tiles: int = 1024) -> PixelLevels:
         """Measure range, mean and spread of each band over up to `tiles` random tiles.
@@ -309,11 +308,13 @@ class TileLoader:
                 counts[band] += np.bincount(batch.image[:, band].numpy().ravel(), minlength=levels)
         return measure_levels(counts, self._reader.dtype.name)
 
-    def _read_parts(self, parts: Iterable[Positions], partner: Positions | None = None) -> Iterator[tuple[Batch, int]]:
-        """Read a batch for each array of positions, with several reads in flight."""
+    def _read_parts(self, parts: Iterable[Positions], pairs: int | None = None) -> Iterator[tuple[Batch, int]]:
+        """Read a batch for each array of positions, with several reads in flight. pairs: the key of their partners."""
         in_flight: deque[tuple[list[torch.Tensor], list[PendingRead]]] = deque()
         for part in parts:
-            requests = [part] if partner is None else [part, partner[part]]
+            requests = [part]
+            if self._companions is not None and pairs is not None:
+                requests.append(self._companions.draw_partners(part, pairs))
             images = [self._allocate(len(part)) for _ in requests]
             targets = (image.numpy() for image in images)
             reads = [self._reader.request(*request) for request in zip(requests, targets, strict=True)]
@@ -397,14 +398,17 @@ class TileLoader:
         return torch.empty(shape, dtype=getattr(torch, self._reader.dtype.name), pin_memory=torch.cuda.is_available())
 
 
-def _share_companions(place: npt.NDArray[np.int64], date: npt.NDArray[np.int64]) -> Companions:
-    """Like `find_companions`, in memory once for all processes of a machine."""
+def _share_companions(place: npt.NDArray[np.int64], date: npt.NDArray[np.int64]) -> tuple[Companions, Counts]:
+    """The companions of tiles, and the tiles that have any, in memory once for all processes of a machine."""
 
-    def make() -> tuple[None, dict[str, Positions]]:
+    def make() -> tuple[None, dict[str, Counts]]:
         found = find_companions(place, date)
-        return None, {field.name: getattr(found, field.name) for field in fields(found)}
+        arrays = {field.name: getattr(found, field.name) for field in fields(found)}
+        return None, arrays | {"candidates": np.flatnonzero(found.others).astype(found.others.dtype)}
 
-    return Companions(**share_arrays(make)[1])
+    arrays = share_arrays(make)[1]
+    candidates = arrays.pop("candidates")
+    return Companions(**arrays), candidates
 
 
 def _pin(values: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Positions = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.signedinteger[Any]]
+"""Positions or numbers of tiles, of 32 bits where these suffice."""
 
 LARGE = 1 << 24
 """More tiles than this are ordered by functions, not by arrays of positions."""
@@ -123,37 +126,42 @@ def draw_lazily(edges: npt.NDArray[np.float64], rng: np.random.Generator) -> Cal
 class Companions:
     """For each tile, the tiles of the same place at other dates: a range of `sequence` without the tile's own date."""
 
-    sequence: Positions
+    sequence: Counts
     """Tiles sorted by place, then by date."""
-    first: Positions
+    first: Counts
     """Index in `sequence` at which the tile's place begins."""
-    own: Positions
+    own: Counts
     """Index in `sequence` at which the tile's own date begins."""
-    dated: Positions
+    dated: Counts
     """Number of tiles of the place with the tile's own date, including itself."""
-    others: Positions
+    others: Counts
     """Number of tiles of the place with another date."""
 
-    def draw_partners(self, rng: np.random.Generator) -> Positions:
-        """Draw one companion for each tile; the tile itself if it has none."""
-        index = self.first + (rng.random(len(self.first)) * self.others).astype(np.int64)
-        index += np.where(index >= self.own, self.dated, 0)
-        tiles = np.arange(len(self.first))
-        return np.where(self.others > 0, self.sequence[np.where(self.others > 0, index, 0)], tiles)
+    def draw_partners(self, tiles: Positions, key: int) -> Positions:
+        """Draw one companion for each of some tiles; the tile itself if it has none.
+
+        key: 64 bits. A tile has the same partner whenever it is drawn with the same key.
+        """
+        others, own = self.others[tiles], self.own[tiles]
+        random = mix(mix(tiles.astype(np.uint64)) ^ np.uint64(key)) / 2.0**64
+        index = self.first[tiles] + np.minimum((random * others).astype(np.int64), others - 1)
+        index += np.where(index >= own, self.dated[tiles], 0)
+        return np.where(others > 0, self.sequence[np.where(others > 0, index, 0)], tiles).astype(np.int64)
 
 
 def find_companions(place: npt.NDArray[np.int64], date: npt.NDArray[np.int64]) -> Companions:
     """Find the companions of each tile. place, date: (tile,) integers, equal for tiles of the same place or date."""
-    sequence = np.lexsort((date, place))
-    places, dates = place[sequence], date[sequence]
-    new_place = np.diff(places, prepend=places[:1] - 1) != 0
-    new_date = new_place | (np.diff(dates, prepend=dates[:1] - 1) != 0)
-    columns = []
+    kind: type[np.signedinteger[Any]] = np.int32 if len(place) < 2**31 else np.int64
+    sequence = np.lexsort((date, place)).astype(kind)
+    new_place = np.diff(place[sequence], prepend=place[sequence[:1]] - 1) != 0
+    new_date = new_place | (np.diff(date[sequence], prepend=date[sequence[:1]] - 1) != 0)
+    columns: list[Counts] = []
     for starts_run in (new_place, new_date):
         starts = np.flatnonzero(starts_run)
-        run = np.cumsum(starts_run) - 1
-        columns += [starts[run], np.diff(starts, append=len(place))[run]]
-    first, tiles, own, dated = (np.empty_like(column) for column in columns)
-    for target, column in zip((first, tiles, own, dated), columns, strict=True):
-        target[sequence] = column
+        run = np.cumsum(starts_run, dtype=kind) - 1
+        for values in (starts, np.diff(starts, append=len(place))):
+            column = np.empty(len(place), kind)
+            column[sequence] = values.astype(kind)[run]
+            columns.append(column)
+    first, tiles, own, dated = columns
     return Companions(sequence, first, own, dated, tiles - dated)

@@ -142,7 +142,7 @@ def test_streams_of_random_numbers_are_unlike() -> None:
 def test_a_companion_is_of_the_same_place_and_another_date(seed: int, rows: list[tuple[int, int]]) -> None:
     place, date = np.array(rows).T
     found = find_companions(place, date)
-    partner = found.draw_partners(np.random.default_rng(seed))
+    partner = found.draw_partners(np.arange(len(rows)), seed)
     for i in range(len(rows)):
         others = [j for j in range(len(rows)) if place[j] == place[i] and date[j] != date[i]]
         assert found.others[i] == len(others)
@@ -151,6 +151,11 @@ def test_a_companion_is_of_the_same_place_and_another_date(seed: int, rows: list
 
 def test_every_companion_is_drawn_some_time() -> None:
     place, date = np.zeros(5, np.int64), np.array([3, 1, 1, 2, 3])
-    found, rng = find_companions(place, date), np.random.default_rng(0)
-    drawn = np.stack([found.draw_partners(rng) for _ in range(200)])
+    found = find_companions(place, date)
+    drawn = np.stack([found.draw_partners(np.arange(5), key) for key in range(600)])
+    assert (found.draw_partners(np.array([3, 1]), 7) == drawn[7, [3, 1]]).all()  # whatever is asked for with it
     assert [set(column.tolist()) for column in drawn.T] == [{1, 2, 3}, {0, 3, 4}, {0, 3, 4}, {0, 1, 2, 4}, {1, 2, 3}]
+    counts = np.stack([np.bincount(column, minlength=5) for column in drawn.T])
+    assert counts[counts > 0] == pytest.approx(np.repeat([200, 150, 200], [9, 4, 3]), abs=60)  # each as often
+    # What one tile draws says nothing of what the next one does.
+    assert abs(np.corrcoef(drawn[:, 0], drawn[:, 4])[0, 1]) < 0.15
