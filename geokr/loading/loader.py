@@ -29,7 +29,7 @@ from geokr.loading.order import (
     make_generator,
 )
 from geokr.loading.pixels import PendingRead, open_reader
-from geokr.loading.selection import DataSets, Selection, list_datasets, share_tiles
+from geokr.loading.selection import DataSets, Selection, list_datasets, share_scenes, share_tiles
 from geokr.loading.shard_order import Drawn, ShardOrder, Shards, group_by_shard
 from geokr.loading.shared import share_arrays
 from geokr.loading.units import PixelUnits
@@ -134,7 +134,7 @@ class TileLoader:
                 f"mixture has {len(mixture)} shares, expected one for each of {len(self.datasets)} data sets"
             )
         self.classes, tiles = share_tiles(dataset, selection)
-        self._reader = open_reader(self.datasets, split, tiles, bands, units, side)
+        self._reader = open_reader(self.datasets, split, tiles, bands, units, side, share_scenes)
         self.bands, self.units = self._reader.bands, self._reader.units
         self.scenes_left_out: tuple[str, ...] = tuple(tiles.scenes[n] for n in self._reader.scenes_without_bands)
         """Scenes with selected tiles that lack one of the bands."""

@@ -7,7 +7,7 @@ a read in a forked process would wait forever.
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from geokr.dataset.layout import RGB, TILES
 from geokr.loading.order import Positions
-from geokr.loading.selection import Tiles
+from geokr.loading.selection import Tiles, keep_scenes
 from geokr.loading.shared import count_ranks
 from geokr.loading.units import PixelUnits, find_common_units, read_units
 from geokr.storage import files
@@ -78,12 +78,14 @@ class TileReader:
         bands: Sequence[str],
         units: PixelUnits | None = None,
         side: int = 0,
+        keep: Callable[[Tiles, npt.NDArray[np.bool_]], Tiles] = keep_scenes,
     ) -> None:
         """root: path or URL of the store, or those of several data sets: see `Tiles.homes`.
 
         bands: bands to read, in this order; if empty, those of `choose_bands`.
         units: of the pixels that are read, whatever those of each scene are; by default the common ones of the scenes.
         side: side to which tiles are resized if those of one data set have another size than those of another, px.
+        keep: leaves out the tiles of scenes that lack one of the bands.
         Raises ValueError if a store has no scene with all bands. Also raises it, naming the scene, if a scene is not in
         the store, if its image cannot be opened, or if its tiles differ in size, type or quantity from those of other
         scenes.
@@ -122,7 +124,7 @@ class TileReader:
             del attributes[number], places[number]
         arrays = _open_scenes(places, context, self.addresses, attributes, self.bands)
         self._arrays = arrays
-        self.tiles = tiles.filter(np.array([number in arrays for number in range(len(tiles.scenes))])[tiles.scene])
+        self.tiles = keep(tiles, np.array([number in arrays for number in range(len(tiles.scenes))]))
         """The tiles of the scenes that have all bands."""
         sizes = _check_kinds(arrays, homes, self.addresses, bool(side))
         shape = next(iter(arrays.values())).shape[2:]
@@ -249,10 +251,11 @@ def open_reader(
     bands: Sequence[str],
     units: PixelUnits | None = None,
     side: int = 0,
+    keep: Callable[[Tiles, npt.NDArray[np.bool_]], Tiles] = keep_scenes,
 ) -> TileReader:
     """Open the tiles of a data set, or of several: see `TileReader`. Warns of scenes that lack a band."""
     datasets = [dataset] if isinstance(dataset, str) else dataset
-    reader = TileReader([f"{path}/{TILES}" for path in datasets], tiles, bands, units, side)
+    reader = TileReader([f"{path}/{TILES}" for path in datasets], tiles, bands, units, side, keep)
     if reader.scenes_without_bands:
         log.warning(
             "%s: %d scenes of split %s lack a band of %s, left out",

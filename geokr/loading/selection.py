@@ -177,6 +177,19 @@ def share_tiles(data: DataSets, selection: Selection) -> tuple[tuple[str, ...], 
     return tuple(classes), Tiles(tuple(scenes), **arrays, homes=tuple(homes))
 
 
+def keep_scenes(tiles: Tiles, keep: npt.NDArray[np.bool_]) -> Tiles:
+    """The tiles of the scenes for which `keep`, (scene,), is true."""
+    return tiles if keep.all() else tiles.filter(keep[tiles.scene])
+
+
+def share_scenes(tiles: Tiles, keep: npt.NDArray[np.bool_]) -> Tiles:
+    """Like `keep_scenes`, with the arrays in memory once, as in `share_tiles`."""
+    if keep.all():
+        return tiles
+    shared: dict[str, Any] = share_arrays(lambda: (None, keep_scenes(tiles, keep).arrays()))[1]
+    return replace(tiles, **shared)
+
+
 def select_tiles(data: DataSets, selection: Selection) -> tuple[tuple[str, ...], Tiles]:
     """Select the classes to learn, and the tiles that meet all conditions and contain any of these classes.
 

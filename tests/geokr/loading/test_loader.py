@@ -1,5 +1,6 @@
 """The loader gives every tile's own pixels and label, in an order that depends on seed and epoch alone."""
 
+import itertools
 import json
 import logging
 import os
@@ -449,6 +450,33 @@ def test_processes_of_a_machine_have_the_tiles_in_memory_once(
         for name, values in tiles.arrays().items():
             assert np.array_equal(values, getattr(alone[1], name))
             assert not values.flags.writeable
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle_buffer": 20}, {"shuffle_buffer": 20, "balance": 0.5}])
+def test_processes_share_what_is_left_of_tiles_whose_bands_differ(
+    build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    image, share = np.ones((4, 5, 4, 8, 8), np.uint8), some_shares(4, 5)
+    dataset = build(
+        tmp_path / "mixed",
+        {"full": image, "grey": image[:, :, :1], "other": image},
+        dict.fromkeys(("full", "grey", "other"), share),
+        bands={"grey": ["pan"]},
+    )
+    alone = TileLoader(dataset, Selection("train"), batch=4, **options)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    ranks = []
+    for _ in range(2):
+        monkeypatch.setattr(shared, "_calls", itertools.count())  # two processes, one after the other
+        ranks.append(TileLoader(dataset, Selection("train"), batch=4, **options))
+    assert not list(scratch.iterdir())
+    for loader in ranks:
+        assert loader.scenes_left_out == ("grey",)
+        assert not any(values.flags.owndata or values.flags.writeable for values in loader.selected.arrays().values())
+        assert [batch.fraction.tolist() for batch in loader] == [batch.fraction.tolist() for batch in alone]
 
 
 def test_the_tiles_of_several_parts_are_those_of_one(addressed: Path) -> None:
