@@ -145,7 +145,7 @@ class TileLoader:
         """Positions of the tiles of an epoch in `selected`; None for all."""
         if self.selected.place is not None and self.selected.date is not None:
             self._companions, self._candidates = _share_companions(self.selected.place, self.selected.date)
-            if len(self._candidates) == 0:
+            if self.tiles == 0:
                 raise ValueError(f"{where}: split {split} has no place of two dates with bands {', '.join(self.bands)}")
         self._chance: npt.NDArray[np.float64] | None = None
         self._edges: npt.NDArray[np.float64] | None = None
@@ -398,8 +398,11 @@ class TileLoader:
         return torch.empty(shape, dtype=getattr(torch, self._reader.dtype.name), pin_memory=torch.cuda.is_available())
 
 
-def _share_companions(place: npt.NDArray[np.int64], date: npt.NDArray[np.int64]) -> tuple[Companions, Counts]:
-    """The companions of tiles, and the tiles that have any, in memory once for all processes of a machine."""
+def _share_companions(place: npt.NDArray[np.int64], date: npt.NDArray[np.int64]) -> tuple[Companions, Counts | None]:
+    """The companions of tiles, and the tiles that have any, None if these are all.
+
+    In memory once for all processes of a machine.
+    """
 
     def make() -> tuple[None, dict[str, Counts]]:
         found = find_companions(place, date)
@@ -408,7 +411,7 @@ def _share_companions(place: npt.NDArray[np.int64], date: npt.NDArray[np.int64])
 
     arrays = share_arrays(make)[1]
     candidates = arrays.pop("candidates")
-    return Companions(**arrays), candidates
+    return Companions(**arrays), candidates if len(candidates) < len(place) else None
 
 
 def _pin(values: torch.Tensor) -> torch.Tensor:
