@@ -349,19 +349,19 @@ class TileLoader:
         self, drawn: Drawn, reads: dict[int, PendingRead], errors: dict[int, dict[int, str]]
     ) -> tuple[Batch, int]:
         """Make a batch of tiles of shards. reads, errors: shard -> its read, and its tiles that cannot be read."""
-        image, errors_here = self._allocate(self.batch), {}
-        target = image.numpy()
-        for row, (tile, shard) in enumerate(zip(drawn.tiles, drawn.shard.tolist(), strict=True)):
+        image = self._allocate(self.batch)
+        target, unreadable = image.numpy(), dict[int, str]()
+        for shard in np.unique(drawn.shard).tolist():
             if shard not in errors:
                 errors[shard] = self._reader.finish(reads[shard])
-            index = int(np.searchsorted(reads[shard].positions, tile))
-            if index in errors[shard]:
-                errors_here[row] = errors[shard][index]
-            else:
-                target[row] = reads[shard].target[index]
+            rows = np.flatnonzero(drawn.shard == shard)
+            numbers = np.searchsorted(reads[shard].positions, drawn.tiles[rows])
+            target[rows] = reads[shard].target[numbers]
+            found = zip(rows.tolist(), numbers.tolist(), strict=True)
+            unreadable |= {row: errors[shard][number] for row, number in found if number in errors[shard]}
         for shard in drawn.shard[drawn.last].tolist():
             del reads[shard], errors[shard]
-        return self._make_batch(drawn.tiles, [image], errors_here)
+        return self._make_batch(drawn.tiles, [image], unreadable)
 
     def _make_batch(
         self, positions: Positions, images: list[torch.Tensor], errors: dict[int, str]
