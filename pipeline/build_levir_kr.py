@@ -7,7 +7,6 @@ A run that was stopped, by Ctrl-C or otherwise, resumes where it was when the sa
 
 import argparse
 import logging
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -33,7 +32,8 @@ from pipeline.imaging.ortho import Resampling
 from pipeline.imaging.radiometry import Kind, RadiometryError
 from pipeline.plan import check_coverage
 from pipeline.report.summary import summary_table
-from pipeline.runtime.cluster import ClusterError, count_threads, open_cluster
+from pipeline.runtime.cluster import ClusterError, count_threads
+from pipeline.runtime.options import add_cluster_options, check_cluster_options, open_chosen_cluster
 from pipeline.runtime.progress import count_stages, log_event
 from pipeline.runtime.signals import report_stop, stop_on_signals
 from pipeline.scenes.raster import Alpha
@@ -42,11 +42,6 @@ from pipeline.stages import catalog, index, labels, tiles
 from pipeline.stages.dry_run import REFUSED, describe_build
 
 STAGES = ("catalog", "tiles", "labels", "index")
-WHAT_TO_LOOK_AT = (
-    "  there: Task Stream, a row for each worker, whose gaps are waiting; Bytes Stored, each worker's memory, orange "
-    "when it is nearly full"
-)
-"""What the dashboard shows of a build."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -107,31 +102,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--stride", type=int, metavar="PX", help="distance between neighbouring tiles (200)")
     add("--label-set", metavar="NAME", help="label set of the index, <product>_<year>, needed if there are several")
     add("--only", choices=STAGES, help="run only this stage")
-    execution = parser.add_mutually_exclusive_group()
-    execution.add_argument("--workers", type=int, metavar="N", help="processes on this machine (one per core)")
-    execution.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786")
-    add(
-        "--memory",
-        type=parse_size,
-        metavar="SIZE",
-        help="memory of each worker on this machine, such as 2GiB (an equal share of the machine's)",
-    )
-    add(
-        "--dashboard", default="127.0.0.1:8787", metavar="ADDRESS", help="where to serve Dask's dashboard (%(default)s)"
-    )
-    add("--performance-report", type=inputs.expand_home, metavar="FILE.html", help="write Dask's report of the run")
+    add_cluster_options(parser)
     add("--dry-run", action="store_true", help="print what a build would do and refuse; write nothing")
     add("--strict", action="store_true", help="exit with status 3 if anything was refused")
     return parser
-
-
-def parse_size(text: str) -> int:
-    """Bytes from text such as `512MiB`, `2GiB`, `2GB` or a plain number."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?)?", text, re.IGNORECASE)
-    if match is None or not float(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 2GiB")
-    power = " KMGT".index((match[2] or " ").upper())
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,10 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = {name: value for name, value in vars(options).items() if name in OPTIONS and value is not None}
     try:
         config = read_config(options.params, overrides)
-        if options.workers is not None and options.workers < 1:
-            raise ConfigError(f"--workers must be at least 1, got {options.workers}")
-        if (report := options.performance_report) and not Path(report).absolute().parent.is_dir():
-            raise ConfigError(f"--performance-report {report}: its directory does not exist")
+        check_cluster_options(options)
         covers = check_inputs(config, options.only)
         if options.dry_run:
             return print_plan(config, covers, options)
@@ -169,11 +140,7 @@ def print_plan(config: BuildConfig, covers: list[LandCover], options: argparse.N
     """Print what a build would do and refuse. Returns the exit status. A cluster is only used if it is asked for."""
     cluster = options.workers is not None or options.scheduler is not None
     refused = False
-    with (
-        open_cluster(options.workers, options.scheduler, options.dashboard, options.memory, options.performance_report)
-        if cluster
-        else nullcontext()
-    ) as client:
+    with open_chosen_cluster(options) if cluster else nullcontext() as client:
         for line in describe_build(config, covers, client):
             print(line)
             refused |= line.startswith(REFUSED)
@@ -218,13 +185,7 @@ def build(config: BuildConfig, covers: list[LandCover], options: argparse.Namesp
     entries: list[Entry] | None = None
     summary: dict[str, Any] | None = None
     stages = (options.only,) if options.only else STAGES
-    with (
-        open_cluster(
-            options.workers, options.scheduler, options.dashboard, options.memory, options.performance_report
-        ) as client,
-        count_stages(len(stages)) as count_stage,
-    ):
-        print(f"dashboard: {client.dashboard_link}\n{WHAT_TO_LOOK_AT}", file=sys.stderr)
+    with open_chosen_cluster(options) as client, count_stages(len(stages)) as count_stage:
         log_event(out, "run", stages=stages, settings=config.model_dump(mode="json"))
         for stage in stages:
             began = time.monotonic()

@@ -1,4 +1,6 @@
-"""Label an existing data set with another product, year or grid, and write its index again. No pixel is read.
+"""Label an existing data set with another product, year, taxonomy or grid, and write its index again.
+
+No pixel is read.
 
 geokr label --data DATASET --landcover DIR...
 """
@@ -19,7 +21,8 @@ from geokr.storage import files, inputs, rasters
 from pipeline.catalog.table import CATALOG, read_catalog
 from pipeline.config import BuildConfig, LabelsConfig
 from pipeline.report.summary import summary_table
-from pipeline.runtime.cluster import ClusterError, open_cluster
+from pipeline.runtime.cluster import ClusterError
+from pipeline.runtime.options import add_cluster_options, check_cluster_options, open_chosen_cluster
 from pipeline.runtime.signals import report_stop, stop_on_signals
 from pipeline.stages import index, labels
 
@@ -27,7 +30,7 @@ from pipeline.stages import index, labels
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="geokr label",
-        description="Label an existing data set with another land-cover product, year or grid. No pixel is read.",
+        description="Label a data set with another land-cover product, year, taxonomy or grid. No pixel is read.",
         epilog="Exit status: 0 done; 2 a setting or path is invalid; 130 stopped by Ctrl-C, 143 by SIGTERM.",
     )
     add = parser.add_argument
@@ -48,6 +51,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="descriptions of your own land-cover products",
     )
+    add(
+        "--taxonomy",
+        type=inputs.expand_home,
+        metavar="NAME",
+        help="classes of all label sets: globeland30, paper, own, or a file (default: those of the data set)",
+    )
     add("--label-set", metavar="NAME", help="label set that the index uses: a new one, or its current one (default)")
     add(
         "--grid",
@@ -55,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
         choices=layout.GRIDS,
         help="largest number of parts along a side of a tile with shares of their own (default: that of the data set)",
     )
-    add("--workers", type=int, metavar="N", help="processes on this machine (default: one per core)")
+    add_cluster_options(parser)
     return parser
 
 
@@ -65,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("rasterio").setLevel(logging.ERROR)
     try:
+        check_cluster_options(options)
         print("\n".join(relabel(options)))
     except (ConfigError, ClusterError, LandCoverError, layout.StoreError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -82,13 +92,19 @@ def relabel(options: argparse.Namespace) -> list[str]:
     settings["labels"] = {
         "landcover": [*dict.fromkeys([*old_labels.landcover, *options.landcover])],
         "legends": [*dict.fromkeys([*old_labels.legends, *options.legend])],
-        "taxonomy": old_labels.taxonomy,
+        "taxonomy": options.taxonomy or old_labels.taxonomy,
         "grid": options.grid or old_labels.grid,
     }
     settings["index"] = settings["index"] | {"label_set": options.label_set or summary["label_set"]}
     config = BuildConfig.model_validate(settings)
     rasters.fingerprint.cache_clear()  # entries of an earlier run in this process
     covers = find_landcover(options.landcover, config.labels.legends, config.labels.taxonomy)
+    others = {*summary["label_sets"]} - {cover.name for cover in covers}
+    if others and config.labels.taxonomy != old_labels.taxonomy:
+        raise ConfigError(
+            f"--taxonomy {config.labels.taxonomy}: all label sets of a data set have one taxonomy, now "
+            f"{old_labels.taxonomy}; give the land cover of {', '.join(sorted(others))}, too"
+        )
     label_sets = dict.fromkeys([summary["label_set"], *(cover.name for cover in covers)])
     if config.index.label_set not in label_sets:
         raise ConfigError(f"label_set is {config.index.label_set}, expected one of {', '.join(label_sets)}")
@@ -98,8 +114,8 @@ def relabel(options: argparse.Namespace) -> list[str]:
     all_covers = sorted({cover.name: cover for cover in [*existing, *covers]}.values(), key=lambda cover: cover.name)
     index.choose_label_set(config.index, all_covers)
     entries = read_catalog(files.join(options.data, CATALOG))
-    with files.lock_directory(options.data, "builds"), stop_on_signals(), open_cluster(options.workers) as client:
-        labels.run(config, covers, entries, client, change_grid=True)
+    with files.lock_directory(options.data, "builds"), stop_on_signals(), open_chosen_cluster(options) as client:
+        labels.run(config, covers, entries, client, replace=True)
         summary = index.run(config, all_covers, entries, client)
         from pipeline.report.readme import write_readme  # draws, and matplotlib takes half a second to import
 

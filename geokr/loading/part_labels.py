@@ -1,5 +1,6 @@
 """The class shares of the parts of tiles, read from a label set into memory: one byte a class and part."""
 
+import json
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -23,40 +24,52 @@ def read_part_labels(
     scene: npt.NDArray[np.int32],
     row: npt.NDArray[np.int32],
     col: npt.NDArray[np.int32],
-    classes: Sequence[int],
+    classes: Sequence[str],
+    chosen: Sequence[int],
     grid: int,
 ) -> Shares:
     """Read the areas of classes in the grid x grid parts of tiles: (tile, grid, grid, class), see `create_labels`.
 
-    scene, row, col: (tile,), the place of each tile; scene is an index into `scenes`. classes: columns to read.
-    A finer grid of a scene is averaged, and a coarser one is repeated: then parts share what is known of both.
-    Raises ValueError naming the scene if its labels have no parts.
+    scene, row, col: (tile,), the place of each tile; scene is an index into `scenes`. classes: those of the index.
+    chosen: the columns to read. A finer grid of a scene is averaged, and a coarser one is repeated: then parts share
+    what is known of both. Raises ValueError naming the scene if its labels have no parts, or other classes.
     """
     root = files.join(dataset, label_store(label_set))
-    result = np.empty((len(scene), grid, grid, len(classes)), np.uint8)
+    store = ts.KvStore.open(files.kvstore_spec(root)).result()
+    result = np.empty((len(scene), grid, grid, len(chosen)), np.uint8)
     # The tiles of a scene are one run of the index.
     edges = np.flatnonzero(np.diff(scene)) + 1
     runs = [*zip([0, *edges], [*edges, len(scene)], strict=True)] if len(scene) else []
-    opened = deque((run, _open(root, scenes[scene[run[0]]])) for run in runs[:AHEAD])
+    opened = deque((run, _open(store, root, scenes[scene[run[0]]])) for run in runs[:AHEAD])
     for number in range(len(runs)):
-        run, future = opened.popleft()
+        run, (group, array) = opened.popleft()
         name = scenes[scene[run[0]]]
         try:
-            areas = np.asarray(future.result().read().result())
+            areas = np.asarray(array.result().read().result())
+            its_classes = json.loads(group.result().value)["attributes"]["classes"]
         except ValueError as error:  # tensorstore raises it for every fault
             message = str(error).split(" [")[0]
             if message.startswith("NOT_FOUND"):
                 message = "its labels have no parts; label it again with geokr label"
             raise ValueError(f"{root}/{name}: {message}") from error
+        if its_classes != [*classes]:
+            raise ValueError(
+                f"{root}/{name}: its labels have the classes {', '.join(its_classes)}, and the index has "
+                f"{', '.join(classes)}; run geokr label again"
+            )
         tiles = slice(*run)
-        result[tiles] = resample(areas[row[tiles], col[tiles]][..., list(classes)], grid)
-        opened.extend((following, _open(root, scenes[scene[following[0]]])) for following in runs[number + AHEAD :][:1])
+        result[tiles] = resample(areas[row[tiles], col[tiles]][..., list(chosen)], grid)
+        opened.extend(
+            (following, _open(store, root, scenes[scene[following[0]]])) for following in runs[number + AHEAD :][:1]
+        )
     return result
 
 
-def _open(root: str, scene: str) -> Any:
+def _open(store: Any, root: str, scene: str) -> tuple[Any, Any]:
+    """The futures of the metadata document of a scene and of its opened parts."""
     kvstore = files.kvstore_spec(files.join(root, scene, "fraction_grid"))
-    return ts.open({"driver": "zarr3", "kvstore": kvstore, "recheck_cached_data": False}, read=True)
+    array = ts.open({"driver": "zarr3", "kvstore": kvstore, "recheck_cached_data": False}, read=True)
+    return store.read(f"{scene}/zarr.json"), array
 
 
 def resample(areas: Shares, grid: int) -> Shares:

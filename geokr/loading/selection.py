@@ -314,7 +314,8 @@ def _read_parts_of(
     """The array `parts` of the tiles of a data set, whose scenes are numbered from `first`."""
     scene, row, col = (np.concatenate([chunk[name] for chunk in chunks]) for name in ("scene", "row", "col"))
     available = [summary["classes"].index(name) for name in classes]
-    return read_part_labels(dataset, summary["label_set"], scenes, scene - first, row, col, available, grid)
+    label_set = summary["label_set"]
+    return read_part_labels(dataset, label_set, scenes, scene - first, row, col, summary["classes"], available, grid)
 
 
 def _describe(selection: Selection) -> str:

@@ -28,6 +28,8 @@ from pipeline.tasks.labels import LabelJob, build_labels
 
 log = logging.getLogger(__name__)
 
+REPLACED = ("grid", "taxonomy", "classes")
+"""Attributes of a scene's labels that may change if they are replaced."""
 Pending = tuple[Entry, UnbuiltBlocks, LandCover, dict[str, Any]]
 """A scene, its blocks without labels, the sheets at its place, and the attributes of its group."""
 
@@ -38,11 +40,11 @@ def run(
     entries: list[Entry],
     client: Client | None,
     *,
-    change_grid: bool = False,
+    replace: bool = False,
 ) -> None:
     """Label every block that is not labelled yet, with every product.
 
-    change_grid: label scenes again whose tiles were divided into another number of parts, or not at all.
+    replace: label scenes again whose labels have other parts or classes, or no parts.
     Raises StoreError if a scene was labelled with other settings or sheets before, ConfigError if a product covers
     none of the scenes.
     """
@@ -51,7 +53,7 @@ def run(
     unlisted: set[int] = set()
     for cover in covers:
         root = files.join(config.out, layout.label_store(cover.name))
-        built, pending = find_unlabelled(config, cover, entries, change_grid=change_grid)
+        built, pending = find_unlabelled(config, cover, entries, replace=replace)
 
         def batches(root: str = root, pending: list[Pending] = pending) -> Iterator[JobBatch[LabelJob]]:
             for entry, unbuilt, local_cover, attributes in create_ahead(partial(create_scene, root), pending):
@@ -90,7 +92,7 @@ def create_scene(root: str, pending: Pending) -> None:
 
 
 def find_unlabelled(
-    config: BuildConfig, cover: LandCover, entries: list[Entry], *, change_grid: bool = False
+    config: BuildConfig, cover: LandCover, entries: list[Entry], *, replace: bool = False
 ) -> tuple[dict[str, contents.SceneContents], list[Pending]]:
     """The scenes that are in a product's store, and what is left to label.
 
@@ -118,10 +120,12 @@ def find_unlabelled(
             "classes": list(cover.legend.classes),
         }
         stored = built.get(scene.id)
-        if change_grid and stored is not None and stored.attributes.get("grid") != parts:
-            store.require_same(root, scene.id, stored.attributes | {"grid": parts}, attributes)
-            store.discard_scene(root, scene.id)
-            stored = None
+        if replace and stored is not None:
+            wanted = stored.attributes | {name: attributes[name] for name in REPLACED}
+            if wanted != stored.attributes:
+                store.require_same(root, scene.id, wanted, attributes)
+                store.discard_scene(root, scene.id)
+                stored = None
         unbuilt = UnbuiltBlocks(grid, stored)
         unbuilt.check(root, scene.id, attributes)
         if unbuilt.tiles:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from dask.distributed import LocalCluster
 
 from geokr.dataset import layout, store
 from geokr.dataset.index import list_parts, read_index
+from geokr.loading.selection import Selection, select_tiles
 from pipeline import relabel
 from pipeline.build_levir_kr import main
 from pipeline.verify.__main__ import main as verify
@@ -130,6 +132,42 @@ def test_the_papers_classes_are_another_taxonomy_and_never_mixed_with_the_base(
     assert verify([str(out), "--sample", "2"]) == 0
 
 
+def test_a_data_set_gets_another_taxonomy_without_touching_a_pixel(
+    built: Built, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, wanted = copied(built, tmp_path / "changed"), copied(built, tmp_path / "wanted", labels_too=False)
+    arguments = [*built.arguments, "--out", str(wanted), "--workers", "1", "--taxonomy", "paper"]
+    assert main([*arguments, "--only", "labels"]) == main([*arguments, "--only", "index"]) == 0
+    tiles, cover = files(out / layout.TILES), built.config.labels.landcover
+    command = ["--data", str(out), "--taxonomy", "paper", "--workers", "1", "--landcover"]
+    # All label sets have one taxonomy.
+    assert relabel.main([*command, str(other)]) == 2
+    assert f"now globeland30; give the land cover of {BASE}, too" in capsys.readouterr().err
+    # One that was stopped on its way, between two scenes: nobody reads shares of one class as those of another.
+    name = store_of_first_scene(out)
+    store.discard_scene(str(out / layout.label_store(BASE)), name)
+    attributes = store.open_scene(str(wanted / layout.label_store(BASE)), name).attrs
+    shutil.rmtree(out / layout.label_store(BASE) / name)
+    shutil.copytree(wanted / layout.label_store(BASE) / name, out / layout.label_store(BASE) / name)
+    assert attributes["taxonomy"] == "paper-1"
+    with pytest.raises(ValueError, match=rf"{name}: its labels have the classes .*; run geokr label again"):
+        select_tiles(out, Selection("train", grid=2))
+    assert relabel.main([*command, *cover]) == 0
+    assert files(out / layout.TILES) == tiles
+    assert read_bytes(out) == read_bytes(wanted)
+    settings, expected = (json.loads((place / "dataset.json").read_text()) for place in (out, wanted))
+    assert settings["settings"]["labels"]["taxonomy"] == "paper"
+    assert [settings[key] for key in ("taxonomy", "classes", "counts")] == [
+        expected[key] for key in ("taxonomy", "classes", "counts")
+    ]
+    assert select_tiles(out, Selection("train", grid=2))[0] == tuple(expected["classes"])
+    assert verify([str(out)]) == 0
+
+
+def store_of_first_scene(dataset: Path) -> str:
+    return sorted(path.name for path in (dataset / layout.label_store(BASE)).iterdir() if path.is_dir())[0]
+
+
 def test_land_cover_of_elsewhere_is_refused_before_a_pixel_is_read(
     built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,3 +283,18 @@ def test_an_old_label_set_gets_its_grid_without_touching_a_pixel(
         side = grid.shape[2] // 2
         means = grid.reshape(*grid.shape[:2], 2, side, 2, side, -1).mean(axis=(3, 5))
         assert np.abs(means - coarse["fraction_grid"][:]).max() <= 2
+
+
+def test_labels_are_added_on_a_cluster(
+    built: Built, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copied(built, tmp_path / "dataset")
+    command = ["--data", str(out), "--landcover", str(other)]
+    with LocalCluster(1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
+        assert relabel.main([*command, "--scheduler", cluster.scheduler_address]) == 0
+        assert cluster.scheduler.transition_counter > 0  # it has had tasks
+    assert json.loads((out / "dataset.json").read_text())["label_sets"] == [OTHER, BASE]
+    assert relabel.main([*command, "--scheduler", "tcp://127.0.0.1:9"]) == 2
+    assert "no Dask scheduler answers at this address" in capsys.readouterr().err
+    assert relabel.main([*command, "--workers", "0"]) == 2
+    assert "--workers must be at least 1, got 0" in capsys.readouterr().err
