@@ -29,18 +29,34 @@ def count_ranks() -> int:
     return int(text)
 
 
+def name_run() -> str:
+    """A name that the processes which torchrun started together have, and no other processes, earlier ones included.
+
+    A process that is killed leaves its files. The number of torchrun's process alone would find them again: in a
+    container it is the same after each start.
+    """
+    parent = os.getppid()
+    if parent == 0:  # it is outside the container
+        began = "0"
+    else:
+        stat = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8", errors="replace")
+        began = stat.rpartition(")")[2].split()[19]  # proc(5): field 22, clock ticks since the machine was started
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{parent}-{began}-{boot[:8]}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
 def share_arrays(make: Callable[[], tuple[Any, Arrays]], name: str | None = None) -> tuple[Any, Arrays]:
     """Call `make` in the first process that asks, and map its arrays from files in the others, read-only.
 
     make: returns a header, which must be possible to write as JSON, and arrays. All processes of the machine must call
     this function equally often. The files are in the directory for temporary files, and are removed when the last
     process has mapped them; the memory is free when the last process has ended. name: distinguishes calls; by default
-    the number of the call, and the process that started this one.
+    the number of the call, and the start of this run: see `name_run`.
     """
     ranks, number = count_ranks(), next(_calls)
     if ranks == 1:
         return make()
-    folder = Path(tempfile.gettempdir()) / f"geokr-{os.getuid()}-{name or f'{os.getppid()}-{number}'}"
+    folder = Path(tempfile.gettempdir()) / f"geokr-{os.getuid()}-{name or f'{name_run()}-{number}'}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if (status := folder.lstat()).st_uid != os.getuid() or status.st_mode & 0o077:
         raise OSError(f"{folder}: belongs to another user, or is open to others; set TMPDIR to a directory of your own")

@@ -504,6 +504,46 @@ def test_shared_tiles_that_others_may_have_written_are_refused(tmp_path: Path, m
         shared.share_arrays(lambda: (None, {}), "theirs")
 
 
+SHARE = """
+import sys
+import numpy
+from geokr.loading import shared
+
+print(shared.share_arrays(lambda: (sys.argv[1], {"tiles": numpy.zeros(1)}))[0])
+"""
+
+
+def test_tiles_of_a_run_that_was_killed_are_not_those_of_the_next(tmp_path: Path) -> None:
+    """The parent's number may be the same, as in a container, and torchrun starts processes again that have failed."""
+    environment = os.environ | {"LOCAL_WORLD_SIZE": "2", "TMPDIR": str(tmp_path)}
+
+    def start(header: str, restarts: str) -> str:
+        command = [sys.executable, "-c", SHARE, header]
+        variables = environment | {"TORCHELASTIC_RESTART_COUNT": restarts}
+        return subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert start("first", "0") == "first"  # and its sibling never comes
+    assert start("second", "1") == start("not asked", "1") == "second"
+
+
+def test_the_name_of_a_run_is_that_of_the_start_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = shared.name_run()
+    assert shared.name_run() == mine
+    read = Path.read_text
+
+    def began_later(path: Path, **options: Any) -> str:
+        text = read(path, **options)
+        if path.name != "stat":
+            return text
+        name, _, values = text.rpartition(")")
+        fields = values.split()
+        fields[19] = str(int(fields[19]) + 1)
+        return f"{name}) {' '.join(fields)}"
+
+    monkeypatch.setattr(Path, "read_text", began_later)
+    assert shared.name_run() != mine
+
+
 def test_an_index_with_other_tiles_than_the_summary_counts_is_refused(addressed: Path) -> None:
     """For example one that is being replaced in a bucket."""
     path = addressed / "dataset.json"
