@@ -90,7 +90,7 @@ def print_differences(task: Task, results: Sequence[Result], encoder: str, basel
         if not seeds:
             continue
         one, other = ([read_parts(out, pairs[name][seed]) for seed in seeds] for name in (encoder, baseline))
-        difference = compare(one, other, task.score, task.primary)
+        difference = compare(one, other, task.prepare, task.primary)
         print(
             f"{encoder} - {baseline}, {share:.0%} of the labels: {difference.mean:+.3f}, "
             f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}"

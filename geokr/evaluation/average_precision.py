@@ -153,32 +153,58 @@ def intersection_over_union(first: npt.NDArray[np.float32], second: npt.NDArray[
     return ratio
 
 
-def score_matches(parts: npt.NDArray[np.float32]) -> dict[str, float]:
-    """`ap` and `ap50` of images by their statistics, rows of count_matches. An image may occur several times.
+class MatchScorer:
+    """`ap` and `ap50` of draws from images, by their statistics: those that `measure` gives.
 
-    They are those of `measure`.
+    Everything is sorted once. A draw then only counts, since the copies of an image's detection follow one another: the
+    precision is highest at the last of them.
     """
-    rows = parts.reshape(-1, 3)
-    objects, rows = rows[rows[:, 0] == OBJECTS], rows[np.isfinite(rows[:, 0])]
-    precision = []
-    for number in np.unique(objects[:, 1]):
-        total = objects[objects[:, 1] == number, 2].sum()
-        own = rows[rows[:, 1] == number]
-        matched = own[np.argsort(-own[:, 0], kind="stable"), 2].astype(np.int64)
-        places = np.flatnonzero(matched)  # precision is highest at these
-        hits = (matched[places] >> np.arange(len(OVERLAPS))[:, None]) & 1  # (overlap, place)
-        precision.append([_average_precision(places[hit == 1], total) for hit in hits])
-    return _name_metrics(np.array(precision, np.float64).reshape(-1, len(OVERLAPS)).T)
+
+    def __init__(self, parts: npt.NDArray[np.float32]) -> None:
+        """parts: (image, row, 3) of count_matches."""
+        image = np.repeat(np.arange(len(parts)), parts.shape[1])
+        score, classes, value = parts.reshape(-1, 3).T
+        self.objects: list[tuple[IntArray, FloatArray]] = []
+        """For each class: the images that have it in their statistics, and how many objects each has."""
+        self.found: list[tuple[IntArray, IntArray, npt.NDArray[np.bool_]]] = []
+        """For each class, best first: the image of each detection, the places of those that are matched at any overlap,
+        and (overlap, matched) at which."""
+        for number in np.unique(classes[score == OBJECTS]):
+            of_class = classes == number
+            counted = of_class & (score == OBJECTS)
+            self.objects.append((image[counted], value[counted].astype(np.float64)))
+            own = np.flatnonzero(of_class & np.isfinite(score))
+            own = own[np.argsort(-score[own], kind="stable")]
+            levels = value[own].astype(np.int64)
+            matched = np.flatnonzero(levels)
+            hits = (levels[matched] >> np.arange(len(OVERLAPS))[:, None]) & 1
+            self.found.append((image[own], matched, hits.astype(np.bool_)))
+
+    def __call__(self, counts: IntArray) -> dict[str, float]:
+        """counts: (image,) how often each is drawn."""
+        precision = [
+            _average_precision(counts[image], matched, hits, float(counts[having] @ objects))
+            for (having, objects), (image, matched, hits) in zip(self.objects, self.found, strict=True)
+        ]
+        return _name_metrics(np.array(precision, np.float64).reshape(-1, len(OVERLAPS)).T)
 
 
-def _average_precision(places: IntArray, objects: float) -> float:
-    """Mean precision over RECALLS, from the places of matched detections among all, best first, counted from 0.
+def _average_precision(
+    times: IntArray, matched: IntArray, hits: npt.NDArray[np.bool_], objects: float
+) -> npt.NDArray[np.float64]:
+    """Mean precision over RECALLS at each overlap: (overlap,). Not a number without objects.
 
-    Not a number without objects.
+    times: how often each detection counts, best first. matched, hits: see `MatchScorer.found`.
     """
     if not objects:
-        return float("nan")
-    right = np.arange(1, len(places) + 1)
-    precision = np.maximum.accumulate((right / (places + 1))[::-1])[::-1]
-    place = np.searchsorted(right / objects, RECALLS)
-    return float(np.append(precision, 0.0)[place].mean())
+        return np.full(len(OVERLAPS), np.nan)
+    right = np.cumsum(hits * times[matched], axis=1)
+    precision = np.divide(
+        right, np.cumsum(times)[matched], out=np.zeros(right.shape), where=(times[matched] > 0) & (right > 0)
+    )
+    highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    means = []
+    for its_recall, its_highest in zip(right / objects, highest, strict=True):
+        place = np.searchsorted(its_recall, RECALLS)
+        means.append(np.append(its_highest, 0.0)[place].mean())
+    return np.array(means)

@@ -18,7 +18,7 @@ from geokr.evaluation.backbones import EncoderSource, build_network, choose_devi
 from geokr.evaluation.examples import Examples, IntArray
 from geokr.evaluation.folders import read_labelled_folder
 from geokr.evaluation.optimising import Optimiser
-from geokr.evaluation.task import Job, Outcome, Settings
+from geokr.evaluation.task import Job, Outcome, Scorer, Settings, score
 from geokr.settings import split_numbers
 from geokr.storage.inputs import InputError
 
@@ -74,13 +74,18 @@ class Classification:
             case _:
                 predicted, chosen = classify_by_finetuning(job)
         parts = np.stack([classes[job.test], predicted], axis=1)
-        metrics = self.score(parts) | score_classes(parts, job.examples.classes)
+        metrics = score(self.prepare, parts) | score_classes(parts, job.examples.classes)
         return Outcome(metrics, parts, {"true": classes[job.test], "predicted": predicted}, chosen)
 
-    def score(self, parts: npt.NDArray[Any]) -> dict[str, float]:
-        """accuracy: share of images with the right class. f1: mean over the classes that occur in `parts`."""
-        f1 = [value for value in f1_of_classes(parts, int(parts.max()) + 1) if np.isfinite(value)]
-        return {"accuracy": float((parts[:, 0] == parts[:, 1]).mean()), "f1": float(np.mean(f1))}
+    def prepare(self, parts: npt.NDArray[Any]) -> Scorer:
+        """accuracy: share of images with the right class. f1: mean over the classes that occur in a draw."""
+        return lambda counts: score_predictions(parts.repeat(counts, axis=0))
+
+
+def score_predictions(parts: npt.NDArray[Any]) -> dict[str, float]:
+    """Metrics of predictions: (image, 2) true and predicted class."""
+    f1 = [value for value in f1_of_classes(parts, int(parts.max()) + 1) if np.isfinite(value)]
+    return {"accuracy": float((parts[:, 0] == parts[:, 1]).mean()), "f1": float(np.mean(f1))}
 
 
 def f1_of_classes(parts: npt.NDArray[Any], count: int) -> npt.NDArray[np.float64]:

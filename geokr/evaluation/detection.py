@@ -12,14 +12,14 @@ from pydantic import Field, model_validator
 from torch import nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from geokr.evaluation.average_precision import Detections, count_matches, measure, score_matches
+from geokr.evaluation.average_precision import Detections, MatchScorer, count_matches, measure
 from geokr.evaluation.backbones import build_pyramid, choose_device, normalise, select_bands
 from geokr.evaluation.box_formats import Boxes
 from geokr.evaluation.boxes import BoxSettings, read_boxes
 from geokr.evaluation.detectors import MAX_OVERLAP, Detector, build_detector, first_class
 from geokr.evaluation.examples import Examples
 from geokr.evaluation.optimising import Optimiser
-from geokr.evaluation.task import Job, Outcome, Settings
+from geokr.evaluation.task import Job, Outcome, Scorer, Settings
 from geokr.evaluation.windows import View, pad, place_windows
 from geokr.storage.inputs import InputError
 
@@ -98,8 +98,8 @@ class Detection:
             chosen={"lr": best_lr},
         )
 
-    def score(self, parts: npt.NDArray[Any]) -> dict[str, float]:
-        return score_matches(parts)
+    def prepare(self, parts: npt.NDArray[Any]) -> Scorer:
+        return MatchScorer(parts)
 
 
 @dataclass(frozen=True, slots=True)

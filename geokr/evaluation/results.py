@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from geokr.evaluation.task import Outcome
+from geokr.evaluation.task import Outcome, Prepare
 from geokr.storage.files import replace_file
 from geokr.storage.inputs import InputError
 
 RESULTS = "results.jsonl"
 CELLS = "cells"
 """Folder of the predictions, one file a cell."""
-
-Score = Callable[[npt.NDArray[Any]], dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +195,7 @@ class Difference:
 def compare(
     parts: Sequence[npt.NDArray[Any]],
     other_parts: Sequence[npt.NDArray[Any]],
-    score: Score,
+    prepare: Prepare,
     metric: str,
     draws: int = 1000,
 ) -> Difference:
@@ -211,12 +209,14 @@ def compare(
         raise ValueError(f"{len(parts)} and {len(other_parts)} seeds; pairs are needed")
     random = np.random.default_rng(0)
     images = len(parts[0])
-    observed = [score(a)[metric] - score(b)[metric] for a, b in zip(parts, other_parts, strict=True)]
+    scorers = [(prepare(a), prepare(b)) for a, b in zip(parts, other_parts, strict=True)]
+    once = np.ones(images, np.int64)
+    observed = [one(once)[metric] - other(once)[metric] for one, other in scorers]
     differences = []
     for _ in range(draws):
-        rows = random.integers(images, size=images)
+        counts = np.bincount(random.integers(images, size=images), minlength=images)
         seeds = random.integers(len(parts), size=len(parts))
-        scored = {s: score(parts[s][rows])[metric] - score(other_parts[s][rows])[metric] for s in set(seeds.tolist())}
+        scored = {s: scorers[s][0](counts)[metric] - scorers[s][1](counts)[metric] for s in set(seeds.tolist())}
         differences.append(np.mean([scored[s] for s in seeds.tolist()]))
     low, high = np.nanpercentile(differences, (2.5, 97.5))
     return Difference(float(np.mean(observed)), float(low), float(high), len(parts))

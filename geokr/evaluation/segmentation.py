@@ -20,7 +20,7 @@ from geokr.evaluation.mask_classes import IGNORE
 from geokr.evaluation.masks import MaskSettings, read_masks
 from geokr.evaluation.optimising import Optimiser
 from geokr.evaluation.segmenters import LinearSegmenter, build_segmenter
-from geokr.evaluation.task import Job, Outcome, Settings
+from geokr.evaluation.task import Job, Outcome, Scorer, Settings, score
 from geokr.evaluation.windows import draw_view, pad, predict_windows
 from geokr.settings import split_numbers
 
@@ -78,26 +78,26 @@ class Segmentation:
             network = train(job, lr)
             if network is None:
                 continue
-            score = 0.0
+            reached = 0.0
             if len(grid) > 1:
                 parts = count_all(job, job.val, predict_all(job, network, job.val))
-                score = float(np.nan_to_num(score_confusion(parts.sum(axis=0))["miou"]))
-            if score > best_score:
-                best, best_lr, best_score = network, lr, score
+                reached = float(np.nan_to_num(score_confusion(parts.sum(axis=0))["miou"]))
+            if reached > best_score:
+                best, best_lr, best_score = network, lr, reached
         if best is None:
             raise ValueError(f"{job.source.name}: training diverged with each lr of {grid}; add smaller ones")
         predictions = predict_all(job, best, job.test)
         parts = count_all(job, job.test, predictions)
         return Outcome(
-            metrics=self.score(parts) | score_classes(parts.sum(axis=0), job.examples.classes),
+            metrics=score(self.prepare, parts) | score_classes(parts.sum(axis=0), job.examples.classes),
             parts=parts,
             predictions=stack_masks(predictions),
             chosen={"lr": best_lr},
         )
 
-    def score(self, parts: npt.NDArray[Any]) -> dict[str, float]:
+    def prepare(self, parts: npt.NDArray[Any]) -> Scorer:
         """miou and f1: means over the classes that occur. accuracy: share of pixels with the right class."""
-        return score_confusion(parts.sum(axis=0))
+        return lambda counts: score_confusion(np.tensordot(counts, parts, axes=1))
 
 
 def build(job: Job) -> nn.Module:

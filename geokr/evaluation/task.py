@@ -1,9 +1,11 @@
 """What a downstream task is: it reads a labelled set, and trains and tests one encoder on it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
+import numpy as np
 import numpy.typing as npt
 from pydantic import BeforeValidator, Field
 
@@ -15,6 +17,9 @@ from geokr.storage.inputs import Address
 WITHOUT_EFFECT = frozenset({"device", "workers", "model", "imagenet", "protocol"})
 """Settings that say how a cell is computed, or which encoder it is about, which the cell says itself."""
 
+Scorer = Callable[[IntArray], dict[str, float]]
+"""From how often each test image is drawn, (test,), to metrics by name."""
+Prepare = Callable[[npt.NDArray[Any]], Scorer]
 Mode = Literal["knn", "linear", "finetune"]
 """knn: nearest neighbours of the frozen encoder's features. linear: a linear layer on the frozen encoder. finetune: the
 whole network is trained."""
@@ -82,7 +87,7 @@ class Outcome:
     metrics: dict[str, float]
     """Name -> value on the test images; not a number if it is not defined."""
     parts: npt.NDArray[Any]
-    """(test, ...) statistics of each test image whose sum gives the metrics: `score(parts) == metrics`."""
+    """(test, ...) statistics of each test image, which give the metrics: see `Task.prepare`."""
     predictions: dict[str, npt.NDArray[Any]]
     """Arrays for pictures and confusion matrices, in the order of the test images; they are saved as .npz."""
     chosen: dict[str, float]
@@ -107,6 +112,11 @@ class Task(Protocol):
         """Train and test one encoder."""
         ...
 
-    def score(self, parts: npt.NDArray[Any]) -> dict[str, float]:
-        """Metrics of some test images, or of draws from them. parts: rows of `Outcome.parts`."""
+    def prepare(self, parts: npt.NDArray[Any]) -> Scorer:
+        """A function that gives the metrics of draws from some test images. parts: rows of `Outcome.parts`."""
         ...
+
+
+def score(prepare: Prepare, parts: npt.NDArray[Any]) -> dict[str, float]:
+    """Metrics of some test images, each counted once."""
+    return prepare(parts)(np.ones(len(parts), np.int64))

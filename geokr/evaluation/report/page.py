@@ -17,7 +17,7 @@ from geokr.evaluation.report.figures import draw_confusion, draw_curves, draw_ga
 from geokr.evaluation.report.html import Links, Picture, embed_png, render_page
 from geokr.evaluation.report.tables import Comparison, compare_encoders, format_latex, format_markdown, list_cells
 from geokr.evaluation.results import RESULTS, Result, cell_file, read_parts, read_results
-from geokr.evaluation.task import Task
+from geokr.evaluation.task import Task, score
 from geokr.storage.files import replace_file
 from geokr.storage.inputs import InputError
 
@@ -124,7 +124,7 @@ def make_section(out: Path, results: Sequence[Result], baseline: str) -> Section
     encoders = [result.encoder for result in results]
     baseline = baseline if baseline in encoders else SCRATCH if SCRATCH in encoders else encoders[0]
     task = choose_task(results[0].task)
-    table = compare_encoders(out, results, task.score, baseline)
+    table = compare_encoders(out, results, task.prepare, baseline)
     pictures = [embed_png("Label efficiency; bars are one standard deviation over the seeds.", draw_curves(table))]
     split = json.loads((out / "splits" / f"{results[0].split}.json").read_text(encoding="utf-8"))
     pair = choose_pair(results, table)
@@ -190,7 +190,7 @@ def draw_pair(
 
 def score_images(task: Task, parts: npt.NDArray[Any], metric: str) -> npt.NDArray[np.float64]:
     """The metric of each test image alone, 0 where it is not defined: (test,) float64."""
-    return np.nan_to_num([task.score(parts[i : i + 1])[metric] for i in range(len(parts))])
+    return np.nan_to_num([score(task.prepare, parts[i : i + 1])[metric] for i in range(len(parts))])
 
 
 def read_predictions(out: Path, result: Result, rows: Sequence[int]) -> list[Any]:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from geokr.evaluation.results import Difference, Result, Row, Score, compare, read_parts, tabulate
+from geokr.evaluation.results import Difference, Result, Row, compare, read_parts, tabulate
+from geokr.evaluation.task import Prepare
 
 LATEX = str.maketrans(
     {
@@ -36,7 +37,7 @@ class Comparison:
     """Encoder and share -> its difference from the baseline, over the seeds that both have."""
 
 
-def compare_encoders(out: Path, results: Sequence[Result], score: Score, baseline: str) -> Comparison:
+def compare_encoders(out: Path, results: Sequence[Result], prepare: Prepare, baseline: str) -> Comparison:
     """Compare the encoders of one task, data, split and mode with a baseline. Raises InputError, see read_parts."""
     rows = {(row.encoder, row.labels): row for row in tabulate(results)}
     cells = {(result.encoder, result.labels, result.seed): result for result in results}
@@ -50,7 +51,7 @@ def compare_encoders(out: Path, results: Sequence[Result], score: Score, baselin
         ]
         if pairs:
             parts = [[read_parts(out, result) for result in side] for side in zip(*pairs, strict=True)]
-            differences[encoder, share] = compare(parts[0], parts[1], score, results[0].primary)
+            differences[encoder, share] = compare(parts[0], parts[1], prepare, results[0].primary)
     shares = tuple(sorted({share for _, share in rows}))
     images = tuple(next(row.images for (_, labels), row in rows.items() if labels == share) for share in shares)
     encoders = tuple(dict.fromkeys(encoder for encoder, _ in rows))

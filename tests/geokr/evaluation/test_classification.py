@@ -14,7 +14,7 @@ from geokr.evaluation.classification import Classification, ClassificationSettin
 from geokr.evaluation.examples import Examples
 from geokr.evaluation.partition import draw_labels, draw_splits
 from geokr.evaluation.results import compare
-from geokr.evaluation.task import Job, Outcome
+from geokr.evaluation.task import Job, Outcome, score
 from geokr.storage.inputs import InputError
 
 MODEL, SIZE = "test_resnet", 32
@@ -49,7 +49,7 @@ def test_an_encoder_trained_on_the_task_beats_scratch_with_few_labels(
     good = run(examples, find_source(str(trained)), mode, 0.1)
     assert good.metrics["accuracy"] > 0.9
     assert good.metrics["accuracy"] > scratch.metrics["accuracy"] + 0.1
-    difference = compare([good.parts], [scratch.parts], TASK.score, "accuracy", draws=200)
+    difference = compare([good.parts], [scratch.parts], TASK.prepare, "accuracy", draws=200)
     assert difference.low > 0
 
 
@@ -65,7 +65,7 @@ def test_the_same_encoder_twice_differs_by_nothing(examples: Examples, trained: 
     source = find_source(str(trained))
     twin = replace(source, name="twin")
     one, two = ([run(examples, its, mode, 0.2, seed).parts for seed in (0, 1)] for its in (source, twin))
-    difference = compare(one, two, TASK.score, "accuracy", draws=50)
+    difference = compare(one, two, TASK.prepare, "accuracy", draws=50)
     assert (difference.mean, difference.low, difference.high) == (0, 0, 0)
 
 
@@ -81,7 +81,7 @@ def test_the_linear_probe_is_scikit_learns(examples: Examples, trained: Path) ->
 
 def test_scores_of_parts_are_the_metrics(examples: Examples, trained: Path) -> None:
     outcome = run(examples, find_source(str(trained)), "knn")
-    scores = TASK.score(outcome.parts)
+    scores = score(TASK.prepare, outcome.parts)
     assert scores == {name: outcome.metrics[name] for name in scores}
     assert {"f1/coarse", "f1/fine", "f1/plain"} <= outcome.metrics.keys()
 

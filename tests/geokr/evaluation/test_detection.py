@@ -23,7 +23,7 @@ from geokr.evaluation.detection import (
 )
 from geokr.evaluation.detectors import build_detector, place_anchors
 from geokr.evaluation.examples import Examples
-from geokr.evaluation.task import Job, Outcome
+from geokr.evaluation.task import Job, Outcome, score
 from geokr.evaluation.windows import View
 from geokr.storage.inputs import InputError
 
@@ -90,7 +90,7 @@ def test_boxes_of_other_images_are_not_found() -> None:
 
 
 def test_the_statistics_of_the_images_give_the_metrics(outcome: Outcome) -> None:
-    scored = Detection().score(outcome.parts)
+    scored = score(Detection().prepare, outcome.parts)
     assert scored == pytest.approx({name: outcome.metrics[name] for name in ("ap", "ap50")})
     found = outcome.predictions
     per_image = [

@@ -11,7 +11,7 @@ from geokr.evaluation.backbones import find_source
 from geokr.evaluation.examples import Examples
 from geokr.evaluation.mask_classes import IGNORE
 from geokr.evaluation.segmentation import Segmentation, SegmentationSettings, draw_batches, mean_cross_entropy
-from geokr.evaluation.task import Job, Outcome
+from geokr.evaluation.task import Job, Outcome, score
 from geokr.settings import ConfigError
 
 SIDE = 48
@@ -81,7 +81,7 @@ def test_masks_of_other_images_are_not() -> None:
 
 def test_the_parts_and_predictions_of_an_outcome_give_its_metrics(learnt: Outcome) -> None:
     task, examples = Segmentation(), make_examples()
-    scores = task.score(learnt.parts)
+    scores = score(task.prepare, learnt.parts)
     assert scores == {name: learnt.metrics[name] for name in scores}
     assert task.primary in scores
     assert learnt.parts.shape == (6, 2, 2)
