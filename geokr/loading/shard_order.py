@@ -110,7 +110,7 @@ class ShardOrder:
             return ends
         tiles = len(self._chances)
         counts = np.floor(self._chances[ends - 1] * tiles + self._offset).astype(np.int64)
-        return np.where(ends == 0, 0, np.where(ends == tiles, tiles, counts))
+        return np.where(ends == 0, 0, np.where(ends == tiles, tiles, np.minimum(counts, tiles)))
 
     def draw(self, shard: int) -> Positions:
         """The rank's tiles of a shard, by its place among those of the rank: positions, in ascending order.
