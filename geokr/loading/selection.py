@@ -19,6 +19,7 @@ from geokr.dataset.layout import DATASET, INDEX
 from geokr.loading.order import mix
 from geokr.loading.part_labels import read_part_labels
 from geokr.loading.shared import share_arrays
+from geokr.storage import files
 
 Weighting = Sequence[str] | Callable[[pa.Table], npt.NDArray[Any]]
 """Columns of the index whose product is the weight of a tile; or a function of selected rows, with all columns. It is
@@ -159,8 +160,15 @@ def read_condition(text: str) -> Condition:
 
 
 def list_datasets(data: DataSets) -> tuple[str, ...]:
-    """The paths or URLs of one data set, or of several."""
-    return (str(data),) if isinstance(data, str | Path) else tuple(map(str, data))
+    """The paths or URLs of one data set, or of several. Raises ValueError naming one that is given twice."""
+    datasets = (str(data),) if isinstance(data, str | Path) else tuple(map(str, data))
+    places: dict[str, str] = {}
+    for dataset in datasets:
+        place = dataset.rstrip("/") if files.in_bucket(dataset) else str(Path(dataset).resolve())
+        if place in places:
+            raise ValueError(f"{dataset}: given twice, also as {places[place]}; to draw more of its tiles, set mixture")
+        places[place] = dataset
+    return datasets
 
 
 def share_tiles(data: DataSets, selection: Selection) -> tuple[tuple[str, ...], Tiles]:

@@ -20,8 +20,8 @@ NUMBERS = {
     "val_kl": r"KL(A \|\| p), nats",
     "val_kl_mean_baseline": "the same, if the mean label of the training tiles is predicted",
     "val_top1": "share of tiles with the right largest class",
-    "val_mae": "absolute error of a share, mean over classes",
     "val_knn_top1": "the same, predicted by the most similar training tiles",
+    "val_mae": "absolute error of a share, mean over classes",
 }
 """Keys of metrics.json that a card shows -> their meaning, over the held-out tiles."""
 

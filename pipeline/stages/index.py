@@ -15,7 +15,7 @@ from geokr.dataset import index, layout
 from geokr.dataset.layout import StoreError
 from geokr.dataset.splits import choose_cell
 from geokr.landcover.sheets import LandCover
-from geokr.settings import ConfigError
+from geokr.settings import ConfigError, list_differences
 from geokr.storage import files
 from pipeline.catalog import quarantine
 from pipeline.catalog.table import CATALOG, Entry
@@ -78,10 +78,10 @@ def run(config: BuildConfig, covers: list[LandCover], entries: list[Entry], clie
         *explain_splits(partial(sample_corners, out, counts["index"]), counts["index"], counts["splits"], split, cell),
     ):
         log.warning("%s", sentence)
-    report_changes(out, name, [cover.name for cover in covers])
     incomplete = {scene: values["missing"] for scene, values in scenes.items() if values["missing"]}
     settings = config.model_dump(mode="json", exclude={"out"})
     settings["index"]["split"]["cell"] = cell
+    report_changes(out, name, [cover.name for cover in covers], settings["index"]["split"])
     summary = {
         "schema": layout.SCHEMA,
         "classes": list(legend.classes),
@@ -168,8 +168,8 @@ def sample_corners(dataset: str, tiles: int) -> Floats:
     return np.stack([west, north, east, north, east, south, west, south], axis=1).reshape(-1, 4, 2)
 
 
-def report_changes(out: str, name: str, names: list[str]) -> None:
-    """Warn if an existing data set loses label sets from its index, or if the index changes its label set."""
+def report_changes(out: str, name: str, names: list[str], split: Mapping[str, Any]) -> None:
+    """Warn if an existing data set loses label sets from its index, or if that changes its label set or its splits."""
     path = files.join(out, layout.DATASET)
     if not files.exists(path):
         return
@@ -179,6 +179,13 @@ def report_changes(out: str, name: str, names: list[str]) -> None:
         log.warning("%s: their land cover is no longer among the inputs; the index leaves them out", ", ".join(dropped))
     if old_summary["label_set"] != name:
         log.warning("the index changes from label set %s to %s", old_summary["label_set"], name)
+    old_split = old_summary.get("settings", {}).get("index", {}).get("split", split)
+    if changed := list_differences(old_split, split):
+        log.warning(
+            "places are in other splits than before (%s): what a run was trained on may now be held out; to keep the "
+            "splits, restore build.index.split",
+            "; ".join(changed),
+        )
 
 
 def choose_label_set(config: IndexConfig, covers: list[LandCover]) -> str:

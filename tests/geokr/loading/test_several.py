@@ -10,7 +10,7 @@ import pytest
 
 from geokr.loading import loader as loader_module
 from geokr.loading.loader import Batch, TileLoader
-from geokr.loading.selection import Selection, select_tiles
+from geokr.loading.selection import Selection, list_datasets, select_tiles
 from tests.geokr.conftest import BANDS, CLASSES, coordinates, some_shares
 
 TRAIN = Selection("train")
@@ -100,6 +100,16 @@ def test_a_mixture_that_does_not_fit_is_refused(two: list[Path]) -> None:
         TileLoader(two, TRAIN, batch=6, mixture=(1, 1), shuffle=False)
     with pytest.raises(ValueError, match="two: mixture asks for tiles of this data set, but none is selected"):
         TileLoader(two, Selection("train", where=["scene=alpha"]), batch=6, mixture=(1, 1))
+
+
+def test_a_data_set_that_is_given_twice_is_refused(two: list[Path], tmp_path: Path) -> None:
+    """Each of its tiles would count twice, in training and among those held out."""
+    (tmp_path / "link").symlink_to(two[0])
+    for twice in (two[0], str(two[0]), f"{two[0]}/", tmp_path / "link"):
+        with pytest.raises(ValueError, match=r"given twice, also as .*/one; to draw more of its tiles, set mixture"):
+            TileLoader([*two, twice], TRAIN, batch=6)
+    with pytest.raises(ValueError, match="s3://bucket/a/: given twice, also as s3://bucket/a;"):
+        list_datasets(["s3://bucket/a", "s3://bucket/b", "s3://bucket/a/"])
 
 
 def test_a_data_set_without_tiles_is_named(two: list[Path], caplog: pytest.LogCaptureFixture) -> None:

@@ -200,6 +200,10 @@ def test_what_is_published_names_the_data_set_and_no_directory(folder: Path, run
 
 def test_the_model_card_names_the_data_the_numbers_and_the_rights(folder: Path, run: Path) -> None:
     card = (folder / "README.md").read_text()
+    rows = [line.split("|")[1].strip() for line in card.splitlines() if line.startswith("|")]
+    assert rows.index("the same, predicted by the most similar training tiles") == 1 + rows.index(
+        "share of tiles with the right largest class"
+    )
     metrics = json.loads((run / "metrics.json").read_text())
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "timm"
     for text in ("made_2020", "| water |", "| forest |", "| nir |", "192 training tiles and 64 held out"):

@@ -1,12 +1,15 @@
 """The parts of an index stay the same where scenes are added."""
 
+import json
+import logging
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.stages.index import PART_SCENES, PART_TILES, group_scenes
+from pipeline.stages.index import PART_SCENES, PART_TILES, group_scenes, report_changes
 
 
 def scenes(names: list[str], side: int) -> list[Any]:
@@ -31,3 +34,15 @@ def test_parts_are_bounded_and_most_stay_when_a_scene_is_added(side: int) -> Non
         changed.append(sum(group not in after for group in before))
     assert max(changed) <= len(before) / 4
     assert sum(changed) / len(changed) <= 2
+
+
+def test_splits_that_change_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """For example because a scene with larger tiles came, and the size of cells follows the largest ones."""
+    split = {"shares": {"train": 0.75, "val": 0.25}, "cell": 25000.0, "seed": 0}
+    summary = {"label_set": "a_2020", "label_sets": ["a_2020"], "settings": {"index": {"split": split}}}
+    (tmp_path / "dataset.json").write_text(json.dumps(summary))
+    with caplog.at_level(logging.WARNING):
+        report_changes(str(tmp_path), "a_2020", ["a_2020"], split)
+        assert not caplog.text
+        report_changes(str(tmp_path), "a_2020", ["a_2020"], split | {"cell": 50000.0})
+    assert "places are in other splits than before (cell 25000.0, now 50000.0)" in caplog.text
