@@ -418,9 +418,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_intermixed_args(arguments)
     try:
         # A setting that directly follows --data is taken for one of its values.
-        settings = [text for text in options.data if text.partition("=")[0] in TrainConfig.model_fields]
+        settings = {text for text in options.data if text.partition("=")[0] in TrainConfig.model_fields}
         data = [text for text in options.data if text not in settings]
-        config = configure(options.preset, options.params, [*settings, *options.settings])
+        settings.update(options.settings)
+        # In the order in which they were given, since the last one of a key counts.
+        given = [text for text in (sys.argv[1:] if arguments is None else arguments) if text in settings]
+        config = configure(options.preset, options.params, given)
         with process_group(config.device) as process:
             return train(data, options.out, config, process, options.restart_if_changed, options.profile)
     except (ValueError, OSError) as error:

@@ -4,6 +4,7 @@ A command's module is imported once it is asked for, so that `geokr --help` does
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -12,6 +13,8 @@ from types import ModuleType
 
 import shtab
 
+CLOSED_PIPE = 141
+"""Exit status of a program whose output nobody reads any more, as the shell says it: 128 + SIGPIPE."""
 COMMANDS = {
     "sample": ("pipeline.sample.__main__", "write a small world whose truth is known, to try everything on"),
     "build": ("pipeline.build_levir_kr", "turn scenes and land-cover maps into a data set of labelled tiles"),
@@ -86,14 +89,22 @@ def format_completion(shell: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns its exit status: 2 if its packages are not installed, else its own."""
+    """Run a command. Returns its exit status: 2 if its packages are not installed, else its own.
+
+    It is CLOSED_PIPE if nobody reads the output any more.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given and given[0] in COMMANDS:
-            return int(load_command(given[0]).main(given[1:]))
+            status = int(load_command(given[0]).main(given[1:]))
+            sys.stdout.flush()
+            return status
         parser = make_parser()
         options = parser.parse_args(given)
-        print(format_completion(options.completion) if options.completion else parser.format_help())
+        print(format_completion(options.completion) if options.completion else parser.format_help(), flush=True)
+    except BrokenPipeError:  # who read the output, such as `head`, has enough; Python would fail to flush it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
     except ModuleNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

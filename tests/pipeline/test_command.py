@@ -1,5 +1,6 @@
 """The installed command: what it starts, what it says without its packages, and what it completes."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -97,3 +98,16 @@ def test_a_command_without_its_packages_is_completed_by_name(monkeypatch: pytest
     script = format_completion("bash")
     assert "predict" in script
     assert "--scenes" not in script
+
+
+def test_output_that_nobody_reads_ends_a_command_without_a_traceback() -> None:
+    """As in `geokr verify DATASET | head -1`."""
+    for arguments in ("[]", "['landcover', 'list']"):
+        read, write = os.pipe()
+        os.close(read)
+        code = f"import sys; from pipeline.command import main; sys.exit(main({arguments}))"
+        ended = subprocess.run(
+            [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+        )
+        os.close(write)
+        assert (ended.returncode, ended.stderr) == (141, "")

@@ -400,6 +400,24 @@ def test_tiles_are_filtered_and_weighted_by_columns(build, tmp_path: Path) -> No
     assert metrics["val_kl"] > 1.0 > metrics["val_kl_mean_baseline"]
 
 
+def test_the_last_of_a_setting_counts_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def note(data: list[str], run: Path, config: TrainConfig, *_: object) -> int:
+        found.append((data, config.batch, config.image_size))
+        return 0
+
+    monkeypatch.setattr(train, "train", note)
+    for line in (
+        "batch=1 --data a b batch=2 --out run image_size=32",
+        "--data a b batch=1 image_size=32 --out run batch=2",
+        "--out run image_size=32 batch=1 --data a b batch=2",
+        "--out run image_size=16 --data a b image_size=64 batch=1 --preset geokr batch=2 image_size=32",
+    ):
+        assert train.main([*line.split(), "device=cpu"]) == 0
+    assert found == [(["a", "b"], 2, 32)] * 4
+
+
 def test_how_tiles_are_drawn_is_a_setting(coloured: Path) -> None:
     """Training's tiles are those of a loader with the same options; held-out tiles keep their order."""
     options: dict[str, Any] = {"balance": 0.5, "shuffle_buffer": 64, "seed": 3, "on_error": "skip"}
