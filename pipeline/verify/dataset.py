@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import geopandas
@@ -25,6 +26,9 @@ from pipeline.catalog import quarantine
 from pipeline.catalog.table import CATALOG, Entry, read_catalog
 from pipeline.config import BuildConfig
 from pipeline.geometry.grid import TileGrid
+
+MOST_FAULTS = 100
+"""Faults of a scene that a check lists: one wrong setting may make a fault of each tile."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +164,10 @@ class DataSet:
 
 
 def list_faults(check: Callable[[StoredScene], Iterable[str]], scene: StoredScene) -> list[str]:
-    """The faults of one scene. An unreadable scene is a fault too."""
+    """The faults of one scene, up to MOST_FAULTS. An unreadable scene is a fault too."""
     try:
-        return list(check(scene))
+        faults = list(islice(check(scene), MOST_FAULTS + 1))
+        return [*faults[:MOST_FAULTS], f"{scene.name}: and more"] if len(faults) > MOST_FAULTS else faults
     except Exception as error:  # a changed byte can cause any error in a reader
         return [f"{scene.name}: cannot be checked: {shorten(error)}"]
 

@@ -461,6 +461,17 @@ def test_labels_that_their_sheets_do_not_give(dataset: Path, capsys: pytest.Capt
     assert found["sample"].endswith("has other shares (fraction) when computed again")
 
 
+def test_a_check_does_not_list_all_faults_of_a_scene(dataset: Path) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        data = DataSet(str(dataset), threads)
+        first, *others = [scene.name for scene in data.scenes]
+        faults = data.check_scenes(lambda scene: map(str, range(100 if scene.name == first else 10**9)))
+    assert faults == [
+        *map(str, range(100)),
+        *(text for name in others for text in [*map(str, range(100)), f"{name}: and more"]),
+    ]
+
+
 def test_a_count_that_is_not_the_indexs(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(dataset / "dataset.json", lambda said: said["counts"].update(index=1))
     assert failed(dataset, capsys, "--fast")["index"].endswith(" rows, but dataset.json counts 1")
