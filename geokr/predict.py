@@ -10,7 +10,7 @@ With `--scenes`, the tiles are built first, into FOLDER/dataset, by `geokr build
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from geokr.landcover.legend import list_taxonomies, read_taxonomy
 from geokr.loading.pixels import open_reader
 from geokr.loading.selection import Tiles
 from geokr.loading.units import PixelUnits
-from geokr.prediction.maps import TABLE, write_maps, write_table
+from geokr.prediction.maps import TABLE, open_table, write_maps
 from geokr.prediction.tiles import ScenePrediction, as_tiles, read_scene_tiles
 from geokr.pretraining.checkpoint import LAST, Checkpoint, load
 from geokr.storage import files
@@ -35,6 +35,8 @@ from geokr.storage.inputs import expand_home, local_path
 
 BATCH = 64
 """Tiles at once."""
+WORST = 3
+"""Tiles that are named as those that differ most from the map."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -63,19 +65,20 @@ def main(arguments: list[str] | None = None) -> int:
         if options.scenes:
             dataset = str(options.out / "dataset")
             build_tiles(options.scenes, options.params, dataset)
-        classes, done = tuple(checkpoint.facts["classes"]), []
-        colours = find_colours(classes)
+        classes = tuple(checkpoint.facts["classes"])
+        colours, summary = find_colours(classes), Summary(classes)
         options.out.mkdir(parents=True, exist_ok=True)
-        for prediction in predict_dataset(dataset, checkpoint, predictor, options.labels):
-            write_maps(options.out, prediction, classes, colours)
-            done.append(prediction)
-        if not done:
+        with open_table(options.out, classes) as add_to_table:
+            for prediction in predict_dataset(dataset, checkpoint, predictor, options.labels):
+                write_maps(options.out, prediction, classes, colours)
+                add_to_table(prediction)
+                summary.add(prediction)
+        if not summary.scenes:
             raise ValueError(f"{dataset}: no accepted tile of a scene with bands {', '.join(predictor.encoder.bands)}")
-        write_table(options.out, done, classes)
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a device that is not there
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join(summarise(done, classes, options.out)))
+    print("\n".join(summary.lines(options.out)))
     return 0
 
 
@@ -133,25 +136,40 @@ def find_colours(classes: tuple[str, ...]) -> dict[str, str]:
     return {name: colours[name] for name in classes if name in colours}
 
 
-def summarise(predictions: list[ScenePrediction], classes: tuple[str, ...], out: Path) -> list[str]:
+class Summary:
     """What was predicted, in total, and the tiles that differ most from the map."""
-    shares = np.concatenate([prediction.share for prediction in predictions])
-    largest = sorted(zip(shares.mean(axis=0).tolist(), classes, strict=True), reverse=True)
-    lines = [f"tiles         {len(shares)} of {len(predictions)} scenes"]
-    lines.append("shares        " + ", ".join(f"{name} {100 * share:.1f} %" for share, name in largest))
-    difference = np.concatenate([prediction.disagreement() for prediction in predictions])
-    compared = np.flatnonzero(~np.isnan(difference))
-    if len(compared):
-        names = [
-            f"{prediction.tiles.name} ({row}, {col})"
-            for prediction in predictions
-            for row, col in zip(prediction.tiles.row.tolist(), prediction.tiles.col.tolist(), strict=True)
-        ]
-        worst = compared[np.argsort(-difference[compared], kind="stable")[:3]]
-        lines.append(f"disagreement  {np.median(difference[compared]):.3f} in the median of {len(compared)} tiles")
-        lines.append("worst         " + ", ".join(f"{names[i]}: {difference[i]:.3f}" for i in worst))
-    lines.append(f"maps          {out}/SCENE_shares.tif, {out}/SCENE_class.tif, {out}/{TABLE}")
-    return lines
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes, self.scenes, self.tiles = classes, 0, 0
+        self.total = np.zeros(len(classes))
+        """Sum of the shares of each class."""
+        self.differences: list[npt.NDArray[np.float32]] = []
+        """From the map, of each scene's tiles for which it knows anything."""
+        self.worst: list[tuple[float, str]] = []
+        """The largest of them, with the tile."""
+
+    def add(self, prediction: ScenePrediction) -> None:
+        """Count a scene."""
+        self.scenes, self.tiles = self.scenes + 1, self.tiles + len(prediction.share)
+        self.total += prediction.share.sum(axis=0, dtype=np.float64)
+        difference, tiles = prediction.disagreement(), prediction.tiles
+        compared = np.flatnonzero(~np.isnan(difference))
+        self.differences.append(difference[compared])
+        largest = compared[np.argsort(-difference[compared], kind="stable")[:WORST]]
+        named = [(float(difference[i]), f"{tiles.name} ({tiles.row[i]}, {tiles.col[i]})") for i in largest]
+        self.worst = sorted([*self.worst, *named], key=lambda tile: -tile[0])[:WORST]
+
+    def lines(self, out: Path) -> list[str]:
+        """The summary as text."""
+        largest = sorted(zip((self.total / self.tiles).tolist(), self.classes, strict=True), reverse=True)
+        lines = [f"tiles         {self.tiles} of {self.scenes} scenes"]
+        lines.append("shares        " + ", ".join(f"{name} {100 * share:.1f} %" for share, name in largest))
+        if self.worst:
+            difference = np.concatenate(self.differences)
+            lines.append(f"disagreement  {np.median(difference):.3f} in the median of {len(difference)} tiles")
+            lines.append("worst         " + ", ".join(f"{tile}: {value:.3f}" for value, tile in self.worst))
+        lines.append(f"maps          {out}/SCENE_shares.tif, {out}/SCENE_class.tif, {out}/{TABLE}")
+        return lines
 
 
 def build_tiles(scenes: list[str], params: str | None, dataset: str) -> None:

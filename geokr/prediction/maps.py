@@ -1,13 +1,17 @@
 """Predictions as maps for a GIS: GeoTIFFs, a scene each, and one GeoParquet table of all tiles."""
 
-from collections.abc import Mapping, Sequence
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import geopandas
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import rasterio
 from rasterio.crs import CRS
 from rasterio.transform import Affine
@@ -82,24 +86,52 @@ def pixel_transform(tiles: SceneTiles) -> Affine:
     return transform * Affine.translation(margin, margin) * Affine.scale(stride)
 
 
-def write_table(folder: Path, predictions: Sequence[ScenePrediction], classes: Sequence[str]) -> None:
-    """Write `tiles.parquet`, GeoParquet with a row for each tile and its footprint in EPSG:4326.
+@contextmanager
+def open_table(folder: Path, classes: Sequence[str]) -> Iterator[Callable[[ScenePrediction], None]]:
+    """Yield a function that adds a scene to `tiles.parquet`, which is there once the context ends without an error.
 
-    Columns: scene, row, col, the predicted share of each class, the map's as `<class>_map`, and `disagreement`; the
-    last are NaN without a map.
+    It is GeoParquet with a row for each tile and its footprint in EPSG:4326. Columns: scene, row, col, the predicted
+    share of each class, the map's as `<class>_map`, and `disagreement`; the last are NaN without a map.
     """
-    frames = []
-    for prediction in predictions:
-        tiles = prediction.tiles
-        label = np.full_like(prediction.share, np.nan) if tiles.label is None else tiles.label
-        columns: dict[str, Any] = {"scene": tiles.name, "row": tiles.row, "col": tiles.col}
-        columns |= {name: prediction.share[:, k] for k, name in enumerate(classes)}
-        columns |= {f"{name}_map": label[:, k] for k, name in enumerate(classes)}
-        columns["disagreement"] = prediction.disagreement()
-        corners = tiles.corners()
-        lon, lat = transformer(tiles.attributes["proj:code"], "EPSG:4326").transform(corners[..., 0], corners[..., 1])
-        footprints = footprint_polygons(np.stack([lon, lat], axis=-1))
-        frames.append(geopandas.GeoDataFrame(columns, geometry=footprints, crs="EPSG:4326"))
     partial = folder / f".{TABLE}.partial"
-    pd.concat(frames, ignore_index=True).to_parquet(partial, index=False, compression="zstd", schema_version="1.1.0")
-    partial.replace(folder / TABLE)
+    with ExitStack() as stack:
+        writers: list[pq.ParquetWriter] = []
+
+        def add(prediction: ScenePrediction) -> None:
+            content = io.BytesIO()
+            make_frame(prediction, classes).to_parquet(content, index=False, schema_version="1.1.0")
+            table = pq.read_table(content)
+            if not writers:
+                schema = describe_all(table.schema)
+                writers.append(stack.enter_context(pq.ParquetWriter(partial, schema, compression="zstd")))
+            writers[0].write_table(table.replace_schema_metadata(writers[0].schema.metadata))
+
+        try:
+            yield add
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    if writers:
+        partial.replace(folder / TABLE)
+
+
+def describe_all(schema: pa.Schema) -> pa.Schema:
+    """The schema of a table of all scenes from that of one: without its bounds and kinds of geometries."""
+    geo = json.loads(schema.metadata[b"geo"])
+    geo["columns"]["geometry"].pop("bbox", None)
+    geo["columns"]["geometry"]["geometry_types"] = []  # any
+    return schema.with_metadata({**schema.metadata, b"geo": json.dumps(geo)})
+
+
+def make_frame(prediction: ScenePrediction, classes: Sequence[str]) -> geopandas.GeoDataFrame:
+    """The rows of a scene: see `open_table`."""
+    tiles = prediction.tiles
+    label = np.full_like(prediction.share, np.nan) if tiles.label is None else tiles.label
+    columns: dict[str, Any] = {"scene": tiles.name, "row": tiles.row, "col": tiles.col}
+    columns |= {name: prediction.share[:, k] for k, name in enumerate(classes)}
+    columns |= {f"{name}_map": label[:, k] for k, name in enumerate(classes)}
+    columns["disagreement"] = prediction.disagreement()
+    corners = tiles.corners()
+    lon, lat = transformer(tiles.attributes["proj:code"], "EPSG:4326").transform(corners[..., 0], corners[..., 1])
+    footprints = footprint_polygons(np.stack([lon, lat], axis=-1))
+    return geopandas.GeoDataFrame(columns, geometry=footprints, crs="EPSG:4326")

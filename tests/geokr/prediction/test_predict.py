@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 from rasterio.transform import Affine
@@ -13,6 +15,7 @@ from rasterio.transform import Affine
 from geokr import predict, train
 from geokr.dataset import store
 from geokr.dataset.layout import label_store
+from geokr.prediction.tiles import ScenePrediction, SceneTiles
 from tests.geokr.conftest import CLASSES, COLOURS
 
 LABELS = "made_2020"
@@ -111,6 +114,50 @@ def test_tiles_without_labels_have_no_disagreement(run: Path, coloured: Path, tm
     assert table.disagreement.isna().all()
     with rasterio.open(tmp_path / "east_shares.tif") as file:
         assert file.descriptions == CLASSES
+
+
+def test_scenes_are_written_as_they_come(
+    run: Path, coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their rows are not kept, and a table that lacks some is not left."""
+    assert predict.main([str(run), "--data", str(coloured), "--out", str(tmp_path / "whole")]) == 0
+    scenes = geopandas.read_parquet(tmp_path / "whole/tiles.parquet")["scene"]
+    assert pq.ParquetFile(tmp_path / "whole/tiles.parquet").num_row_groups == scenes.nunique() == 2
+    assert [path.stem for path in sorted((tmp_path / "whole").glob("*_class.tif"))] == [
+        f"{name}_class" for name in sorted(scenes.unique())
+    ]
+    write, written = predict.write_maps, []
+
+    def fail(folder: Path, prediction: ScenePrediction, *more: Any) -> None:
+        if written:
+            raise OSError("the disk is full")
+        written.append(prediction.tiles.name)
+        write(folder, prediction, *more)
+
+    monkeypatch.setattr(predict, "write_maps", fail)
+    assert predict.main([str(run), "--data", str(coloured), "--out", str(tmp_path / "part")]) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert {path.name.partition("_")[0] for path in (tmp_path / "part").iterdir()} == {*written}
+
+
+def test_the_summary_is_of_all_scenes() -> None:
+    summary, rng, shares, maps = predict.Summary(CLASSES), np.random.default_rng(0), [], []
+    for name, tiles in (("a", 7), ("b", 1), ("c", 30)):
+        share, label = (rng.dirichlet([1.0] * 3, tiles).astype(np.float32) for _ in range(2))
+        label[::5] = np.nan
+        place = np.arange(tiles, dtype=np.int32)
+        summary.add(ScenePrediction(SceneTiles(name, {}, (1, tiles), place * 0, place, label), share))
+        shares.append(share)
+        maps.append(label)
+    share, label = np.concatenate(shares), np.concatenate(maps)
+    difference = np.abs(share - label).sum(axis=1) / 2
+    names = [f"{name} (0, {k})" for name, tiles in (("a", 7), ("b", 1), ("c", 30)) for k in range(tiles)]
+    worst = np.argsort(-np.nan_to_num(difference, nan=-1))[:3]
+    lines = summary.lines(Path("out"))
+    assert lines[0] == "tiles         38 of 3 scenes"
+    assert all(f"{name} {100 * mean:.1f} %" in lines[1] for name, mean in zip(CLASSES, share.mean(axis=0), strict=True))
+    assert lines[2].endswith(f" {np.nanmedian(difference):.3f} in the median of {(~np.isnan(difference)).sum()} tiles")
+    assert lines[3] == "worst         " + ", ".join(f"{names[k]}: {difference[k]:.3f}" for k in worst)
 
 
 def test_what_cannot_be_used_is_named(
