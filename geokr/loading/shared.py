@@ -35,13 +35,12 @@ def name_run() -> str:
     A process that is killed leaves its files. The number of torchrun's process alone would find them again: in a
     container it is the same after each start.
     """
-    parent = os.getppid()
-    if parent == 0:  # it is outside the container
-        began = "0"
-    else:
-        stat = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8", errors="replace")
-        began = stat.rpartition(")")[2].split()[19]  # proc(5): field 22, clock ticks since the machine was started
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    parent, began, boot = os.getppid(), "0", "0"
+    if (stat := Path(f"/proc/{parent}/stat")).exists():  # otherwise it is outside the container, or this is no Linux
+        fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        began = fields[19]  # proc(5): field 22, clock ticks since the machine was started
+    if (boots := Path("/proc/sys/kernel/random/boot_id")).exists():
+        boot = boots.read_text(encoding="ascii")
     return f"{parent}-{began}-{boot[:8]}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
