@@ -45,7 +45,6 @@ from pipeline.verify.__main__ import main as verify
 
 CLASSES = tuple(f"class_{k}" for k in range(10))
 LABEL_SET = "globeland30_2020"
-STEPS = ("index", "choose", "batch", "shards", "verify", "sampled", "report", "html")
 ALONE = ("simulate", "bucket")
 """Steps that need no data set of a size."""
 LIMIT = 16 << 30
@@ -150,13 +149,10 @@ def measure(step: str, root: Path) -> dict[str, float]:
     return values
 
 
-RUN: dict[str, Callable[[Path], None]] = dict(
-    zip(
-        STEPS,
-        (write_index, choose, read_batch, read_shards, verify_fast, verify_some, report, write_pages),
-        strict=True,
-    )
-)
+STEPS: dict[str, Callable[[Path], None]] = {
+    "index": write_index, "choose": choose, "batch": read_batch, "shards": read_shards,
+    "verify": verify_fast, "sampled": verify_some, "report": report, "html": write_pages,
+}  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
@@ -166,7 +162,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--tiles", type=float, nargs="+", default=[1.43e6], help="sizes (%(default)s)")
     parser.add_argument(
-        "--steps", nargs="+", choices=(*STEPS, *ALONE), default=STEPS, help="steps to run; others need the index"
+        "--steps", nargs="+", choices=(*STEPS, *ALONE), default=[*STEPS], help="steps to run; others need the index"
     )
     parser.add_argument("--blocks", type=int, default=100_000, help="blocks that `simulate` streams (%(default)s)")
     parser.add_argument("--workers", type=int, default=1000, help="threads of its workers (%(default)s)")
@@ -177,7 +173,7 @@ def main(argv: list[str]) -> int:
     if options.step:
         configure_libraries()
         began, cpu, libraries = time.perf_counter(), time.process_time(), most_memory()
-        RUN[options.step](options.root)
+        STEPS[options.step](options.root)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         print(json.dumps({"seconds": seconds, "cpu": cpu, "memory": most_memory(), "libraries": libraries}))
         return 0

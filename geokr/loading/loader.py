@@ -2,8 +2,9 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -266,9 +267,12 @@ class TileLoader:
             return self._read_by_shard(by_shard, start)
         order = self.order(number)
         span = self.batch * self.world
-        key = int(make_generator(self.seed, number, PAIRS).integers(2**64, dtype=np.uint64))
         steps = (order[i * span : (i + 1) * span] for i in range(start, len(self)))
-        return self._read_parts((self._rank_part(step) for step in steps), None if self._companions is None else key)
+        partner = None
+        if self._companions is not None:
+            key = int(make_generator(self.seed, number, PAIRS).integers(2**64, dtype=np.uint64))
+            partner = partial(self._companions.draw_partners, key=key)
+        return self._read_parts((self._rank_part(step) for step in steps), partner)
 
     def _rank_part(self, step: Positions) -> Positions:
         """Select this rank's part of the tiles of one step."""
@@ -308,13 +312,13 @@ class TileLoader:
                 counts[band] += np.bincount(batch.image[:, band].numpy().ravel(), minlength=levels)
         return measure_levels(counts, self._reader.dtype.name)
 
-    def _read_parts(self, parts: Iterable[Positions], pairs: int | None = None) -> Iterator[tuple[Batch, int]]:
-        """Read a batch for each array of positions, with several reads in flight. pairs: the key of their partners."""
+    def _read_parts(
+        self, parts: Iterable[Positions], partner: Callable[[Positions], Positions] | None = None
+    ) -> Iterator[tuple[Batch, int]]:
+        """Read a batch for each array of positions, with several reads in flight. partner: finds the pairs of tiles."""
         in_flight: deque[tuple[list[torch.Tensor], list[PendingRead]]] = deque()
         for part in parts:
-            requests = [part]
-            if self._companions is not None and pairs is not None:
-                requests.append(self._companions.draw_partners(part, pairs))
+            requests = [part] if partner is None else [part, partner(part)]
             images = [self._allocate(len(part)) for _ in requests]
             targets = (image.numpy() for image in images)
             reads = [self._reader.request(*request) for request in zip(requests, targets, strict=True)]

@@ -121,6 +121,7 @@ def test_scenes_are_written_as_they_come(
 ) -> None:
     """Their rows are not kept, and a table that lacks some is not left."""
     assert predict.main([str(run), "--data", str(coloured), "--out", str(tmp_path / "whole")]) == 0
+    assert "tiles         256 of 2 scenes" in capsys.readouterr().out
     scenes = geopandas.read_parquet(tmp_path / "whole/tiles.parquet")["scene"]
     assert pq.ParquetFile(tmp_path / "whole/tiles.parquet").num_row_groups == scenes.nunique() == 2
     assert [path.stem for path in sorted((tmp_path / "whole").glob("*_class.tif"))] == [
